@@ -1,0 +1,144 @@
+"""What passes between the parts: images in, predictions out. Shapes are told once, here.
+
+Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (a quarter of it), `T` targets of one
+image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Boxes say their form in their
+name; "normalised" means divided by the padded input's width and height. Padding is at the right and bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of one image in the frame of the padded network input.
+
+    labels: [T] int64, contiguous class indices from 0
+    boxes: [T, 4] float32, cxcywh, normalised
+    masks: [T, H, W] bool
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    masks: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on `device`."""
+        return Targets(*(t.to(device, non_blocking=True) for t in (self.labels, self.boxes, self.masks)))
+
+
+@dataclass(frozen=True)
+class ImageMeta:
+    """Where a network input came from, enough to bring predictions back to the file's own pixels.
+
+    height, width: size of the image as shown (EXIF applied), in pixels
+    input_height, input_width: the part of the padded input that the whole image fills, from the top left, in pixels
+    """
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+    input_height: int
+    input_width: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images, their targets and where they came from.
+
+    images: [B, 3, H, W] float32 RGB, normalised by the base's pixel statistics, zero in the padding
+    """
+
+    images: Tensor
+    targets: tuple[Targets, ...]
+    metas: tuple[ImageMeta, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device`."""
+        return Batch(self.images.to(device, non_blocking=True), tuple(t.to(device) for t in self.targets), self.metas)
+
+
+@dataclass(frozen=True)
+class LayerPredictions:
+    """What one decoder layer says of every query.
+
+    class_logits: [B, Q, K], one sigmoid per class
+    boxes: [B, Q, 4] cxcywh, normalised, in 0..1
+    mask_embeddings: [B, Q, D]; mask logits are their product with the mask features
+    """
+
+    class_logits: Tensor
+    boxes: Tensor
+    mask_embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class DenoisingPredictions:
+    """Predictions for the noised ground truth of denoising training (DN-DETR; Mask DINO section 3.3).
+
+    Query `g * group_size + t` of image `b` reconstructs target `t` of that image, for each group `g`; queries with `t` at or
+    above the number of that image's targets are padding. One entry of `layers` per entry of `Predictions.layers`.
+    """
+
+    layers: tuple[LayerPredictions, ...]
+    num_groups: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Everything a model says of a batch. Mask logits are never stored for all queries of all layers: they are
+    `einsum("bqd,bdhw->bqhw", mask_embeddings, mask_features)`, taken where they are needed.
+
+    layers: from the initial prediction (before the first decoder layer) to the final one; the last counts at inference
+    mask_features: [B, D, h, w]
+    proposals: the two-stage encoder's own predictions for the selected queries, or None
+    denoising: only in training, where there were targets
+    """
+
+    layers: tuple[LayerPredictions, ...]
+    mask_features: Tensor
+    proposals: LayerPredictions | None = None
+    denoising: DenoisingPredictions | None = None
+
+    @property
+    def final(self) -> LayerPredictions:
+        """The last decoder layer's predictions."""
+        return self.layers[-1]
+
+    def mask_logits(self, image_idx: int, query_idx: Tensor) -> Tensor:
+        """Mask logits of some queries of one image. query_idx: [N] int64. Returns [N, h, w]."""
+        embeddings = self.final.mask_embeddings[image_idx, query_idx]
+        return torch.einsum("nd,dhw->nhw", embeddings, self.mask_features[image_idx])
+
+
+@dataclass(frozen=True)
+class Instances:
+    """Detected instances of one image at the image's own size, best first.
+
+    scores: [N] float32 in 0..1
+    labels: [N] int64, contiguous class indices
+    boxes_xyxy: [N, 4] float32, absolute pixels, clipped to the image
+    rles: N compressed COCO RLE dictionaries ({"size": [height, width], "counts": str})
+    """
+
+    scores: Tensor
+    labels: Tensor
+    boxes_xyxy: Tensor
+    rles: Sequence[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.scores)
