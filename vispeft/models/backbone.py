@@ -1,0 +1,110 @@
+"""Any timm backbone as a source of multi-scale maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers.format import Format
+from torch import Tensor, nn
+
+from vispeft.errors import ConfigError
+from vispeft.models.pyramid import ChannelNorm, SimpleFeaturePyramid
+
+# timm modules whose models interpolate their position embedding to any input size
+_DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
+
+
+class Backbone(nn.Module):
+    """Maps at about the strides 4, 8, 16 and 32, finest first, from any timm model that gives features.
+
+    Hierarchical models by their own stages; plain ViTs (one stride throughout) by a simple feature pyramid on the last block.
+    `output_norm` adds a LayerNorm to each map, as the published Swin models of this family have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = False,
+        image_size: int | None = None,
+        output_norm: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        body = _create(name, pretrained, image_size, dict(options or {}))
+        channels, strides = list(body.feature_info.channels()), list(body.feature_info.reduction())
+        self.is_plain = len(set(strides)) == 1
+        self.body = body
+        self.is_channels_last = Format(getattr(body, "output_fmt", Format.NCHW)) == Format.NHWC
+        if self.is_plain:
+            self.pyramid: nn.Module = SimpleFeaturePyramid(channels[-1], strides[-1])
+            self.channels, self.strides = self.pyramid.channels, self.pyramid.strides
+            self.size_divisor = max(strides[-1], math.lcm(strides[-1], self.strides[-1]))
+        else:
+            self.pyramid = nn.Identity()
+            self.channels, self.strides = channels[-4:], strides[-4:]
+            self.size_divisor = max(32, strides[-1])
+        self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
+        mean, std = _pixel_statistics(name)
+        self.pixel_mean, self.pixel_std = mean, std
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images: [B, 3, H, W] normalised, H and W multiples of `size_divisor`. Returns [B, C_i, H / s_i, W / s_i] maps."""
+        maps: list[Tensor] = self.body(images)
+        if self.is_channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        maps = self.pyramid(maps[-1]) if self.is_plain else maps[-4:]
+        return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
+
+    def set_activation_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block activations in backward instead of keeping them (timm's own switch)."""
+        model = self.body.model if self.is_plain else self.body
+        model.set_grad_checkpointing(enable)
+
+
+def _create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+    base_name = name.split(".")[0]
+    if not timm.is_model(base_name):
+        near = timm.list_models(f"*{base_name.split('_')[0]}*")[:5]
+        raise ConfigError(f"`model.backbone` must be a timm model, but is {name!r}. Near it: {', '.join(near) or 'none'}.")
+    family = timm.model_entrypoint(base_name).__module__
+    if family in _DYNAMIC_SIZE:
+        options = {"dynamic_img_size": True, **options}
+    elif image_size is not None and _has_fixed_size(name):
+        options = {"img_size": image_size, **options}
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+    except (TypeError, RuntimeError, AttributeError, ValueError, OSError) as error:
+        wanted = f"with options {options}" + (" and its pretrained weights" if pretrained else "")
+        raise ConfigError(f"timm cannot build {name!r} as a feature backbone {wanted}: {error}") from error
+    return model
+
+
+def _has_fixed_size(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return config is not None and bool(config.fixed_input_size)
+
+
+def _pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The base's own pixel mean and deviation, in 0..255."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    mean = config.mean if config is not None else timm.data.IMAGENET_DEFAULT_MEAN
+    std = config.std if config is not None else timm.data.IMAGENET_DEFAULT_STD
+    return tuple(round(255 * m, 3) for m in mean), tuple(round(255 * s, 3) for s in std)
+
+
+def check_size(images: Tensor, divisor: int) -> None:
+    """Raise where the input is not padded to the backbone's grid."""
+    height, width = images.shape[-2:]
+    if height % divisor or width % divisor:
+        raise ConfigError(
+            f"The input's height and width must be multiples of {divisor} for this backbone, but are {height}x{width}. "
+            "Pad at the right and bottom, or choose another `model.image_size`."
+        )
+    if not torch.is_floating_point(images):
+        raise ConfigError(f"The input must be a normalised float image, but has dtype {images.dtype}.")

@@ -1,0 +1,164 @@
+"""Weights from files: our own checkpoints, and the official Mask DINO checkpoints by their names."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vispeft.errors import CheckpointError
+
+# official name -> ours, tried in order; the first that matches rewrites the name
+_PIXEL_DECODER = "sem_seg_head.pixel_decoder."
+_PREDICTOR = "sem_seg_head.predictor."
+_OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
+    (r"^sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.", "pixel_decoder.layers."),
+    (r"^sem_seg_head\.pixel_decoder\.transformer\.level_embed$", "pixel_decoder.level_embed"),
+    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.norm\.", "pixel_decoder.lateral_convs.0.1."),
+    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.", "pixel_decoder.lateral_convs.0.0."),
+    (r"^sem_seg_head\.pixel_decoder\.layer_1\.norm\.", "pixel_decoder.output_convs.0.1."),
+    (r"^sem_seg_head\.pixel_decoder\.layer_1\.", "pixel_decoder.output_convs.0.0."),
+    (r"^sem_seg_head\.pixel_decoder\.", "pixel_decoder."),
+    (r"^sem_seg_head\.predictor\.decoder\.(layers|ref_point_head)\.", r"decoder.\1."),
+    (r"^sem_seg_head\.predictor\.decoder_norm\.", "decoder.norm."),
+    (r"^sem_seg_head\.predictor\.label_enc\.", "decoder.label_embed."),
+    (r"^sem_seg_head\.predictor\._bbox_embed\.", "decoder.bbox_embed."),
+    (r"^sem_seg_head\.predictor\.(enc_output|enc_output_norm|class_embed|mask_embed)\.", r"decoder.\1."),
+    # ResNet, detectron2 names
+    (r"^backbone\.stem\.conv1\.norm\.", "backbone.body.bn1."),
+    (r"^backbone\.stem\.conv1\.", "backbone.body.conv1."),
+    (r"^backbone\.res2\.", "backbone.body.layer1."),
+    (r"^backbone\.res3\.", "backbone.body.layer2."),
+    (r"^backbone\.res4\.", "backbone.body.layer3."),
+    (r"^backbone\.res5\.", "backbone.body.layer4."),
+    # Swin; timm puts the patch merging at the start of the next stage
+    (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
+    (r"^backbone\.layers\.0\.downsample\.", "backbone.body.layers_1.downsample."),
+    (r"^backbone\.layers\.1\.downsample\.", "backbone.body.layers_2.downsample."),
+    (r"^backbone\.layers\.2\.downsample\.", "backbone.body.layers_3.downsample."),
+    (r"^backbone\.layers\.(\d)\.", r"backbone.body.layers_\1."),
+    (r"^backbone\.patch_embed\.", "backbone.body.patch_embed."),
+)
+_RESNET_PARTS = (
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+    (r"\.shortcut\.", ".downsample.0."),
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+)
+# shared copies of the same tensor, and what our modules compute themselves
+_IGNORED = (
+    r"^sem_seg_head\.predictor\.decoder\.(norm|bbox_embed)\.",
+    r"^sem_seg_head\.predictor\.bbox_embed\.",
+    r"relative_position_index$",
+    r"^criterion\.",
+    r"^pixel_(mean|std)$",
+)
+
+
+def is_official(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are those of the official Mask DINO checkpoints."""
+    return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
+
+
+def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official Mask DINO tensors under our names; packed self-attention weights are split into q, k and v.
+
+    Raises CheckpointError for a name that is neither known nor known to be redundant.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if any(re.search(pattern, name) for pattern in _IGNORED):
+            continue
+        ours = _rename(name)
+        packed = re.match(r"(.*self_attn)\.in_proj_(weight|bias)$", ours)
+        if packed is None:
+            renamed[ours] = tensor
+            continue
+        for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+            renamed[f"{packed[1]}.{part}_proj.{packed[2]}"] = chunk
+    return renamed
+
+
+def _rename(name: str) -> str:
+    for pattern, replacement in _OFFICIAL_NAMES:
+        ours, count = re.subn(pattern, replacement, name)
+        if count:
+            if ours.startswith("backbone.body.layer"):
+                for part, part_replacement in _RESNET_PARTS:
+                    ours = re.sub(part, part_replacement, ours)
+            return ours
+    raise CheckpointError(f"The checkpoint's tensor {name!r} has no place in Mask DINO; is it another model's checkpoint?")
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth/.pt file that `torch.load(weights_only=True)` accepts.
+
+    Raises CheckpointError where the file is missing, not readable or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"The weights file {path} does not exist.")
+    try:
+        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(f"The weights file {path} cannot be read ({error}). Is it complete?") from error
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    if not state:
+        raise CheckpointError(f"The weights file {path} holds no tensors by name.")
+    return state
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a whole model's tensors, in place; official Mask DINO names are understood.
+
+    A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming what is missing, unknown or
+    of another shape; the model is unchanged then.
+    """
+    state = read_state(path)
+    load_state(model, from_official(state) if is_official(state) else state, source=str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load tensors by our own names, in place. See `load_weights`."""
+    own = model.state_dict()
+    state = fit_class_head(own, state)
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    unknown = [name for name in state if name not in own]
+    wrong = [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in state.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    for title, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise CheckpointError(
+                f"{source} does not fit the model: it {title} {', '.join(names[:3])}{more}. "
+                "Check `model.backbone`, `model.size`, `model.options` and `model.backbone_options`."
+            )
+    # only the counters of batch norms may be missing, and those count training steps alone
+    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
+
+
+def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with class rows for the model's number of classes.
+
+    Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the two-stage
+    query selection working from the first step. Equal numbers are left alone.
+    """
+    fitted = dict(state)
+    for name in ("decoder.class_embed.weight", "decoder.class_embed.bias", "decoder.label_embed.weight"):
+        if name in own and name in state and own[name].shape[1:] == state[name].shape[1:]:
+            wanted, given = len(own[name]), len(state[name])
+            if wanted != given:
+                mean = state[name].float().mean(0, keepdim=True)
+                fitted[name] = mean.expand(wanted, *state[name].shape[1:]).clone()
+    return fitted

@@ -1,0 +1,51 @@
+"""Mask DINO: backbone, pixel decoder and decoder joined."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from vispeft.models.backbone import Backbone, check_size
+from vispeft.models.decoder import MaskDINODecoder
+from vispeft.models.pixel_decoder import PixelDecoder
+from vispeft.structures import Predictions, Targets
+
+
+class MaskDINO(nn.Module):
+    """Instance segmentation by queries (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777)."""
+
+    def __init__(self, backbone: Backbone, pixel_decoder: PixelDecoder, decoder: MaskDINODecoder) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.decoder = decoder
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of the input must be multiples of this."""
+        return self.backbone.size_divisor
+
+    @property
+    def pixel_mean(self) -> tuple[float, ...]:
+        """Per channel, RGB, in 0..255: what the backbone was trained with."""
+        return self.backbone.pixel_mean
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """Per channel, RGB, in 0..255: what the backbone was trained with."""
+        return self.backbone.pixel_std
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the head tells apart."""
+        return self.decoder.class_embed.out_features
+
+    def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
+        """images: [B, 3, H, W] float, normalised and padded; `targets` for denoising in training mode only.
+
+        Raises ConfigError where H or W is not a multiple of `size_divisor`.
+        """
+        check_size(images, self.size_divisor)
+        predictions: Predictions = self.decoder(self.pixel_decoder(self.backbone(images)), targets)
+        return predictions
