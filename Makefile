@@ -1,0 +1,38 @@
+# Everything runs in .venv, which is made on first use. PYTHON=... chooses the interpreter (3.11 or newer) that makes it.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TEST_PROCESSES ?= 2
+
+.PHONY: quickstart test lint check format clean
+
+quickstart: $(READY)  ## fine-tune the bundled base on the CPU by four methods and compare them
+	$(BIN)/vispeft quickstart
+
+test: $(READY)  ## unit tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+lint: $(READY)  ## format, style, types, layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test  ## what must pass before each commit
+
+format: $(READY)  ## rewrite the files in house style
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# Debian's python3 without python3-venv has pip but no ensurepip: then the outer pip fills the environment.
+$(READY): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	touch $@

@@ -1,0 +1,95 @@
+"""What pydantic found wrong, said in one sentence per key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from vispeft.config.strict_yaml import describe
+
+_EXPECTED = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "path_type": "a path",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of keys",
+    "model_type": "a mapping of keys",
+    "model_attributes_type": "a mapping of keys",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def sentences(
+    error: ValidationError, *, known: Sequence[str] = (), overridden: Sequence[tuple[str, ...]] = (), prefix: str = ""
+) -> list[str]:
+    """One sentence per wrong key, with its full dotted path.
+
+    known: the dotted keys that there are; overridden: the paths that the command line set; prefix: what the keys lie under
+    """
+    return [_sentence(details, known, overridden, prefix) for details in error.errors()]
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known dotted name that `name` most likely means, or None."""
+    last = name.rpartition(".")[2]
+    same_last = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
+    close = difflib.get_close_matches(name, same_last or known, n=1, cutoff=0.0 if same_last else 0.6)
+    if close:
+        return close[0]
+    by_last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(known)}
+    close = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)
+    return by_last[close[0]] if close else None
+
+
+def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration, sections included."""
+    for name, field in schema.model_fields.items():
+        yield prefix + name
+        section = _section_of(field.annotation)
+        if section is not None:
+            yield from known_keys(section, f"{prefix}{name}.")
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _sentence(details: ErrorDetails, known: Sequence[str], overridden: Sequence[tuple[str, ...]], prefix: str) -> str:
+    path = tuple(str(part) for part in ([prefix] if prefix else []) + list(details["loc"]))
+    key, kind, context = ".".join(path), details["type"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        key = next((".".join(o) for o in overridden if o[: len(path)] == path), key)
+        guess = nearest(key, known)
+        return f"`{key}` is not a configuration key." + (f" The nearest is `{guess}`." if guess else "")
+    if kind == "missing":
+        return f"`{key}` must be set."
+    if kind == "literal_error":
+        return f"`{key}` must be {context['expected']}, but is {describe(details['input'])}."
+    if kind in _BOUNDS:
+        name, word = _BOUNDS[kind]
+        return f"`{key}` must be {word} {context[name]:g}, but is {describe(details['input'])}."
+    if kind in ("too_long", "too_short"):
+        return f"`{key}` must have {context.get('max_length', context.get('min_length'))} entries."
+    if kind == "value_error":
+        return str(context["error"])
+    expected = _EXPECTED.get(kind)
+    if expected is None:
+        return f"`{key}`: {details['msg']}."
+    return f"`{key}` must be {expected}, but is {describe(details['input'])}."

@@ -1,0 +1,153 @@
+"""What a configuration may say: typed, frozen sections. A key left empty is filled in by `resolve` (see `defaults.py`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from vispeft.config.methods import checked_deltas, checked_rates
+from vispeft.errors import ConfigError
+
+FilePath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+WholeNumber = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A frozen group of keys; a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """Which base model is adapted, and where its weights come from."""
+
+    name: str = Field("mask_dino", description="Model family; see `vispeft methods`.")
+    backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or the bundled base's own.")
+    weights: str = Field(
+        "pretrained", description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file."
+    )
+    image_size: Count | None = Field(None, description="Longer side of the network input in pixels.")
+    size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
+    options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
+    backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
+    activation_checkpointing: bool = Field(
+        False, description="Keep less for the backward pass and compute it again: less memory, more time."
+    )
+
+
+class PeftConfig(Section):
+    """What is trained: deltas by site pattern, and parameters trained in full by pattern."""
+
+    deltas: Annotated[dict[str, dict[str, Any]], AfterValidator(checked_deltas)] = Field(
+        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`."
+    )
+    train: tuple[str, ...] = Field((), description="Patterns of modules and parameters trained in full.")
+
+
+class SplitConfig(Section):
+    """One COCO annotation file and the folder that its file names are relative to."""
+
+    annotations: FilePath | None = Field(None, description="COCO instances file (JSON).")
+    images: FilePath | None = Field(None, description="Folder that `file_name` is relative to.")
+
+
+class AugmentConfig(Section):
+    """Augmentation of training images; instances and masks follow."""
+
+    scale: tuple[Positive, Positive] = Field(
+        (0.5, 1.5), description="Large-scale jitter: factor on the size that fits the network input, from to."
+    )
+    horizontal_flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="Probability.")
+    vertical_flip: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Probability.")
+    colour: NotNegative = Field(0.2, description="Strength of brightness, contrast, saturation and hue changes.")
+
+
+class DataConfig(Section):
+    """What is trained and scored on."""
+
+    train: SplitConfig = SplitConfig()
+    val: SplitConfig = SplitConfig()
+    augment: AugmentConfig = AugmentConfig()
+    sampler: Literal["shuffle", "balanced"] = Field(
+        "shuffle", description="`balanced` shows images of rare classes more often."
+    )
+
+
+class MethodRates(Section):
+    """Learning rate and weight decay of one method's parameters."""
+
+    lr: Positive | None = None
+    weight_decay: NotNegative | None = None
+
+
+class TrainConfig(Section):
+    """How long, how fast and where."""
+
+    steps: Count | None = Field(None, description="Optimizer steps. Default: scaled to the number of images.")
+    epochs: Positive | None = Field(None, description="Passes over the training set, instead of `train.steps`.")
+    batch_size: Count = Field(4, description="Images per step and process.")
+    accumulate: Count = Field(1, description="Batches whose gradients make one step.")
+    lr: Positive = Field(1e-3, description="Learning rate of deltas and of everything that `train.methods` leaves out.")
+    weight_decay: NotNegative = 0.05
+    methods: Annotated[dict[str, MethodRates], AfterValidator(checked_rates)] = Field(
+        {}, description="Rates per method: `lora`, `adapter`, ..., and `full` for what is trained in full."
+    )
+    warmup: WholeNumber | None = Field(None, description="Steps of linear warm-up. Default: a twentieth of the steps.")
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: tuple[Fraction, ...] = Field(
+        (0.889, 0.963), description="Where `schedule: step` lowers the rate, as fractions of the run."
+    )
+    gamma: Fraction = Field(0.1, description="Factor at each milestone.")
+    clip: Positive | None = Field(1.0, description="Largest norm of all gradients together; empty: no clipping.")
+    ema: Fraction | None = Field(None, description="Decay of an average of the trained weights, which is what is kept.")
+    patience: Count | None = Field(None, description="Stop after this many evaluations without a better mask AP.")
+    seed: WholeNumber = 0
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `mps`, or one GPU as `cuda:1`.")
+    devices: Count = Field(1, description="Processes on this machine, one device each (DDP).")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="`auto` is bf16 on a GPU that has it and fp32 elsewhere."
+    )
+    workers: WholeNumber | None = Field(None, description="Loader processes. Default: cores less one, at most 8.")
+    eval_every: Count | None = Field(None, description="Steps between evaluations. Default: a fifth of the steps.")
+    log_every: Count | None = Field(None, description="Steps between log lines. Default: a hundredth of the steps.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("only one of `train.steps` and `train.epochs` may be set, but both are. Remove one.")
+        return self
+
+
+class LossConfig(Section):
+    """The criterion's one size."""
+
+    num_points: Count = Field(12544, description="Points at which mask losses are taken (Mask DINO: 112 x 112).")
+
+
+class EvalConfig(Section):
+    """How predictions are kept."""
+
+    max_detections: Count = Field(100, description="Instances kept per image; COCO counts at most 100.")
+    batch_size: Count = Field(1, description="Images per forward pass.")
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    peft: PeftConfig = PeftConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a configuration file, for editors that complete keys and show their meaning."""
+    return Config.model_json_schema()
