@@ -27,7 +27,7 @@ def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Confi
 
 
 def dump_config(config: Config) -> str:
-    """YAML that `load_config` reads back to the same configuration; keys that stand at their default are written too."""
+    """YAML that `load_config` reads back to the same configuration, defaults included."""
     return write_yaml(config.model_dump(mode="json"))
 
 

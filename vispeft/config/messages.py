@@ -38,7 +38,9 @@ def sentences(
 ) -> list[str]:
     """One sentence per wrong key, with its full dotted path.
 
-    known: the dotted keys that there are; overridden: the paths that the command line set; prefix: what the keys lie under
+    known: the dotted keys that there are
+    overridden: the paths that the command line set
+    prefix: what the keys lie under
     """
     return [_sentence(details, known, overridden, prefix) for details in error.errors()]
 

@@ -1,4 +1,4 @@
-"""What a configuration may say: typed, frozen sections. A key left empty is filled in by `resolve` (see `defaults.py`)."""
+"""What a configuration may say: typed, frozen sections. `defaults.py` fills in keys left empty."""
 
 from __future__ import annotations
 

@@ -15,7 +15,6 @@ import yaml
 
 from vispeft.errors import ConfigError
 
-
 _SCALARS = {
     "null": r"~|null|Null|NULL|",
     "bool": r"true|True|TRUE|false|False|FALSE",
