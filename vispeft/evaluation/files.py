@@ -1,0 +1,38 @@
+"""JSON files that other people wrote: every way in which reading can fail becomes one clear error."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vispeft.errors import DataError
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be read: {error.strerror or error}.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"`{path}` is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} (character"
+            f" {error.pos}). If the file was cut off, write or copy it again."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"`{path}` is not a usable JSON file: {error}.") from error
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Write `value` as strict JSON (no NaN) so that `path` always holds either the old content or all of the new."""
+    text = json.dumps(value, allow_nan=False, indent=indent)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"`{path}` cannot be written: {error.strerror or error}.") from error

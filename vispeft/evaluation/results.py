@@ -1,0 +1,137 @@
+"""COCO results: the list of {"image_id", "category_id", "bbox", "segmentation", "score"} that COCO tools accept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vispeft.errors import DataError
+from vispeft.evaluation.files import read_json, write_json
+from vispeft.evaluation.rle import is_integer, is_number, to_rle
+from vispeft.structures import Instances
+
+
+def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The instances of one image as COCO results, best first, ready for JSON.
+
+    category_ids: the data set's own id of each contiguous class index
+    """
+    scores, labels = instances.scores.tolist(), instances.labels.tolist()
+    results = []
+    for score, label, box, rle in zip(scores, labels, instances.boxes_xyxy.tolist(), instances.rles, strict=True):
+        left, top, right, bottom = box
+        bbox = [round(value, 3) for value in (left, top, right - left, bottom - top)]
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label],
+                "bbox": bbox,
+                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
+                "score": score,
+            }
+        )
+    return results
+
+
+def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write COCO results to a JSON file, whole or not at all."""
+    write_json(path, list(results))
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """COCO results of a JSON file, each checked as far as that goes without the annotations they belong to."""
+    results = read_json(path)
+    check_result_list(results, str(path))
+    return list(results)
+
+
+def check_result_list(results: Any, source: str) -> None:
+    """Raise a DataError unless `results` is a list of COCO results (boxes, masks or both). source: for the message."""
+    if not isinstance(results, list):
+        hint = " This looks like an annotation file." if isinstance(results, dict) and "images" in results else ""
+        raise DataError(f"`{source}` must hold a list of COCO results, but holds a {_json_type(results)}.{hint}")
+    for idx, result in enumerate(results):
+        reason = _fault(result)
+        if reason:
+            raise DataError(f"`{source}`: result {idx} (counted from 0) {reason}.")
+    for key in ("bbox", "segmentation"):
+        lacking = [idx for idx, result in enumerate(results) if not result.get(key)]
+        if lacking and len(lacking) < len(results):
+            raise DataError(f"`{source}`: result {lacking[0]} (counted from 0) has no `{key}`, though others have one.")
+
+
+def check_references(
+    results: Sequence[Mapping[str, Any]],
+    source: str,
+    image_sizes: Mapping[int, tuple[int, int]],
+    category_ids: Collection[int],
+) -> None:
+    """Raise a DataError for a result of an image or a category that the annotations do not have."""
+    for idx, result in enumerate(results):
+        if result["image_id"] not in image_sizes:
+            raise DataError(
+                f"`{source}`: result {idx} (counted from 0) is for image id {result['image_id']}, which the annotations"
+                " do not have. Score the results on the annotations that they were predicted for."
+            )
+        if result["category_id"] not in category_ids:
+            known = ", ".join(str(category_id) for category_id in sorted(category_ids)[:20])
+            raise DataError(
+                f"`{source}`: result {idx} (counted from 0) has category id {result['category_id']}, which the"
+                f" annotations do not have (they have {known}). Results carry the annotations' own category ids."
+            )
+
+
+def mask_results(
+    results: Sequence[Mapping[str, Any]], source: str, image_sizes: Mapping[int, tuple[int, int]]
+) -> list[dict[str, Any]]:
+    """The results for the mask pass: compressed RLE, and no `bbox`, or pycocotools would take sizes from the boxes.
+
+    image_sizes: image id to height and width
+    """
+    masks = []
+    for idx, result in enumerate(results):
+        try:
+            rle = to_rle(result["segmentation"], *image_sizes[result["image_id"]])
+        except ValueError as error:
+            where = f"`{source}`: result {idx} (counted from 0), for image id {result['image_id']}"
+            raise DataError(f"{where}, cannot be scored: {error}.") from error
+        masks.append({key: result[key] for key in ("image_id", "category_id", "score")} | {"segmentation": rle})
+    return masks
+
+
+def _fault(result: Any) -> str:
+    """What is wrong with one result, to follow "result 3"; empty if nothing is."""
+    if not isinstance(result, dict):
+        return f"must be an object, but is a {_json_type(result)}"
+    for key in ("image_id", "category_id"):
+        if not is_integer(result.get(key)):
+            return f"must have an integer `{key}`, but has {_shown(result, key)}"
+    if not is_number(result.get("score")):
+        return f"must have a finite number as `score`, but has {_shown(result, 'score')}"
+    bbox = result.get("bbox")
+    if not bbox and not result.get("segmentation"):
+        return "has neither `bbox` nor `segmentation`"
+    if bbox and not is_box(bbox):
+        return f"must have a `bbox` of four finite numbers x, y, width, height (sides at least 0), but has {bbox!r:.80}"
+    return ""
+
+
+def is_box(bbox: Any) -> bool:
+    """Whether a JSON value is a COCO box: x, y, width, height, with sides of at least 0."""
+    is_four_numbers = isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox)
+    return is_four_numbers and bbox[2] >= 0 and bbox[3] >= 0
+
+
+def _shown(result: Mapping[str, Any], key: str) -> str:
+    return f"{result[key]!r:.80}" if key in result else "none"
+
+
+def _json_type(value: Any) -> str:
+    """JSON's word for the type of a value."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    for kind, word in ((dict, "object"), (list, "list"), (str, "string")):
+        if isinstance(value, kind):
+            return word
+    return "number"

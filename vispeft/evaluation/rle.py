@@ -1,0 +1,135 @@
+"""COCO run-length encoding: writing it from a small region, and checking what others wrote before pycocotools reads it.
+
+pycocotools trusts its input: counts that do not add up to the image, or a polygon a million pixels wide, end in a crash
+or in an endless allocation rather than in an exception.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+# 5 points of 16 bytes per pixel of outline: a polygon may cost pycocotools at most some 160 MB
+_MAX_OUTLINE = 2e6
+_MAX_CODE_LENGTH = 7
+_MAX_PIXELS = 2**32 - 1
+
+
+def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """Compressed RLE of a mask [height, width] that is false outside of one rectangle, without building the whole mask.
+
+    region: [h, w] bool, whose first pixel lies at row `top` and column `left` of the mask
+    """
+    padded = np.zeros((region.shape[1], region.shape[0] + 2), dtype=np.int8)  # columns first, as COCO counts
+    padded[:, 1:-1] = region.T
+    changes = np.diff(padded, axis=1)
+    starts, ends = (
+        (left + column) * height + top + row for column, row in (np.nonzero(changes == 1), np.nonzero(changes == -1))
+    )
+    is_gap = starts[1:] != ends[:-1]  # a run that goes on at the top of the next column is one run
+    bounds = np.empty(2 * (int(is_gap.sum()) + min(len(starts), 1)), dtype=np.int64)
+    bounds[0::2] = np.concatenate([starts[:1], starts[1:][is_gap]])
+    bounds[1::2] = np.concatenate([ends[:-1][is_gap], ends[-1:]])
+    counts = np.diff(bounds, prepend=0, append=height * width)
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    return compress({"size": [height, width], "counts": counts.tolist()})
+
+
+def compress(rle: dict[str, Any]) -> dict[str, Any]:
+    """The same mask with its counts as an ASCII string, as JSON can hold. rle: already checked, compressed or not."""
+    height, width = rle["size"]
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        counts = mask_utils.frPyObjects(rle, height, width)["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Compressed RLE of a COCO segmentation: polygons, counts as a list, or counts as a string.
+
+    Raises ValueError with the reason, for the caller to say where, if pycocotools could not be trusted with it.
+    """
+    if isinstance(segmentation, dict):
+        check_rle(segmentation, height, width)
+        return compress(segmentation)
+    check_polygons(segmentation)
+    try:
+        merged = mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+    except Exception as error:
+        raise ValueError(f"with polygons that pycocotools cannot read ({error})") from error
+    return compress(merged)
+
+
+def check_polygons(polygons: Any) -> None:
+    """Raise ValueError with the reason if a segmentation is not a list of polygons of sane size."""
+    if not isinstance(polygons, list) or not polygons or not all(isinstance(polygon, list) for polygon in polygons):
+        raise ValueError("with a segmentation that is neither an RLE nor a list of polygons")
+    if len(polygons[0]) == 4:  # pycocotools takes it for a box, and fails
+        raise ValueError("with a polygon of two points")
+    for polygon in polygons:
+        if len(polygon) < 4 or len(polygon) % 2 or not all(is_number(value) for value in polygon):
+            raise ValueError("with a polygon that is not a list of finite numbers x1, y1, x2, y2, ...")
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        outline = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
+        if outline > _MAX_OUTLINE or np.abs(points).max() > _MAX_OUTLINE:
+            raise ValueError(f"with a polygon whose outline is {outline:.3g} pixels long")
+
+
+def check_rle(rle: dict[str, Any], height: int, width: int) -> None:
+    """Raise ValueError with the reason if an RLE does not describe exactly `height` x `width` pixels."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, list) or len(size) != 2 or not all(is_integer(side) and side > 0 for side in size):
+        raise ValueError("with an RLE that has no `size` [height, width]")
+    if size != [height, width]:
+        raise ValueError(f"with an RLE of size {size[0]}x{size[1]} for an image of {height}x{width} (height x width)")
+    check_counts(counts, height * width)
+
+
+def check_counts(counts: Any, num_pixels: int) -> None:
+    """Raise ValueError with the reason if RLE counts do not cover exactly `num_pixels`."""
+    if num_pixels > _MAX_PIXELS:
+        raise ValueError("with an RLE of more pixels than COCO's format can count")
+    if isinstance(counts, (str, bytes)):
+        runs = _decode_counts(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
+    elif isinstance(counts, list) and all(is_integer(count) and abs(count) <= _MAX_PIXELS for count in counts):
+        runs = np.asarray(counts, dtype=np.int64)
+    else:
+        raise ValueError("with an RLE that has no `counts`, as a string or as a list of integers")
+    if (runs < 0).any() or int(runs.sum()) != num_pixels:
+        raise ValueError(f"with RLE counts that do not add up to the {num_pixels} pixels of its size")
+
+
+def _decode_counts(text: bytes) -> NDArray[np.int64]:
+    """Run lengths of a compressed RLE: 5 bits per character; from the third run on, differences to two runs before."""
+    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
+    if not len(codes) or codes.min() < 0 or codes.max() > 63:
+        raise ValueError("with RLE `counts` in characters that COCO does not use")
+    is_last = (codes & 0x20) == 0
+    ends = np.flatnonzero(is_last)
+    if not len(ends) or ends[-1] != len(codes) - 1:
+        raise ValueError("with RLE `counts` that are cut off")
+    begins = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - begins + 1
+    if lengths.max() > _MAX_CODE_LENGTH:
+        raise ValueError("with a number in its RLE `counts` that is too large")
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(begins, lengths))
+    values: NDArray[np.int64] = np.add.reduceat((codes & 0x1F) << shifts, begins)
+    values = np.where(codes[ends] & 0x10, values - (np.int64(1) << (5 * lengths)), values)
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a JSON value is an integer that numpy's int64 can hold (true and false are not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number (true and false are not)."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
