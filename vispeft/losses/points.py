@@ -1,0 +1,121 @@
+"""Masks are compared at points, not at every pixel (PointRend, https://arxiv.org/abs/1912.08193).
+
+Points are (x, y) in 0..1 over the whole map; reading a map at a point is bilinear and zero outside of it, as
+`torch.nn.functional.grid_sample` does with `align_corners=False`. It is linear, so mask logits at points are the product of
+the embeddings with the mask features at those points: features are read once for all queries of all layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Corners:
+    """The four cells around each point and their weights, for maps of one size.
+
+    idx: [P, 4] int64 into the flattened map
+    weights: [P, 4] float32, zero for a cell outside of the map
+    """
+
+    idx: Tensor
+    weights: Tensor
+    num_cells: int
+
+
+def corners(points: Tensor, height: int, width: int) -> Corners:
+    """Where `points` [P, 2] (x, y in 0..1) fall on a map of `height` x `width` cells."""
+    size = points.new_tensor((width, height))
+    position = points * size - 0.5  # in cells, 0 at the centre of the first one
+    first = position.floor()
+    second_share = position - first
+    cell = torch.stack((first, first + 1), dim=1)  # [P, 2 (first, second), 2 (x, y)]
+    share = torch.stack((1 - second_share, second_share), dim=1)
+    share = share * ((cell >= 0) & (cell < size))
+    x, y = torch.minimum(cell.clamp(min=0), size - 1).long().unbind(-1)  # [P, 2] each
+    idx = y[:, :, None] * width + x[:, None, :]
+    weights = share[:, :, None, 1] * share[:, None, :, 0]
+    return Corners(idx.flatten(1), weights.flatten(1), height * width)
+
+
+class _WeightedRows(torch.autograd.Function):
+    """Rows of a table summed with weights, and the transposed sum for the gradient: no atomic adds either way."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, table: Tensor, idx: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(idx, weights)
+        ctx.num_rows = len(table)  # type: ignore[attr-defined]
+        return F.embedding_bag(idx, table.detach(), mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None]:
+        idx, weights = ctx.saved_tensors
+        rows, order = idx.flatten().sort(stable=True)
+        starts = torch.searchsorted(rows, torch.arange(ctx.num_rows, device=rows.device))  # type: ignore[attr-defined]
+        points = order // idx.shape[1]
+        weights = weights.flatten()[order]
+        grad_table = F.embedding_bag(points, grad.detach().contiguous(), starts, mode="sum", per_sample_weights=weights)
+        return grad_table, None, None
+
+
+def sample_features(features: Tensor, points: Tensor) -> Tensor:
+    """Feature maps [B, D, h, w] at `points` [P, 2], the same for every image. Returns [P, B, D], differentiable."""
+    B, D, height, width = features.shape
+    at = corners(points, height, width)
+    table = features.flatten(2).permute(2, 0, 1).reshape(height * width, B * D).contiguous()
+    sampled: Tensor = _WeightedRows.apply(table, at.idx, at.weights)  # type: ignore[no-untyped-call]
+    return sampled.view(len(points), B, D)
+
+
+def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
+    """Target masks [T, H, W] bool at `points` [P, 2]. Returns [T, P] float32 in 0..1."""
+    T, height, width = masks.shape
+    at = corners(points, height, width)
+    values = masks.flatten(1).index_select(1, at.idx.flatten()).view(T, len(points), 4)
+    return torch.einsum("tpc,pc->tp", values.float(), at.weights)
+
+
+def smallest(values: Tensor, count: int) -> Tensor:
+    """Indices of the `count` smallest of each row, in no order. values: [M, N]. Returns [M, count] int64."""
+    if values.device.type == "cpu" and 0 < count < values.shape[1]:
+        # numpy selects several times as fast as torch.topk on a CPU
+        return torch.from_numpy(np.argpartition(values.detach().numpy(), count - 1, axis=1)[:, :count])
+    return values.topk(count, dim=1, largest=False, sorted=False).indices
+
+
+@dataclass(frozen=True)
+class PointPlan:
+    """How many points a mask loss reads: candidates, of which the most uncertain stay, and purely random ones.
+
+    PointRend section 3.1; Mask DINO takes the settings of Mask2Former: 12544 points, oversampling 3, importance 0.75.
+    """
+
+    num_candidates: int
+    num_uncertain: int
+    num_random: int
+
+    @classmethod
+    def of(cls, num_points: int, oversample_ratio: float, importance_sample_ratio: float) -> PointPlan:
+        """The plan for `num_points` in all."""
+        num_uncertain = int(importance_sample_ratio * num_points)
+        num_candidates = max(int(num_points * oversample_ratio), num_uncertain)
+        return cls(num_candidates, num_uncertain, num_points - num_uncertain)
+
+    @property
+    def num_drawn(self) -> int:
+        """Points to draw: the candidates, then the random ones."""
+        return self.num_candidates + self.num_random
+
+    @torch.no_grad()
+    def select(self, logits: Tensor) -> Tensor:
+        """The points at which each mask is compared. logits: [M, num_drawn]. Returns [M, num_points] int64."""
+        uncertain = smallest(logits[:, : self.num_candidates].abs(), self.num_uncertain)
+        random = torch.arange(self.num_candidates, self.num_drawn, device=logits.device)
+        return torch.cat((uncertain, random.expand(len(logits), -1)), dim=1)
