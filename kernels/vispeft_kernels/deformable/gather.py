@@ -1,180 +1,245 @@
-"""Multi-scale deformable attention as one weighted gather-sum over zero-padded levels, with its backward by hand."""
+"""Multi-scale deformable attention as weighted gather-sums over zero-padded planes, with its backward by hand.
 
+The four corners of a point are the same row of four views of one plane, shifted by 0, 1, `stride` and `stride + 1`: no
+index is ever expanded. A few planes (one per image and head) are done at a time, so that all of it stays in cache.
+"""
+
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from vispeft_kernels.deformable.atlas import (
+    BORDER,
+    Atlas,
+    Shapes,
+    fill_planes,
+    level_constants,
+    plan_atlas,
+    read_planes,
+)
+
+POINTS_AT_ONCE = 131_072
+ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes
+
 
 @dataclass(frozen=True)
-class _Table:
-    """Where each level lies in a head's zero-padded table of `rows` rows; rows of a level are `stride` apart."""
+class _Levels:
+    """Constants of the points of one plane."""
 
-    rows: int
-    starts: tuple[int, ...]  # row of pixel (0, 0)
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Constants:
-    """Per-level constants as tensors that broadcast against [B, Q, heads, levels, points]."""
-
-    sizes: Tensor  # [levels, 1, 2] width, height
-    limits: Tensor  # [levels, 1, 2] largest shifted coordinate: both corners beyond it are padding
-    strides: Tensor  # [levels, 1]
-    starts: Tensor  # [levels, 1] row of shifted coordinate (0, 0)
-    corners: Tensor  # [4, levels, 1] row offsets of the four corners
-
-
-@lru_cache(maxsize=64)
-def _table(shapes: tuple[int, ...]) -> _Table:
-    """Lay out levels [H0, W0, H1, W1, ...]: two zero rows above and below, two zero columns shared by row neighbours."""
-    starts, strides, cursor, gap = [], [], 0, 0
-    for height, width in zip(shapes[::2], shapes[1::2], strict=True):
-        stride = width + 2
-        padding = 2 * stride + 2
-        cursor += max(gap, padding)
-        starts.append(cursor)
-        strides.append(stride)
-        cursor += height * stride
-        gap = padding
-    return _Table(cursor + gap, tuple(starts), tuple(strides))
-
-
-@lru_cache(maxsize=64)
-def _constants(shapes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> _Constants:
-    table = _table(shapes)
-    sizes = torch.tensor(shapes, dtype=dtype).view(-1, 1, 2).flip(2)
-    strides = torch.tensor(table.strides, dtype=torch.int32).view(-1, 1)
-    starts = torch.tensor(table.starts, dtype=torch.int32).view(-1, 1) - 2 * strides - 2
-    corners = torch.stack([torch.zeros_like(strides), torch.ones_like(strides), strides, strides + 1])
-    tensors = (sizes, sizes + 2, strides, starts, corners)
-    return _Constants(*(tensor.to(device) for tensor in tensors))
+    sizes: Tensor  # [2, 1, Q * levels * points]: width, height
+    starts: Tensor  # [Q * levels * points]: row of the shifted coordinate (0, 0), int32
 
 
 @dataclass(frozen=True)
 class _Points:
-    """Sampling points of [B, Q, heads, levels, points] in table terms; `rows` and `weights` are [bags, 4 * levels * points]."""
+    """The sampling points of some planes, [planes, Q * levels * points] each."""
 
-    rows: Tensor
-    x: Tensor  # fraction of a pixel right of the left corners
-    y: Tensor
+    rows: Tensor  # the upper left corner's row over all planes, int32
+    x: Tensor  # fraction of a pixel to the right of that corner, 0..1
+    y: Tensor  # fraction of a pixel below it
+    weights: Tensor
 
 
-def _pad(value: Tensor, shapes: list[int]) -> Tensor:
-    """Zero-padded tables [B * heads * rows, dim] of value [B, S, heads, dim]."""
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients like the inputs that they are for; empty where not needed."""
+
+    value: Tensor
+    locations: Tensor
+    weights: Tensor
+
+
+def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+    """The sum of all weighted samples, [B, Q, heads * dim] in the dtype of `value`."""
     batch, _, heads, dim = value.shape
-    table = _table(tuple(shapes))
-    padded = value.new_zeros(batch, heads, table.rows, dim)
-    start = 0
-    for idx, (height, width) in enumerate(zip(shapes[::2], shapes[1::2], strict=True)):
-        level = value[:, start : start + height * width].unflatten(1, (height, width))  # [B, H, W, heads, dim]
-        _inside(padded, table, idx, height, width).copy_(level.permute(0, 3, 1, 2, 4))
-        start += height * width
-    return padded.view(-1, dim)
-
-
-def _unpad(padded: Tensor, shapes: list[int], batch: int, heads: int) -> Tensor:
-    """The pixels of zero-padded tables as [B, S, heads, dim]."""
-    table = _table(tuple(shapes))
-    padded = padded.view(batch, heads, table.rows, -1)
-    levels = [
-        _inside(padded, table, idx, height, width).flatten(2, 3)
-        for idx, (height, width) in enumerate(zip(shapes[::2], shapes[1::2], strict=True))
-    ]
-    return torch.cat(levels, dim=2).transpose(1, 2).contiguous()
-
-
-def _inside(padded: Tensor, table: _Table, idx: int, height: int, width: int) -> Tensor:
-    """The pixels of one level [B, heads, H, W, dim] as a view into tables [B, heads, rows, dim]."""
-    level = padded.narrow(2, table.starts[idx], height * table.strides[idx])
-    return level.unflatten(2, (height, table.strides[idx])).narrow(3, 0, width)
-
-
-def _locate(locations: Tensor, shapes: list[int], dtype: torch.dtype) -> _Points:
-    batch, num_queries, heads, levels, points, _ = locations.shape
-    constants = _constants(tuple(shapes), dtype, locations.device)
-    shifted = (locations * constants.sizes).add_(1.5)  # pixel centres at 2, 3, ...: the padding begins at 0
-    shifted = torch.clamp(shifted, torch.zeros_like(constants.limits), constants.limits)
-    cells = shifted.to(torch.int32)
-    fractions = shifted.frac_()
-    rows = cells[..., 1].mul(constants.strides).add_(cells[..., 0]).add_(constants.starts)
-    table_rows = _table(tuple(shapes)).rows
-    rows.clamp_(0, table_rows)
-    tables = torch.arange(0, batch * heads * table_rows, table_rows, dtype=torch.int32, device=locations.device)
-    rows.add_(tables.view(batch, 1, heads, 1, 1))
-    corners = rows.unsqueeze(3) + constants.corners  # [B, Q, heads, 4, levels, points]
-    return _Points(corners.view(-1, 4 * levels * points), fractions[..., 0], fractions[..., 1])
-
-
-def _corner_weights(points: _Points, weights: Tensor) -> Tensor:
-    bottom = weights * points.y
-    top = weights - bottom
-    out = weights.new_empty(*weights.shape[:3], 4, *weights.shape[3:])
-    out[:, :, :, 1] = top * points.x
-    out[:, :, :, 0] = top - out[:, :, :, 1]
-    out[:, :, :, 3] = bottom * points.x
-    out[:, :, :, 2] = bottom - out[:, :, :, 3]
-    return out.view(points.rows.shape)
-
-
-def forward(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
-    batch, _, heads, dim = value.shape
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    if locations.numel() == 0 or value.numel() == 0:
-        return value.new_zeros(batch, locations.shape[1], heads * dim)
-    points = _locate(locations.to(dtype), shapes, dtype)
-    corner_weights = _corner_weights(points, weights.to(dtype))
-    table = _pad(value.to(dtype), shapes)
-    offsets = torch.arange(0, points.rows.numel(), points.rows.shape[1], dtype=torch.int32, device=value.device)
-    out = torch.embedding_bag(table, points.rows.view(-1), offsets, False, 0, False, corner_weights.view(-1))[0]
-    return out.view(batch, -1, heads * dim).to(value.dtype)
+    out = value.new_zeros(batch, locations.shape[1], heads, dim)
+    if out.numel() and locations.numel():
+        atlas = plan_atlas(shapes)
+        levels = _repeat_levels(atlas, locations, _dtype(value))
+        for part in _parts(locations, atlas):
+            points = _locate(locations[part], weights[part], levels, atlas)
+            sums = _gather(_planes(value[part], atlas), points, atlas, locations)
+            bags = out[part].transpose(1, 2)  # [b, h, Q, dim]
+            bags.copy_(sums.view(bags.shape))
+    return out.flatten(2)
 
 
 def backward(
     grad: Tensor,
     value: Tensor,
-    shapes: list[int],
+    shapes: Shapes,
     locations: Tensor,
     weights: Tensor,
-    need_value: bool,
-    need_points: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    needs_value: bool,
+    needs_points: bool,
+) -> Gradients:
+    """Gradients of `forward` given that of its result, grad [B, Q, heads * dim]."""
+    grads = Gradients(
+        value.new_zeros(value.shape if needs_value else 0),
+        locations.new_zeros(locations.shape if needs_points else 0),
+        weights.new_zeros(weights.shape if needs_points else 0),
+    )
+    if grad.numel() and locations.numel():
+        atlas = plan_atlas(shapes)
+        levels = _repeat_levels(atlas, locations, _dtype(value))
+        grad = grad.unflatten(2, value.shape[2:])  # [B, Q, heads, dim]
+        for part in _parts(locations, atlas):
+            points = _locate(locations[part], weights[part], levels, atlas)
+            bags = grad[part].transpose(1, 2).to(_dtype(value)).reshape(-1, grad.shape[3])  # [b * h * Q, dim]
+            if needs_value:
+                read_planes(_scatter(bags, points, atlas, locations), grads.value[part], atlas)
+            if needs_points:
+                dots = _dot(bags, _planes(value[part], atlas), points, atlas, locations)
+                _write_point_gradients(dots, points, levels, grads.locations[part], grads.weights[part])
+    return grads
+
+
+def _dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _parts(locations: Tensor, atlas: Atlas) -> Iterator[tuple[slice, slice, slice]]:
+    """Index [B, Q or S, heads] in parts of whole images, or of some heads of an image, that stay in cache."""
+    batch, num_queries, heads, num_levels, points, _ = locations.shape
+    planes = max(1, min(POINTS_AT_ONCE // (num_queries * num_levels * points), ROWS_AT_ONCE // atlas.rows))
+    images, slots = max(1, planes // heads), min(planes, heads)
+    for image in range(0, batch, images):
+        for slot in range(0, heads, slots):
+            yield slice(image, image + images), slice(None), slice(slot, slot + slots)
+
+
+def _repeat_levels(atlas: Atlas, locations: Tensor, dtype: torch.dtype) -> _Levels:
+    """Level constants once per point, which is faster than broadcasting over a short innermost dimension."""
+    num_queries, points = locations.shape[1], locations.shape[4]
+    sizes, starts = level_constants(atlas, dtype)
+    return _Levels(
+        sizes.repeat_interleave(points, 1).repeat(1, num_queries).unsqueeze(1),
+        starts.repeat_interleave(points).repeat(num_queries),
+    )
+
+
+def _locate(locations: Tensor, weights: Tensor, levels: _Levels, atlas: Atlas) -> _Points:
+    """Corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not finite stays so."""
+    dtype = levels.sizes.dtype
+    planes, points = locations.shape[0] * locations.shape[2], levels.starts.shape[0]
+    permuted = locations.permute(5, 0, 2, 1, 3, 4)
+    shifted = torch.empty(permuted.shape, dtype=dtype).copy_(permuted).view(2, planes, points)
+    # pixel centres lie at 2, 3, ...; beyond the first and the last there are two of zeros
+    shifted.mul_(levels.sizes).add_(BORDER - 0.5).clamp_min_(0)
+    torch.minimum(shifted, levels.sizes + BORDER, out=shifted)
+    cells = shifted.to(torch.int32)
+    firsts = torch.arange(0, planes * atlas.rows, atlas.rows, dtype=torch.int32).unsqueeze(1)
+    rows = cells[1].mul_(atlas.stride).add_(cells[0]).add_(levels.starts).add_(firsts)
+    rows.clamp_(0, planes * atlas.rows - atlas.stride - 2)  # only nan is outside
+    x, y = shifted.frac_()
+    permuted = weights.transpose(1, 2)
+    return _Points(rows, x, y, torch.empty(permuted.shape, dtype=dtype).copy_(permuted).view(planes, points))
+
+
+def _planes(value: Tensor, atlas: Atlas) -> Tensor:
+    """Zero-padded planes [b * h * rows, dim] of value [b, S, h, dim]."""
     batch, _, heads, dim = value.shape
-    dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
-    points = _locate(locations.to(dtype), shapes, dtype)
-    table = _pad(value.to(dtype), shapes)
-    bags = grad.to(dtype).reshape(-1, dim)
-    w = weights.to(dtype)
-    n = points.rows.shape[1]
-    gv = value.new_empty(0)
-    gl = locations.new_empty(0)
-    ga = weights.new_empty(0)
-    if need_value:
-        corner_weights = _corner_weights(points, w)
-        rows, order = torch.sort(points.rows.view(-1))
-        counts = torch.bincount(rows, minlength=table.shape[0])
-        offsets = counts.cumsum(0) - counts
-        order32 = order.to(torch.int32)
-        gt = torch.embedding_bag(
-            bags, order.div(n, rounding_mode="floor"), offsets, False, 0, False, corner_weights.view(-1)[order]
-        )[0]
-        gv = _unpad(gt, shapes, batch, heads).to(value.dtype)
-    if need_points:
-        offsets = torch.arange(0, points.rows.numel(), n, dtype=torch.int32, device=value.device)
-        o2b = torch.arange(bags.shape[0], dtype=torch.int32).repeat_interleave(n)
-        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            bags, table, points.rows.view(-1), offsets, o2b, 0
-        )
-        s = dots.view(*w.shape[:3], 4, *w.shape[3:])
-        s00, s01, s10, s11 = s.unbind(3)
-        d0 = s01 - s00
-        d1 = s11 - s10
-        top = torch.addcmul(s00, points.x, d0)
-        dy = torch.addcmul(s10, points.x, d1).sub_(top)
-        ga = torch.addcmul(top, points.y, dy).to(weights.dtype)
-        dx = d0.addcmul_(points.y, d1 - d0)
-        sizes = _constants(tuple(shapes), dtype, value.device).sizes
-        gl = torch.stack([dx * w, dy * w], -1).mul_(sizes).to(locations.dtype)
-    return gv, gl, ga
+    planes = torch.zeros(batch, heads, atlas.rows, dim, dtype=_dtype(value))
+    fill_planes(planes, value, atlas)
+    return planes.view(-1, dim)
+
+
+def _corner_shifts(atlas: Atlas) -> tuple[int, int, int, int]:
+    """From the upper left corner's row to that of the upper left, upper right, lower left, lower right."""
+    return 0, 1, atlas.stride, atlas.stride + 1
+
+
+def _corner_weights(points: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bilinear times attention weight of the four corners, flat."""
+    lower = points.weights * points.y
+    upper = points.weights - lower
+    lower_right = lower * points.x
+    upper_right = upper * points.x
+    corners = upper.sub_(upper_right), upper_right, lower.sub_(lower_right), lower_right
+    return tuple(corner.view(-1) for corner in corners)
+
+
+def _bag_starts(points: _Points, locations: Tensor) -> Tensor:
+    return torch.arange(0, points.rows.numel(), locations.shape[3] * locations.shape[4], dtype=torch.int32)
+
+
+def _gather(planes: Tensor, points: _Points, atlas: Atlas, locations: Tensor) -> Tensor:
+    """Weighted sums [b * h * Q, dim] of rows of the planes."""
+    rows, starts = points.rows.view(-1), _bag_starts(points, locations)
+    sums = [
+        _weighted_sums(planes[shift:], rows, starts, weights)
+        for shift, weights in zip(_corner_shifts(atlas), _corner_weights(points), strict=True)
+    ]
+    return sums[0].add_(sums[1]).add_(sums[2]).add_(sums[3])
+
+
+def _weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """For each bag, which begins at starts[i] and ends where the next begins: the sum of weights * table[rows]."""
+    return torch.embedding_bag(table, rows, starts, mode=0, per_sample_weights=weights)[0]
+
+
+def _scatter(bags: Tensor, points: _Points, atlas: Atlas, locations: Tensor) -> Tensor:
+    """The transpose of `_gather`: planes [b, h, rows, dim] from bags [b * h * Q, dim].
+
+    Sorted by row, all points of one corner row are one bag: the scatter is a gather-sum again, and repeats to the bit.
+    """
+    num_rows = points.rows.shape[0] * atlas.rows
+    keys = points.rows.view(-1).to(torch.int16 if num_rows <= ROWS_AT_ONCE else torch.int32)
+    order = torch.sort(keys, stable=True).indices
+    counts = torch.bincount(points.rows.view(-1), minlength=num_rows)
+    starts = (counts.cumsum(0) - counts).to(torch.int32)
+    bag = torch.arange(bags.shape[0], dtype=torch.int32).repeat_interleave(locations.shape[3] * locations.shape[4])
+    bag = bag.index_select(0, order)
+    planes = None
+    for shift, weights in zip(_corner_shifts(atlas), _corner_weights(points), strict=True):
+        sums = _weighted_sums(bags, bag, starts, weights.index_select(0, order))
+        if planes is None:
+            planes = sums
+        else:
+            planes[shift:].add_(sums[: num_rows - shift])
+    return planes.view(-1, min(locations.shape[2], points.rows.shape[0]), atlas.rows, bags.shape[1])
+
+
+def _dot(bags: Tensor, planes: Tensor, points: _Points, atlas: Atlas, locations: Tensor) -> list[Tensor]:
+    """The product of each point's bag [b * h * Q, dim] with each of its four corners, like `points.rows` each."""
+    _accept_sparse_beta()
+    ends = torch.cat([_bag_starts(points, locations), torch.tensor([points.rows.numel()], dtype=torch.int32)])
+    rows, zeros = points.rows.view(-1), torch.zeros(points.rows.numel(), dtype=bags.dtype)
+    dots = []
+    for shift in _corner_shifts(atlas):
+        corners = planes[shift:]
+        pattern = torch.sparse_csr_tensor(ends, rows, zeros, (bags.shape[0], corners.shape[0]), check_invariants=False)
+        products = torch.sparse.sampled_addmm(pattern, bags, corners.t(), beta=0.0)
+        dots.append(products.values().view(points.rows.shape))
+    return dots
+
+
+@lru_cache(maxsize=1)
+def _accept_sparse_beta() -> None:
+    """Let torch say once, unheard, that its sparse layout is in beta: nobody here asked for one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
+
+
+def _write_point_gradients(
+    dots: list[Tensor], points: _Points, levels: _Levels, grad_locations: Tensor, grad_weights: Tensor
+) -> None:
+    """Turn products with the corners into gradients of locations [b, Q, h, levels, points, 2] and weights."""
+    upper_left, upper_right, lower_left, lower_right = dots
+    upper_step = upper_right.sub_(upper_left)
+    lower_step = lower_right.sub_(lower_left)
+    upper = upper_left.addcmul_(points.x, upper_step)
+    lower = lower_left.addcmul_(points.x, lower_step)
+    down = lower.sub_(upper)
+    right = upper_step.addcmul_(points.y, lower_step.sub_(upper_step))
+    permuted = grad_weights.transpose(1, 2)
+    permuted.copy_(upper.addcmul_(points.y, down).view(permuted.shape))
+    for axis, step in enumerate((right, down)):
+        step.mul_(points.weights).mul_(levels.sizes[axis])
+        permuted = grad_locations[..., axis].transpose(1, 2)
+        permuted.copy_(step.view(permuted.shape))

@@ -6,12 +6,17 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.deformable import gather
+from vispeft_kernels.deformable.atlas import Shapes
 
 
-@torch.library.custom_op("vispeft::deformable_attention", mutates_args=())
+def _pairs(shapes: list[int]) -> Shapes:
+    return tuple(zip(shapes[::2], shapes[1::2], strict=True))
+
+
+@torch.library.custom_op("vispeft::deformable_attention", mutates_args=(), device_types="cpu")
 def deformable_attention_op(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
     """[B, Q, heads * dim] of contiguous inputs; `shapes` is [H0, W0, H1, W1, ...]."""
-    return gather.forward(value, shapes, locations, weights)
+    return gather.forward(value, _pairs(shapes), locations, weights)
 
 
 @deformable_attention_op.register_fake
@@ -19,7 +24,7 @@ def _(value: Tensor, shapes: list[int], locations: Tensor, weights: Tensor) -> T
     return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
 
-@torch.library.custom_op("vispeft::deformable_attention_backward", mutates_args=())
+@torch.library.custom_op("vispeft::deformable_attention_backward", mutates_args=(), device_types="cpu")
 def deformable_attention_backward_op(
     grad: Tensor,
     value: Tensor,
@@ -30,7 +35,8 @@ def deformable_attention_backward_op(
     needs_points: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for value, locations and weights; those that are not needed are empty."""
-    return gather.backward(grad, value, shapes, locations, weights, needs_value, needs_points)
+    grads = gather.backward(grad, value, _pairs(shapes), locations, weights, needs_value, needs_points)
+    return grads.value, grads.locations, grads.weights
 
 
 @deformable_attention_backward_op.register_fake
