@@ -45,9 +45,8 @@ def _partition(rng: np.random.Generator, height: int, width: int, count: int) ->
     image = tints[cells] + np.float32(rng.uniform(0.05, 0.35)) * grain[:, :, None]
     membrane = tint * np.float32(rng.uniform(0.1, 0.7) if rng.random() < 0.8 else rng.uniform(1.2, 1.8))
     soft = cv2.GaussianBlur(wall.astype(np.float32), (0, 0), rng.uniform(0.5, 1.3))
-    strength = (
-        np.float32(rng.uniform(0.4, 1)) * soft * (1 - np.float32(rng.uniform(0, 0.6)) * texture(rng, height, width))
-    )
+    gaps = 1 - np.float32(rng.uniform(0, 0.6)) * texture(rng, height, width)
+    strength = np.float32(rng.uniform(0.4, 1)) * soft * gaps
     image += strength[:, :, None] * (membrane - image)
     return Canvas(np.ascontiguousarray(image, np.float32)), wall
 

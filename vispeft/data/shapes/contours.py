@@ -99,10 +99,23 @@ def _blob(rng: np.random.Generator) -> Contours:
     return (_polar(np.clip(1 + amplitude @ waves, 0.3, None)),)
 
 
+def _bent_bar(radius: float, bend: float) -> Points:
+    """A bar of half width `radius` along a parabola that rises by twice `bend`."""
+    x = np.linspace(-1, 1, 20)
+    slope = 4 * bend * x
+    normal = np.stack([-slope, np.ones_like(x)], axis=1) / np.sqrt(1 + slope**2)[:, None]
+    spine = np.stack([x, 2 * bend * x**2 - bend], axis=1)
+    width = radius * np.sqrt(np.clip(1 - np.abs(x) ** 8, 0, 1))[:, None]
+    points = np.concatenate([spine + width * normal, (spine - width * normal)[::-1]])
+    return np.asarray(points / np.abs(points).max(), np.float32)
+
+
 def _capsule(rng: np.random.Generator) -> Contours:
     radius = rng.uniform(0.15, 0.4)
     points = _circle() * np.float32(radius)
     points[:, 0] += np.where(points[:, 0] >= 0, 1 - radius, radius - 1).astype(np.float32)
+    if rng.random() < 0.3:
+        return (_bent_bar(radius, rng.uniform(0.15, 0.7)),)
     return (points,)
 
 

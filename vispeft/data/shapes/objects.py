@@ -104,7 +104,7 @@ def draw_field(rng: np.random.Generator, height: int, width: int) -> Canvas:
     radius = min(side * float(np.sqrt(rng.uniform(0.04, 0.65) / (count * np.pi))), 0.15 * side)
     radius = max(radius, 0.02 * side, 2.5)
     if rng.random() < 0.35:
-        _veils(rng, canvas, near(rng, (base + tint) / 2, 0.05), radius)
+        _veils(rng, canvas, near(rng, np.asarray((base + tint) / 2, np.float32), 0.05), radius)
     names = tuple(rng.choice(ROUND if rng.random() < 0.75 else SHAPE_NAMES, int(rng.integers(1, 3))))
     shared = _grain(rng, tint, side)
     spread, jitter = rng.uniform(0.01, 0.12), rng.uniform(0.05, 0.45)
