@@ -1,0 +1,207 @@
+"""Overlays that a person can read: masks, contours and labels over an image."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as mask_utils
+
+from vispeft.errors import VispeftError
+from vispeft.structures import Instances
+
+Colour = tuple[int, int, int]
+
+_GOLDEN_RATIO = 0.618034
+_FILL_OPACITY = 0.35
+# share of a picture that labels may cover
+_LABEL_SHARE = 0.1
+# images with a longer side below this are enlarged, or labels would hide them
+_MIN_SIDE = 512
+
+
+def draw_instances(
+    image: NDArray[np.uint8],
+    instances: Instances,
+    names: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    show_scores: bool = True,
+) -> Image.Image:
+    """The image with every instance of at least `threshold` drawn over it; small images are enlarged by a whole factor.
+
+    Classes differ in hue, instances of one class in shade; with one class only, instances differ in hue and go without
+    its name. Labels that would cover each other, or too much of the picture, are shortened or left out, the worst first.
+
+    image: [H, W, 3] RGB
+    names: one per contiguous class index
+    """
+    height, width = image.shape[:2]
+    factor = -(-_MIN_SIDE // max(height, width))
+    picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
+    kept = [idx for idx, score in enumerate(instances.scores.tolist()) if score >= threshold]
+    regions = [_region(instances.rles[idx], (height, width), factor) for idx in kept]
+    labels = instances.labels.tolist()
+    colours = _colours([labels[idx] for idx in kept], len(names))
+
+    thickness = max(1, round(min(picture.size) / 400))
+    canvas = np.asarray(picture, dtype=np.float32).copy()
+    from_large_to_small = sorted(range(len(kept)), key=lambda idx: -int(regions[idx].mask.sum()))
+    for idx in from_large_to_small:
+        _blend(canvas, regions[idx], regions[idx].mask, colours[idx], _FILL_OPACITY)
+    for idx in from_large_to_small:
+        _blend(canvas, regions[idx], _contour(regions[idx].mask, thickness), colours[idx], 1.0)
+    picture = Image.fromarray(canvas.round().astype(np.uint8))
+
+    texts = []
+    for idx in kept:
+        score = f"{float(instances.scores[idx]):.2f}" if show_scores else ""
+        name = names[labels[idx]] if len(names) > 1 else ""
+        texts.append((f"{name} {score}".strip(), score))
+    _write_labels(picture, regions, texts, colours)
+    return picture
+
+
+def side_by_side(
+    truth: Image.Image, prediction: Image.Image, *, captions: tuple[str, str] = ("truth", "prediction")
+) -> Image.Image:
+    """Two pictures with captions, next to each other, or one above the other where they are very wide."""
+    is_wide = truth.width > 2 * truth.height
+    text_size = _text_size(truth)
+    gap, bar = text_size // 2, 2 * text_size
+    if is_wide:
+        corners = ((0, 0), (0, truth.height + bar + gap))
+        size = (max(truth.width, prediction.width), truth.height + prediction.height + 2 * bar + gap)
+    else:
+        corners = ((0, 0), (truth.width + gap, 0))
+        size = (truth.width + prediction.width + gap, max(truth.height, prediction.height) + bar)
+    sheet = Image.new("RGB", size, (255, 255, 255))
+    draw = ImageDraw.Draw(sheet)
+    for (left, top), picture, caption in zip(corners, (truth, prediction), captions, strict=True):
+        draw.text((left + gap, top + bar // 2), caption, fill=(32, 32, 32), font=_font(text_size), anchor="lm")
+        sheet.paste(picture, (left, top + bar))
+    return sheet
+
+
+@dataclass(frozen=True)
+class _Region:
+    """The part of a picture that one mask touches.
+
+    top, left: its first row and column
+    mask: [h, w] bool
+    """
+
+    top: int
+    left: int
+    mask: NDArray[np.bool_]
+
+
+def _region(rle: dict[str, Any], size: tuple[int, int], factor: int) -> _Region:
+    """The region of one mask, enlarged by `factor`. size: height and width of the image."""
+    if list(rle["size"]) != list(size):
+        raise VispeftError(
+            f"`instances` must be of an image of {size[0]}x{size[1]} (height x width), but a mask is of"
+            f" {rle['size'][0]}x{rle['size'][1]}. Draw them on the image that they were predicted for."
+        )
+    left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
+    mask = mask_utils.decode(rle)[top : top + height, left : left + width].astype(bool)
+    return _Region(top * factor, left * factor, mask.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def _colours(labels: Sequence[int], num_classes: int) -> list[Colour]:
+    """One colour for each of some instances."""
+    colours: list[Colour] = []
+    for idx, label in enumerate(labels):
+        hue = (label if num_classes > 1 else idx) * _GOLDEN_RATIO % 1
+        lightness = (0.56, 0.48, 0.66)[idx % 3]
+        red, green, blue = (round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, 0.9))
+        colours.append((red, green, blue))
+    return colours
+
+
+def _blend(
+    canvas: NDArray[np.float32], region: _Region, mask: NDArray[np.bool_], colour: Colour, opacity: float
+) -> None:
+    """Mix a colour into the pixels of a mask within a region, in place. canvas: [H, W, 3]."""
+    height, width = mask.shape
+    window = canvas[region.top : region.top + height, region.left : region.left + width]
+    window[mask] += opacity * (np.asarray(colour, dtype=np.float32) - window[mask])
+
+
+def _contour(mask: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
+    """The outermost pixels of a mask, `thickness` deep."""
+    inside = np.pad(mask, 1)
+    for _ in range(thickness):
+        core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
+        inside = np.pad(core, 1)
+    return mask & ~inside[1:-1, 1:-1]
+
+
+def _write_labels(
+    picture: Image.Image, regions: Sequence[_Region], texts: Sequence[tuple[str, str]], colours: Sequence[Colour]
+) -> None:
+    """Write a label at every region where it finds room, in place. texts: for each region a long and a short one."""
+    draw = ImageDraw.Draw(picture)
+    font = _font(_text_size(picture))
+    is_taken = np.zeros((picture.height, picture.width), dtype=bool)
+    room = _LABEL_SHARE * is_taken.size
+    for region, (long_text, short_text), colour in zip(regions, texts, colours, strict=True):
+        if room <= 0:
+            break
+        for text in (long_text, short_text):
+            box = _free_box(draw, text, font, region, is_taken) if text else None
+            if box is None:
+                continue
+            left, top, right, bottom = box
+            is_taken[top:bottom, left:right] = True
+            room -= (bottom - top) * (right - left)
+            luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+            draw.rectangle((left, top, right - 1, bottom - 1), fill=colour)
+            ink = (0, 0, 0) if luminance > 110 else (255, 255, 255)
+            draw.text(((left + right) / 2, (top + bottom) / 2), text, fill=ink, font=font, anchor="mm")
+            break
+
+
+def _free_box(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, region: _Region, is_taken: NDArray[np.bool_]
+) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom of a label that lies inside the picture and on no other label, or None."""
+    padding = max(1, int(font.size) // 5)
+    width = int(draw.textlength(text, font=font)) + 2 * padding
+    height = int(font.size) + padding
+    rows, columns = region.mask.shape
+    picture_height, picture_width = is_taken.shape
+    if width > max(1.6 * columns, 0.12 * picture_width) or width > picture_width or height > picture_height:
+        return None
+    for left, top in (
+        (region.left, region.top - height),
+        (region.left, region.top),
+        (region.left, region.top + rows),
+        (region.left + (columns - width) // 2, region.top + (rows - height) // 2),
+    ):
+        left = min(max(left, 0), picture_width - width)
+        top = min(max(top, 0), picture_height - height)
+        if not is_taken[top : top + height, left : left + width].any():
+            return left, top, left + width, top + height
+    return None
+
+
+def _text_size(picture: Image.Image) -> int:
+    """Height of label text in pixels for a picture of this size."""
+    return max(10, round(min(math.sqrt(picture.width * picture.height) / 50, min(picture.size) / 8)))
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """The sans-serif font that comes with matplotlib, which knows more letters than Pillow's own."""
+    import matplotlib  # here, because it takes a while to import and most runs draw nothing
+
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
