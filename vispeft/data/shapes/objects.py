@@ -50,7 +50,7 @@ def draw_objects(rng: np.random.Generator, height: int, width: int) -> Canvas:
     gap = log_uniform(rng, 0.05, 1.1) * side / np.sqrt(count)
     family = SHAPE_NAMES if rng.random() < 0.6 else tuple(rng.choice(SHAPE_NAMES, 2))
     tints = [_distinct(rng, colour(rng), table) for _ in range(int(rng.integers(1, 6)))]
-    largest = min(0.35, 0.6 / np.sqrt(count))
+    largest = min(0.42, 0.6 / np.sqrt(count))
     smallest = 0.04 if rng.random() < 0.5 else 0.6 * largest
     shadow = rng.uniform(0.2, 0.8) if rng.random() < 0.5 else 0.0
     sun = (rng.uniform(-0.03, 0.03, 2) * side).astype(int)
