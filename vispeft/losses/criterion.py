@@ -1,7 +1,7 @@
 """The training loss of Mask DINO (https://arxiv.org/abs/2206.02777): class, mask, dice, box and generalised IoU losses.
 
-All layers, the proposals and the denoising queries are laid out as one long table of rows, so that each loss is a few large
-operations whatever the number of layers.
+All layers, the proposals and the denoising queries are laid out as one long table of rows, so that each loss is a few
+large operations whatever the number of layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
 from vispeft.losses.matcher import HungarianMatcher, Match
-from vispeft.losses.points import PointPlan, sample_features, sample_masks
+from vispeft.losses.pair_logits import pair_logits
+from vispeft.losses.points import PointPlan, cell_rows, corners, sample_masks
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
 
@@ -77,7 +78,7 @@ def _matched_pairs(
 def _denoising_pairs(
     denoising: DenoisingPredictions, image_idx: int, num_images: int, num_targets: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows, from the first denoising row on, and target indices of one image's denoising queries without the padding."""
+    """Rows, counted from the first denoising row, and target indices of one image's denoising queries; no padding."""
     num_queries = denoising.num_groups * denoising.group_size
     layer = (torch.arange(len(denoising.layers)) * num_images + image_idx) * num_queries
     group = torch.arange(denoising.num_groups) * denoising.group_size
@@ -158,20 +159,22 @@ class Criterion(nn.Module):
 
     def forward(self, predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Scalar losses keyed class, mask, dice, box and giou; the loss to minimise is their sum."""
-        features = predictions.mask_features
         layers = (*predictions.layers, *(() if predictions.proposals is None else (predictions.proposals,)))
         denoising = predictions.denoising
-        with torch.autocast(features.device.type, enabled=False):
+        device = predictions.mask_features.device
+        with torch.autocast(device.type, enabled=False):
+            # points are read from rows of channels: brought into this order once for the matching and the losses
+            features = predictions.mask_features.float().contiguous(memory_format=torch.channels_last)
             matches = self.matcher(layers, features, targets)
             num_queries = layers[0].boxes.shape[1]
-            pairs = _pair(matches, num_queries, denoising, [len(t) for t in targets], features.device)
+            pairs = _pair(matches, num_queries, denoising, [len(t) for t in targets], device)
             rows = _Rows.of(layers if denoising is None else (*layers, *denoising.layers))
             num_matching_rows = len(layers) * len(targets) * num_queries
-            mask, dice = self._mask_losses(rows.mask_embeddings, features.float(), pairs, targets)
+            mask, dice = self._mask_losses(rows.mask_embeddings, features, pairs, targets)
             box, giou = self._box_losses(rows.boxes, pairs, targets)
             class_ = self._class_loss(rows.class_logits, pairs, targets, num_matching_rows)
             losses = {"class": class_, "mask": mask, "dice": dice, "box": box, "giou": giou}
-            num_targets = _mean_num_targets(targets, features.device)
+            num_targets = _mean_num_targets(targets, device)
             return {name: self.weights[name] / num_targets * loss for name, loss in losses.items()}
 
     def _class_loss(
@@ -196,17 +199,14 @@ class Criterion(nn.Module):
     def _mask_losses(
         self, embeddings: Tensor, mask_features: Tensor, pairs: _Pairs, targets: Sequence[Targets]
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and dice losses of the pairs at the points where each mask is least certain, and at random ones.
+        """Cross-entropy and dice losses of the pairs at the points where each mask is least certain and at random ones.
 
         The candidates are drawn once for the batch: the points of one mask are distributed as PointRend has it.
         """
         points = torch.rand(self.points.num_drawn, 2, device=mask_features.device)
-        features = sample_features(mask_features, points).unbind(1)  # B of [P, D]
         masks = torch.cat([sample_masks(t.masks, points) for t in targets])  # [sum T, P]
-        per_image = embeddings[pairs.rows].split(pairs.counts)
-        logits = torch.cat([e @ f.T for e, f in zip(per_image, features, strict=True)])  # [M, P]
-        chosen = self.points.select(logits)
-        logits = logits.gather(1, chosen)
+        at = corners(points, *mask_features.shape[-2:])
+        logits, chosen = pair_logits(embeddings[pairs.rows], cell_rows(mask_features), at, pairs.counts, self.points)
         masks = masks.take(pairs.targets[:, None] * masks.shape[1] + chosen)
         cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1)
         return pairs.weights @ cross_entropy, pairs.weights @ dice_loss(logits, masks)

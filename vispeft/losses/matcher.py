@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
-from vispeft.losses.points import sample_features, sample_masks
+from vispeft.losses.points import cell_rows, corners, read_rows, sample_masks
 from vispeft.structures import LayerPredictions, Targets
 
 # logits held at once by the mask costs: bounds memory for large models, keeps small ones in the cache
@@ -47,23 +47,26 @@ def class_costs(class_logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma
 
 
 def mask_costs(mask_logits: Tensor, masks: Tensor, weights: CostWeights) -> Tensor:
-    """Weighted binary cross-entropy and dice costs at points. mask_logits: [N, P]; masks: [T, P] in 0..1. Returns [N, T]."""
-    probs = mask_logits.sigmoid()
-    # BCE(x, t) = softplus(x) - x t
-    cross_entropy = F.softplus(mask_logits).sum(1)[:, None] - mask_logits @ masks.T
-    dice = 1 - (2 * (probs @ masks.T) + 1) / (probs.sum(1)[:, None] + masks.sum(1) + 1)
-    return weights.mask / mask_logits.shape[1] * cross_entropy + weights.dice * dice
+    """Weighted cross-entropy and dice costs at points. mask_logits: [N, P]; masks: [T, P] in 0..1. Returns [N, T]."""
+    P = masks.shape[1]
+    sizes = masks.sum(1)
+    # one sigmoid serves both: BCE(x, t) = -log(sigmoid(-x)) - x t, and sigmoid(x) = 1 - sigmoid(-x)
+    absent_probs = mask_logits.neg().sigmoid_().clamp_(min=torch.finfo(mask_logits.dtype).tiny)
+    overlap = sizes - absent_probs @ masks.T
+    dice = 1 - (2 * overlap + 1) / (P - absent_probs.sum(1)[:, None] + sizes + 1)
+    cross_entropy = -absent_probs.log_().sum(1)[:, None] - mask_logits @ masks.T
+    return weights.mask / P * cross_entropy + weights.dice * dice
 
 
 def box_costs(boxes: Tensor, target_boxes: Tensor, weights: CostWeights) -> Tensor:
-    """Weighted L1 and generalised IoU costs. boxes: [N, 4], target_boxes: [T, 4], cxcywh, normalised. Returns [N, T]."""
+    """Weighted L1 and generalised IoU costs of normalised cxcywh boxes [N, 4] and [T, 4]. Returns [N, T]."""
     distance = torch.cdist(boxes, target_boxes, p=1)
     overlap = generalized_iou(cxcywh_to_xyxy(boxes)[:, None], cxcywh_to_xyxy(target_boxes))
     return weights.box * distance - weights.giou * overlap
 
 
 def assign(costs: Tensor) -> tuple[Match, ...]:
-    """The cheapest one-to-one assignment of each layer. costs: [L, Q, T] on the CPU; what is not finite is the worst."""
+    """The cheapest one-to-one pairs of each layer. costs: [L, Q, T] on the CPU; what is not finite is the worst."""
     costs = costs.nan_to_num(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST)
     pairs = (linear_sum_assignment(layer) for layer in costs.numpy())
     return tuple(Match(torch.from_numpy(query_idx), torch.from_numpy(target_idx)) for query_idx, target_idx in pairs)
@@ -85,37 +88,30 @@ class HungarianMatcher(nn.Module):
         self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]
     ) -> tuple[tuple[Match, ...], ...]:
         """The pairs of each image (outer) and layer (inner). mask_features: [B, D, h, w]."""
+        L, Q = len(layers), layers[0].boxes.shape[1]
         with torch.autocast(mask_features.device.type, enabled=False):
             points = torch.rand(self.num_points, 2, device=mask_features.device)
-            features = sample_features(mask_features.float(), points)  # [P, B, D]
-            class_logits = torch.stack([layer.class_logits for layer in layers], dim=1).float()  # [B, L, Q, K]
-            boxes = torch.stack([layer.boxes for layer in layers], dim=1).float()
-            embeddings = torch.stack([layer.mask_embeddings for layer in layers], dim=1).float()
-            costs = [
-                self._costs(class_logits[b], boxes[b], embeddings[b], features[:, b], points, image_targets)
-                for b, image_targets in enumerate(targets)
-            ]
+            at = corners(points, *mask_features.shape[-2:])
+            cells = cell_rows(mask_features)
+            class_logits = torch.cat([layer.class_logits for layer in layers], dim=1).float()  # [B, L Q, K]
+            boxes = torch.cat([layer.boxes for layer in layers], dim=1).float()
+            embeddings = torch.cat([layer.mask_embeddings for layer in layers], dim=1).float()
+            costs = []
+            for b, image_targets in enumerate(targets):
+                if not len(image_targets):
+                    costs.append(boxes.new_zeros(L * Q, 0))
+                    continue
+                cost = self._mask_costs(
+                    embeddings[b], read_rows(cells[b], at), sample_masks(image_targets.masks, points)
+                )
+                cost += box_costs(boxes[b], image_targets.boxes, self.weights)
+                costs.append(cost + self.weights.class_ * class_costs(class_logits[b], image_targets.labels))
         # one transfer for the whole batch
-        flat = torch.cat([image_costs.flatten() for image_costs in costs]).cpu()
-        per_image = flat.split([image_costs.numel() for image_costs in costs])
-        return tuple(assign(image.view(full.shape)) for image, full in zip(per_image, costs, strict=True))
+        flat = torch.cat([cost.flatten() for cost in costs]).cpu()
+        per_image = flat.split_with_sizes([cost.numel() for cost in costs])
+        return tuple(assign(cost.view(L, Q, len(t))) for cost, t in zip(per_image, targets, strict=True))
 
-    def _costs(
-        self,
-        class_logits: Tensor,
-        boxes: Tensor,
-        embeddings: Tensor,
-        features: Tensor,
-        points: Tensor,
-        targets: Targets,
-    ) -> Tensor:
-        """Costs [L, Q, T] of one image: logits [L, Q, K], boxes [L, Q, 4], embeddings [L, Q, D], features [P, D]."""
-        L, Q, _ = boxes.shape
-        masks = sample_masks(targets.masks, points)
-        rows = max(1, _LOGITS_AT_ONCE // self.num_points)
-        mask = torch.cat(
-            [mask_costs(e @ features.T, masks, self.weights) for e in embeddings.flatten(0, 1).split(rows)]
-        )
-        box = box_costs(boxes.flatten(0, 1), targets.boxes, self.weights)
-        class_ = class_costs(class_logits.flatten(0, 1), targets.labels)
-        return (mask + box + self.weights.class_ * class_).view(L, Q, len(targets))
+    def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
+        """Mask costs [N, T] of embeddings [N, D] by features [P, D] and masks [T, P] at the points, a piece at a time."""
+        pieces = torch.split(embeddings, max(1, _LOGITS_AT_ONCE // len(features)))
+        return torch.cat([mask_costs(piece @ features.T, masks, self.weights) for piece in pieces])
