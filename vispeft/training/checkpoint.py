@@ -1,0 +1,143 @@
+"""What --resume needs: everything that training changed, written whole or not at all. The base is not in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vispeft import peft
+from vispeft.errors import CheckpointError
+
+CHECKPOINT_FILE = Path("checkpoints") / "last.pt"
+ADAPTER_FILE = "adapter.safetensors"
+_FORMAT = 1
+
+
+@dataclass
+class Counters:
+    """How far a run is. The loop writes in it.
+
+    step: optimizer steps done
+    best_step, best_metrics: of the best evaluation so far; -1 and empty before the first
+    evaluations_since_best: for early stopping
+    is_evaluation_due: the run was stopped between a step and its evaluation
+    has_checked_gradients: whether every trainable parameter was seen to get a gradient
+    loss_sums, num_summed: figures since the last log line
+    num_skipped: steps in a row that loss scaling (fp16) skipped
+    train_seconds, evaluate_seconds: over all sessions of the run
+    """
+
+    step: int = 0
+    best_step: int = -1
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    evaluations_since_best: int = 0
+    is_evaluation_due: bool = False
+    has_checked_gradients: bool = False
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    num_summed: int = 0
+    num_skipped: int = 0
+    train_seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run between two steps.
+
+    tensors: trained parameters and buffers by name
+    optimizer, precision: state dicts of the optimizer and of the precision plugin (loss scale)
+    ema: state of the averages, or None
+    rng: state of the random generators of each process, by rank
+    """
+
+    counters: Counters
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]
+    ema: dict[str, Tensor] | None
+    rng: list[dict[str, Any]]
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training may change, by name, not copied: trainable parameters, and buffers of the modules that own them."""
+    tensors: dict[str, Tensor] = {}
+    for module_name, module in model.named_modules():
+        parameters = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
+        buffers = dict(module.named_buffers(recurse=False)) if parameters else {}
+        for name, tensor in {**parameters, **buffers}.items():
+            tensors[f"{module_name}.{name}" if module_name else name] = tensor.detach()
+    return tensors
+
+
+@torch.no_grad()
+def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Write a checkpoint's tensors into the model, in place, if they are exactly those that it trains."""
+    own = trained_tensors(model)
+    lacking, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    reshaped = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    if lacking or unknown or reshaped:
+        names = ", ".join(f"`{name}`" for name in (lacking + unknown + sorted(reshaped))[:6])
+        raise CheckpointError(
+            f"The checkpoint must hold what this run trains, but {len(lacking)} tensors are not in it, {len(unknown)} "
+            f"are in it only and {len(reshaped)} have another shape: {names}. "
+            "Resume with the configuration that began the run."
+        )
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically: at any moment `path` is the old one or the new one, whole."""
+    content = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint)}
+    content["counters"] = dataclasses.asdict(checkpoint.counters)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        torch.save({"format": _FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"`{path}` must be a checkpoint to resume from, but is not there. Train without --resume."
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content.pop("format")
+        if version != _FORMAT:
+            raise CheckpointError(f"`{path}` must have checkpoint format {_FORMAT}, but has {version!r}.")
+        return Checkpoint(**{**content, "counters": Counters(**content["counters"])})
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        pickle.PickleError,
+    ) as error:
+        raise CheckpointError(
+            f"`{path}` must be a checkpoint of `vispeft train`, but cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def save_adapter(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the adapter file of a model atomically. metadata: what the caller adds (class names, image size, ...)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial.{path.name}")
+    peft.save(model, partial, metadata=dict(metadata))
+    os.replace(partial, path)

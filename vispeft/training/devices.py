@@ -1,0 +1,140 @@
+"""Which device, precision and processes a run uses, by way of Lightning Fabric.
+
+What is asked for by name is there, or it is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.precision import MixedPrecision
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+from vispeft.errors import TrainingError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
+def build_fabric(device: str = "auto", precision: Precision = "auto", num_devices: int = 1) -> Fabric:
+    """A launched Fabric on `device`.
+
+    device: "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "mps", or one GPU as "cuda:1"
+    precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere; bf16 and fp16 are mixed precision
+    num_devices: processes on this machine, one device each; under `torchrun`, its own numbers count
+    """
+    kind, index = parse_device(device)
+    num_devices, num_nodes = _processes(num_devices)
+    if index is not None and num_devices > 1:
+        raise TrainingError(
+            f"`train.device={device}` names one device, but {num_devices} processes were asked for. "
+            f"Use `train.device={kind}`."
+        )
+    if kind == "cuda" and max(num_devices, (index or 0) + 1) > torch.cuda.device_count():
+        raise TrainingError(
+            f"`train.device={device}` with {num_devices} processes needs more GPUs than are here: "
+            f"{torch.cuda.device_count()}."
+        )
+    chosen = choose_precision(kind, precision)
+    fabric = Fabric(
+        accelerator=kind,
+        devices=num_devices if index is None else [index],
+        num_nodes=num_nodes,
+        # a batch without objects leaves the denoising embedding out
+        strategy=DDPStrategy(find_unused_parameters=True) if num_devices * num_nodes > 1 else "auto",
+        precision=_FABRIC_PRECISION[chosen],
+    )
+    fabric.launch()
+    return fabric
+
+
+def parse_device(device: str) -> tuple[Literal["cpu", "cuda", "mps"], int | None]:
+    """Kind and index of a device that is really there."""
+    name, _, digits = device.partition(":")
+    if digits and (name != "cuda" or not digits.isdecimal()):
+        raise TrainingError(f"`train.device` must be like `cuda:1` if it has a number, but is {device!r}.")
+    index = int(digits) if digits else None
+    match name:
+        case "auto":
+            return ("cuda" if torch.cuda.is_available() else "cpu"), None
+        case "cpu":
+            return "cpu", None
+        case "cuda":
+            _require(torch.cuda.is_available(), "cuda", "no usable CUDA GPU (see `nvidia-smi` and the installed torch)")
+            return "cuda", index
+        case "mps":
+            _require(torch.backends.mps.is_available(), "mps", "no Apple GPU")
+            return "mps", None
+    raise TrainingError(f"`train.device` must be `auto`, `cpu`, `cuda`, `mps` or like `cuda:1`, but is {device!r}.")
+
+
+def choose_precision(kind: str, precision: Precision) -> Literal["fp32", "bf16", "fp16"]:
+    """What `precision` means on a device of this kind."""
+    if precision == "auto":
+        return "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if precision not in _FABRIC_PRECISION:
+        raise TrainingError(f"`train.precision` must be `auto`, `fp32`, `bf16` or `fp16`, but is {precision!r}.")
+    if precision == "fp16" and kind != "cuda":
+        raise TrainingError(f"`train.precision=fp16` needs a CUDA GPU, but the device is `{kind}`. Use fp32 or bf16.")
+    return precision
+
+
+def uses_loss_scaling(fabric: Fabric) -> bool:
+    """Whether steps with non-finite gradients are skipped and the loss scale lowered (fp16)."""
+    plugin = fabric.strategy.precision
+    return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+
+
+def describe_device(fabric: Fabric) -> str:
+    """The device in words: a GPU's own name, or the CPU's with its number of threads."""
+    if fabric.device.type == "cuda":
+        return torch.cuda.get_device_name(fabric.device)
+    if fabric.device.type == "mps":
+        return "Apple GPU"
+    name = _cpu_info("model name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX on x86, BF16 on ARM), so that bf16 pays on it."""
+    return "amx_bf16" in _cpu_info("flags").split() or "bf16" in _cpu_info("Features").split()
+
+
+def _cpu_info(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo, or nothing where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip() == field:
+            return value.strip()
+    return ""
+
+
+def _require(is_there: bool, name: str, what: str) -> None:
+    if not is_there:
+        raise TrainingError(
+            f"`train.device={name}` was asked for, but this machine has {what}. "
+            "Use `train.device=auto` or `train.device=cpu`."
+        )
+
+
+def _processes(num_devices: int) -> tuple[int, int]:
+    """Processes per machine and machines. `torchrun` has started its processes already and says so."""
+    if num_devices < 1:
+        raise TrainingError(f"`train.devices` must be at least 1, but is {num_devices}.")
+    if "LOCAL_WORLD_SIZE" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return num_devices, 1
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return local, int(os.environ["WORLD_SIZE"]) // local

@@ -1,0 +1,66 @@
+"""What must not pass silently: losses that are not finite, and parameters that nothing trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from vispeft.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class BatchLosses:
+    """What one forward pass gave. losses: weighted loss parts by name; file_names: of the batch's images."""
+
+    file_names: tuple[str, ...]
+    losses: dict[str, float]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every part is a number."""
+        return all(math.isfinite(value) for value in self.losses.values())
+
+
+def check_finite(batches: Sequence[BatchLosses], grad_norm: float, *, step: int, lr: float, may_skip: bool) -> None:
+    """Refuse a step whose losses or gradients are not finite, before it changes any weight.
+
+    step: of the step, counted from 1
+    may_skip: under loss scaling (fp16) gradients may be non-finite now and then, and the scaler skips their step
+    """
+    remedy = (
+        f"This step changed no weight, and the last checkpoint stands. Lower `train.lr` (now {lr:g}) or set "
+        "`train.precision=fp32` and train again; look at these images if it comes back."
+    )
+    bad = [batch for batch in batches if not batch.is_finite]
+    if bad:
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in bad[0].losses.items())
+        raise TrainingError(
+            f"The loss must be finite, but is not in step {step}: {parts}. Images: {_images(bad)}. {remedy}"
+        )
+    if not math.isfinite(grad_norm) and not may_skip:
+        parts = "; ".join(", ".join(f"{name} {value:.4g}" for name, value in b.losses.items()) for b in batches)
+        raise TrainingError(
+            f"The gradients must be finite, but their norm is {grad_norm} in step {step}, with losses {parts}. "
+            f"Images: {_images(batches)}. {remedy}"
+        )
+
+
+def check_gradients(model: nn.Module, *, may_rest: Collection[str] = ()) -> None:
+    """Refuse to go on if a trainable parameter got no gradient: it takes no part in the loss and would stay as it is.
+
+    may_rest: names of parameters that may get none
+    """
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and n not in may_rest]
+    if idle:
+        listed = ", ".join(f"`{name}`" for name in idle[:8]) + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")
+        raise TrainingError(
+            f"Every trainable parameter must get a gradient, but after the first step {len(idle)} got none: {listed}. "
+            "They take no part in the loss. Leave them out of `peft.deltas` and `peft.train`."
+        )
+
+
+def _images(batches: Sequence[BatchLosses]) -> str:
+    return ", ".join(name for batch in batches for name in batch.file_names)

@@ -1,0 +1,58 @@
+"""Ctrl-C and SIGTERM: the first asks for a stop after the step, the second stops at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Interrupt:
+    """Whether a stop was asked for. Made by `interruptible`."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._is_breaking = False
+        self._process_id = os.getpid()
+
+    @contextlib.contextmanager
+    def breaks(self) -> Iterator[None]:
+        """Within, a stop raises KeyboardInterrupt at once: for work that can be done again from its beginning."""
+        self._is_breaking = True
+        try:
+            if self.is_requested:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._is_breaking = False
+
+    def handle(self, signal_number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        # loader processes inherit the handler by fork; their parent decides when they end
+        if os.getpid() != self._process_id:
+            return
+        is_second = self.is_requested
+        self.is_requested = True
+        if is_second or self._is_breaking:
+            raise KeyboardInterrupt
+        # print is not safe in a handler: it may have interrupted a print
+        os.write(2, b"\nStopping after this step and saving. Once more stops at once, without saving.\n")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interrupt]:
+    """Within, SIGINT and SIGTERM are kept as a request to stop. Outside the main thread they cannot be, and are not."""
+    interrupt = Interrupt()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = {number: signal.signal(number, interrupt.handle) for number in numbers}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

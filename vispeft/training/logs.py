@@ -1,0 +1,85 @@
+"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_DIR = "tensorboard"
+
+
+class RunLog:
+    """Lines such as `{"step": 40, "split": "train", "loss": 3.1}` in a run's metrics.jsonl, each written at once.
+
+    start_step: what an earlier run wrote after this step is dropped, for it will be written again
+    is_enabled: False in every process but the first
+    """
+
+    def __init__(
+        self, run_dir: Path, *, start_step: int = 0, use_tensorboard: bool = True, is_enabled: bool = True
+    ) -> None:
+        self.path = run_dir / METRICS_FILE
+        self._file = None
+        self._writer = None
+        if not is_enabled:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        keep_lines_until(self.path, start_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        if use_tensorboard:
+            # takes a second to import, which other commands must not pay
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run_dir / TENSORBOARD_DIR), purge_step=start_step + 1)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """One line of figures after `step` steps. A figure that is not finite is written as null."""
+        if self._file is not None:
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+            self._file.flush()
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close both; twice does no harm."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut short by a crash is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl that come after `step`, atomically."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)

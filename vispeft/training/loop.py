@@ -1,0 +1,365 @@
+"""The training loop: steps, evaluations, checkpoints; stops early, stops cleanly, and goes on exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from vispeft import peft
+from vispeft.errors import CheckpointError, TrainingError
+from vispeft.structures import Batch
+from vispeft.training.checkpoint import Checkpoint, Counters, restore_tensors, save_checkpoint, trained_tensors
+from vispeft.training.devices import uses_loss_scaling
+from vispeft.training.ema import Ema
+from vispeft.training.guards import BatchLosses, check_finite, check_gradients
+from vispeft.training.interrupt import Interrupt, interruptible
+from vispeft.training.logs import RunLog
+from vispeft.training.memory import memory_bytes, peak_memory_bytes, reset_peak_memory
+from vispeft.training.progress import ProgressReport, format_bytes, open_progress
+from vispeft.training.schedule import Schedule
+from vispeft.training.seeds import preserved_rng, repeatable, rng_state, set_rng_state
+from vispeft.training.step import Criterion, LossModule, SealedBatch
+from vispeft.training.validate import gather_objects
+
+# the loss scale starts at 2^16 and halves with each skipped step: after so many it is below 1
+_MOST_SKIPPED = 20
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How long and how often, in optimizer steps.
+
+    accumulate: batches whose mean gradient makes one step
+    clip_norm: largest norm of all gradients together; None: no clipping
+    eval_every: None: at the end only
+    checkpoint_every: beside the checkpoint after each evaluation; None: no others
+    patience: stop after this many evaluations without a better `metric`; None: never
+    ema_decay: of an average of the trained weights, which is evaluated and kept in their place; None: no average
+    metric: which figure of an evaluation is best when it is highest
+    may_rest: names of trainable parameters that may get no gradient
+    """
+
+    steps: int
+    accumulate: int = 1
+    clip_norm: float | None = 1.0
+    eval_every: int | None = None
+    log_every: int = 10
+    checkpoint_every: int | None = None
+    patience: int | None = None
+    ema_decay: float | None = None
+    metric: str = "segm/AP"
+    may_rest: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended.
+
+    best_step, best_metrics: of the evaluation whose adapter was kept; -1 and empty without one
+    train_seconds, evaluate_seconds: over all sessions of the run
+    peak_memory_bytes: of training and evaluation, see `memory.peak_memory_bytes`
+    is_interrupted: stopped by Ctrl-C or SIGTERM after saving; resuming goes on from there
+    """
+
+    steps: int
+    best_step: int
+    best_metrics: Mapping[str, float]
+    train_seconds: float
+    evaluate_seconds: float
+    peak_memory_bytes: int
+    is_stopped_early: bool
+    is_interrupted: bool
+
+
+def fit(
+    *,
+    fabric: Fabric,
+    model: nn.Module,
+    criterion: Criterion,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    train_batches: Iterable[Batch],
+    evaluate: Callable[[], Mapping[str, float]] | None,
+    keep_best: Callable[[int, Mapping[str, float]], None],
+    log: RunLog,
+    checkpoint_path: Path,
+    settings: LoopSettings,
+    resume: Checkpoint | None = None,
+) -> FitResult:
+    """Train the trainable parameters of `model`, in place, and leave the last step's values in it.
+
+    train_batches: at least `accumulate` batches for each step that is still to do; a resumed run's begin where the
+        checkpoint's step left off
+    evaluate: figures of the model as it then is, alike in every process; None: no evaluation, the last weights are kept
+    keep_best: called in the first process with step and figures while the model holds the weights to keep
+    """
+    module, stepper = fabric.setup(LossModule(model, criterion), optimizer)
+    loop = _Loop(
+        fabric=fabric,
+        model=model,
+        module=module,
+        optimizer=optimizer,
+        stepper=stepper,
+        schedule=schedule,
+        evaluate=evaluate,
+        keep_best=keep_best,
+        log=log,
+        checkpoint_path=checkpoint_path,
+        settings=settings,
+        counters=Counters(),
+        ema=None if settings.ema_decay is None else Ema(model, settings.ema_decay),
+    )
+    if resume is not None:
+        loop.restore(resume)
+    reset_peak_memory(fabric.device)
+    with interruptible() as interrupt, repeatable(fabric.device):
+        with preserved_rng(fabric.device):
+            batches = _started(train_batches) if loop.counters.step < settings.steps else iter(())
+        if resume is not None:
+            set_rng_state(resume.rng[fabric.global_rank], fabric.device)
+        loop.run(batches, interrupt)
+    return loop.result(interrupt)
+
+
+def _started(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, of which the first is there already: loader processes, which draw a seed, have started."""
+    iterator = iter(batches)
+    return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
+
+
+@dataclass
+class _Loop:
+    """One session of a run. stepper: Fabric's wrapper of the optimizer."""
+
+    fabric: Fabric
+    model: nn.Module
+    module: Any
+    optimizer: torch.optim.Optimizer
+    stepper: Any
+    schedule: Schedule
+    evaluate: Callable[[], Mapping[str, float]] | None
+    keep_best: Callable[[int, Mapping[str, float]], None]
+    log: RunLog
+    checkpoint_path: Path
+    settings: LoopSettings
+    counters: Counters
+    ema: Ema | None
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint; the random generators are set by the caller."""
+        if len(checkpoint.rng) != self.fabric.world_size:
+            raise CheckpointError(
+                f"A run must go on with as many processes as it began with, {len(checkpoint.rng)}, "
+                f"but has {self.fabric.world_size}."
+            )
+        if (checkpoint.ema is None) != (self.ema is None):
+            raise CheckpointError("`train.ema` must be set as when the run began, but is not.")
+        restore_tensors(self.model, checkpoint.tensors)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.fabric.strategy.precision.load_state_dict(checkpoint.precision)
+        if self.ema is not None and checkpoint.ema is not None:
+            self.ema.load_state_dict(checkpoint.ema)
+        self.counters = checkpoint.counters
+
+    def save(self) -> None:
+        """Write the checkpoint; every process calls this."""
+        self._note_peak()
+        rng = gather_objects(self.fabric, rng_state(self.fabric.device))
+        if self.fabric.is_global_zero:
+            checkpoint = Checkpoint(
+                counters=self.counters,
+                tensors=trained_tensors(self.model),
+                optimizer=self.optimizer.state_dict(),
+                precision=self.fabric.strategy.precision.state_dict(),
+                ema=None if self.ema is None else self.ema.state_dict(),
+                rng=rng,
+            )
+            save_checkpoint(self.checkpoint_path, checkpoint)
+
+    def run(self, batches: Iterator[Batch], interrupt: Interrupt) -> None:
+        """Step, evaluate and save until the run is over or a stop is asked for."""
+        counters, settings = self.counters, self.settings
+        peft.train_mode(self.model)
+        with open_progress(
+            "train", settings.steps, start=counters.step, is_shown=self.fabric.is_global_zero
+        ) as progress:
+            self._evaluate_if_due(progress, interrupt)
+            while counters.step < settings.steps and not self.is_stopped_early and not self._must_stop(interrupt):
+                self._step(batches, progress)
+                counters.is_evaluation_due = self._is_evaluation_step()
+                was_evaluated = self._evaluate_if_due(progress, interrupt)
+                if not was_evaluated and _is_multiple(counters.step, settings.checkpoint_every):
+                    self.save()
+        if self._must_stop(interrupt):
+            self.save()
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether `patience` evaluations in a row brought nothing better."""
+        patience = self.settings.patience
+        return patience is not None and self.counters.evaluations_since_best >= patience
+
+    def result(self, interrupt: Interrupt) -> FitResult:
+        """How the run ended."""
+        self._note_peak()
+        counters = self.counters
+        is_over = counters.step >= self.settings.steps or self.is_stopped_early
+        return FitResult(
+            steps=counters.step,
+            best_step=counters.best_step,
+            best_metrics=dict(counters.best_metrics),
+            train_seconds=counters.train_seconds,
+            evaluate_seconds=counters.evaluate_seconds,
+            peak_memory_bytes=counters.peak_memory_bytes,
+            is_stopped_early=self.is_stopped_early and counters.step < self.settings.steps,
+            is_interrupted=interrupt.is_requested and (not is_over or counters.is_evaluation_due),
+        )
+
+    def _step(self, batches: Iterator[Batch], progress: ProgressReport) -> None:
+        began = time.monotonic()
+        counters, settings = self.counters, self.settings
+        self.schedule.apply(self.optimizer, counters.step)
+        passes = [self._pass(batches, is_last=i == settings.accumulate - 1) for i in range(settings.accumulate)]
+        if not counters.has_checked_gradients and any(one.has_targets for one in passes):
+            check_gradients(self.model, may_rest=settings.may_rest)
+            counters.has_checked_gradients = True
+        max_norm = math.inf if settings.clip_norm is None else settings.clip_norm
+        norm = self.fabric.clip_gradients(self.module, self.stepper, max_norm=max_norm, error_if_nonfinite=False)
+        figures = self._checked_figures(passes, torch.as_tensor(norm))
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.ema is not None:
+            self.ema.update()
+        counters.step += 1
+        counters.train_seconds += time.monotonic() - began
+        self._report(figures, progress)
+
+    def _pass(self, batches: Iterator[Batch], *, is_last: bool) -> _Pass:
+        """One batch forward and backward."""
+        batch = next(batches, None)
+        if batch is None:
+            raise TrainingError(
+                f"There must be batches for {self.settings.steps} steps, but they end in step {self.counters.step + 1}."
+                " Has `data.train` fewer images than `train.batch_size`?"
+            )
+        with self.fabric.no_backward_sync(self.module, enabled=not is_last):
+            losses: dict[str, Tensor] = self.module(SealedBatch(batch.to(self.fabric.device)))
+            self.fabric.backward(torch.stack(list(losses.values())).sum() / self.settings.accumulate)
+        return _Pass(
+            file_names=tuple(meta.file_name for meta in batch.metas),
+            names=tuple(losses),
+            values=torch.stack([loss.detach() for loss in losses.values()]),
+            has_targets=any(len(targets) for targets in batch.targets),
+        )
+
+    def _checked_figures(self, passes: list[_Pass], grad_norm: Tensor) -> dict[str, float]:
+        """Mean losses over the passes of a step and the gradient norm, in one transfer, all of them finite."""
+        values = iter(torch.cat([*(one.values for one in passes), grad_norm.detach().reshape(1)]).tolist())
+        batches = [BatchLosses(one.file_names, {name: next(values) for name in one.names}) for one in passes]
+        norm = next(values)
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        self.counters.num_skipped = 0 if math.isfinite(norm) else self.counters.num_skipped + 1
+        may_skip = uses_loss_scaling(self.fabric) and self.counters.num_skipped < _MOST_SKIPPED
+        check_finite(batches, norm, step=self.counters.step + 1, lr=lr, may_skip=may_skip)
+        figures = {"loss": sum(sum(batch.losses.values()) for batch in batches) / len(batches)}
+        for batch in batches:
+            for name, value in batch.losses.items():
+                figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + value / len(batches)
+        return {**figures, "grad_norm": norm}
+
+    def _report(self, figures: dict[str, float], progress: ProgressReport) -> None:
+        """Show a step's figures, and log their means when that is due."""
+        counters, step = self.counters, self.counters.step
+        for name, value in figures.items():
+            counters.loss_sums[name] = counters.loss_sums.get(name, 0.0) + value
+        counters.num_summed += 1
+        memory = format_bytes(memory_bytes(self.fabric.device))
+        progress.update(step, "  ".join([*(f"{n.removeprefix('loss_')} {v:.3g}" for n, v in figures.items()), memory]))
+        if step % self.settings.log_every == 0 or step == self.settings.steps:
+            means = {name: total / counters.num_summed for name, total in counters.loss_sums.items()}
+            rates = {f"lr_{g['name']}": g["lr"] for g in self.optimizer.param_groups if "/" not in g["name"]}
+            self.log.write(step, "train", {**means, **rates})
+            counters.loss_sums, counters.num_summed = {}, 0
+
+    def _is_evaluation_step(self) -> bool:
+        step = self.counters.step
+        return step == self.settings.steps or _is_multiple(step, self.settings.eval_every)
+
+    def _evaluate_if_due(self, progress: ProgressReport, interrupt: Interrupt) -> bool:
+        """Evaluate, keep the best and save, unless a stop was asked for: then it stays due. Returns whether it did."""
+        if not self.counters.is_evaluation_due or self._must_stop(interrupt):
+            return False
+        # evaluating takes memory and time: if it fails, the steps are not lost
+        self.save()
+        began = time.monotonic()
+        with progress.paused(), contextlib.nullcontext() if self.ema is None else self.ema.swapped_in():
+            try:
+                with preserved_rng(self.fabric.device), interrupt.breaks():
+                    metrics = self._metrics()
+            except KeyboardInterrupt:
+                return False
+            finally:
+                peft.train_mode(self.model)
+            self._take(metrics)
+        self.counters.evaluate_seconds += time.monotonic() - began
+        self.counters.is_evaluation_due = False
+        self.save()
+        return True
+
+    def _metrics(self) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        self.model.eval()
+        metrics = dict(self.evaluate())
+        if self.settings.metric not in metrics:
+            raise TrainingError(f"An evaluation must give `{self.settings.metric}`, but gives {sorted(metrics)}.")
+        return metrics
+
+    def _take(self, metrics: dict[str, float]) -> None:
+        """Log an evaluation, and keep its weights if they are the best so far; of equals the earlier stay."""
+        counters, metric = self.counters, self.settings.metric
+        if metrics:
+            self.log.write(counters.step, "val", metrics)
+        # a figure that is not a number is never better
+        if counters.best_step < 0 or not metrics or metrics[metric] > counters.best_metrics[metric]:
+            counters.best_step, counters.best_metrics = counters.step, metrics
+            counters.evaluations_since_best = 0
+            if self.fabric.is_global_zero:
+                self.keep_best(counters.step, metrics)
+        else:
+            counters.evaluations_since_best += 1
+
+    def _must_stop(self, interrupt: Interrupt) -> bool:
+        """Whether any process was asked to stop."""
+        if self.fabric.world_size > 1:
+            asked = torch.tensor(float(interrupt.is_requested), device=self.fabric.device)
+            total = self.fabric.all_reduce(asked, reduce_op="sum")
+            interrupt.is_requested = bool(torch.as_tensor(total) > 0)
+        return interrupt.is_requested
+
+    def _note_peak(self) -> None:
+        self.counters.peak_memory_bytes = max(self.counters.peak_memory_bytes, peak_memory_bytes(self.fabric.device))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass. values: [number of loss parts] float32, on the device."""
+
+    file_names: tuple[str, ...]
+    names: tuple[str, ...]
+    values: Tensor
+    has_targets: bool
+
+
+def _is_multiple(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

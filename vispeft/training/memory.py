@@ -1,0 +1,79 @@
+"""Peak memory of this process or of its GPU, and an allocator that keeps what it has."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+# from glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc not to hand freed memory back to the kernel between steps. Returns whether it will.
+
+    A step that frees its activations early otherwise pays a page fault for each page of the next step: a fifth to a
+    quarter of the processor time of a forward pass through frozen blocks. No effect elsewhere than on glibc's Linux.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return False
+    # no separate mapping per large block, and no trimming of the heap's end
+    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak of `device` anew (where the system allows it for the process: Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        # no /proc, or not ours to write: the peak then counts from the start of the process
+        return
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held since the last reset: by tensors on a GPU, by the whole process elsewhere. 0 where unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    from_status = _status_bytes("VmHWM")
+    return _rusage_peak_bytes() if from_status is None else from_status
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory held now, for a progress bar. 0 where unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _status_bytes("VmRSS") or 0
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        lines = _STATUS.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _rusage_peak_bytes() -> int:
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts bytes, the others kilobytes
+    return peak if sys.platform == "darwin" else peak * 1024

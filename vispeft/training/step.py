@@ -1,0 +1,57 @@
+"""One forward pass of training: a batch in, weighted losses out, with the loss in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vispeft.structures import Batch, DenoisingPredictions, LayerPredictions, Predictions, Targets
+
+Criterion = Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]]
+
+
+class SealedBatch:
+    """A batch that Fabric and DDP hand on as it is.
+
+    Mixed precision would otherwise round boxes and pixels on their way in, and frozen dataclasses are refused.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+
+class LossModule(nn.Module):
+    """Model and criterion in one, so that one forward call of a wrapped module (DDP) gives the losses."""
+
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, sealed: SealedBatch) -> dict[str, Tensor]:
+        """Weighted scalar losses by name, float32."""
+        batch = sealed.batch
+        predictions = self.model(batch.images, batch.targets)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return self.criterion(in_float32(predictions), batch.targets)
+
+
+def in_float32(predictions: Predictions) -> Predictions:
+    """The same predictions in float32; no copy where they are float32 already."""
+    denoising = predictions.denoising
+    return Predictions(
+        layers=tuple(_layer_in_float32(layer) for layer in predictions.layers),
+        mask_features=predictions.mask_features.float(),
+        proposals=None if predictions.proposals is None else _layer_in_float32(predictions.proposals),
+        denoising=None
+        if denoising is None
+        else DenoisingPredictions(
+            tuple(_layer_in_float32(layer) for layer in denoising.layers), denoising.num_groups, denoising.group_size
+        ),
+    )
+
+
+def _layer_in_float32(layer: LayerPredictions) -> LayerPredictions:
+    return LayerPredictions(layer.class_logits.float(), layer.boxes.float(), layer.mask_embeddings.float())

@@ -1,0 +1,90 @@
+"""Predictions of a model for a whole data set, as COCO results."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from lightning_fabric import Fabric
+from torch import nn
+
+from vispeft.evaluation import postprocess, to_coco_results
+from vispeft.structures import Batch
+from vispeft.training.memory import memory_bytes
+from vispeft.training.progress import format_bytes, open_progress
+from vispeft.training.step import in_float32
+
+T = TypeVar("T")
+
+
+def predict_dataset(
+    fabric: Fabric,
+    model: nn.Module,
+    loader: Collection[Batch] | Iterable[Batch],
+    category_ids: Sequence[int],
+    *,
+    num_images: int,
+    max_detections: int = 100,
+    score_threshold: float = 0.0,
+    description: str = "evaluate",
+) -> list[dict[str, Any]]:
+    """COCO results of every image that `loader` gives, by ascending image id and, within an image, best first.
+
+    Every process gets the results of all: each predicts its own share, and an image that two of them were given (to
+    make shares equal) counts once. The model is left in the mode it came in. Masks are kept as RLE only.
+
+    category_ids: the data set's own id of each contiguous class index
+    num_images: images that this process's loader gives, for the progress bar
+    """
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    try:
+        with open_progress(description, num_images, unit="image", is_shown=fabric.is_global_zero) as progress:
+            for batch in loader:
+                found = _predict_batch(fabric, model, batch, category_ids, max_detections, score_threshold)
+                by_image.update(found)
+                progress.update(len(by_image), format_bytes(memory_bytes(fabric.device)))
+    finally:
+        for module in was_training:
+            module.training = True
+    for share in gather_objects(fabric, by_image):
+        by_image.update(share)
+    return [result for image_id in sorted(by_image) for result in by_image[image_id]]
+
+
+def gather_objects(fabric: Fabric, value: T) -> list[T]:
+    """The value of every process, by rank."""
+    if fabric.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+# not inference mode: a backbone that caches position tables would hand inference tensors to the next training step
+@torch.no_grad()
+def _predict_batch(
+    fabric: Fabric,
+    model: nn.Module,
+    batch: Batch,
+    category_ids: Sequence[int],
+    max_detections: int,
+    score_threshold: float,
+) -> dict[int, list[dict[str, Any]]]:
+    images = batch.images.to(fabric.device, non_blocking=True)
+    with fabric.autocast():
+        predictions = model(images)
+    instances = postprocess(
+        in_float32(predictions),
+        batch.metas,
+        padded_size=(images.shape[-2], images.shape[-1]),
+        max_detections=max_detections,
+        score_threshold=score_threshold,
+    )
+    return {
+        meta.image_id: to_coco_results(found, meta.image_id, category_ids)
+        for meta, found in zip(batch.metas, instances, strict=True)
+    }
