@@ -1,0 +1,209 @@
+"""COCO instance files, read so that nothing hostile crashes, nothing wrong trains, and every oddity is told by name."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vispeft.data.files import check_files
+from vispeft.data.instances import read_annotations
+from vispeft.data.problems import CheckReport, Findings, show
+from vispeft.data.sets import Category, CocoSet, ImageEntry
+from vispeft.data.values import as_integer
+from vispeft.errors import DataError
+
+
+def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True) -> CocoSet:
+    """Read a COCO instance file. What was left out or mended stands in `.report.warnings`, for the caller to tell.
+
+    images: the folder that `file_name` is relative to; None where only the annotations matter
+    check_images: look at every image file: that it is there, whole and of the size the JSON gives
+
+    Raises one `DataError` that tells everything that keeps the file from being used.
+    """
+    coco_set, report = examine(Path(annotations), None if images is None else Path(images), check_images=check_images)
+    report.raise_if_refused()
+    if coco_set is None:
+        raise DataError(f"{annotations} cannot be used.")
+    return coco_set
+
+
+def examine(annotations: Path, images: Path | None, *, check_images: bool) -> tuple[CocoSet | None, CheckReport]:
+    """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file."""
+    findings = Findings()
+    document = load_document(annotations, findings)
+    if document is None:
+        return None, CheckReport(annotations, findings.problems())
+    categories = _read_categories(document["categories"], findings)
+    entries = _read_images(document["images"], images, findings)
+    if images is not None and check_images and not findings.is_refused:
+        entries = check_files(entries, images, document["annotations"], findings)
+    entries = _require_sizes(entries, findings)
+    listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
+    found = read_annotations(document["annotations"], categories, entries, listed, findings)
+    instances = [a for a in found if not a.is_crowd]
+    if not instances and not findings.is_refused:
+        findings.refuse("no-instances", "no annotation is left that can be trained on; mend those named below.", "")
+    report = CheckReport(
+        annotations, findings.problems(), len(categories), len(entries), len(instances), len(found) - len(instances)
+    )
+    if report.refused:
+        return None, report
+    per_image: dict[int, tuple[list[Any], list[Any]]] = {entry_id: ([], []) for entry_id in entries}
+    for annotation in found:
+        per_image[annotation.image_id][annotation.is_crowd].append(annotation)
+    coco_set = CocoSet(
+        annotations,
+        images,
+        tuple(categories.values()),
+        tuple(entries.values()),
+        tuple(tuple(pair[0]) for pair in per_image.values()),
+        tuple(tuple(pair[1]) for pair in per_image.values()),
+        report,
+    )
+    return coco_set, report
+
+
+def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
+    """The three lists of a COCO instance file, or None with the reason among the findings."""
+    document = _load_json(path, findings)
+    if findings.is_refused:
+        return None
+    if isinstance(document, list):
+        hint = " It looks like a COCO results file." if document and _has_score(document[0]) else ""
+        findings.refuse(
+            "not-coco", f"the top level must be an object with images, annotations and categories.{hint}", ""
+        )
+        return None
+    if not isinstance(document, dict):
+        findings.refuse("not-coco", "the top level must be an object with images, annotations and categories.", "")
+        return None
+    for key in ("images", "categories", "annotations"):
+        _require_list(document, key, findings)
+    if not findings.is_refused and any(
+        isinstance(a, dict) and "segments_info" in a for a in document["annotations"][:1]
+    ):
+        findings.refuse(
+            "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
+        )
+    return None if findings.is_refused else document
+
+
+def _has_score(entry: Any) -> bool:
+    return isinstance(entry, dict) and "score" in entry
+
+
+def _load_json(path: Path, findings: Findings) -> Any:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        findings.refuse("no-file", "the annotation file does not exist.", "")
+        return None
+    except IsADirectoryError:
+        findings.refuse("no-file", "must be an annotation file, but is a folder.", "")
+        return None
+    except (OSError, ValueError) as error:
+        findings.refuse("no-file", f"the annotation file cannot be read ({error}).", "")
+        return None
+    if not content.strip():
+        findings.refuse("not-json", "the annotation file is empty.", "")
+        return None
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}, character {error.pos}"
+        cut = "; the file seems to be cut off" if error.pos >= len(error.doc.rstrip()) - 1 else ""
+        findings.refuse("not-json", f"is not valid JSON: {error.msg} at {where}{cut}.", "")
+    except UnicodeDecodeError as error:
+        findings.refuse("not-json", f"is not valid JSON: it is no UTF-8 text (byte {error.start}).", "")
+    except RecursionError:
+        findings.refuse("not-json", "is not valid JSON for a COCO file: it is nested too deeply.", "")
+    except ValueError as error:
+        findings.refuse("not-json", f"is not valid JSON for a COCO file: {error}.", "")
+    return None
+
+
+def _require_list(document: dict[str, Any], key: str, findings: Findings) -> None:
+    if key not in document:
+        findings.refuse(f"no-{key}-key", f"has no `{key}` key, so it is no COCO instance file.", "")
+    elif not isinstance(document[key], list):
+        findings.refuse(f"bad-{key}", f"`{key}` must be a list, but is {show(document[key])}.", "")
+    elif not document[key]:
+        findings.refuse(f"no-{key}", f"lists no {key}: its `{key}` is empty.", "")
+
+
+def _read_categories(raw: list[Any], findings: Findings) -> dict[int, Category]:
+    """Categories by id, sorted by id."""
+    categories: dict[int, Category] = {}
+    for place, entry in enumerate(raw):
+        identifier = as_integer(entry.get("id")) if isinstance(entry, dict) else None
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if identifier is None or not isinstance(name, str) or not name.strip():
+            findings.refuse(
+                "bad-category",
+                "must be an object with an integer `id` and a `name`.",
+                f"categories[{place}] {show(entry)}",
+            )
+        elif identifier in categories and categories[identifier].name != name:
+            names = f"category id {identifier} ({show(categories[identifier].name)} and {show(name)})"
+            findings.refuse("duplicate-category-id", "stands for two categories; give each its own id.", names)
+        else:
+            categories[identifier] = Category(identifier, name)
+    for name, count in Counter(category.name for category in categories.values()).items():
+        if count > 1:
+            ids = ", ".join(str(c.id) for c in categories.values() if c.name == name)
+            findings.refuse(
+                "duplicate-category-name",
+                "several categories have the same name; classes are known by name: rename or unite them.",
+                f"`{show(name)}` (ids {ids})",
+            )
+    return dict(sorted(categories.items()))
+
+
+def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dict[int, ImageEntry]:
+    """Image entries by id in the order of the file; a height or width of 0 means that the file gives none."""
+    entries: dict[int, ImageEntry] = {}
+    for place, item in enumerate(raw):
+        identifier = as_integer(item.get("id")) if isinstance(item, dict) else None
+        file_name = item.get("file_name") if isinstance(item, dict) else None
+        if identifier is None:
+            shown = show(item.get("id")) if isinstance(item, dict) else show(item)
+            findings.refuse("bad-image-id", "image ids must be integers.", f"images[{place}] with id {shown}")
+        elif not isinstance(file_name, str) or not file_name.strip() or "\0" in file_name:
+            findings.refuse("bad-file-name", "must have a `file_name`.", f"image {identifier}")
+        elif identifier in entries:
+            names = f"image id {identifier} ({show(entries[identifier].file_name)} and {show(file_name)})"
+            findings.refuse("duplicate-image-id", "stands for two images; annotations cannot tell them apart.", names)
+        else:
+            sides = _sides(item, findings, identifier)
+            entries[identifier] = ImageEntry(identifier, file_name, folder and folder / file_name, *sides)
+    counts = Counter(entry.file_name for entry in entries.values())
+    for file_name, count in counts.items():
+        if count > 1:
+            findings.warn("same-file-twice", "listed more than once; each entry is used.", show(file_name))
+    return entries
+
+
+def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tuple[int, int]:
+    given = [item.get("height"), item.get("width")]
+    if given == [None, None]:
+        return 0, 0
+    height, width = (as_integer(value) for value in given)
+    if height is None or width is None or height < 1 or width < 1:
+        findings.refuse(
+            "bad-image-size",
+            "`height` and `width` must be positive integers.",
+            f"image {identifier} (height {show(given[0])}, width {show(given[1])})",
+        )
+        return 0, 0
+    return height, width
+
+
+def _require_sizes(entries: dict[int, ImageEntry], findings: Findings) -> dict[int, ImageEntry]:
+    for entry in entries.values():
+        if entry.height < 1 and not findings.is_refused:
+            findings.refuse("no-image-size", "has no `height` and `width`.", f"image {entry.id}")
+    return entries

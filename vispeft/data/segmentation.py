@@ -1,0 +1,218 @@
+"""Instance masks as COCO files hold them, polygons or run lengths, kept so until dense pixels are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from vispeft.data.values import as_integer, as_number
+
+FloatArray = NDArray[np.float64]
+MaskArray = NDArray[np.uint8]
+
+FARTHEST_COORDINATE = 1e7
+MARGIN = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Polygons:
+    """One instance as polygons that are united. parts: [P, 2] float64 each, (x, y) in absolute pixels, P at least 3."""
+
+    parts: tuple[FloatArray, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rle:
+    """One instance as COCO run lengths.
+
+    runs: [R] int64, lengths of background, object, background, ... in column-major order; they sum to height * width
+    columns: first and one past the last column that hold an object pixel
+    """
+
+    height: int
+    width: int
+    runs: NDArray[np.int64]
+    columns: tuple[int, int]
+
+    def crop(self, left: int, right: int) -> MaskArray:
+        """Dense columns `left` to `right` (exclusive). Returns [height, right - left] uint8 of 0 and 1."""
+        low, high = left * self.height, right * self.height
+        ends = np.clip(np.cumsum(self.runs), low, high)
+        lengths = np.diff(ends, prepend=low)
+        values = (np.arange(len(lengths)) % 2).astype(np.uint8)
+        return np.repeat(values, lengths).reshape(right - left, self.height).T
+
+
+Segmentation = Polygons | Rle
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """Why a segmentation cannot be used. kind: a short name; sentence: for a message; detail: numbers of this one."""
+
+    kind: str
+    sentence: str
+    detail: str = ""
+
+
+def parse_segmentation(value: Any, height: int, width: int) -> Segmentation | Flaw:
+    """A segmentation out of JSON for an image of `height` x `width`, or what is wrong with it."""
+    if value is None or value == [] or value == {}:
+        return Flaw("missing-segmentation", "has no `segmentation`; it is left out, for a mask is never invented")
+    if isinstance(value, dict):
+        return _parse_rle(value, height, width)
+    if isinstance(value, list):
+        return _parse_polygons(value)
+    return Flaw("bad-segmentation", "`segmentation` must be a list of polygons or an RLE object; it is left out")
+
+
+def _parse_polygons(value: list[Any]) -> Polygons | Flaw:
+    bad = "`segmentation` must be a list of polygons, each a flat list of numbers [x1, y1, x2, y2, ...]; it is left out"
+    parts = []
+    for part in value:
+        if not isinstance(part, list):
+            return Flaw("bad-polygon", bad)
+        numbers = [as_number(n) for n in part]
+        if any(n is None or abs(n) > FARTHEST_COORDINATE for n in numbers):
+            return Flaw("bad-polygon", bad + " (NaN, text, nested lists and numbers beyond 1e7 are no coordinates)")
+        if len(numbers) % 2:
+            return Flaw("odd-polygon", "has a polygon with an odd count of numbers; it is left out", str(len(numbers)))
+        if len(numbers) >= 6:
+            parts.append(np.array(numbers, np.float64).reshape(-1, 2))
+    if parts:
+        return Polygons(tuple(parts))
+    longest = max(len(part) for part in value)
+    return Flaw(
+        "short-polygon", "a polygon needs at least three points (six numbers); it is left out", f"{longest} numbers"
+    )
+
+
+def _parse_rle(value: dict[str, Any], height: int, width: int) -> Rle | Flaw:
+    size, counts = value.get("size"), value.get("counts")
+    sides = [as_integer(n) for n in size] if isinstance(size, list) else []
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        return Flaw("bad-rle", "an RLE must hold `size` [height, width] and `counts`; it is left out")
+    if (sides[0], sides[1]) != (height, width):
+        detail = f"RLE {sides[0]}x{sides[1]}, image {height}x{width}"
+        return Flaw(
+            "rle-size", "`size` of the RLE differs from the height x width of its image; it is left out", detail
+        )
+    runs = decode_counts(counts) if isinstance(counts, str) else _plain_counts(counts)
+    if runs is None or (runs < 0).any() or len(runs) > 2 * height * width + 2:
+        return Flaw("bad-rle", "`counts` of the RLE are no valid run lengths; it is left out")
+    if int(runs.sum()) != height * width:
+        detail = f"{int(runs.sum())} pixels, image {height}x{width}"
+        return Flaw("rle-sum", "`counts` of the RLE do not sum to the size of the image; it is left out", detail)
+    return make_rle(runs, height, width)
+
+
+def make_rle(runs: NDArray[np.int64], height: int, width: int) -> Rle:
+    """An `Rle` from valid run lengths, its columns found."""
+    ends = np.cumsum(runs)
+    objects = (
+        [i for i in range(1, len(runs), 2) if runs[i] > 0] if len(runs) < 64 else np.flatnonzero(runs[1::2]) * 2 + 1
+    )
+    if len(objects) == 0:
+        return Rle(height, width, runs, (0, 0))
+    first, last = int(ends[objects[0] - 1]), int(ends[objects[-1]]) - 1
+    return Rle(height, width, runs, (first // height, last // height + 1))
+
+
+def _plain_counts(counts: Any) -> NDArray[np.int64] | None:
+    if not isinstance(counts, list) or not counts:
+        return None
+    integers = [as_integer(n) for n in counts]
+    if any(n is None or not 0 <= n < 2**32 for n in integers):
+        return None
+    return np.array(integers, np.int64)
+
+
+def decode_counts(counts: str) -> NDArray[np.int64] | None:
+    """Run lengths out of COCO's compressed text, or None where it is no such text.
+
+    The format: signed numbers in groups of 5 bits, low first, each character 48 + bits, with 32 where more follow;
+    from the fourth number on each stands as the difference to the one two before (cocoapi, `maskApi.c`, `rleFrString`).
+    """
+    if not counts or not counts.isascii():
+        return None
+    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
+    is_last = (codes & 32) == 0
+    if codes.min() < 0 or codes.max() > 63 or not is_last[-1]:
+        return None
+    starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
+    number_idx = np.cumsum(is_last) - is_last
+    place = np.arange(len(codes)) - starts[number_idx]
+    if place.max() > 6:
+        return None
+    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
+    negative = (codes[is_last] & 16) != 0
+    numbers -= negative.astype(np.int64) << (5 * (place[is_last] + 1))
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """pycocotools' compressed RLE ({"size": [height, width], "counts": bytes}) of one instance, clipped."""
+    if isinstance(segmentation, Rle):
+        runs = {"size": [height, width], "counts": segmentation.runs.tolist()}
+        rle: dict[str, Any] = coco_mask.frPyObjects(runs, height, width)
+        return rle
+    flat = [part.reshape(-1) for part in near(segmentation.parts, width, height)]
+    if not flat:
+        return {"size": [height, width], "counts": coco_mask.encode(np.zeros((height, width), np.uint8, "F"))["counts"]}
+    merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+    return merged
+
+
+def near(parts: Sequence[FloatArray], width: float, height: float) -> list[FloatArray]:
+    """The parts cut to the frame and a small margin, so that far points cost neither time nor memory. Empty ones go."""
+    kept = []
+    for part in parts:
+        low, high = part.min(0), part.max(0)
+        if (low >= -MARGIN).all() and high[0] <= width + MARGIN and high[1] <= height + MARGIN:
+            kept.append(part)
+        elif (high > 0).all() and low[0] < width and low[1] < height:
+            cut = clip_polygon(part, (-MARGIN, -MARGIN), (width + MARGIN, height + MARGIN))
+            if len(cut) >= 3:
+                kept.append(cut)
+    return kept
+
+
+def clip_polygon(points: FloatArray, low: tuple[float, float], high: tuple[float, float]) -> FloatArray:
+    """The polygon cut to a rectangle (Sutherland and Hodgman 1974). points: [P, 2]. Returns [P', 2], P' may be 0."""
+    for axis in (0, 1):
+        for bound, sign in ((low[axis], 1.0), (high[axis], -1.0)):
+            distance = sign * (points[:, axis] - bound)
+            inside = distance >= 0
+            following = np.roll(points, -1, 0)
+            crosses = inside != np.roll(inside, -1)
+            span = np.where(crosses, distance - np.roll(distance, -1), 1.0)
+            crossing = points + (distance / span)[:, None] * (following - points)
+            points = np.stack([points, crossing], 1)[np.stack([inside, crosses], 1)]
+            if len(points) == 0:
+                return points
+    return points
+
+
+def rasterize(parts: Sequence[FloatArray], height: int, width: int, out: NDArray[Any]) -> bool:
+    """Set to 1 the pixels of `out` ([height, width], zeros) that polygons cover by COCO's own rule; false where none is.
+
+    Only the bounding rectangle is decoded, so the cost follows the size of the object, not of the image.
+    """
+    parts = near(parts, width, height)
+    if not parts:
+        return False
+    low = np.min([part.min(0) for part in parts], 0)
+    high = np.max([part.max(0) for part in parts], 0)
+    left, top = max(int(low[0]) - 1, 0), max(int(low[1]) - 1, 0)
+    right, bottom = min(int(high[0]) + 2, width), min(int(high[1]) + 2, height)
+    shifted = [(part - (left, top)).reshape(-1) for part in parts]
+    rles = coco_mask.frPyObjects(shifted, bottom - top, right - left)
+    out[top:bottom, left:right] = coco_mask.decode(rles if len(rles) == 1 else [coco_mask.merge(rles)])[:, :, 0]
+    return True
