@@ -39,7 +39,7 @@ def draw_instances(
     """The image with every instance of at least `threshold` drawn over it; small images are enlarged by a whole factor.
 
     Classes differ in hue, instances of one class in shade; with one class only, instances differ in hue and go without
-    its name. Labels that would cover each other, or too much of the picture, are shortened or left out, the worst first.
+    its name. Labels that would cover each other, or too much of the picture, are shortened or left out, worst first.
 
     image: [H, W, 3] RGB
     names: one per contiguous class index
