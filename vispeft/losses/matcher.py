@@ -112,6 +112,6 @@ class HungarianMatcher(nn.Module):
         return tuple(assign(cost.view(L, Q, len(t))) for cost, t in zip(per_image, targets, strict=True))
 
     def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
-        """Mask costs [N, T] of embeddings [N, D] by features [P, D] and masks [T, P] at the points, a piece at a time."""
+        """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""
         pieces = torch.split(embeddings, max(1, _LOGITS_AT_ONCE // len(features)))
         return torch.cat([mask_costs(piece @ features.T, masks, self.weights) for piece in pieces])

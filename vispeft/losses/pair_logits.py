@@ -33,7 +33,7 @@ class _PairLogits(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         embeddings, points, *sampled = ctx.saved_tensors
         grad_embeddings, grad_cells = [], []
         per_image = (x.split_with_sizes(ctx.counts) for x in (embeddings, points, grad))
@@ -41,8 +41,9 @@ class _PairLogits(torch.autograd.Function):
             # a mask's points are distinct, so plain writes do
             all_grad = g.new_zeros(len(g), ctx.num_drawn).scatter_(1, chosen, g)
             grad_embeddings.append(all_grad @ features)
-            grad_cells.append(spread_rows(all_grad.T @ e, ctx.at))
-        return torch.cat(grad_embeddings), torch.stack(grad_cells), None, None, None
+            if ctx.needs_input_grad[1]:
+                grad_cells.append(spread_rows(all_grad.T @ e, ctx.at))
+        return torch.cat(grad_embeddings), torch.stack(grad_cells) if grad_cells else None, None, None, None
 
 
 def pair_logits(

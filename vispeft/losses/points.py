@@ -1,8 +1,8 @@
 """Masks are compared at points, not at every pixel (PointRend, https://arxiv.org/abs/1912.08193).
 
-Points are (x, y) in 0..1 over the whole map; reading a map at a point is bilinear and zero outside of it, as
-`torch.nn.functional.grid_sample` does with `align_corners=False`. It is linear, so mask logits at points are the product
-of the embeddings with the mask features at those points: features are read once for all queries of all layers.
+Points are (x, y) in 0..1 over the whole map. Reading a map at a point is bilinear and zero outside of it, as
+`torch.nn.functional.grid_sample` does with `align_corners=False`. It is linear, so mask logits at points are the
+product of the embeddings with the mask features at those points: features are read once for all queries and layers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def corners(points: Tensor, height: int, width: int) -> Corners:
 
 
 def cell_rows(features: Tensor) -> Tensor:
-    """Feature maps [B, D, h, w] as one row per cell: [B, h w, D] float32, contiguous; free if they are channels-last."""
+    """Feature maps [B, D, h, w] as one row per cell, [B, h w, D] float32: no copy if they are channels-last."""
     return features.float().permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
