@@ -1,0 +1,247 @@
+#!/usr/bin/env python
+"""Train the bundled base: a tiny Mask DINO over a small ViT, from nothing, on synthetic scenes without end.
+
+    python tools/pretrain_base.py --out runs/base --processes 2 [--extra ANNOTATIONS.json IMAGES_DIR]
+    python tools/pretrain_base.py --out runs/base --bundle vispeft/assets/bundled.safetensors
+
+Start it again with the same --out and it goes on where it was. The stages below are the whole recipe: small images first, larger
+ones later, and at the end a single class, "object", with the learning rate falling to zero. --extra mixes a real COCO set in
+from the second stage on (its objects count as blobs). --bundle writes the newest checkpoint as the weights that the package ships.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vispeft.data.shapes import SHAPE_NAMES, render_scene
+from vispeft.losses import Criterion, HungarianMatcher
+from vispeft.models import MaskDINO, build_model
+from vispeft.models.checkpoints import fit_class_head
+from vispeft.structures import Batch, Targets
+from vispeft.training.step import LossModule, SealedBatch
+
+BACKBONE = "vit_small_patch16_rope_224"
+BACKBONE_OPTIONS = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "init_values": None}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some steps at one image size. `batch` is per process, `extra` the share of batches from the real set."""
+
+    steps: int
+    image_size: int
+    batch: int
+    lr: float
+    final_lr: float
+    num_queries: int
+    is_class_agnostic: bool = False
+    extra: float = 0.0
+
+
+STAGES = (
+    Stage(steps=2000, image_size=128, batch=8, lr=5e-4, final_lr=5e-4, num_queries=60),
+    Stage(steps=900, image_size=192, batch=5, lr=5e-4, final_lr=3e-4, num_queries=80, extra=0.15),
+    Stage(steps=500, image_size=256, batch=3, lr=3e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True),
+)
+WARMUP = 150
+SEED = 20261120
+
+
+def stage_at(step: int) -> tuple[Stage, int]:
+    """The stage of a global step, and the step within it."""
+    for stage in STAGES:
+        if step < stage.steps:
+            return stage, step
+        step -= stage.steps
+    return STAGES[-1], STAGES[-1].steps
+
+
+def learning_rate(step: int) -> float:
+    """Warm-up, then from each stage's `lr` to its `final_lr` along a cosine."""
+    stage, within = stage_at(step)
+    share = (1 + math.cos(math.pi * within / stage.steps)) / 2
+    return (stage.final_lr + (stage.lr - stage.final_lr) * share) * min(1.0, (step + 1) / WARMUP)
+
+
+def build(num_classes: int, num_queries: int) -> MaskDINO:
+    """The tiny model that is bundled."""
+    return build_model(
+        "mask_dino",
+        backbone=BACKBONE,
+        num_classes=num_classes,
+        size="tiny",
+        backbone_options=BACKBONE_OPTIONS,
+        num_queries=num_queries,
+        denoising_budget=num_queries,
+    )
+
+
+def to_targets(labels: np.ndarray, masks: np.ndarray, is_class_agnostic: bool) -> Targets:
+    """labels [T], masks [T, H, W] bool; boxes are the masks' own."""
+    height, width = masks.shape[1:]
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for i, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        x0, x1, y0, y1 = columns[0] / width, (columns[-1] + 1) / width, rows[0] / height, (rows[-1] + 1) / height
+        boxes[i] = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
+    classes = np.zeros_like(labels) if is_class_agnostic else labels
+    return Targets(torch.from_numpy(classes), torch.from_numpy(boxes), torch.from_numpy(masks))
+
+
+def synthetic_batch(rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
+    """Images [H, W, 3] uint8 and their targets."""
+    scenes = [render_scene(rng, stage.image_size) for _ in range(stage.batch)]
+    return [s.image for s in scenes], [to_targets(s.labels, s.masks, stage.is_class_agnostic) for s in scenes]
+
+
+class ExtraSet:
+    """Random batches of a real COCO set, its objects labelled as blobs."""
+
+    def __init__(self, annotations: Path, images: Path) -> None:
+        from vispeft.data import read_coco
+
+        self.coco_set = read_coco(annotations, images)
+
+    def batch(self, rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
+        """As `synthetic_batch`; flipped, scaled and, half the time, inverted."""
+        from vispeft.data import InstanceDataset, TrainTransform
+
+        transform = TrainTransform(stage.image_size, scale=(0.7, 2.5), vertical_flip=0.5, rotate=0.5)
+        dataset = InstanceDataset(self.coco_set, transform, seed=int(rng.integers(2**31)))
+        images, targets = [], []
+        for i in rng.integers(len(dataset), size=stage.batch):
+            sample = dataset[int(i)]
+            image = np.zeros((stage.image_size, stage.image_size, 3), dtype=np.uint8)
+            height, width = sample.image.shape[1:]
+            image[:height, :width] = sample.image.permute(1, 2, 0).numpy()
+            images.append(255 - image if rng.random() < 0.5 else image)
+            masks = np.zeros((len(sample.targets), stage.image_size, stage.image_size), dtype=bool)
+            masks[:, :height, :width] = sample.targets.masks.numpy()[:, :height, :width]
+            labels = np.full(len(masks), SHAPE_NAMES.index("blob"), dtype=np.int64)
+            targets.append(to_targets(labels, masks, stage.is_class_agnostic))
+        return images, targets
+
+
+def batches(first: int, rank: int, extra: ExtraSet | None) -> Iterator[tuple[list[np.ndarray], list[Targets]]]:
+    """One batch per step from `first` on; each keyed by seed, step and rank alone."""
+    for step in range(first, sum(stage.steps for stage in STAGES)):
+        stage, _ = stage_at(step)
+        rng = np.random.default_rng((SEED, step, rank))
+        if extra is not None and rng.random() < stage.extra:
+            yield extra.batch(rng, stage)
+        else:
+            yield synthetic_batch(rng, stage)
+
+
+def normalise(images: list[np.ndarray], model: MaskDINO) -> Tensor:
+    """[B, 3, H, W] float32 by the model's pixel statistics."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return (stacked - torch.tensor(model.pixel_mean)[:, None, None]) / torch.tensor(model.pixel_std)[:, None, None]
+
+
+def parameter_groups(model: torch.nn.Module) -> list[dict[str, object]]:
+    """Matrices decay; biases, norms and embeddings do not."""
+    decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "embed" not in n]
+    rest = [p for n, p in model.named_parameters() if not (p.dim() > 1 and "embed" not in n)]
+    return [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run the stages from wherever the checkpoint in `--out` stands."""
+    threads = max(1, (os.cpu_count() or 1) // args.processes)
+    torch.set_num_threads(threads)
+    fabric = Fabric(accelerator="cpu", devices=args.processes, strategy="ddp" if args.processes > 1 else "auto")
+    fabric.launch()
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint_path = args.out / "checkpoint.pt"
+    state = torch.load(checkpoint_path, weights_only=True) if checkpoint_path.exists() else None
+    step = 0 if state is None else int(state["step"])
+    extra = ExtraSet(*args.extra) if args.extra else None
+    total = sum(stage.steps for stage in STAGES)
+    while step < total:
+        stage, within = stage_at(step)
+        end = step - within + stage.steps
+        step, state = train_stage(fabric, args.out, stage, step, end, state, extra)
+
+
+def train_stage(
+    fabric: Fabric, out: Path, stage: Stage, step: int, end: int, state: dict | None, extra: ExtraSet | None
+) -> tuple[int, dict]:
+    """Train from `step` to `end` within one stage; the model is rebuilt so that its class head fits."""
+    torch.manual_seed(SEED)
+    model = build(1 if stage.is_class_agnostic else len(SHAPE_NAMES), stage.num_queries)
+    optimizer = torch.optim.AdamW(parameter_groups(model), lr=stage.lr, betas=(0.9, 0.98))
+    if state is not None:
+        same_head = state["model"]["decoder.class_embed.weight"].shape == model.decoder.class_embed.weight.shape
+        model.load_state_dict(fit_class_head(model.state_dict(), state["model"]))
+        if same_head:
+            optimizer.load_state_dict(state["optimizer"])
+    criterion = Criterion(matcher=HungarianMatcher(num_points=1024), num_points=1024)
+    wrapped, optimizer = fabric.setup(LossModule(model, criterion), optimizer)
+    log = (out / "log.jsonl").open("a")
+    started, sums = time.time(), {}
+    torch.manual_seed(SEED + step + fabric.global_rank)
+    model.train()
+    for images, targets in batches(step, fabric.global_rank, extra):
+        if step == end:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = wrapped(SealedBatch(Batch(normalise(images, model), tuple(targets), ())))
+        loss = sum(losses.values())
+        fabric.backward(loss)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / 50
+        if step % 50 == 0 or step == end:
+            seconds = time.time() - started
+            row = {"step": step, "size": stage.image_size, "lr": round(learning_rate(step), 6), "s_per_step": seconds / 50}
+            row |= {"loss": sum(sums.values()), **sums}
+            if fabric.global_rank == 0:
+                log.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
+                log.flush()
+            started, sums = time.time(), {}
+        if fabric.global_rank == 0 and (step % 200 == 0 or step == end):
+            save(out, model, optimizer, step)
+    return step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def save(out: Path, model: MaskDINO, optimizer: object, step: int) -> None:
+    """Write the checkpoint whole or not at all."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state, out / "checkpoint.tmp")
+    os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
+
+
+def main() -> None:
+    """Parse the command line and train or bundle."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--extra", type=Path, nargs=2, metavar=("ANNOTATIONS", "IMAGES"))
+    parser.add_argument("--bundle", type=Path, help="write the newest checkpoint of --out to this file instead of training")
+    args = parser.parse_args()
+    if args.bundle:
+        bundle(args.out, args.bundle)
+    else:
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
