@@ -14,8 +14,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from vispeft.losses.mask_losses import mask_losses
 from vispeft.losses.matcher import HungarianMatcher, Match
-from vispeft.losses.pair_logits import pair_logits
 from vispeft.losses.points import PointPlan, cell_rows, corners, sample_masks
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
@@ -26,12 +26,6 @@ def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     missed = probs + labels - 2 * probs * labels  # 1 - p for a positive, p for a negative
     return (1 - alpha + (2 * alpha - 1) * labels) * missed**gamma * cross_entropy
-
-
-def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss of each row, smoothed by one point. logits, masks (0..1): [M, P]. Returns [M]."""
-    probs = logits.sigmoid()
-    return 1 - (2 * (probs * masks).sum(1) + 1) / (probs.sum(1) + masks.sum(1) + 1)
 
 
 @dataclass(frozen=True)
@@ -206,7 +200,8 @@ class Criterion(nn.Module):
         points = torch.rand(self.points.num_drawn, 2, device=mask_features.device)
         masks = torch.cat([sample_masks(t.masks, points) for t in targets])  # [sum T, P]
         at = corners(points, *mask_features.shape[-2:])
-        logits, chosen = pair_logits(embeddings[pairs.rows], cell_rows(mask_features), at, pairs.counts, self.points)
-        masks = masks.take(pairs.targets[:, None] * masks.shape[1] + chosen)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(1)
-        return pairs.weights @ cross_entropy, pairs.weights @ dice_loss(logits, masks)
+        cells = cell_rows(mask_features)
+        cross_entropy, dice = mask_losses(
+            embeddings[pairs.rows], cells, masks, pairs.targets, at=at, counts=pairs.counts, plan=self.points
+        )
+        return pairs.weights @ cross_entropy, pairs.weights @ dice
