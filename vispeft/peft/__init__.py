@@ -1,0 +1,40 @@
+"""Parameter-efficient fine-tuning of any torch model: what to train, where, and what to keep of it."""
+
+from vispeft.peft.adapter import Adapter
+from vispeft.peft.budget import Count, count
+from vispeft.peft.check import check
+from vispeft.peft.delta import Delta, Method, WeightDelta
+from vispeft.peft.inject import disabled, inject, merge, remove
+from vispeft.peft.lora import LoRA
+from vispeft.peft.modes import train_mode
+from vispeft.peft.plan import METHODS, Plan, method_from_dict
+from vispeft.peft.scale_shift import IA3, ScaleShift
+from vispeft.peft.site import Names, Site
+from vispeft.peft.store import AdapterFile, describe, load, save
+
+__all__ = [
+    "IA3",
+    "METHODS",
+    "Adapter",
+    "AdapterFile",
+    "Count",
+    "Delta",
+    "LoRA",
+    "Method",
+    "Names",
+    "Plan",
+    "ScaleShift",
+    "Site",
+    "WeightDelta",
+    "check",
+    "count",
+    "describe",
+    "disabled",
+    "inject",
+    "load",
+    "merge",
+    "method_from_dict",
+    "remove",
+    "save",
+    "train_mode",
+]

@@ -1,0 +1,66 @@
+"""The bottleneck adapter: `x + scale * up(act(down(x)))`, and its parallel form on a stream of its own.
+
+Shapes: x [..., in]; y [..., out]; down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out].
+"""
+
+import torch
+from torch import Tensor
+
+from vispeft_kernels.adapter import function, reference
+from vispeft_kernels.dispatch import choose
+from vispeft_kernels.errors import KernelError
+
+__all__ = ["ACTIVATIONS", "bottleneck", "bottleneck_add"]
+
+ACTIVATIONS = tuple(reference.ACTIVATIONS)
+
+# what `VISPEFT_KERNELS` may ask for by name
+AVAILABLE = ("reference",)
+
+
+def bottleneck(
+    x: Tensor,
+    down_w: Tensor,
+    down_b: Tensor,
+    up_w: Tensor,
+    up_b: Tensor,
+    activation: str = "gelu",
+    scale: float = 1.0,
+) -> Tensor:
+    """`x + scale * up(act(down(x)))` (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); gelu is exact (erf)."""
+    return bottleneck_add(x, x, down_w, down_b, up_w, up_b, activation, scale)
+
+
+def bottleneck_add(
+    y: Tensor,
+    x: Tensor,
+    down_w: Tensor,
+    down_b: Tensor,
+    up_w: Tensor,
+    up_b: Tensor,
+    activation: str = "gelu",
+    scale: float = 1.0,
+) -> Tensor:
+    """`y + scale * up(act(down(x)))` (AdaptFormer, https://arxiv.org/abs/2205.13535). Keeps x and down(x), no more."""
+    _check(y, x, down_w, down_b, up_w, up_b, activation)
+    if torch.compiler.is_compiling() or choose("adapter", "function", AVAILABLE) == "reference":
+        return reference.bottleneck_add(y, x, down_w, down_b, up_w, up_b, activation, scale)
+    return function.bottleneck_add(y, x, down_w, down_b, up_w, up_b, activation, scale)
+
+
+def _check(y: Tensor, x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str) -> None:
+    """Refuses an unknown activation and tensors that do not fit each other."""
+    if activation not in ACTIVATIONS:
+        raise KernelError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}.")
+    width = down_w.shape[0]
+    wanted = {
+        "down_w": (width, x.shape[-1]),
+        "down_b": (width,),
+        "up_w": (y.shape[-1], width),
+        "up_b": (y.shape[-1],),
+    }
+    for (name, shape), tensor in zip(wanted.items(), (down_w, down_b, up_w, up_b), strict=True):
+        if tuple(tensor.shape) != shape:
+            raise KernelError(f"`{name}` must be {shape}, but is {tuple(tensor.shape)}.")
+    if x.shape[:-1] != y.shape[:-1]:
+        raise KernelError(f"`x` {tuple(x.shape)} and `y` {tuple(y.shape)} must agree but for their last dimension.")

@@ -1,0 +1,97 @@
+"""The low-rank update of a linear map: `y + scale * (x a^T) b^T`, in parts of the output if asked for.
+
+Shapes: x [..., in]; y [..., out]; a [parts * r, in]; b [parts * n, r]. Part `i` owns rows `i * r` to `(i + 1) * r` of `a` and rows
+`i * n` to `(i + 1) * n` of `b`, and is added to the output columns from `starts[i]` to `starts[i] + n`; other columns
+are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+
+`dropout` falls on `x` before `a`. Its mask is drawn again from a seed in the backward pass instead of being kept.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vispeft_kernels.dispatch import choose
+from vispeft_kernels.errors import KernelError
+from vispeft_kernels.lora import function, reference
+
+__all__ = ["lora_add", "lora_linear", "lora_update"]
+
+# what `VISPEFT_KERNELS` may ask for by name
+AVAILABLE = ("reference",)
+
+
+def lora_add(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, *, starts: Sequence[int] = (0,), dropout: float = 0.0
+) -> Tensor:
+    """`y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass, no more."""
+    _check(x, y.shape[-1], a, b, starts)
+    if _takes_reference():
+        return reference.lora_add(y, x, a, b, scale, starts, dropout)
+    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout)
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    starts: Sequence[int] = (0,),
+    dropout: float = 0.0,
+) -> Tensor:
+    """`x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out]."""
+    if _takes_reference():
+        _check(x, weight.shape[0], a, b, starts)
+        return reference.lora_add(F.linear(x, weight, bias), x, a, b, scale, starts, dropout)
+    with torch.no_grad():
+        y = F.linear(x, weight, bias)
+    return lora_update(y, x, weight, bias, a, b, scale, starts=starts, dropout=dropout)
+
+
+def lora_update(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    starts: Sequence[int] = (0,),
+    dropout: float = 0.0,
+) -> Tensor:
+    """`lora_linear` where `y = x weight^T + bias` is there already and is the caller's alone: y is overwritten.
+
+    The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
+    """
+    _check(x, y.shape[-1], a, b, starts)
+    if _takes_reference():
+        return reference.lora_add(y, x, a, b, scale, starts, dropout)
+    return function.lora(y.detach(), x, weight, bias, a, b, scale, tuple(starts), dropout)
+
+
+def _takes_reference() -> bool:
+    """Whether the plain formula serves: under `torch.compile`, which fuses it itself, or where it was asked for."""
+    return torch.compiler.is_compiling() or choose("lora", "function", AVAILABLE) == "reference"
+
+
+def _check(x: Tensor, out_features: int, a: Tensor, b: Tensor, starts: Sequence[int]) -> None:
+    """Refuses factors that do not fit the input, the output or each other."""
+    parts = len(starts)
+    if parts == 0 or a.ndim != 2 or b.ndim != 2 or a.shape[0] != parts * b.shape[1] or b.shape[0] % parts:
+        raise KernelError(
+            f"`a` must be [parts * r, in] and `b` [parts * n, r] with {parts} parts, but they are "
+            f"{tuple(a.shape)} and {tuple(b.shape)}."
+        )
+    if x.shape[-1] != a.shape[1]:
+        raise KernelError(f"`x` must have {a.shape[1]} features, as `a` has columns, but has {x.shape[-1]}.")
+    width = b.shape[0] // parts
+    if min(starts) < 0 or max(starts) + width > out_features:
+        raise KernelError(
+            f"`starts` {tuple(starts)} with parts of {width} columns must lie within `y`'s {out_features}."
+        )

@@ -1,0 +1,359 @@
+"""Puts deltas into a model and takes them out again. The only file that touches hooks and parametrizations.
+
+A delta for a module's output becomes a child of that module, under its method's name (`lora`, a second one `lora_2`); one
+static forward hook runs the module's deltas in the order in which they were attached. A delta for a parameter sits in a
+parametrization of it, and state-dict hooks give and accept the base's own keys. Where a module has both, the parameter's come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+from vispeft.errors import PlanError
+from vispeft.peft.delta import Delta, WeightDelta
+from vispeft.peft.plan import Plan
+from vispeft.peft.site import Names, Roles, Site
+
+# maps whose weight rows and bias belong to the features of their output, so that a linear delta merges into them
+MERGING_BASES = (nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
+
+_MARK = "_vispeft_injection"
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What `inject` did to a model.
+
+    trained: first names of the parameters that are trained in full
+    thawed_before: first names of the parameters that had gradients before
+    handles: of the hooks that were registered
+    """
+
+    plan: Plan
+    trained: tuple[str, ...]
+    thawed_before: tuple[str, ...]
+    handles: tuple[RemovableHandle, ...]
+
+
+@dataclass(frozen=True)
+class Attached:
+    """One delta in a model: at `site`, under `name`."""
+
+    site: str
+    name: str
+    delta: Delta | WeightDelta
+
+    @property
+    def key(self) -> str:
+        """The prefix of its tensors' names in the model's state dict, without the last dot."""
+        return f"{self.site}.{self.name}"
+
+
+class WeightForm(nn.Module):
+    """The parametrization that holds a parameter's deltas.
+
+    order: names of the owner's parameters as they were before
+    """
+
+    def __init__(self, order: tuple[str, ...]) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The parameter through its deltas in turn."""
+        for delta in self.children():
+            if delta.is_active:
+                weight = delta(weight)
+        return weight
+
+
+def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
+    """Freezes the model, attaches the plan's deltas and thaws what the plan trains in full, in place.
+
+    Outputs stay bit-identical until the first optimizer step. On an error the model is as it was.
+    roles: what `@role` stands for in this model's patterns
+    """
+    if is_injected(model):
+        raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
+    names = Names(model)
+    trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
+    attachments = [
+        pair for pattern, method in plan.entries() for pair in _build(names, pattern, method, roles, trained)
+    ]
+    thawed_before = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.requires_grad_(False)
+    for name in trained:
+        names.parameters[name].requires_grad_(True)
+    handles = [handle for site, delta in attachments for handle in _attach(site, delta)]
+    setattr(model, _MARK, Injection(plan, tuple(trained), thawed_before, tuple(handles)))
+
+
+def remove(model: nn.Module) -> None:
+    """Takes every delta out, in place: the original model, with fully trained parameters at their trained values."""
+    injection = injection_of(model)
+    for handle in injection.handles:
+        handle.remove()
+    for owner in list(model.modules()):
+        _drop_forms(owner)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Delta):
+                delattr(module, name)
+    for name, tensor in model.named_parameters():
+        tensor.requires_grad_(name in injection.thawed_before)
+    delattr(model, _MARK)
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Folds every delta into the frozen weights and takes it out, in place. Raises if one cannot be folded, and changes nothing."""
+    injection_of(model)
+    merged = [(module, _merged(module)) for module in model.modules() if _deltas(module)]
+    refused = [
+        item.key
+        for item in attached(model)
+        for module, result in merged
+        if result is None and item.delta in _deltas(module)
+    ]
+    if refused:
+        raise PlanError(
+            f"These deltas do not merge: {', '.join(f'`{key}`' for key in refused)}. Keep them as an adapter file, or "
+            f"`remove` them."
+        )
+    forms = [(owner, name, getattr(owner, name).clone()) for owner, name, _ in _forms(model)]
+    remove(model)
+    for owner, name, value in forms:
+        owner.get_parameter(name).copy_(value)
+    for module, result in merged:
+        assert result is not None
+        weight, bias = result
+        module.get_parameter("weight").copy_(weight)
+        if bias is not None:
+            module.get_parameter("bias").copy_(bias)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Within it, the model works as if its deltas were not there; fully trained parameters keep their values."""
+    active = [item.delta for item in attached(model) if item.delta.is_active]
+    for delta in active:
+        delta.is_active = False
+    try:
+        yield
+    finally:
+        for delta in active:
+            delta.is_active = True
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[tuple[set[str], list[str]]]:
+    """Within it, the keys of the deltas that have run to their end, and of those that run now, outermost first."""
+    finished: set[str] = set()
+    running: list[str] = []
+    handles: list[RemovableHandle] = []
+
+    def watch(key: str, delta: nn.Module) -> None:
+        def leave(*_: Any) -> None:
+            finished.add(running.pop())
+
+        handles.append(delta.register_forward_pre_hook(lambda *_: running.append(key)))
+        handles.append(delta.register_forward_hook(leave))
+
+    for item in attached(model):
+        watch(item.key, item.delta)
+    try:
+        yield finished, running
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def is_injected(model: nn.Module) -> bool:
+    """Whether `inject` was called on this model and neither `remove` nor `merge` since."""
+    return _MARK in vars(model)
+
+
+def injection_of(model: nn.Module) -> Injection:
+    """What `inject` did to this model; PlanError if nothing."""
+    if not is_injected(model):
+        raise PlanError(
+            "The model has no plan. Call `inject(model, plan)` first, on this very module and not on a wrapper."
+        )
+    injection: Injection = vars(model)[_MARK]
+    return injection
+
+
+def attached(model: nn.Module) -> list[Attached]:
+    """Every delta in the model, in the model's order and, at one site, in the order in which they run."""
+    found: list[Attached] = []
+    for name, module in model.named_modules():
+        for parameter, form in _module_forms(module):
+            site = f"{name}.{parameter}" if name else parameter
+            found += [
+                Attached(site, key, delta) for key, delta in form.named_children() if isinstance(delta, WeightDelta)
+            ]
+        found += [Attached(name, key, child) for key, child in module.named_children() if isinstance(child, Delta)]
+    return found
+
+
+def _build(
+    names: Names, pattern: str, method: Any, roles: Roles | None, trained: list[str]
+) -> Iterator[tuple[Site, Delta | WeightDelta]]:
+    """One method's deltas for the sites of one pattern; errors get pattern and site put before them."""
+    for site in names.sites(pattern, roles):
+        try:
+            delta = _build_one(site, method, trained)
+        except PlanError as error:
+            raise PlanError(f"`{pattern}` at `{site.name}`: {error}") from error
+        if delta is not None:
+            yield site, delta
+
+
+def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDelta | None:
+    """The delta for a site."""
+    if site.parameter is not None:
+        if site.name in trained:
+            raise PlanError("This parameter is trained in full as well. Choose one of the two.")
+        if parametrize.is_parametrized(site.module, site.parameter):
+            raise PlanError("This parameter is parametrized already, by another library or by hand.")
+        delta: Delta | WeightDelta | None = method.for_parameter(site.module.get_parameter(site.parameter))
+        return delta
+    if isinstance(site.module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        last = next(reversed(list(site.module.named_children())), ("", None))[0]
+        raise PlanError(
+            f"A {type(site.module).__name__} runs its children one by one and can have no delta among them. "
+            f"Name the last of them, `{site.name}.{last}`."
+        )
+    return method.for_module(site.module)  # type: ignore[no-any-return]
+
+
+def _attach(site: Site, delta: Delta | WeightDelta) -> list[RemovableHandle]:
+    """Makes a delta part of its site. Returns the handles of new hooks."""
+    if site.parameter is None:
+        is_first = not _deltas(site.module)
+        site.module.add_module(_free_name(site.module, delta), delta)
+        return [site.module.register_forward_hook(_run_deltas, with_kwargs=True)] if is_first else []
+    handles = []
+    forms = dict(_module_forms(site.module))
+    order = next(iter(forms.values())).order if forms else tuple(dict(site.module.named_parameters(recurse=False)))
+    if not forms:
+        handles.append(site.module.register_state_dict_post_hook(_give_base_keys))
+        handles.append(site.module.register_load_state_dict_pre_hook(_accept_base_keys))
+    if site.parameter not in forms:
+        forms[site.parameter] = WeightForm(order)
+        parametrize.register_parametrization(site.module, site.parameter, forms[site.parameter])
+    form = forms[site.parameter]
+    form.add_module(_free_name(form, delta), delta)
+    return handles
+
+
+def _free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
+    """The method's name, with a number from 2 where the owner has that name already."""
+    name, number = delta.method.name, 2
+    while getattr(owner, name, None) is not None:
+        name, number = f"{delta.method.name}_{number}", number + 1
+    return name
+
+
+def _run_deltas(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    """The forward hook: the module's output through its deltas in turn; of several outputs, the first."""
+    x = args[0] if args else next(iter(kwargs.values()))
+    y = output if isinstance(output, Tensor) else output[0]
+    base = None if torch.compiler.is_compiling() or not _is_first_hook(module) else module
+    for delta in module.children():
+        if isinstance(delta, Delta) and delta.is_active:
+            y = delta(x, y, base)
+            base = None
+    return y if isinstance(output, Tensor) else type(output)((y, *output[1:]))
+
+
+def _is_first_hook(module: nn.Module) -> bool:
+    """Whether no other hook has seen, and may have kept, the module's output before."""
+    return next(iter(module._forward_hooks.values())) is _run_deltas
+
+
+def _deltas(module: nn.Module) -> list[Delta]:
+    return [child for child in module.children() if isinstance(child, Delta)]
+
+
+def _module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
+    """Parameters of the module that have deltas, with what holds these."""
+    if not parametrize.is_parametrized(module):
+        return []
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    return [
+        (name, form)
+        for name, forms in module.parametrizations.items()
+        for form in forms
+        if isinstance(form, WeightForm)
+    ]
+
+
+def _drop_forms(owner: nn.Module) -> None:
+    """Takes our parametrizations off a module and puts its parameters back in their order.
+
+    Not by torch's own removal: it deletes the property from the class, which a deep copy of the module shares.
+    """
+    forms = _module_forms(owner)
+    if not forms:
+        return
+    assert isinstance(owner.parametrizations, nn.ModuleDict)
+    originals = {name: owner.parametrizations[name].original for name, _ in forms}
+    if len(originals) == len(owner.parametrizations):
+        del owner.parametrizations
+        owner.__class__ = type(owner).__bases__[0]
+        for name, parameter in originals.items():
+            owner.register_parameter(name, parameter)
+    else:
+        for name in originals:
+            parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+    for name in [name for name in forms[0][1].order if name in dict(owner.named_parameters(recurse=False))]:
+        parameter = owner.get_parameter(name)
+        delattr(owner, name)
+        owner.register_parameter(name, parameter)
+
+
+def _forms(model: nn.Module) -> list[tuple[nn.Module, str, WeightForm]]:
+    return [(module, name, form) for module in model.modules() for name, form in _module_forms(module)]
+
+
+def _merged(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias that do the same as the module with its deltas, or None."""
+    is_plain_conv = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+    if not (isinstance(module, MERGING_BASES) or is_plain_conv) or not isinstance(module.weight, Tensor):
+        return None
+    result: tuple[Tensor, Tensor | None] | None = module.weight, getattr(module, "bias", None)
+    for delta in _deltas(module):
+        result = delta.merged(*result) if result is not None else None
+    return result
+
+
+def _key_pairs(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
+    """Prefixes of the parametrized keys of a module, and what the base calls them."""
+    pairs = []
+    for name, _ in _module_forms(module):
+        inner = f"{prefix}parametrizations.{name}"
+        pairs += [(f"{inner}.original", f"{prefix}{name}"), (f"{inner}.0.", f"{prefix}{name}.")]
+    return pairs
+
+
+def _give_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """After `state_dict`: `parametrizations.weight.original` becomes `weight`, its deltas' tensors `weight.lora.a`."""
+    for inner, outer in _key_pairs(module, prefix):
+        for key in [key for key in state if key.startswith(inner)]:
+            state[outer + key[len(inner) :]] = state.pop(key)
+
+
+def _accept_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before `load_state_dict`: the reverse."""
+    for inner, outer in _key_pairs(module, prefix):
+        for key in [key for key in state if key == outer or (outer.endswith(".") and key.startswith(outer))]:
+            state[inner + key[len(outer) :]] = state.pop(key)

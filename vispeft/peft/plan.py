@@ -1,0 +1,118 @@
+"""What to train: methods by site pattern, and the patterns that are trained in full."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vispeft.errors import PlanError
+from vispeft.peft.adapter import Adapter
+from vispeft.peft.delta import Method
+from vispeft.peft.lora import LoRA
+from vispeft.peft.scale_shift import IA3, ScaleShift
+from vispeft.peft.site import nearest
+
+METHODS: dict[str, type[Method]] = {"lora": LoRA, "adapter": Adapter, "scale_shift": ScaleShift, "ia3": IA3}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Deltas by site pattern, and patterns of parameters or modules that are trained in full; the rest is frozen.
+
+    A site that several patterns name gets all of their deltas; they run one after the other in the plan's order. A
+    pattern may also have several methods, in a list.
+    """
+
+    deltas: Mapping[str, Method | Sequence[Method]] = field(default_factory=dict)
+    train: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train, str):
+            raise PlanError(f"`train` must be a list of patterns, but is the text {self.train!r}. Put it in brackets.")
+        deltas = {key: tuple(value) if isinstance(value, list) else value for key, value in self.deltas.items()}
+        object.__setattr__(self, "deltas", deltas)
+        object.__setattr__(self, "train", tuple(self.train))
+        for pattern, method in self.entries():
+            if not isinstance(method, Method):
+                raise PlanError(f"`{pattern}` must have a method such as LoRA(rank=8), but has {method!r}.")
+
+    def entries(self) -> list[tuple[str, Method]]:
+        """Each pattern with each of its methods, in order."""
+        return [
+            (pattern, method)
+            for pattern, methods in self.deltas.items()
+            for method in (methods if isinstance(methods, Sequence) else (methods,))
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"deltas": {pattern: {"method": name, ...}}, "train": [...]}` of plain values; `from_dict` reads it back."""
+        deltas: dict[str, Any] = {}
+        for pattern, methods in self.deltas.items():
+            one = isinstance(methods, Method)
+            deltas[pattern] = methods.to_dict() if one else [method.to_dict() for method in methods]
+        return {"deltas": deltas, "train": list(self.train)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that a configuration writes: `deltas` and `train`, both optional."""
+        for key in values:
+            if key not in ("deltas", "train"):
+                raise PlanError(f"`{key}` is not a key of a plan, which has `deltas` and `train`.")
+        deltas = values.get("deltas") or {}
+        if not isinstance(deltas, Mapping):
+            raise PlanError(f"`deltas` must map patterns to methods, but is {deltas!r}.")
+        built = {
+            pattern: [_method(pattern, each) for each in options]
+            if isinstance(options, list | tuple)
+            else _method(pattern, options)
+            for pattern, options in deltas.items()
+        }
+        train = values.get("train") or ()
+        if isinstance(train, str) or not all(isinstance(pattern, str) for pattern in train):
+            raise PlanError(f"`train` must be a list of patterns, but is {train!r}.")
+        return cls(built, tuple(train))
+
+    @classmethod
+    def full(cls) -> Plan:
+        """Full fine-tuning: every parameter."""
+        return cls(train=("**",))
+
+    @classmethod
+    def head_only(cls, *head: str) -> Plan:
+        """The head's patterns and nothing else."""
+        return cls(train=head or ("head.**",))
+
+    @classmethod
+    def last_blocks(cls, count: int, blocks: str = "blocks", head: Sequence[str] = ("head.**",)) -> Plan:
+        """The last `count` of the numbered children of `blocks`, and the head."""
+        if count < 1:
+            raise PlanError(f"`count` must be at least 1, but is {count}.")
+        return cls(train=(f"{blocks}.[-{count}:].**", *head))
+
+    @classmethod
+    def biases(cls, head: Sequence[str] = ("head.**",)) -> Plan:
+        """Every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199), and the head."""
+        return cls(train=("**.bias", *head))
+
+    @classmethod
+    def norms(cls, norms: str = "**.*norm*.**", head: Sequence[str] = ("head.**",)) -> Plan:
+        """Every parameter of the norms, found by name, and the head."""
+        return cls(train=(norms, *head))
+
+
+def method_from_dict(values: Mapping[str, Any]) -> Method:
+    """The method that a configuration writes: `{"method": "lora", "rank": 8}`."""
+    if not isinstance(values, Mapping) or "method" not in values:
+        raise PlanError(f"A method must be written as {{method: lora, rank: 8}}, but is {values!r}.")
+    name = values["method"]
+    if name not in METHODS:
+        raise PlanError(f"`{name}` is not a method.{nearest(str(name), METHODS)} There are {', '.join(METHODS)}.")
+    return METHODS[name].from_options({key: value for key, value in values.items() if key != "method"})
+
+
+def _method(pattern: str, values: Any) -> Method:
+    try:
+        return method_from_dict(values)
+    except PlanError as error:
+        raise PlanError(f"`{pattern}`: {error}") from error
