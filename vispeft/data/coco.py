@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vispeft.data.files import check_files
+from vispeft.data.files import check_files, keep_inside
+from vispeft.data.images import LARGEST_IMAGE
 from vispeft.data.instances import read_annotations
 from vispeft.data.problems import CheckReport, Findings, show
 from vispeft.data.sets import Category, CocoSet, ImageEntry
@@ -31,22 +32,31 @@ def read_coco(annotations: Path, images: Path | None, *, check_images: bool = Tr
     return coco_set
 
 
-def examine(annotations: Path, images: Path | None, *, check_images: bool) -> tuple[CocoSet | None, CheckReport]:
-    """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file."""
-    findings = Findings()
+def examine(
+    annotations: Path, images: Path | None, *, check_images: bool, repair: bool = False
+) -> tuple[CocoSet | None, CheckReport]:
+    """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file.
+
+    repair: leave out or mend what else would be refused, as far as that can be done without guessing
+    """
+    findings = Findings(is_repairing=repair)
     document = load_document(annotations, findings)
     if document is None:
         return None, CheckReport(annotations, findings.problems())
+    if repair:
+        document = _with_integer_image_ids(document, findings)
     categories = _read_categories(document["categories"], findings)
     entries = _read_images(document["images"], images, findings)
-    if images is not None and check_images and not findings.is_refused:
-        entries = check_files(entries, images, document["annotations"], findings)
-    entries = _require_sizes(entries, findings)
+    if images is not None:
+        entries = keep_inside(entries, images, findings)
+        if check_images:
+            entries = check_files(entries, images, document["annotations"], findings)
+    entries = _with_usable_sizes(entries, findings)
     listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
     found = read_annotations(document["annotations"], categories, entries, listed, findings)
     instances = [a for a in found if not a.is_crowd]
     if not instances and not findings.is_refused:
-        findings.refuse("no-instances", "no annotation is left that can be trained on; mend those named below.", "")
+        findings.refuse("no-instances", "no annotation is left that can be trained on.", "")
     report = CheckReport(
         annotations, findings.problems(), len(categories), len(entries), len(instances), len(found) - len(instances)
     )
@@ -90,6 +100,28 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
             "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
         )
     return None if findings.is_refused else document
+
+
+def _with_integer_image_ids(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
+    """The document with every image id that is text replaced by a new integer, in images and annotations alike."""
+    images = [entry for entry in document["images"] if isinstance(entry, dict)]
+    texts = dict.fromkeys(entry["id"] for entry in images if isinstance(entry.get("id"), str))
+    if not texts:
+        return document
+    first = max([as_integer(entry.get("id")) or 0 for entry in images], default=0) + 1
+    numbers = {text: first + place for place, text in enumerate(texts)}
+    for text, number in numbers.items():
+        findings.warn("bad-image-id", "image ids must be integers; given new ones.", f"{show(text)} (now {number})")
+
+    def renumbered(entries: list[Any], key: str) -> list[Any]:
+        is_text = [isinstance(entry, dict) and isinstance(entry.get(key), str) for entry in entries]
+        return [
+            {**entry, key: numbers.get(entry[key], entry[key])} if found else entry
+            for entry, found in zip(entries, is_text, strict=True)
+        ]
+
+    images, annotations = renumbered(document["images"], "id"), renumbered(document["annotations"], "image_id")
+    return {**document, "images": images, "annotations": annotations}
 
 
 def _has_score(entry: Any) -> bool:
@@ -146,21 +178,29 @@ def _read_categories(raw: list[Any], findings: Findings) -> dict[int, Category]:
                 "bad-category",
                 "must be an object with an integer `id` and a `name`.",
                 f"categories[{place}] {show(entry)}",
+                repair="no integer `id` and `name`; left out.",
             )
         elif identifier in categories and categories[identifier].name != name:
             names = f"category id {identifier} ({show(categories[identifier].name)} and {show(name)})"
             findings.refuse("duplicate-category-id", "stands for two categories; give each its own id.", names)
         else:
             categories[identifier] = Category(identifier, name)
-    for name, count in Counter(category.name for category in categories.values()).items():
+    return _with_own_names(dict(sorted(categories.items())), findings)
+
+
+def _with_own_names(categories: dict[int, Category], findings: Findings) -> dict[int, Category]:
+    counts = Counter(category.name for category in categories.values())
+    for name, count in counts.items():
         if count > 1:
-            ids = ", ".join(str(c.id) for c in categories.values() if c.name == name)
+            ids = [category.id for category in categories.values() if category.name == name]
             findings.refuse(
                 "duplicate-category-name",
                 "several categories have the same name; classes are known by name: rename or unite them.",
-                f"`{show(name)}` (ids {ids})",
+                f"`{show(name)}` (ids {', '.join(map(str, ids))})",
+                repair="several categories have the same name; the id is added to it.",
             )
-    return dict(sorted(categories.items()))
+            categories |= {identifier: Category(identifier, f"{name} {identifier}") for identifier in ids}
+    return categories
 
 
 def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dict[int, ImageEntry]:
@@ -171,15 +211,23 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
         file_name = item.get("file_name") if isinstance(item, dict) else None
         if identifier is None:
             shown = show(item.get("id")) if isinstance(item, dict) else show(item)
-            findings.refuse("bad-image-id", "image ids must be integers.", f"images[{place}] with id {shown}")
+            findings.refuse(
+                "bad-image-id",
+                "image ids must be integers.",
+                f"images[{place}] with id {shown}",
+                repair="no integer id; left out.",
+            )
         elif not isinstance(file_name, str) or not file_name.strip() or "\0" in file_name:
-            findings.refuse("bad-file-name", "must have a `file_name`.", f"image {identifier}")
+            findings.refuse(
+                "bad-file-name", "must have a `file_name`.", f"image {identifier}", repair="no `file_name`; left out."
+            )
         elif identifier in entries:
             names = f"image id {identifier} ({show(entries[identifier].file_name)} and {show(file_name)})"
             findings.refuse("duplicate-image-id", "stands for two images; annotations cannot tell them apart.", names)
         else:
             sides = _sides(item, findings, identifier)
-            entries[identifier] = ImageEntry(identifier, file_name, folder and folder / file_name, *sides)
+            if sides is not None:
+                entries[identifier] = ImageEntry(identifier, file_name, folder and folder / file_name, *sides)
     counts = Counter(entry.file_name for entry in entries.values())
     for file_name, count in counts.items():
         if count > 1:
@@ -187,23 +235,31 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
     return entries
 
 
-def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tuple[int, int]:
+def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tuple[int, int] | None:
     given = [item.get("height"), item.get("width")]
     if given == [None, None]:
         return 0, 0
     height, width = (as_integer(value) for value in given)
-    if height is None or width is None or height < 1 or width < 1:
-        findings.refuse(
-            "bad-image-size",
-            "`height` and `width` must be positive integers.",
-            f"image {identifier} (height {show(given[0])}, width {show(given[1])})",
-        )
-        return 0, 0
-    return height, width
+    if height is not None and width is not None and height > 0 and width > 0:
+        return height, width
+    findings.refuse(
+        "bad-image-size",
+        "`height` and `width` must be positive integers.",
+        f"image {identifier} (height {show(given[0])}, width {show(given[1])})",
+        repair="`height` and `width` are no positive integers; taken from the file.",
+    )
+    return (0, 0) if findings.is_repairing else None
 
 
-def _require_sizes(entries: dict[int, ImageEntry], findings: Findings) -> dict[int, ImageEntry]:
+def _with_usable_sizes(entries: dict[int, ImageEntry], findings: Findings) -> dict[int, ImageEntry]:
+    kept = {}
     for entry in entries.values():
-        if entry.height < 1 and not findings.is_refused:
-            findings.refuse("no-image-size", "has no `height` and `width`.", f"image {entry.id}")
-    return entries
+        if entry.height < 1:
+            findings.refuse("no-image-size", "has no `height` and `width`; give the image folder.", f"image {entry.id}")
+        elif entry.height * entry.width > LARGEST_IMAGE:
+            subject = f"{show(entry.file_name)} ({entry.width}x{entry.height})"
+            sentence = f"more than {LARGEST_IMAGE:,} pixels; left out with its annotations. Cut it into tiles."
+            findings.warn("image-too-large", sentence, subject)
+        else:
+            kept[entry.id] = entry
+    return kept

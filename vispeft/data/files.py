@@ -24,20 +24,7 @@ _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
 def check_files(
     entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings
 ) -> dict[int, ImageEntry]:
-    """The entries whose file can be used, sizes filled in where the JSON gives none. The others are told and left out."""
-    if not folder.is_dir():
-        findings.refuse("no-image-folder", f"the image folder {folder} does not exist or is no folder.", "")
-        return entries
-    root = folder.resolve()
-    outside = [entry for entry in entries.values() if not _is_inside(root, entry)]
-    for entry in outside:
-        findings.refuse(
-            "path-outside",
-            "`file_name` leaves the image folder and is not read; put the file into the folder and name it relative to it.",
-            f"image {entry.id} (file_name {show(entry.file_name)})",
-        )
-    if outside:
-        return entries
+    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are told."""
     counts = Counter(as_integer(a.get("image_id")) for a in annotations if isinstance(a, dict))
     paths = {entry.path for entry in entries.values() if entry.path is not None}
     headers = _read_all(sorted(paths))
@@ -48,8 +35,28 @@ def check_files(
             _tell_unusable(entry, header, counts[entry.id], findings)
         elif (sized := _agree(entry, header, findings)) is not None:
             kept[entry.id] = sized
-    if not kept and not findings.is_refused:
+    if not kept and entries and not findings.is_refused:
         findings.refuse("no-usable-image", f"none of the {len(entries)} images can be read from {folder}.", "")
+    return kept
+
+
+def keep_inside(entries: dict[int, ImageEntry], folder: Path, findings: Findings) -> dict[int, ImageEntry]:
+    """The entries whose file lies in the image folder, links followed. No other file may ever be read."""
+    if not folder.is_dir():
+        findings.refuse("no-image-folder", f"the image folder {folder} does not exist or is no folder.", "")
+        return {}
+    root = folder.resolve()
+    kept = {}
+    for entry in entries.values():
+        if _is_inside(root, entry):
+            kept[entry.id] = entry
+        else:
+            findings.refuse(
+                "path-outside",
+                "`file_name` leaves the image folder; put the file into it, and its name relative to it.",
+                f"image {entry.id} (file_name {show(entry.file_name)})",
+                repair="`file_name` leaves the image folder; left out with its annotations.",
+            )
     return kept
 
 
@@ -68,7 +75,7 @@ def _tell_unusable(entry: ImageEntry, error: DataError, num_annotations: int, fi
         subject = show(entry.file_name)
     else:
         kind, sentence = "unreadable-image", "left out with its annotations."
-        subject = f"{show(entry.file_name)} ({error})"
+        subject = f"{show(entry.file_name)} ({str(error).removeprefix(f'{entry.path} ').removesuffix('.')})"
     findings.warn(kind, sentence, f"{subject} [{num_annotations} annotations]")
 
 
@@ -86,6 +93,7 @@ def _agree(entry: ImageEntry, header: ImageHeader, findings: Findings) -> ImageE
         "image-size",
         "the size in the JSON differs from the file's (as shown, EXIF applied), so its masks would not fit.",
         f"{show(entry.file_name)} (JSON {entry.width}x{entry.height}{hint}, file {header.width}x{header.height})",
+        repair="the size in the JSON differs from the file's; left out with its annotations.",
     )
     return None
 

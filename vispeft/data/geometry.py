@@ -13,7 +13,7 @@ from vispeft.data.images import Picture
 from vispeft.data.segmentation import FloatArray, Polygons, Rle, Segmentation, rasterize
 
 AREA_BELOW = 0.6
-"""Below this scale the pixels that fall together are averaged; above it bilinear interpolation is as good, and faster."""
+"""Below this scale the pixels that fall together are averaged; above it bilinear is as good, and faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def fit(height: int, width: int, image_size: int) -> View:
 
 
 def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float) -> View:
-    """The image at `scale` times its fitted size; if that exceeds `image_size`, a window at `x`, `y` in 0..1 of the slack."""
+    """The image at `scale` times its fitted size; beyond `image_size` a window at `x`, `y` in 0..1 of the slack."""
     zoom = scale * image_size / max(height, width)
     window_width = min(width, max(round(image_size / zoom), 1))
     window_height = min(height, max(round(image_size / zoom), 1))

@@ -42,6 +42,7 @@ def read_annotations(
                 "unknown-category",
                 "its category is not in `categories`; add it there or remove the annotation.",
                 f"{name} (category_id {show(item.get('category_id'))})",
+                repair="its category is not in `categories`; left out.",
             )
             continue
         entry = _entry_of(item, name, entries, listed, findings)
@@ -108,8 +109,6 @@ def _entry_of(
 def _read_one(
     item: Mapping[str, Any], name: str, category_idx: int, entry: ImageEntry, findings: Findings
 ) -> Annotation | None:
-    if entry.height < 1:
-        return None
     crowd = item.get("iscrowd")
     if crowd is not None and crowd not in (0, 1):
         findings.warn("bad-iscrowd", "`iscrowd` must be 0 or 1; left out.", f"{name} ({show(crowd)})")
@@ -121,11 +120,10 @@ def _read_one(
         return None
     if isinstance(segmentation, Polygons):
         segmentation = _without_stubs(item["segmentation"], segmentation, name, findings)
-    bbox, area = _bbox_and_area(item, name, segmentation, entry, findings)
-    if area is None:
-        findings.warn("empty-mask", "its mask covers no pixel of the image; left out.", name)
+    shape = _bbox_and_area(item, name, segmentation, entry, findings)
+    if shape is None:
         return None
-    return Annotation(0, entry.id, category_idx, bool(crowd), segmentation, bbox, area)
+    return Annotation(0, entry.id, category_idx, bool(crowd), segmentation, *shape)
 
 
 def _without_stubs(raw: list[Any], polygons: Polygons, name: str, findings: Findings) -> Polygons:
@@ -137,18 +135,21 @@ def _without_stubs(raw: list[Any], polygons: Polygons, name: str, findings: Find
 
 def _bbox_and_area(
     item: Mapping[str, Any], name: str, segmentation: Segmentation, entry: ImageEntry, findings: Findings
-) -> tuple[tuple[float, float, float, float], float | None]:
-    """The file's own where they are valid, else those of the mask. An area of None means a mask without a pixel."""
-    bbox = _valid_bbox(item, name, findings)
-    area = _valid_area(item, name, findings)
-    if bbox is not None and area is not None and _surely_covers(segmentation, entry):
+) -> tuple[tuple[float, float, float, float], float] | None:
+    """The file's own where they are valid, else those of the mask. None for a mask without a pixel."""
+    has_both = item.get("bbox") is not None and as_number(item.get("area")) is not None
+    rle = None
+    if not (has_both and _surely_covers(segmentation, entry)):
+        rle = to_rle(segmentation, entry.height, entry.width)
+        if coco_mask.area(rle) == 0:
+            findings.warn("empty-mask", "its mask covers no pixel of the image; left out.", name)
+            return None
+    bbox, area = _valid_bbox(item, name, findings), _valid_area(item, name, findings)
+    if bbox is not None and area is not None:
         return bbox, area
-    rle = to_rle(segmentation, entry.height, entry.width)
-    pixels = float(coco_mask.area(rle))
+    rle = rle or to_rle(segmentation, entry.height, entry.width)
     x, y, width, height = (float(v) for v in coco_mask.toBbox(rle))
-    if pixels == 0:
-        return (x, y, width, height), None
-    return (x, y, width, height) if bbox is None else bbox, pixels if area is None else area
+    return bbox or (x, y, width, height), area or float(coco_mask.area(rle))
 
 
 def _valid_bbox(item: Mapping[str, Any], name: str, findings: Findings) -> tuple[float, float, float, float] | None:

@@ -63,28 +63,34 @@ class CheckReport:
         """Raise one `DataError` that tells all refusals, or do nothing."""
         if not self.refused:
             return
-        messages = [p.message for p in self.refusals]
+        messages = [p.message for p in self.refusals] + [f"warning: {p.message}" for p in self.warnings]
         if len(messages) == 1:
             raise DataError(f"{self.annotations}: {messages[0]}")
         lines = "".join(f"\n  - {message}" for message in messages)
-        raise DataError(f"{self.annotations} cannot be used for {len(messages)} reasons:{lines}")
+        count = len(self.refusals)
+        raise DataError(f"{self.annotations} cannot be used, for {count} reason{'s' if count > 1 else ''}:{lines}")
 
 
 @dataclass
 class Findings:
     """Collects problems while a file is read; one `Problem` per kind comes out, in the order of first sight."""
 
+    is_repairing: bool = False
     _found: dict[tuple[Severity, str, str], list[str]] = field(default_factory=dict)
 
     def warn(self, kind: str, sentence: str, subject: str) -> None:
         """Note that `subject` is left out or mended. `sentence` tells what is wrong and what happens to it."""
         self._found.setdefault(("warn", kind, sentence), []).append(subject)
 
-    def refuse(self, kind: str, sentence: str, subject: str) -> None:
+    def refuse(self, kind: str, sentence: str, subject: str, *, repair: str = "") -> None:
         """Note that `subject` must keep training from starting. `sentence` tells what is wrong and the remedy.
 
         An empty subject means the file itself.
+        repair: what happens instead while a file is repaired, where that can be done
         """
+        if self.is_repairing and repair:
+            self.warn(kind, repair, subject)
+            return
         self._found.setdefault(("refuse", kind, sentence), []).append(subject)
 
     @property

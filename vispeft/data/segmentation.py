@@ -201,7 +201,7 @@ def clip_polygon(points: FloatArray, low: tuple[float, float], high: tuple[float
 
 
 def rasterize(parts: Sequence[FloatArray], height: int, width: int, out: NDArray[Any]) -> bool:
-    """Set to 1 the pixels of `out` ([height, width], zeros) that polygons cover by COCO's own rule; false where none is.
+    """Set to 1 the pixels of `out` ([height, width], zeros) that polygons cover by COCO's rule; false where none is.
 
     Only the bounding rectangle is decoded, so the cost follows the size of the object, not of the image.
     """

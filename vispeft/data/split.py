@@ -1,0 +1,84 @@
+"""A set cut into training and validation images, every class shared out in the same proportion."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vispeft.data.check import with_extras, write_json
+from vispeft.data.coco import read_coco
+from vispeft.data.sets import CocoSet
+from vispeft.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two sides, and the files that hold them."""
+
+    train: CocoSet
+    val: CocoSet
+    train_path: Path
+    val_path: Path
+
+
+def split_coco(
+    annotations: Path, images: Path | None, out_dir: Path, *, val_fraction: float = 0.2, seed: int = 0
+) -> Split:
+    """Write `train.json` and `val.json` into `out_dir`. `file_name`s stay relative to the same image folder."""
+    coco_set = read_coco(annotations, images, check_images=images is not None)
+    train_idx, val_idx = split_indices(coco_set, val_fraction=val_fraction, seed=seed)
+    train, val = coco_set.subset(train_idx), coco_set.subset(val_idx)
+    paths = (out_dir / "train.json", out_dir / "val.json")
+    for path in paths:
+        if path.exists() and path.samefile(annotations):
+            raise DataError(f"{path} is the file to split; give another folder.")
+    for side, path in zip((train, val), paths, strict=True):
+        write_json(path, with_extras(side))
+    return Split(train, val, *paths)
+
+
+def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Places of the training and the validation images, each sorted.
+
+    Images are dealt class by class, the rarest first (Sechidis et al. 2011), to the side that lacks most of the class;
+    entries of one file stay together, so that no picture is trained and scored on.
+    """
+    if not 0 < val_fraction < 1:
+        raise ConfigError(f"`val_fraction` must lie between 0 and 1, but is {val_fraction}.")
+    files: dict[str, list[int]] = {}
+    for index, image in enumerate(coco_set.images):
+        files.setdefault(image.file_name, []).append(index)
+    if len(files) < 2:
+        raise DataError(f"{coco_set.annotations_path} has one image; a split needs at least two.")
+    rng = np.random.default_rng(seed)
+    names = [list(files)[i] for i in rng.permutation(len(files))]
+    classes = {
+        name: Counter(a.category_idx for index in files[name] for a in coco_set.annotations[index]) for name in names
+    }
+    in_val = _deal(names, classes, val_fraction)
+    sides = [sorted(i for name in names if in_val[name] is side for i in files[name]) for side in (False, True)]
+    return sides[0], sides[1]
+
+
+def _deal(names: list[str], classes: dict[str, Counter[int]], val_fraction: float) -> dict[str, bool]:
+    """Which files go to the validation side. At least one stays on either side."""
+    num_val = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
+    room = {False: len(names) - num_val, True: num_val}
+    totals: Counter[int] = sum(classes.values(), Counter())
+    wanted = {True: {c: val_fraction * n for c, n in totals.items()}}
+    wanted[False] = {c: n - wanted[True][c] for c, n in totals.items()}
+    in_val: dict[str, bool] = {}
+    for rare in [*sorted(totals, key=lambda c: (totals[c], c)), None]:
+        # the fullest first: a few images with many instances are the hardest to share out
+        holders = [name for name in names if name not in in_val and (rare is None or classes[name][rare])]
+        for name in sorted(holders, key=lambda name: -sum(classes[name].values())):
+            lacks = {side: wanted[side].get(rare, 0.0) if rare is not None else room[side] for side in (False, True)}
+            side = lacks[True] > lacks[False] if room[True] and room[False] else bool(room[True])
+            in_val[name] = side
+            room[side] -= 1
+            for category_idx, count in classes[name].items():
+                wanted[side][category_idx] -= count
+    return in_val
