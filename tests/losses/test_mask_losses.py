@@ -36,7 +36,7 @@ def test_mask_losses__has_the_values_and_gradients_of_plain_autograd(scale: floa
     features = torch.randn(3, 6, 7, 5, requires_grad=True)
     masks, target_idx = torch.rand(4, 12, 12) > 0.5, torch.tensor([1, 0, 2, 3, 3])
     points = torch.rand(PLAN.num_drawn, 2)
-    read_masks = sample_masks(masks, points)
+    read_masks = sample_masks(masks, corners(points, 12, 12))
     found = mask_losses(
         embeddings, cell_rows(features), read_masks, target_idx, at=corners(points, 7, 5), counts=(2, 0, 3), plan=PLAN
     )

@@ -59,11 +59,13 @@ def test_cell_rows__does_not_copy_channels_last() -> None:
 def test_sample_masks__is_grid_sample() -> None:
     points = draw_points()
     masks = torch.rand(3, 20, 14) > 0.5
-    torch.testing.assert_close(sample_masks(masks, points), grid_sample(masks.float(), points), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        sample_masks(masks, corners(points, 20, 14)), grid_sample(masks.float(), points), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_sample_masks__has_no_rows_without_masks() -> None:
-    assert sample_masks(torch.zeros(0, 8, 8, dtype=torch.bool), torch.rand(5, 2)).shape == (0, 5)
+    assert sample_masks(torch.zeros(0, 8, 8, dtype=torch.bool), corners(torch.rand(5, 2), 8, 8)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 20], ids=str)

@@ -184,7 +184,7 @@ class Criterion(nn.Module):
 
     def _box_losses(self, boxes: Tensor, pairs: _Pairs, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
         """L1 and generalised IoU losses of the pairs."""
-        boxes = boxes[pairs.rows]
+        boxes = boxes.index_select(0, pairs.rows)
         target_boxes = torch.cat([t.boxes for t in targets])[pairs.targets]
         distance = (boxes - target_boxes).abs().sum(1)
         overlap = generalized_iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(target_boxes))
@@ -198,10 +198,16 @@ class Criterion(nn.Module):
         The candidates are drawn once for the batch: the points of one mask are distributed as PointRend has it.
         """
         points = torch.rand(self.points.num_drawn, 2, device=mask_features.device)
-        masks = torch.cat([sample_masks(t.masks, points) for t in targets])  # [sum T, P]
-        at = corners(points, *mask_features.shape[-2:])
+        at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
+        masks = torch.cat([sample_masks(t.masks, at_pixels) for t in targets])  # [sum T, P]
         cells = cell_rows(mask_features)
         cross_entropy, dice = mask_losses(
-            embeddings[pairs.rows], cells, masks, pairs.targets, at=at, counts=pairs.counts, plan=self.points
+            embeddings.index_select(0, pairs.rows),
+            cells,
+            masks,
+            pairs.targets,
+            at=at,
+            counts=pairs.counts,
+            plan=self.points,
         )
         return pairs.weights @ cross_entropy, pairs.weights @ dice

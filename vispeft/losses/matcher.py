@@ -91,7 +91,7 @@ class HungarianMatcher(nn.Module):
         L, Q = len(layers), layers[0].boxes.shape[1]
         with torch.autocast(mask_features.device.type, enabled=False):
             points = torch.rand(self.num_points, 2, device=mask_features.device)
-            at = corners(points, *mask_features.shape[-2:])
+            at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
             cells = cell_rows(mask_features)
             class_logits = torch.cat([layer.class_logits for layer in layers], dim=1).float()  # [B, L Q, K]
             boxes = torch.cat([layer.boxes for layer in layers], dim=1).float()
@@ -102,7 +102,7 @@ class HungarianMatcher(nn.Module):
                     costs.append(boxes.new_zeros(L * Q, 0))
                     continue
                 cost = self._mask_costs(
-                    embeddings[b], read_rows(cells[b], at), sample_masks(image_targets.masks, points)
+                    embeddings[b], read_rows(cells[b], at), sample_masks(image_targets.masks, at_pixels)
                 )
                 cost += box_costs(boxes[b], image_targets.boxes, self.weights)
                 costs.append(cost + self.weights.class_ * class_costs(class_logits[b], image_targets.labels))

@@ -70,10 +70,9 @@ def spread_rows(rows: Tensor, at: Corners) -> Tensor:
     return F.embedding_bag(point_idx, rows.detach(), starts, mode="sum", per_sample_weights=weights)
 
 
-def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Target masks [T, H, W] bool at `points` [P, 2]. Returns [T, P] float32 in 0..1."""
-    at = corners(points, *masks.shape[-2:])
-    values = _columns(masks.flatten(1), at.idx.T.flatten()).view(-1, 4, len(points))
+def sample_masks(masks: Tensor, at: Corners) -> Tensor:
+    """Target masks [T, H, W] bool at the points of `at`. Returns [T, P] float32 in 0..1."""
+    values = _columns(masks.flatten(1), at.idx.T.flatten()).view(-1, 4, len(at.idx))
     return (values * at.weights.T).sum(1)
 
 
