@@ -36,38 +36,31 @@ def plan_atlas(shapes: Shapes) -> Atlas:
 
 
 def fill_planes(planes: Tensor, value: Tensor, atlas: Atlas) -> None:
-    """Copy the pixels of value [B, S, heads, dim] into planes [B, heads, rows, dim]; the borders stay."""
+    """Copy the pixels of value [B, S, heads, dim] into planes [B, rows, heads, dim]; the borders stay."""
     for pixels, level in zip(_levels(planes, atlas), _pixels(value, atlas), strict=True):
         pixels.copy_(level)
 
 
 def read_planes(planes: Tensor, value: Tensor, atlas: Atlas) -> None:
-    """Copy the pixels of planes [B, heads, rows, dim] into value [B, S, heads, dim]."""
+    """Copy the pixels of planes [B, rows, heads, dim] into value [B, S, heads, dim]."""
     for pixels, level in zip(_levels(planes, atlas), _pixels(value, atlas), strict=True):
         level.copy_(pixels)
 
 
 def _levels(planes: Tensor, atlas: Atlas) -> list[Tensor]:
-    """Each level of planes [B, heads, rows, dim] as a view [B, heads, H, W, dim]."""
-    strides = (*planes.stride()[:2], atlas.stride * planes.stride(2), *planes.stride()[2:])
+    """Each level of planes [B, rows, heads, dim] as a view [B, H, W, heads, dim]."""
+    image, row, head, channel = planes.stride()
     return [
         planes.as_strided(
-            (*planes.shape[:2], height, width, planes.shape[3]),
-            strides,
-            planes.storage_offset() + start * planes.stride(2),
+            (planes.shape[0], height, width, *planes.shape[2:]),
+            (image, atlas.stride * row, row, head, channel),
+            planes.storage_offset() + start * row,
         )
         for (height, width), start in zip(atlas.shapes, atlas.starts, strict=True)
     ]
 
 
 def _pixels(value: Tensor, atlas: Atlas) -> list[Tensor]:
-    """Each level of value [B, S, heads, dim] as a view [B, heads, H, W, dim]."""
+    """Each level of value [B, S, heads, dim] as a view [B, H, W, heads, dim]."""
     levels = value.split([height * width for height, width in atlas.shapes], dim=1)
-    return [level.unflatten(1, shape).permute(0, 3, 1, 2, 4) for shape, level in zip(atlas.shapes, levels, strict=True)]
-
-
-def level_constants(atlas: Atlas, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Width and height of each level [2, levels], and the row of each level's shifted coordinate (0, 0) [levels]."""
-    sizes = torch.tensor([[width for _, width in atlas.shapes], [height for height, _ in atlas.shapes]], dtype=dtype)
-    corner = BORDER * atlas.stride + BORDER
-    return sizes, torch.tensor([start - corner for start in atlas.starts], dtype=torch.int32)
+    return [level.unflatten(1, shape) for shape, level in zip(atlas.shapes, levels, strict=True)]

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention as weighted gather-sums over zero-padded planes, with its backward by hand.
 
-The four corners of a point are the same row of four views of one plane, shifted by 0, 1, `stride` and `stride + 1`: no
-index is ever expanded. A few planes (one per image and head) are done at a time, so that all of it stays in cache.
+The four corners of a point are the same row of four views of one table, shifted by a constant each: no index is ever
+expanded. Some images, or some heads of an image, are done at a time, so that all of it stays in cache.
 """
 
 import warnings
@@ -12,33 +12,40 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.atlas import (
-    BORDER,
-    Atlas,
-    Shapes,
-    fill_planes,
-    level_constants,
-    plan_atlas,
-    read_planes,
-)
+from vispeft_kernels.deformable.atlas import BORDER, Atlas, Shapes, fill_planes, plan_atlas, read_planes
 
 POINTS_AT_ONCE = 131_072
 ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes
+RADIX_SORT_SIZE = 32_768  # torch sorts fewer integers by comparing, at many times the cost per element
 
 
 @dataclass(frozen=True)
-class _Levels:
-    """Constants of the points of one plane."""
+class _Part:
+    """Some images and heads that are computed at a time: b images, h heads."""
 
-    sizes: Tensor  # [2, 1, Q * levels * points]: width, height
-    starts: Tensor  # [Q * levels * points]: row of the shifted coordinate (0, 0), int32
+    atlas: Atlas
+    images: int
+    heads: int
+    bag_size: int  # levels * points
+    sizes: Tensor  # [2, 1, Q * h * bag_size]: width and height of the level of each point of an image
+    starts: Tensor  # [Q * h * bag_size]: int32 row of its level's shifted coordinate (0, 0)
+
+    @property
+    def num_rows(self) -> int:
+        return self.images * self.atlas.rows * self.heads
+
+    @property
+    def shifts(self) -> tuple[int, int, int, int]:
+        """Rows from the upper left corner to the upper left, upper right, lower left and lower right."""
+        below = self.atlas.stride * self.heads
+        return 0, self.heads, below, below + self.heads
 
 
 @dataclass(frozen=True)
 class _Points:
-    """The sampling points of some planes, [planes, Q * levels * points] each."""
+    """Sampling points, [b, Q * h * levels * points] each."""
 
-    rows: Tensor  # the upper left corner's row over all planes, int32
+    rows: Tensor  # the upper left corner in a table [b * rows * h, dim], int32
     x: Tensor  # fraction of a pixel to the right of that corner, 0..1
     y: Tensor  # fraction of a pixel below it
     weights: Tensor
@@ -56,15 +63,14 @@ class Gradients:
 def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """The sum of all weighted samples, [B, Q, heads * dim] in the dtype of `value`."""
     batch, _, heads, dim = value.shape
-    out = value.new_zeros(batch, locations.shape[1], heads, dim)
+    out = value.new_empty(batch, locations.shape[1], heads, dim)
     if out.numel() and locations.numel():
-        atlas = plan_atlas(shapes)
-        levels = _repeat_levels(atlas, locations, _dtype(value))
-        for part in _parts(locations, atlas):
-            points = _locate(locations[part], weights[part], levels, atlas)
-            sums = _gather(_planes(value[part], atlas), points, atlas, locations)
-            bags = out[part].transpose(1, 2)  # [b, h, Q, dim]
-            bags.copy_(sums.view(bags.shape))
+        for where, part in _parts(value, plan_atlas(shapes), locations):
+            points = _locate(locations[where], weights[where], part)
+            sums = _gather(_table(value[where], part), points, part)
+            out[where] = sums.view(out[where].shape)
+    else:
+        out.zero_()  # no points
     return out.flatten(2)
 
 
@@ -79,78 +85,71 @@ def backward(
 ) -> Gradients:
     """Gradients of `forward` given that of its result, grad [B, Q, heads * dim]."""
     grads = Gradients(
-        value.new_zeros(value.shape if needs_value else 0),
-        locations.new_zeros(locations.shape if needs_points else 0),
-        weights.new_zeros(weights.shape if needs_points else 0),
+        value.new_empty(value.shape if needs_value else 0),
+        locations.new_empty(locations.shape if needs_points else 0),
+        weights.new_empty(weights.shape if needs_points else 0),
     )
     if grad.numel() and locations.numel():
-        atlas = plan_atlas(shapes)
-        levels = _repeat_levels(atlas, locations, _dtype(value))
         grad = grad.unflatten(2, value.shape[2:])  # [B, Q, heads, dim]
-        for part in _parts(locations, atlas):
-            points = _locate(locations[part], weights[part], levels, atlas)
-            bags = grad[part].transpose(1, 2).to(_dtype(value)).reshape(-1, grad.shape[3])  # [b * h * Q, dim]
+        for where, part in _parts(value, plan_atlas(shapes), locations):
+            points = _locate(locations[where], weights[where], part)
+            bags = grad[where].to(part.sizes.dtype).reshape(-1, grad.shape[3])  # [b * Q * h, dim]
             if needs_value:
-                read_planes(_scatter(bags, points, atlas, locations), grads.value[part], atlas)
+                read_planes(_scatter(bags, points, part), grads.value[where], part.atlas)
             if needs_points:
-                dots = _dot(bags, _planes(value[part], atlas), points, atlas, locations)
-                _write_point_gradients(dots, points, levels, grads.locations[part], grads.weights[part])
+                dots = _dot(bags, _table(value[where], part), points, part)
+                _write_point_gradients(dots, points, part, grads.locations[where], grads.weights[where])
+    else:
+        grads.value.zero_()  # no points
     return grads
 
 
-def _dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
-def _parts(locations: Tensor, atlas: Atlas) -> Iterator[tuple[slice, slice, slice]]:
-    """Index [B, Q or S, heads] in parts of whole images, or of some heads of an image, that stay in cache."""
+def _parts(value: Tensor, atlas: Atlas, locations: Tensor) -> Iterator[tuple[tuple[slice, slice, slice], _Part]]:
+    """Indices into [B, Q or S, heads], and what is computed there at a time."""
     batch, num_queries, heads, num_levels, points, _ = locations.shape
-    planes = max(1, min(POINTS_AT_ONCE // (num_queries * num_levels * points), ROWS_AT_ONCE // atlas.rows))
-    images, slots = max(1, planes // heads), min(planes, heads)
+    bag_size = num_levels * points
+    planes = max(1, min(POINTS_AT_ONCE // (num_queries * bag_size), ROWS_AT_ONCE // atlas.rows))
+    images = max(1, min(batch, planes // heads))
+    slots = max(count for count in range(1, heads + 1) if heads % count == 0 and count <= planes)
+    sizes, starts = _constants(atlas, points, slots, torch.float64 if value.dtype == torch.float64 else torch.float32)
+    # once per point: faster than broadcasting over a short innermost dimension
+    sizes, starts = sizes.repeat(1, num_queries).unsqueeze(1), starts.repeat(num_queries)
     for image in range(0, batch, images):
+        part = _Part(atlas, min(images, batch - image), slots, bag_size, sizes, starts)
         for slot in range(0, heads, slots):
-            yield slice(image, image + images), slice(None), slice(slot, slot + slots)
+            yield (slice(image, image + images), slice(None), slice(slot, slot + slots)), part
 
 
-def _repeat_levels(atlas: Atlas, locations: Tensor, dtype: torch.dtype) -> _Levels:
-    """Level constants once per point, which is faster than broadcasting over a short innermost dimension."""
-    num_queries, points = locations.shape[1], locations.shape[4]
-    sizes, starts = level_constants(atlas, dtype)
-    return _Levels(
-        sizes.repeat_interleave(points, 1).repeat(1, num_queries).unsqueeze(1),
-        starts.repeat_interleave(points).repeat(num_queries),
-    )
+@lru_cache(maxsize=64)
+def _constants(atlas: Atlas, points: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`sizes` [2, heads * levels * points] and `starts` [heads * levels * points] of a `_Part` for one query."""
+    sizes = torch.tensor([shape[::-1] for shape in atlas.shapes], dtype=dtype).t()
+    starts = torch.tensor(atlas.starts, dtype=torch.int32) - BORDER * (atlas.stride + 1)
+    rows = starts * heads + torch.arange(heads, dtype=torch.int32).unsqueeze(1)  # [heads, levels]
+    return sizes.repeat_interleave(points, 1).repeat(1, heads), rows.repeat_interleave(points, 1).flatten()
 
 
-def _locate(locations: Tensor, weights: Tensor, levels: _Levels, atlas: Atlas) -> _Points:
-    """Corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not finite stays so."""
-    dtype = levels.sizes.dtype
-    planes, points = locations.shape[0] * locations.shape[2], levels.starts.shape[0]
-    permuted = locations.permute(5, 0, 2, 1, 3, 4)
-    shifted = torch.empty(permuted.shape, dtype=dtype).copy_(permuted).view(2, planes, points)
+def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
+    """Corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not a number stays so."""
+    dtype, atlas = part.sizes.dtype, part.atlas
+    shifted = torch.empty(2, *weights.shape, dtype=dtype).copy_(locations.movedim(-1, 0)).view(2, part.images, -1)
     # pixel centres lie at 2, 3, ...; beyond the first and the last there are two of zeros
-    shifted.mul_(levels.sizes).add_(BORDER - 0.5).clamp_min_(0)
-    torch.minimum(shifted, levels.sizes + BORDER, out=shifted)
+    shifted.mul_(part.sizes).add_(BORDER - 0.5).clamp_min_(0)
+    torch.minimum(shifted, part.sizes + BORDER, out=shifted)
     cells = shifted.to(torch.int32)
-    firsts = torch.arange(0, planes * atlas.rows, atlas.rows, dtype=torch.int32).unsqueeze(1)
-    rows = cells[1].mul_(atlas.stride).add_(cells[0]).add_(levels.starts).add_(firsts)
-    rows.clamp_(0, planes * atlas.rows - atlas.stride - 2)  # only nan is outside
+    rows = cells[1].mul_(atlas.stride).add_(cells[0]).mul_(part.heads).add_(part.starts)
+    if part.images > 1:
+        rows.add_(torch.arange(0, part.num_rows, atlas.rows * part.heads, dtype=torch.int32).unsqueeze(1))
+    rows.clamp_(0, part.num_rows - 1 - part.shifts[3])  # only what is not a number is outside
     x, y = shifted.frac_()
-    permuted = weights.transpose(1, 2)
-    return _Points(rows, x, y, torch.empty(permuted.shape, dtype=dtype).copy_(permuted).view(planes, points))
+    return _Points(rows, x, y, weights.to(dtype).reshape(part.images, -1))
 
 
-def _planes(value: Tensor, atlas: Atlas) -> Tensor:
-    """Zero-padded planes [b * h * rows, dim] of value [b, S, h, dim]."""
-    batch, _, heads, dim = value.shape
-    planes = torch.zeros(batch, heads, atlas.rows, dim, dtype=_dtype(value))
-    fill_planes(planes, value, atlas)
-    return planes.view(-1, dim)
-
-
-def _corner_shifts(atlas: Atlas) -> tuple[int, int, int, int]:
-    """From the upper left corner's row to that of the upper left, upper right, lower left, lower right."""
-    return 0, 1, atlas.stride, atlas.stride + 1
+def _table(value: Tensor, part: _Part) -> Tensor:
+    """Zero-padded planes [b * rows * h, dim] of value [b, S, h, dim]."""
+    planes = torch.zeros(part.images, part.atlas.rows, *value.shape[2:], dtype=part.sizes.dtype)
+    fill_planes(planes, value, part.atlas)
+    return planes.view(-1, value.shape[3])
 
 
 def _corner_weights(points: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,22 +158,8 @@ def _corner_weights(points: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     upper = points.weights - lower
     lower_right = lower * points.x
     upper_right = upper * points.x
-    corners = upper.sub_(upper_right), upper_right, lower.sub_(lower_right), lower_right
-    return tuple(corner.view(-1) for corner in corners)
-
-
-def _bag_starts(points: _Points, locations: Tensor) -> Tensor:
-    return torch.arange(0, points.rows.numel(), locations.shape[3] * locations.shape[4], dtype=torch.int32)
-
-
-def _gather(planes: Tensor, points: _Points, atlas: Atlas, locations: Tensor) -> Tensor:
-    """Weighted sums [b * h * Q, dim] of rows of the planes."""
-    rows, starts = points.rows.view(-1), _bag_starts(points, locations)
-    sums = [
-        _weighted_sums(planes[shift:], rows, starts, weights)
-        for shift, weights in zip(_corner_shifts(atlas), _corner_weights(points), strict=True)
-    ]
-    return sums[0].add_(sums[1]).add_(sums[2]).add_(sums[3])
+    upper_left, lower_left = upper.sub_(upper_right), lower.sub_(lower_right)
+    return upper_left.view(-1), upper_right.view(-1), lower_left.view(-1), lower_right.view(-1)
 
 
 def _weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
@@ -182,39 +167,64 @@ def _weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor)
     return torch.embedding_bag(table, rows, starts, mode=0, per_sample_weights=weights)[0]
 
 
-def _scatter(bags: Tensor, points: _Points, atlas: Atlas, locations: Tensor) -> Tensor:
-    """The transpose of `_gather`: planes [b, h, rows, dim] from bags [b * h * Q, dim].
+def _gather(table: Tensor, points: _Points, part: _Part) -> Tensor:
+    """Weighted sums [b * Q * h, dim] of rows of the table."""
+    rows = points.rows.view(-1)
+    starts = torch.arange(0, rows.numel(), part.bag_size, dtype=torch.int32)
+    total = table.new_zeros(0)
+    for shift, weights in zip(part.shifts, _corner_weights(points), strict=True):
+        sums = _weighted_sums(table[shift:], rows, starts, weights)
+        total = total.add_(sums) if shift else sums
+    return total
 
-    Sorted by row, all points of one corner row are one bag: the scatter is a gather-sum again, and repeats to the bit.
+
+def _scatter(bags: Tensor, points: _Points, part: _Part) -> Tensor:
+    """The transpose of `_gather`: planes [b, rows, h, dim] from bags [b * Q * h, dim].
+
+    Sorted by row, all points of a row are one bag: the scatter is a gather-sum again, and repeats to the bit. All four
+    corners share one order; where there are fewer points than rows, one pass over the rows is cheaper than four.
     """
-    num_rows = points.rows.shape[0] * atlas.rows
-    keys = points.rows.view(-1).to(torch.int16 if num_rows <= ROWS_AT_ONCE else torch.int32)
-    order = torch.sort(keys, stable=True).indices
-    counts = torch.bincount(points.rows.view(-1), minlength=num_rows)
-    starts = (counts.cumsum(0) - counts).to(torch.int32)
-    bag = torch.arange(bags.shape[0], dtype=torch.int32).repeat_interleave(locations.shape[3] * locations.shape[4])
-    bag = bag.index_select(0, order)
-    planes = None
-    for shift, weights in zip(_corner_shifts(atlas), _corner_weights(points), strict=True):
-        sums = _weighted_sums(bags, bag, starts, weights.index_select(0, order))
-        if planes is None:
-            planes = sums
-        else:
-            planes[shift:].add_(sums[: num_rows - shift])
-    return planes.view(-1, min(locations.shape[2], points.rows.shape[0]), atlas.rows, bags.shape[1])
+    rows, weights = points.rows.view(-1), _corner_weights(points)
+    bag = torch.arange(bags.shape[0], dtype=torch.int32).repeat_interleave(part.bag_size)
+    if rows.numel() < part.num_rows:
+        rows = torch.cat([rows + shift for shift in part.shifts])
+        order, starts = _sort_rows(rows, part.num_rows)
+        table = _weighted_sums(
+            bags, bag.repeat(4).index_select(0, order), starts, torch.cat(weights).index_select(0, order)
+        )
+    else:
+        order, starts = _sort_rows(rows, part.num_rows)
+        bag = bag.index_select(0, order)
+        table = _weighted_sums(bags, bag, starts, weights[0].index_select(0, order))
+        for shift, corner_weights in zip(part.shifts[1:], weights[1:], strict=True):
+            sums = _weighted_sums(bags, bag, starts, corner_weights.index_select(0, order))
+            table[shift:].add_(sums[:-shift])
+    return table.view(part.images, part.atlas.rows, part.heads, -1)
 
 
-def _dot(bags: Tensor, planes: Tensor, points: _Points, atlas: Atlas, locations: Tensor) -> list[Tensor]:
-    """The product of each point's bag [b * h * Q, dim] with each of its four corners, like `points.rows` each."""
+def _sort_rows(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """The stable order that sorts int32 rows, and where each of `num_rows` begins in it, int32."""
+    keys = rows.to(torch.int16 if num_rows <= ROWS_AT_ONCE else torch.int32)
+    if RADIX_SORT_SIZE // 8 < rows.numel() < RADIX_SORT_SIZE:
+        keys = torch.cat([keys, keys.new_full((RADIX_SORT_SIZE - rows.numel(),), num_rows - 1)])
+    counts = torch.bincount(rows, minlength=num_rows)
+    return torch.sort(keys, stable=True).indices[: rows.numel()], (counts.cumsum(0) - counts).to(torch.int32)
+
+
+def _dot(bags: Tensor, table: Tensor, points: _Points, part: _Part) -> list[Tensor]:
+    """The product of each point's bag [b * Q * h, dim] with each of its four corners, like `points.rows` each."""
     _accept_sparse_beta()
-    ends = torch.cat([_bag_starts(points, locations), torch.tensor([points.rows.numel()], dtype=torch.int32)])
-    rows, zeros = points.rows.view(-1), torch.zeros(points.rows.numel(), dtype=bags.dtype)
+    rows = points.rows.view(-1)
+    ends = torch.arange(0, rows.numel() + 1, part.bag_size, dtype=torch.int32)
     dots = []
-    for shift in _corner_shifts(atlas):
-        corners = planes[shift:]
-        pattern = torch.sparse_csr_tensor(ends, rows, zeros, (bags.shape[0], corners.shape[0]), check_invariants=False)
-        products = torch.sparse.sampled_addmm(pattern, bags, corners.t(), beta=0.0)
-        dots.append(products.values().view(points.rows.shape))
+    for shift in part.shifts:
+        corners = table[shift:]
+        products = torch.zeros(rows.numel(), dtype=bags.dtype)
+        pattern = torch.sparse_csr_tensor(
+            ends, rows, products, (bags.shape[0], corners.shape[0]), check_invariants=False
+        )
+        torch.sparse.sampled_addmm(pattern, bags, corners.t(), beta=0.0, out=pattern)
+        dots.append(pattern.values().view(points.rows.shape))
     return dots
 
 
@@ -227,7 +237,7 @@ def _accept_sparse_beta() -> None:
 
 
 def _write_point_gradients(
-    dots: list[Tensor], points: _Points, levels: _Levels, grad_locations: Tensor, grad_weights: Tensor
+    dots: list[Tensor], points: _Points, part: _Part, grad_locations: Tensor, grad_weights: Tensor
 ) -> None:
     """Turn products with the corners into gradients of locations [b, Q, h, levels, points, 2] and weights."""
     upper_left, upper_right, lower_left, lower_right = dots
@@ -237,9 +247,7 @@ def _write_point_gradients(
     lower = lower_left.addcmul_(points.x, lower_step)
     down = lower.sub_(upper)
     right = upper_step.addcmul_(points.y, lower_step.sub_(upper_step))
-    permuted = grad_weights.transpose(1, 2)
-    permuted.copy_(upper.addcmul_(points.y, down).view(permuted.shape))
+    grad_weights.copy_(upper.addcmul_(points.y, down).view(grad_weights.shape))
     for axis, step in enumerate((right, down)):
-        step.mul_(points.weights).mul_(levels.sizes[axis])
-        permuted = grad_locations[..., axis].transpose(1, 2)
-        permuted.copy_(step.view(permuted.shape))
+        step.mul_(points.weights).mul_(part.sizes[axis])
+        grad_locations[..., axis].copy_(step.view(grad_weights.shape))
