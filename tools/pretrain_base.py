@@ -4,9 +4,10 @@
     python tools/pretrain_base.py --out runs/base --processes 2 [--extra ANNOTATIONS.json IMAGES_DIR]
     python tools/pretrain_base.py --out runs/base --bundle vispeft/assets/bundled.safetensors
 
-Start it again with the same --out and it goes on where it was. The stages below are the whole recipe: small images first, larger
-ones later, and at the end a single class, "object", with the learning rate falling to zero. --extra mixes a real COCO set in
-from the second stage on (its objects count as blobs). --bundle writes the newest checkpoint as the weights that the package ships.
+Start it again with the same --out and it goes on where it was. The stages below are the whole recipe: small images
+first, larger ones later, and at the end a single class, "object", with the learning rate falling to zero. --extra
+mixes a real COCO set in from the second stage on (its objects count as blobs). --bundle writes the newest checkpoint
+as the weights that the package ships.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from vispeft.data.shapes import SHAPE_NAMES, render_scene
 from vispeft.losses import Criterion, HungarianMatcher
-from vispeft.models import MaskDINO, build_model
+from vispeft.models import MaskDINO, build_model, save_bundled
 from vispeft.models.checkpoints import fit_class_head
 from vispeft.structures import Batch, Targets
 from vispeft.training.step import LossModule, SealedBatch
@@ -53,7 +54,9 @@ class Stage:
 STAGES = (
     Stage(steps=2000, image_size=128, batch=8, lr=5e-4, final_lr=5e-4, num_queries=60),
     Stage(steps=900, image_size=192, batch=5, lr=5e-4, final_lr=3e-4, num_queries=80, extra=0.15),
-    Stage(steps=500, image_size=256, batch=3, lr=3e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True),
+    Stage(
+        steps=500, image_size=256, batch=3, lr=3e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True
+    ),
 )
 WARMUP = 150
 SEED = 20261120
@@ -211,7 +214,12 @@ def train_stage(
             sums[name] = sums.get(name, 0.0) + value.item() / 50
         if step % 50 == 0 or step == end:
             seconds = time.time() - started
-            row = {"step": step, "size": stage.image_size, "lr": round(learning_rate(step), 6), "s_per_step": seconds / 50}
+            row = {
+                "step": step,
+                "size": stage.image_size,
+                "lr": round(learning_rate(step), 6),
+                "s_per_step": seconds / 50,
+            }
             row |= {"loss": sum(sums.values()), **sums}
             if fabric.global_rank == 0:
                 log.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
@@ -229,13 +237,33 @@ def save(out: Path, model: MaskDINO, optimizer: object, step: int) -> None:
     os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
 
 
+def bundle(run: Path, out: Path) -> None:
+    """Write the newest checkpoint of a run as the weights that the package ships."""
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    num_classes = len(state["model"]["decoder.class_embed.weight"])
+    model = build(num_classes, STAGES[-1].num_queries)
+    model.load_state_dict(state["model"])
+    options = {"num_queries": STAGES[-1].num_queries, "denoising_budget": STAGES[-1].num_queries}
+    anatomy = {
+        "name": "mask_dino",
+        "backbone": BACKBONE,
+        "size": "tiny",
+        "backbone_options": BACKBONE_OPTIONS,
+        **options,
+    }
+    save_bundled(model, out, anatomy, notes={"steps": str(state["step"]), "seed": str(SEED)})
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {state['step']} steps, {num_classes} class(es)")
+
+
 def main() -> None:
     """Parse the command line and train or bundle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--extra", type=Path, nargs=2, metavar=("ANNOTATIONS", "IMAGES"))
-    parser.add_argument("--bundle", type=Path, help="write the newest checkpoint of --out to this file instead of training")
+    parser.add_argument(
+        "--bundle", type=Path, help="write the newest checkpoint of --out to this file instead of training"
+    )
     args = parser.parse_args()
     if args.bundle:
         bundle(args.out, args.bundle)

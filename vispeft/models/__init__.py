@@ -1,6 +1,18 @@
 """Segmentation models as plain modules. Nothing here knows of parameter-efficient fine-tuning."""
 
 from vispeft.models.build import MODELS, SIZES, MaskDINOSize, build_model
+from vispeft.models.bundled import bundled_path, load_bundled, save_bundled
+from vispeft.models.checkpoints import load_weights
 from vispeft.models.mask_dino import MaskDINO
 
-__all__ = ["MODELS", "SIZES", "MaskDINO", "MaskDINOSize", "build_model"]
+__all__ = [
+    "MODELS",
+    "SIZES",
+    "MaskDINO",
+    "MaskDINOSize",
+    "build_model",
+    "bundled_path",
+    "load_bundled",
+    "load_weights",
+    "save_bundled",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,8 +20,8 @@ _DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.mode
 class Backbone(nn.Module):
     """Maps at about the strides 4, 8, 16 and 32, finest first, from any timm model that gives features.
 
-    Hierarchical models by their own stages; plain ViTs (one stride throughout) by a simple feature pyramid on the last block.
-    `output_norm` adds a LayerNorm to each map, as the published Swin models of this family have.
+    Hierarchical models by their own stages; plain ViTs (one stride throughout) by a simple feature pyramid on the
+    last block. `output_norm` adds a LayerNorm to each map, as the published Swin models of this family have.
     """
 
     def __init__(
@@ -41,20 +40,18 @@ class Backbone(nn.Module):
         self.is_plain = len(set(strides)) == 1
         self.body = body
         self.is_channels_last = Format(getattr(body, "output_fmt", Format.NCHW)) == Format.NHWC
+        self.pyramid: nn.Module = nn.Identity()
+        self.channels: list[int] = channels[-4:]
+        self.size_divisor: int = max(32, strides[-1])
         if self.is_plain:
-            self.pyramid: nn.Module = SimpleFeaturePyramid(channels[-1], strides[-1])
-            self.channels, self.strides = self.pyramid.channels, self.pyramid.strides
-            self.size_divisor = max(strides[-1], math.lcm(strides[-1], self.strides[-1]))
-        else:
-            self.pyramid = nn.Identity()
-            self.channels, self.strides = channels[-4:], strides[-4:]
-            self.size_divisor = max(32, strides[-1])
+            pyramid = SimpleFeaturePyramid(channels[-1], strides[-1])
+            self.pyramid, self.channels, self.size_divisor = pyramid, pyramid.channels, pyramid.size_divisor
         self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
         mean, std = _pixel_statistics(name)
         self.pixel_mean, self.pixel_std = mean, std
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images: [B, 3, H, W] normalised, H and W multiples of `size_divisor`. Returns [B, C_i, H / s_i, W / s_i] maps."""
+        """Maps [B, C_i, H / s_i, W / s_i] of images [B, 3, H, W], normalised, H and W multiples of `size_divisor`."""
         maps: list[Tensor] = self.body(images)
         if self.is_channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
@@ -63,26 +60,27 @@ class Backbone(nn.Module):
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in backward instead of keeping them (timm's own switch)."""
-        model = self.body.model if self.is_plain else self.body
-        model.set_grad_checkpointing(enable)
+        body: Any = self.body
+        (body.model if self.is_plain else body).set_grad_checkpointing(enable)
 
 
-def _create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, image_size: int | None, options: dict[str, Any]) -> Any:
     base_name = name.split(".")[0]
     if not timm.is_model(base_name):
         near = timm.list_models(f"*{base_name.split('_')[0]}*")[:5]
-        raise ConfigError(f"`model.backbone` must be a timm model, but is {name!r}. Near it: {', '.join(near) or 'none'}.")
+        raise ConfigError(
+            f"`model.backbone` must be a timm model, but is {name!r}. Near it: {', '.join(near) or 'none'}."
+        )
     family = timm.model_entrypoint(base_name).__module__
     if family in _DYNAMIC_SIZE:
         options = {"dynamic_img_size": True, **options}
     elif image_size is not None and _has_fixed_size(name):
         options = {"img_size": image_size, **options}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+        return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except (TypeError, RuntimeError, AttributeError, ValueError, OSError) as error:
         wanted = f"with options {options}" + (" and its pretrained weights" if pretrained else "")
         raise ConfigError(f"timm cannot build {name!r} as a feature backbone {wanted}: {error}") from error
-    return model
 
 
 def _has_fixed_size(name: str) -> bool:

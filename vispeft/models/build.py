@@ -68,7 +68,8 @@ def build_model(
     name: "mask_dino"
     backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
     image_size: side of the square input in pixels, for backbones that must know it
-    size: "base" (published R50), "large" (published Swin-L) or "tiny"; `overrides` change single fields of `MaskDINOSize`
+    size: "base" (published R50), "large" (published Swin-L) or "tiny"; `overrides` change single fields of
+    `MaskDINOSize`
 
     Raises ConfigError for an unknown name, size, backbone or override.
     """
@@ -120,7 +121,9 @@ def _size(name: str, overrides: Mapping[str, Any]) -> MaskDINOSize:
     known = {field.name for field in fields(MaskDINOSize)}
     for key in overrides:
         if key not in known:
-            raise ConfigError(f"`model.options` has no {key!r}.{_near(key, known)} It takes {', '.join(sorted(known))}.")
+            raise ConfigError(
+                f"`model.options` has no {key!r}.{_near(key, known)} It takes {', '.join(sorted(known))}."
+            )
     return replace(SIZES[name], **overrides)
 
 

@@ -92,7 +92,9 @@ def _rename(name: str) -> str:
                 for part, part_replacement in _RESNET_PARTS:
                     ours = re.sub(part, part_replacement, ours)
             return ours
-    raise CheckpointError(f"The checkpoint's tensor {name!r} has no place in Mask DINO; is it another model's checkpoint?")
+    raise CheckpointError(
+        f"The checkpoint's tensor {name!r} has no place in Mask DINO; is it another model's checkpoint?"
+    )
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -119,8 +121,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a whole model's tensors, in place; official Mask DINO names are understood.
 
-    A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming what is missing, unknown or
-    of another shape; the model is unchanged then.
+    A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming what is missing,
+    unknown or of another shape; the model is unchanged then.
     """
     state = read_state(path)
     load_state(model, from_official(state) if is_official(state) else state, source=str(path))
@@ -151,8 +153,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
 def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with class rows for the model's number of classes.
 
-    Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the two-stage
-    query selection working from the first step. Equal numbers are left alone.
+    Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the
+    two-stage query selection working from the first step. Equal numbers are left alone.
     """
     fitted = dict(state)
     for name in ("decoder.class_embed.weight", "decoder.class_embed.bias", "decoder.label_embed.weight"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
         super().__init__()
         widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., in_dim]. Returns [..., out_dim]."""
@@ -96,8 +97,8 @@ class _Queries:
 class MaskDINODecoder(nn.Module):
     """Queries from the encoder's best cells, refined layer by layer to classes, boxes and mask embeddings.
 
-    Two-stage selection, mask-enhanced box initialisation, denoising, look-forward-twice boxes and deep supervision as in
-    Mask DINO (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777).
+    Two-stage selection, mask-enhanced box initialisation, denoising, look-forward-twice boxes and deep supervision as
+    in Mask DINO (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777).
     """
 
     def __init__(
@@ -150,7 +151,9 @@ class MaskDINODecoder(nn.Module):
         """Predict for every image; with `targets`, in training, denoising queries ride along."""
         shapes = features.spatial_shapes[::-1]
         sizes = [h * w for h, w in features.spatial_shapes]
-        memory = torch.cat(features.memory.split(sizes, dim=1)[::-1], dim=1)  # coarsest level first, as published
+        memory = torch.cat(
+            torch.split(features.memory, sizes, dim=1)[::-1], dim=1
+        )  # coarsest level first, as published
         queries = self._select(memory, shapes, features.mask_features)
         denoising = self._denoise(targets)
         content, boxes_logits, mask = queries.content, queries.boxes_logits, None
@@ -185,7 +188,9 @@ class MaskDINODecoder(nn.Module):
         return _Queries(selected.detach(), inverse_sigmoid(boxes), proposals)
 
     def _boxes_from_masks(self, proposals: LayerPredictions, mask_features: Tensor) -> Tensor:
-        masks = torch.einsum("bqd,bdhw->bqhw", proposals.mask_embeddings, mask_features.to(proposals.mask_embeddings)) > 0
+        masks = (
+            torch.einsum("bqd,bdhw->bqhw", proposals.mask_embeddings, mask_features.to(proposals.mask_embeddings)) > 0
+        )
         boxes = masks_to_boxes(masks, inclusive_end=self.inclusive_boxes)
         is_empty = ~masks.flatten(2).any(-1)
         return torch.where(is_empty[..., None], proposals.boxes, boxes)
@@ -205,7 +210,8 @@ class MaskDINODecoder(nn.Module):
             position = self.ref_point_head(sine_embedding(boxes[..., [1, 0, 2, 3]], self.dim // 2))
             x = layer(x, position, boxes, memory, shapes, mask)
             normed = self.norm(x)
-            # look forward twice: this layer's prediction builds on the previous layer's box with its gradient (DINO, 3.4)
+            # look forward twice: this layer's prediction builds on the previous layer's box with its gradient (DINO,
+            # 3.4)
             predicted = (self.bbox_embed(normed).float() + inverse_sigmoid(undetached)).sigmoid()
             # the published heads norm their input once more
             layers.append(self._heads(normed, predicted))
@@ -249,9 +255,7 @@ def _slice(layer: LayerPredictions, part: slice) -> LayerPredictions:
 def _cell_anchors(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Anchor box logits [sum HW, 4] of every cell, and which cells [sum HW] lie far enough from the border."""
     centres = cell_centres(shapes, device)
-    sides = torch.cat(
-        [torch.full((h * w, 2), 0.05 * 2.0**level, device=device) for level, (h, w) in enumerate(shapes)]
-    )
+    sides = torch.cat([torch.full((h * w, 2), 0.05 * 2.0**level, device=device) for level, (h, w) in enumerate(shapes)])
     anchors = torch.cat((centres, sides), dim=-1)
     is_valid = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
     # a cell at the border gets the box (1, 1, 1, 1), as published

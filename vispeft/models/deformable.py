@@ -11,7 +11,8 @@ from vispeft_kernels import deformable_attention
 
 
 class DeformableAttention(nn.Module):
-    """Each query reads a few sampled points per head and level (Zhu et al. 2021, equation 3; https://arxiv.org/abs/2010.04159)."""
+    """Each query reads a few sampled points per head and level (Zhu et al. 2021, equation 3;
+    https://arxiv.org/abs/2010.04159)."""
 
     def __init__(self, dim: int, *, num_levels: int, num_heads: int = 8, num_points: int = 4) -> None:
         super().__init__()
@@ -43,8 +44,8 @@ class DeformableAttention(nn.Module):
     ) -> Tensor:
         """Read `memory` around `reference`.
 
-        query: [B, Q, C]; memory: [B, sum HW, C]; reference: [B or 1, Q, 2] points or [B, Q, 4] cxcywh boxes, normalised.
-        Returns [B, Q, C].
+        query: [B, Q, C]; memory: [B, sum HW, C]; reference: [B or 1, Q, 2] points or [B, Q, 4] cxcywh boxes,
+        normalised. Returns [B, Q, C].
         """
         batch, num_queries, _ = query.shape
         per_level = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)

@@ -32,9 +32,9 @@ def make_denoising_queries(
 ) -> DenoisingQueries | None:
     """Noise labels and boxes of all targets, in as many groups as fit `budget` queries, at least one.
 
-    Labels are redrawn with probability `noise_scale / 2`; box centres move by up to half a side, sides change by up to one
-    side, each times `noise_scale` (DN-DETR, https://arxiv.org/abs/2203.01305, section 4.2; Mask DINO, section 3.3).
-    None where no image has a target.
+    Labels are redrawn with probability `noise_scale / 2`; box centres move by up to half a side, sides change by up
+    to one side, each times `noise_scale` (DN-DETR, https://arxiv.org/abs/2203.01305, section 4.2; Mask DINO, section
+    3.3). None where no image has a target.
     """
     group_size = max((len(target) for target in targets), default=0)
     if group_size == 0:

@@ -51,8 +51,8 @@ def cell_centres(spatial_shapes: Sequence[tuple[int, int]], device: torch.device
 def masks_to_boxes(masks: Tensor, *, inclusive_end: bool) -> Tensor:
     """Tight normalised boxes around masks.
 
-    masks: [..., h, w] bool. Returns [..., 4] cxcywh, divided by w and h. The far edge is the last pixel's index, one more
-    where `inclusive_end` is set. Boxes of empty masks are not defined: replace them.
+    masks: [..., h, w] bool. Returns [..., 4] cxcywh, divided by w and h. The far edge is the last pixel's index, one
+    more where `inclusive_end` is set. Boxes of empty masks are not defined: replace them.
     """
     height, width = masks.shape[-2:]
     y_min, y_max = _first_and_last(masks.any(-1))

@@ -48,8 +48,9 @@ class PixelDecoderLayer(nn.Module):
 class PixelDecoder(nn.Module):
     """Backbone maps to encoded multi-scale memory and mask features (Mask DINO; https://arxiv.org/abs/2206.02777).
 
-    channels: widths of the backbone's maps, finest first. The `num_backbone_levels` coarsest enter the deformable encoder,
-    beside `num_extra_levels` made from the coarsest by strided convolutions; the finest map enters by one FPN step.
+    channels: widths of the backbone's maps, finest first. The `num_backbone_levels` coarsest enter the deformable
+    encoder, beside `num_extra_levels` made from the coarsest by strided convolutions; the finest map enters by one
+    FPN step.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class PixelDecoder(nn.Module):
 
     def _mask_features(self, finest: Tensor, memory: Tensor, shape: tuple[int, int]) -> Tensor:
         height, width = shape
-        encoded = memory[:, : height * width].transpose(1, 2).unflatten(-1, (height, width))
+        encoded = memory[:, : height * width].transpose(1, 2).reshape(len(memory), -1, height, width)
         lateral = self.lateral_convs[0](finest)
         encoded = F.interpolate(encoded, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         features: Tensor = self.mask_features(F.relu(self.output_convs[0](lateral + encoded)))

@@ -19,14 +19,16 @@ class ChannelNorm(nn.LayerNorm):
 class SimpleFeaturePyramid(nn.Module):
     """Maps at the strides 4, 8, 16 and 32 (as near as powers of two come) from one map of stride `patch_size`.
 
-    Up by transposed convolutions, down by max pooling (Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object
-    Detection", section 3; https://arxiv.org/abs/2203.16527). The paper's 1x1 projection is the pixel decoder's `input_proj`.
+    Up by transposed convolutions, down by max pooling (Li et al. 2022, "Exploring Plain Vision Transformer Backbones
+    for Object Detection", section 3; https://arxiv.org/abs/2203.16527). The paper's 1x1 projection is the pixel
+    decoder's `input_proj`.
     """
 
     def __init__(self, channels: int, patch_size: int, *, strides: Sequence[int] = (4, 8, 16, 32)) -> None:
         super().__init__()
         powers = [round(math.log2(patch_size / stride)) for stride in strides]
-        self.strides = [round(patch_size / 2**power) for power in powers]
+        self.strides = [patch_size / 2**power for power in powers]
+        self.size_divisor = patch_size * 2 ** max(0, -min(powers))
         scalers = [_scaler(channels, power) for power in powers]
         self.channels = [width for _, width in scalers]
         self.scales = nn.ModuleList(module for module, _ in scalers)
