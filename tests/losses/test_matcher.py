@@ -74,6 +74,22 @@ def test_matcher__finds_the_queries_that_are_right() -> None:
     assert torch.equal(order[match.target_idx], match.query_idx)
 
 
+@pytest.mark.parametrize("right", ["class_logits", "boxes", "mask_embeddings"])
+def test_matcher__prefers_the_query_that_is_right_in_one_thing(right: str) -> None:
+    torch.manual_seed(0)
+    targets = Targets(torch.tensor([1]), torch.tensor([[0.3, 0.3, 0.2, 0.2]]), torch.rand(1, 16, 16) > 0.5)
+    logits, boxes, embeddings = torch.zeros(1, 3, 2), torch.full((1, 3, 4), 0.8), torch.zeros(1, 3, 1)
+    layer = LayerPredictions(logits, boxes, embeddings)
+    getattr(layer, right)[0, 2] = {
+        "class_logits": torch.tensor([0.0, 3.0]),
+        "boxes": targets.boxes[0],
+        "mask_embeddings": torch.ones(1),
+    }[right]
+    features = 10 * targets.masks[None].float() - 5
+    ((match,),) = HungarianMatcher(num_points=256)([layer], features, [targets])
+    assert match.query_idx.tolist() == [2]
+
+
 def test_matcher__is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layers, features, targets = make_layers(1), torch.randn(1, WIDTH, 4, 4), [make_targets(5)]
