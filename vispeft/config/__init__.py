@@ -2,7 +2,7 @@
 
 from vispeft.config.defaults import resolve
 from vispeft.config.files import dump_config, load_config, parse_config
-from vispeft.config.methods import METHODS, method_from
+from vispeft.config.methods import methods_from
 from vispeft.config.schema import (
     AugmentConfig,
     Config,
@@ -18,7 +18,6 @@ from vispeft.config.schema import (
 )
 
 __all__ = [
-    "METHODS",
     "AugmentConfig",
     "Config",
     "DataConfig",
@@ -32,7 +31,7 @@ __all__ = [
     "dump_config",
     "json_schema",
     "load_config",
-    "method_from",
+    "methods_from",
     "parse_config",
     "resolve",
 ]

@@ -1,28 +1,23 @@
-"""What a configuration calls a method, and the check of its fields."""
+"""What a configuration says of methods, checked before any work."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-
-from vispeft.config.messages import sentences
+from vispeft.config.strict_yaml import describe
 from vispeft.errors import ConfigError, VispeftError
-from vispeft.peft import Adapter, LoRA, Method
+from vispeft.peft import METHODS, Method
 from vispeft.training.optim import FULL
 
 T = TypeVar("T")
 
-METHODS: dict[str, type[Method]] = {"lora": LoRA, "adapter": Adapter}
 
-
-def checked_deltas(deltas: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same deltas, each of which `method_from` accepts."""
+def checked_deltas(deltas: dict[str, Any]) -> dict[str, Any]:
+    """The same deltas, each of which `methods_from` accepts."""
     for pattern, fields in deltas.items():
-        method_from(fields, f"peft.deltas.{pattern}")
+        methods_from(fields, f"peft.deltas.{pattern}")
     return deltas
 
 
@@ -36,29 +31,32 @@ def checked_rates(rates: dict[str, T]) -> dict[str, T]:
     return rates
 
 
-def method_from(fields: dict[str, Any], key: str) -> Method:
-    """The method that `{method: lora, rank: 8, ...}` describes. key: where it stands, for errors."""
-    if "method" not in fields:
+def methods_from(value: Any, key: str) -> list[Method]:
+    """The methods of one pattern: `{method: lora, rank: 8}`, or a list of such. key: where it stands, for errors."""
+    if isinstance(value, list) and value:
+        return [_method_from(fields, f"{key}.{index}") for index, fields in enumerate(value)]
+    return [_method_from(value, key)]
+
+
+def _method_from(fields: Any, key: str) -> Method:
+    if not isinstance(fields, dict) or "method" not in fields:
+        # an unquoted pattern on the command line falls apart at its dots and ends here
         raise ConfigError(
-            f"`{key}.method` must be set to one of {_listed(METHODS)}. (On the command line, put a pattern in quotes.)"
+            f"`{key}` must be like {{method: lora, rank: 8}}, with a method of {', '.join(METHODS)}, "
+            f"but is {describe(fields)}. On the command line, put the pattern in quotes."
         )
-    kind = METHODS.get(fields["method"]) if isinstance(fields["method"], str) else None
+    name = fields["method"]
+    kind = METHODS.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ConfigError(f"`{key}.method` must be one of {_listed(METHODS)}, but is {fields['method']!r}.")
-    arguments = {name: value for name, value in fields.items() if name != "method"}
+        guess = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"`{key}.method` must be a method, but is {describe(name)}. The nearest is `{guess}`.")
+    options = {option: value for option, value in fields.items() if option != "method"}
     known = [field.name for field in dataclasses.fields(kind)]
-    for name in arguments:
-        if name not in known:
-            guess = (difflib.get_close_matches(name, known, n=1, cutoff=0.0) or known)[0]
-            raise ConfigError(f"`{key}.{name}` is not a field of {fields['method']}. The nearest is `{key}.{guess}`.")
+    for option in options:
+        if option not in known:
+            guess = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"`{key}.{option}` is not an option of {name}. The nearest is `{key}.{guess}`.")
     try:
-        # JSON is pydantic's way to read strictly what YAML can say
-        return TypeAdapter(kind).validate_json(json.dumps(arguments), strict=True)
-    except ValidationError as error:
-        raise ConfigError("\n".join(sentences(error, prefix=key))) from error
+        return kind.from_options(options)
     except VispeftError as error:
         raise ConfigError(f"`{key}`: {error}") from error
-
-
-def _listed(names: dict[str, type[Method]]) -> str:
-    return ", ".join(f"`{name}`" for name in names)

@@ -11,7 +11,10 @@ from vispeft.config.strict_yaml import parse_yaml
 from vispeft.errors import ConfigError
 
 _KEY = re.compile(r"""\s*(?:"(?P<double>[^"]+)"|'(?P<single>[^']+)'|(?P<plain>[^.="'\s]+))\s*""")
-_EITHER = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
+_EITHER: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("train", "steps"): ("train", "epochs"),
+    ("train", "epochs"): ("train", "steps"),
+}
 
 
 @dataclass(frozen=True)

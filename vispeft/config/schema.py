@@ -11,6 +11,7 @@ from vispeft.config.methods import checked_deltas, checked_rates
 from vispeft.errors import ConfigError
 
 FilePath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -44,8 +45,8 @@ class ModelConfig(Section):
 class PeftConfig(Section):
     """What is trained: deltas by site pattern, and parameters trained in full by pattern."""
 
-    deltas: Annotated[dict[str, dict[str, Any]], AfterValidator(checked_deltas)] = Field(
-        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`."
+    deltas: Annotated[dict[str, Any], AfterValidator(checked_deltas)] = Field(
+        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, or to a list of such."
     )
     train: tuple[str, ...] = Field((), description="Patterns of modules and parameters trained in full.")
 
@@ -61,11 +62,14 @@ class AugmentConfig(Section):
     """Augmentation of training images; instances and masks follow."""
 
     scale: tuple[Positive, Positive] = Field(
-        (0.5, 1.5), description="Large-scale jitter: factor on the size that fits the network input, from to."
+        (0.5, 1.5), description="Range of the large-scale jitter; 1 fits the longer side to `model.image_size`."
     )
-    horizontal_flip: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="Probability.")
-    vertical_flip: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Probability.")
-    colour: NotNegative = Field(0.2, description="Strength of brightness, contrast, saturation and hue changes.")
+    flip: Probability = Field(0.5, description="Probability of a mirror image.")
+    vertical_flip: Probability = 0.0
+    quarter_turn: Probability = 0.0
+    colour: Probability = Field(0.3, description="Strength of brightness, contrast, saturation and hue changes.")
+    min_pixels: Count = Field(4, description="Instances with fewer visible pixels are dropped.")
+    extra: dict[str, dict[str, Any]] = Field({}, description="Further albumentations transforms: name to options.")
 
 
 class DataConfig(Section):
@@ -74,8 +78,8 @@ class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     augment: AugmentConfig = AugmentConfig()
-    sampler: Literal["shuffle", "balanced"] = Field(
-        "shuffle", description="`balanced` shows images of rare classes more often."
+    sampler: Literal["shuffle", "class_balanced"] = Field(
+        "shuffle", description="`class_balanced` shows images of rare classes more often."
     )
 
 
@@ -106,6 +110,9 @@ class TrainConfig(Section):
     gamma: Fraction = Field(0.1, description="Factor at each milestone.")
     clip: Positive | None = Field(1.0, description="Largest norm of all gradients together; empty: no clipping.")
     ema: Fraction | None = Field(None, description="Decay of an average of the trained weights, which is what is kept.")
+    checkpoint_every: Count | None = Field(
+        None, description="Steps between checkpoints beside those at evaluations. Default: none beside them."
+    )
     patience: Count | None = Field(None, description="Stop after this many evaluations without a better mask AP.")
     seed: WholeNumber = 0
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `mps`, or one GPU as `cuda:1`.")

@@ -1,0 +1,92 @@
+"""vispeft: parameter-efficient fine-tuning of instance segmentation models.
+
+The names below are the face of the package. Each is loaded when it is first used, so that `import vispeft`, and with it
+the command line's help, does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vispeft.assemble import load_run
+    from vispeft.errors import VispeftError
+    from vispeft.models import build_model, load_bundled
+    from vispeft.models.roles import roles_for
+    from vispeft.peft import (
+        IA3,
+        Adapter,
+        LoRA,
+        Plan,
+        ScaleShift,
+        check,
+        count,
+        disabled,
+        inject,
+        load,
+        merge,
+        remove,
+        save,
+        train_mode,
+    )
+
+_HOMES = {
+    "VispeftError": "vispeft.errors",
+    "build_model": "vispeft.models",
+    "load_bundled": "vispeft.models",
+    "roles_for": "vispeft.models.roles",
+    "load_run": "vispeft.assemble",
+    **dict.fromkeys(
+        (
+            "IA3",
+            "Adapter",
+            "LoRA",
+            "Plan",
+            "ScaleShift",
+            "check",
+            "count",
+            "disabled",
+            "inject",
+            "load",
+            "merge",
+            "remove",
+            "save",
+            "train_mode",
+        ),
+        "vispeft.peft",
+    ),
+}
+
+__all__ = [
+    "IA3",
+    "Adapter",
+    "LoRA",
+    "Plan",
+    "ScaleShift",
+    "VispeftError",
+    "build_model",
+    "check",
+    "count",
+    "disabled",
+    "inject",
+    "load",
+    "load_bundled",
+    "load_run",
+    "merge",
+    "remove",
+    "roles_for",
+    "save",
+    "train_mode",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, loaded on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vispeft' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

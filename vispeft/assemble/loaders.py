@@ -1,0 +1,110 @@
+"""Configuration -> data sets and loaders."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from vispeft.config import Config, SplitConfig
+from vispeft.data import (
+    CocoSet,
+    EvalTransform,
+    InstanceDataset,
+    Loader,
+    TrainTransform,
+    build_loader,
+    match_categories,
+    read_coco,
+)
+from vispeft.errors import ConfigError
+from vispeft.models import MaskDINO
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What a run is trained and scored on; `val` has the class indices of `train`."""
+
+    train: CocoSet
+    val: CocoSet
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several processes this one is."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def read_sets(config: Config) -> DataSets:
+    """Both data sets, read and checked; what was left out of them becomes warnings."""
+    train = read_split(config.data.train, "data.train")
+    val = read_split(config.data.val, "data.val")
+    return DataSets(train, match_categories(train, val))
+
+
+def read_split(split: SplitConfig, key: str) -> CocoSet:
+    """One data set; its oddities become warnings. key: where it stands in the configuration, for errors."""
+    found = read_coco(_required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images"))
+    for problem in found.report.warnings:
+        warnings.warn(f"{split.annotations}: {problem.message}", stacklevel=2)
+    return found
+
+
+def train_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share, *, start_step: int = 0) -> Loader:
+    """Batches for the steps from `start_step` on."""
+    train, augment = config.train, config.data.augment
+    transform = TrainTransform(
+        image_size(config),
+        scale=augment.scale,
+        flip=augment.flip,
+        vertical_flip=augment.vertical_flip,
+        quarter_turn=augment.quarter_turn,
+        colour=augment.colour,
+        min_pixels=augment.min_pixels,
+        extra=tuple(augment.extra.items()),
+    )
+    return build_loader(
+        InstanceDataset(coco_set, transform, seed=train.seed),
+        batch_size=train.batch_size,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        training=True,
+        workers=train.workers or 0,
+        seed=train.seed,
+        steps=(train.steps or 0) * train.accumulate,
+        start_step=start_step * train.accumulate,
+        sampler=config.data.sampler,
+        size_divisor=model.size_divisor,
+        rank=share.rank,
+        world_size=share.world_size,
+    )
+
+
+def val_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share) -> Loader:
+    """Every image of a set once, whole."""
+    return build_loader(
+        InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed),
+        batch_size=config.eval.batch_size,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        training=False,
+        workers=config.train.workers or 0,
+        size_divisor=model.size_divisor,
+        rank=share.rank,
+        world_size=share.world_size,
+    )
+
+
+def image_size(config: Config) -> int:
+    """Longer side of the network input in pixels, of a configuration that `complete` has filled in."""
+    if config.model.image_size is None:
+        raise ConfigError("`model.image_size` must be set, but is empty.")
+    return config.model.image_size
+
+
+def _required(path: Path | None, key: str) -> Path:
+    if path is None:
+        raise ConfigError(f"`{key}` must be set, but is empty. Add it to the file, or say {key}=PATH.")
+    return path

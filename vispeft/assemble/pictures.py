@@ -1,0 +1,110 @@
+"""A finished run and images -> overlays and predictions.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vispeft.assemble.saved import LoadedRun
+from vispeft.data.images import read_picture
+from vispeft.errors import DataError
+from vispeft.evaluation import draw_instances, to_coco_results
+from vispeft.evaluation.files import write_json
+from vispeft.structures import ImageMeta
+from vispeft.training.devices import build_fabric
+from vispeft.training.progress import open_progress
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """How much was predicted."""
+
+    num_images: int
+    num_instances: int
+
+
+def predict_images(
+    run: LoadedRun, paths: Sequence[Path], out: Path, *, threshold: float = 0.5, device: str = "auto"
+) -> PredictionReport:
+    """Overlays `out/<name>.png`, COCO results `out/predictions.json`, and what their ids mean: `out/images.json`.
+
+    threshold: lowest score of an instance that is drawn and written
+    """
+    files = find_images(paths)
+    out.mkdir(parents=True, exist_ok=True)
+    fabric = build_fabric(device, run.config.train.precision)
+    run.model.to(fabric.device)
+    results: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
+    names = overlay_names(files)
+    with open_progress("predict", len(files), unit="image") as progress:
+        for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
+            picture = read_picture(path)
+            height, width = picture.pixels.shape[:2]
+            instances = _predict(run, fabric, picture, number, str(path), threshold)
+            draw_instances(picture.pixels, instances, run.class_names, threshold=threshold).save(out / name)
+            results += to_coco_results(instances, number, run.category_ids)
+            images.append({"id": number, "file_name": str(path), "height": height, "width": width})
+            progress.update(number)
+    categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
+    write_json(out / "predictions.json", results)
+    write_json(out / "images.json", {"images": images, "annotations": [], "categories": categories})
+    return PredictionReport(len(files), len(results))
+
+
+def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:
+    """Instances of one image, in its own pixels."""
+    height, width = picture.pixels.shape[:2]
+    example = EvalTransform(image_size(run.config))(picture, (), height, width, np.random.default_rng(0))
+    meta = ImageMeta(number, name, height, width, *example.image.shape[1:])
+    sample = Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
+    batch = collate(
+        [sample],
+        pixel_mean=run.model.pixel_mean,
+        pixel_std=run.model.pixel_std,
+        image_size=image_size(run.config),
+        size_divisor=run.model.size_divisor,
+    )
+    images = batch.images.to(fabric.device)
+    with torch.no_grad(), fabric.autocast():
+        predictions = run.model(images)
+    padded = (images.shape[-2], images.shape[-1])
+    maximum = run.config.eval.max_detections
+    return postprocess(
+        in_float32(predictions), batch.metas, padded_size=padded, max_detections=maximum, score_threshold=threshold
+    )[0]
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The image files that paths name: files as they are, and those in folders, by name."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file()
+            )
+            if not inside:
+                raise DataError(f"`{path}` must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but holds none.")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"`{path}` must be an image or a folder of images, but is not there.")
+    return list(dict.fromkeys(found))
+
+
+def overlay_names(files: Sequence[Path]) -> list[str]:
+    """A file name for each overlay; files of one name in several folders are told apart by a number."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for path in files:
+        name, number = f"{path.stem}.png", 2
+        while name in taken:
+            name, number = f"{path.stem}_{number}.png", number + 1
+        taken.add(name)
+        names.append(name)
+    return names

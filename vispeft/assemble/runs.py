@@ -1,0 +1,163 @@
+"""A whole run: from a configuration to the files of its directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from vispeft import peft
+from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
+from vispeft.assemble.models import attach, build_base, complete, describe_base
+from vispeft.assemble.run_directory import RunDirectory, describe_environment
+from vispeft.assemble.scoring import flat_metrics, predict_split
+from vispeft.assemble.training import criterion_of, loop_settings_of, optimizer_of, schedule_of
+from vispeft.config import Config
+from vispeft.data import Loader, to_annotations
+from vispeft.evaluation import CocoMetrics, evaluate_coco, write_results
+from vispeft.evaluation.files import read_json, write_json
+from vispeft.models import MaskDINO
+from vispeft.report import write_report
+from vispeft.training.checkpoint import Checkpoint, load_checkpoint
+from vispeft.training.devices import build_fabric, describe_device
+from vispeft.training.logs import RunLog
+from vispeft.training.loop import FitResult, fit
+from vispeft.training.seeds import seed_everything
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. summary: what summary.json holds, or None where the run was interrupted."""
+
+    directory: Path
+    step: int
+    summary: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything that one run works with."""
+
+    config: Config
+    directory: RunDirectory
+    fabric: Fabric
+    sets: DataSets
+    model: MaskDINO
+
+    @property
+    def share(self) -> Share:
+        return Share(self.fabric.global_rank, self.fabric.world_size)
+
+
+def train_run(config: Config, directory: RunDirectory, *, resume: bool = False) -> RunResult:
+    """Train, keep the best adapter, score it on the validation set and write the run directory."""
+    sets = read_sets(config)
+    config = complete(config, len(sets.train))
+    if resume:
+        directory.check_continues(config)
+    train = config.train
+    fabric = build_fabric(train.device, train.precision, train.devices)
+    model = build_base(config, len(sets.train.categories))
+    seed_everything(train.seed, rank=fabric.global_rank)
+    attach(model, config.peft)
+    run = _Run(config, directory, fabric, sets, model)
+    _check_deltas(run)
+    if fabric.is_global_zero:
+        environment = describe_environment(describe_device(fabric), train.seed)
+        directory.begin(config, environment, to_annotations(sets.val))
+    fabric.barrier()
+    checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None
+    result = _fit(run, checkpoint)
+    summary = None if result.is_interrupted else _finish(run, result)
+    return RunResult(directory.root, result.steps, summary)
+
+
+def _check_deltas(run: _Run) -> None:
+    """One forward pass before any training: a delta that never runs is an error."""
+    if not run.config.peft.deltas:
+        return
+    alone = run.config.model_copy(update={"train": run.config.train.model_copy(update={"workers": 0})})
+    batch = next(iter(val_loader(alone, run.sets.train.subset([0]), run.model, Share())))
+    peft.check(run.model, batch.images)
+
+
+def _fit(run: _Run, checkpoint: Checkpoint | None) -> FitResult:
+    config, model, fabric = run.config, run.model, run.fabric
+    start_step = 0 if checkpoint is None else checkpoint.counters.step
+    scored = val_loader(config, run.sets.val, model, run.share)
+    with RunLog(run.directory.root, start_step=start_step, is_enabled=fabric.is_global_zero) as log:
+        return fit(
+            fabric=fabric,
+            model=model,
+            criterion=criterion_of(config),
+            optimizer=optimizer_of(config.train, model),
+            schedule=schedule_of(config.train),
+            train_batches=train_loader(config, run.sets.train, model, run.share, start_step=start_step),
+            evaluate=partial(_evaluate, run, scored),
+            keep_best=partial(_keep, run),
+            log=log,
+            checkpoint_path=run.directory.checkpoint,
+            settings=loop_settings_of(config.train),
+            resume=checkpoint,
+        )
+
+
+def _evaluate(run: _Run, scored: Loader) -> Mapping[str, float]:
+    """COCO figures of the model as it now is, by the names that metrics.jsonl uses."""
+    results = predict_split(run.config, run.fabric, run.sets.val, run.model, scored)
+    return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
+
+
+def _keep(run: _Run, step: int, figures: Mapping[str, float]) -> None:
+    """Write the adapter file, with what its users need to know."""
+    metadata = {
+        "class_names": run.sets.train.class_names,
+        "image_size": image_size(run.config),
+        "pixel_mean": run.model.pixel_mean,
+        "pixel_std": run.model.pixel_std,
+        "base": describe_base(run.model, run.config.model),
+        "step": step,
+        "figures": dict(figures),
+    }
+    peft.save(run.model, run.directory.adapter, metadata=metadata)
+
+
+def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
+    """Score the best adapter, read back from its file into a fresh base, and write what the run came to."""
+    best = build_base(run.config, len(run.sets.train.categories))
+    peft.load(best, run.directory.adapter)
+    best.to(run.fabric.device)
+    scored = val_loader(run.config, run.sets.val, best, run.share)
+    results = predict_split(run.config, run.fabric, run.sets.val, best, scored)
+    if run.fabric.is_global_zero:
+        write_results(run.directory.predictions, results)
+        # from the files as written: whoever scores them again gets the same figures
+        metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
+        write_json(run.directory.summary, _summary(run, result, metrics), indent=1)
+        write_report(run.directory.root)
+    run.fabric.barrier()
+    summary: Mapping[str, Any] = read_json(run.directory.summary)
+    return summary
+
+
+def _summary(run: _Run, result: FitResult, metrics: CocoMetrics) -> dict[str, Any]:
+    counted = peft.count(run.model)
+    return {
+        "model": describe_base(run.model, run.config.model),
+        "methods": [*counted.deltas, *(["full"] if counted.full else [])],
+        "trainable_params": counted.trainable,
+        "total_params": counted.total,
+        "trainable_percent": counted.percent,
+        "adapter_bytes": run.directory.adapter.stat().st_size,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "train_seconds": result.train_seconds,
+        "evaluate_seconds": result.evaluate_seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "device": describe_device(run.fabric),
+        **metrics.to_dict(),
+    }

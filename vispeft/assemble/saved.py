@@ -1,0 +1,81 @@
+"""A finished run -> its model, figures on any set, and a plain checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from vispeft import peft
+from vispeft.assemble.loaders import Share, read_split, val_loader
+from vispeft.assemble.models import build_base
+from vispeft.assemble.run_directory import RunDirectory
+from vispeft.assemble.scoring import predict_split
+from vispeft.config import Config
+from vispeft.data import Category, CocoSet, match_categories, to_annotations
+from vispeft.errors import CheckpointError
+from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.models import MaskDINO
+from vispeft.training.devices import build_fabric
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with its best adapter in the model, on the CPU.
+
+    class_names: by contiguous class index
+    category_ids: the validation file's own id of each class
+    """
+
+    directory: RunDirectory
+    config: Config
+    model: MaskDINO
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def load_run(root: Path, overrides: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run directory, rebuilt from its configuration and its adapter file."""
+    directory = RunDirectory(root)
+    config = directory.load_config(overrides)
+    if not directory.adapter.is_file():
+        raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
+    class_names = tuple(peft.describe(directory.adapter).metadata["class_names"])
+    model = build_base(config, len(class_names))
+    peft.load(model, directory.adapter)
+    model.eval()
+    categories = {entry["name"]: entry["id"] for entry in json.loads(directory.annotations.read_text())["categories"]}
+    return LoadedRun(directory, config, model, class_names, tuple(categories[name] for name in class_names))
+
+
+def evaluate_run(root: Path, overrides: Sequence[str] = ()) -> CocoMetrics:
+    """COCO figures of a run's best adapter on the validation set that its configuration, or an override, names."""
+    run = load_run(root, overrides)
+    train = run.config.train
+    fabric = build_fabric(train.device, train.precision, train.devices)
+    coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
+    run.model.to(fabric.device)
+    loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
+    results = predict_split(run.config, fabric, coco_set, run.model, loader)
+    return evaluate_coco(to_annotations(coco_set), results)
+
+
+def write_merged(run: LoadedRun, out: Path) -> None:
+    """One plain checkpoint of the whole model, its deltas merged into the weights."""
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
+    peft.merge(run.model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in run.model.state_dict().items()}
+    save_file(tensors, partial, metadata={"class_names": json.dumps(run.class_names)})
+    partial.replace(out)
+
+
+def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:
+    """The set with the run's class indices, matched by name."""
+    classes = tuple(Category(index, name) for index, name in enumerate(run.class_names))
+    return match_categories(replace(coco_set, annotations_path=run.directory.config, categories=classes), coco_set)

@@ -1,0 +1,34 @@
+"""A model and a data set -> COCO results and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from vispeft.config import Config
+from vispeft.data import CocoSet, Loader
+from vispeft.evaluation import CocoMetrics
+from vispeft.training.validate import predict_dataset
+
+
+def predict_split(
+    config: Config, fabric: Fabric, coco_set: CocoSet, model: nn.Module, loader: Loader
+) -> list[dict[str, Any]]:
+    """COCO results of every image of a set, the same in every process."""
+    num_own = len(range(fabric.global_rank, len(coco_set), fabric.world_size))
+    return predict_dataset(
+        fabric,
+        model,
+        loader,
+        coco_set.category_ids,
+        num_images=num_own,
+        max_detections=config.eval.max_detections,
+    )
+
+
+def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
+    """`segm/AP`, `bbox/AP50`, ...: the figures of masks and boxes under the names that metrics.jsonl uses."""
+    pairs = (("segm", metrics.segm), ("bbox", metrics.bbox))
+    return {f"{kind}/{name}": value for kind, figures in pairs for name, value in figures.items()}

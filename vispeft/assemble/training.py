@@ -1,0 +1,53 @@
+"""Configuration -> criterion, optimizer, schedule and the settings of the training loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vispeft.config import Config, TrainConfig
+from vispeft.losses import Criterion, HungarianMatcher
+from vispeft.training.loop import LoopSettings
+from vispeft.training.optim import OptimSettings, Rates, build_optimizer
+from vispeft.training.schedule import Schedule
+
+
+def criterion_of(config: Config) -> Criterion:
+    """The loss. Matching costs are taken at as many points as mask losses."""
+    points = config.loss.num_points
+    return Criterion(matcher=HungarianMatcher(num_points=points), num_points=points)
+
+
+def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
+    """AdamW over what the plan made trainable."""
+    settings = OptimSettings(
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        methods={name: Rates(rates.lr, rates.weight_decay) for name, rates in config.methods.items()},
+    )
+    return build_optimizer(model, settings)
+
+
+def schedule_of(config: TrainConfig) -> Schedule:
+    """How the learning rate moves over a resolved configuration's steps."""
+    return Schedule(
+        steps=config.steps or 0,
+        warmup=config.warmup or 0,
+        kind=config.schedule,
+        milestones=config.milestones,
+        gamma=config.gamma,
+    )
+
+
+def loop_settings_of(config: TrainConfig) -> LoopSettings:
+    """The loop's settings of a resolved configuration."""
+    return LoopSettings(
+        steps=config.steps or 0,
+        accumulate=config.accumulate,
+        clip_norm=config.clip,
+        eval_every=config.eval_every,
+        log_every=config.log_every or 1,
+        checkpoint_every=config.checkpoint_every,
+        patience=config.patience,
+        ema_decay=config.ema,
+    )

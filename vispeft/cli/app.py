@@ -1,0 +1,55 @@
+"""The command line: every command, and how it ends.
+
+Commands import what they need when they run, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from vispeft.cli import data, inspect, machine, run
+from vispeft.cli.terminal import guarded
+
+app = typer.Typer(
+    name="vispeft",
+    help="Fine-tune instance segmentation models by adapters and LoRA: a few percent of the parameters, a small file.",
+    epilog="Start with: vispeft quickstart",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quickstart")(run.quickstart)
+app.command("train")(run.train)
+app.command("evaluate")(run.evaluate)
+app.command("predict")(run.predict)
+app.command("merge")(run.merge)
+app.command("plan")(inspect.plan)
+app.command("sites")(inspect.sites)
+app.add_typer(data.app, name="data")
+app.command("methods")(machine.methods)
+app.command("doctor")(machine.doctor)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Works after a command too.")
+    ] = False,
+) -> None:
+    """Options of every command. `main` takes --debug out of the arguments beforehand, wherever it stands."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and end the process: 0 success, 1 a failure that was explained, 2 wrong usage, 130 Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_debug = "--debug" in words
+    # albumentations otherwise looks for a newer version over the network
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    remaining = [word for word in words if word != "--debug"]
+    sys.exit(guarded(lambda: app(remaining, prog_name="vispeft"), is_debug=is_debug))

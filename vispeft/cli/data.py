@@ -1,0 +1,191 @@
+"""Commands about data sets: check, stats, show, split, convert, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vispeft.cli.terminal import console, say
+
+if TYPE_CHECKING:
+    from vispeft.data import Problem
+
+app = typer.Typer(help="Data sets: check, repair, count, look at, split, convert, draw.", no_args_is_help=True)
+
+Annotations = Annotated[Path, typer.Argument(help="COCO instances file (JSON).", show_default=False)]
+Images = Annotated[Path, typer.Option(help="Folder that file_name is relative to.", show_default=False)]
+OptionalImages = Annotated[Path | None, typer.Option(help="Folder that file_name is relative to.")]
+Out = Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)]
+
+
+@app.command()
+def check(
+    annotations: Annotations,
+    images: Images,
+    fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the annotation file here.")] = None,
+) -> None:
+    """Report everything that is wrong with a data set at once. Exit status 1 exactly when training would refuse it.
+
+    Example: vispeft data check train.json --images images
+    """
+    from vispeft.data.check import check_dataset, write_fixed
+
+    if fix is not None:
+        report = write_fixed(annotations, images, fix)
+        _tell(report.warnings, "mended or left out")
+        console().print(f"Repaired copy in {fix}")
+        return
+    report = check_dataset(annotations, images)
+    _tell(report.refusals, "refused")
+    _tell(report.warnings, "warning")
+    if report.refused:
+        say(f"{annotations} cannot be trained on. `vispeft data check ... --fix FILE` mends what can be mended.")
+        raise typer.Exit(1)
+    console().print(
+        f"{annotations}: {report.num_images} images, {report.num_categories} classes, "
+        f"{report.num_instances} instances, "
+        f"{report.num_crowds} crowd regions; {len(report.warnings)} kinds of warnings"
+    )
+
+
+@app.command()
+def stats(annotations: Annotations, images: OptionalImages = None) -> None:
+    """Count a data set: per class, per size, per image.
+
+    Example: vispeft data stats train.json
+    """
+    from vispeft.data.coco import read_coco
+    from vispeft.data.stats import format_stats, set_stats
+
+    coco_set = read_coco(annotations, images)
+    _tell(coco_set.report.warnings, "warning")
+    print(format_stats(set_stats(coco_set)))
+
+
+@app.command()
+def show(
+    annotations: Annotations,
+    images: Images,
+    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("data.png"),
+    count: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
+    augmented: Annotated[int, typer.Option(min=0, help="Augmented draws beside each image.")] = 3,
+    image_size: Annotated[int, typer.Option(min=32, help="Network input of the augmented draws.")] = 512,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw images with their masks, as they are and as training sees them.
+
+    Example: vispeft data show train.json --images images --out data.png
+    """
+    from vispeft.data.coco import read_coco
+    from vispeft.data.show import contact_sheet
+    from vispeft.data.transforms import TrainTransform
+
+    coco_set = read_coco(annotations, images)
+    _tell(coco_set.report.warnings, "warning")
+    transform = TrainTransform(image_size) if augmented else None
+    contact_sheet(coco_set, out, transform=transform, count=count, augmented=max(augmented, 1), seed=seed)
+    console().print(f"Picture in {out}")
+
+
+@app.command()
+def split(
+    annotations: Annotations,
+    out: Out,
+    images: OptionalImages = None,
+    val_fraction: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Split a data set into train.json and val.json, every class shared out in the same proportion.
+
+    Example: vispeft data split all.json --out splits --val-fraction 0.2
+    """
+    from vispeft.data.split import split_coco
+
+    done = split_coco(annotations, images, out, val_fraction=val_fraction, seed=seed)
+    _tell(done.train.report.warnings, "warning")
+    for side, path in ((done.train, done.train_path), (done.val, done.val_path)):
+        console().print(f"{path}: {len(side)} images, {side.num_instances} instances")
+
+
+convert = typer.Typer(help="Other annotation formats as COCO.", no_args_is_help=True)
+app.add_typer(convert, name="convert")
+Json = Annotated[Path, typer.Option(help="COCO file to write.", show_default=False)]
+
+
+@convert.command()
+def yolo(
+    images: Images,
+    labels: Annotated[Path, typer.Option(help="Folder of one text file per image.", show_default=False)],
+    names: Annotated[Path, typer.Option(help="data.yaml with `names`.", show_default=False)],
+    out: Json,
+) -> None:
+    """YOLO segmentation labels.
+
+    Example: vispeft data convert yolo --images images --labels labels --names data.yaml --out coco.json
+    """
+    from vispeft.data.convert import convert_yolo
+
+    convert_yolo(images, labels, out, names=names)
+    console().print(f"COCO file in {out}")
+
+
+@convert.command()
+def labelme(
+    folder: Annotated[Path, typer.Argument(help="Folder of LabelMe files.", show_default=False)],
+    out: Json,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images. Default: the folder itself.")] = None,
+) -> None:
+    """LabelMe files, one JSON per image.
+
+    Example: vispeft data convert labelme annotated --out coco.json
+    """
+    from vispeft.data.convert import convert_labelme
+
+    convert_labelme(folder, out, images=images)
+    console().print(f"COCO file in {out}")
+
+
+@convert.command()
+def masks(
+    images: Images,
+    masks: Annotated[Path, typer.Option(help="For a.jpg: a.png of instance numbers, or a folder a of PNGs.")],
+    name: Annotated[list[str], typer.Option(help="Class name; several with --classes.", show_default=False)],
+    out: Json,
+    classes: Annotated[Path | None, typer.Option(help="Folder of PNGs of class numbers, for several classes.")] = None,
+) -> None:
+    """PNG instance masks.
+
+    Example: vispeft data convert masks --images images --masks masks --name cell --out coco.json
+    """
+    from vispeft.data.convert import convert_masks
+
+    convert_masks(images, masks, out, names=name, classes=classes)
+    console().print(f"COCO file in {out}")
+
+
+@app.command()
+def shapes(
+    out: Out,
+    train: Annotated[int, typer.Option(min=1, help="Training images.")] = 100,
+    val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 40,
+    size: Annotated[int, typer.Option(min=32, help="Side of the square images in pixels.")] = 256,
+    domain: Annotated[str, typer.Option(help="Look of the set; an unknown one lists those there are.")] = "hatched",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Draw a synthetic data set with exact masks: train.json, val.json and images.
+
+    Example: vispeft data shapes --out shapes --train 100 --val 40
+    """
+    from vispeft.data.shapes import write_splits
+
+    for path in write_splits(out, num_train=train, num_val=val, size=size, seed=seed, domain=domain):
+        console().print(f"{path} (images in {out / 'images'})")
+
+
+def _tell(problems: Sequence[Problem], label: str) -> None:
+    """Each problem on standard error, in one line."""
+    for problem in problems:
+        say(f"{label}: {problem.message}")

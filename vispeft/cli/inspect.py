@@ -1,0 +1,78 @@
+"""Commands that look before training: plan and sites."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vispeft.cli.run import Overrides, checked_words
+from vispeft.cli.terminal import console, show_table
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Parameters, memory, FLOPs and file size of a configuration, before any training. No weights are fetched.
+
+    Example: vispeft plan configs/paper_maskdino_r50_lora.yaml model.image_size=512
+    """
+    from vispeft.assemble import estimate
+    from vispeft.config import load_config
+
+    found = estimate(load_config(config, checked_words(overrides)))
+    share = 100 / found.total_params
+    rows = [
+        *(
+            (f"trainable: {name}", f"{count:,}", f"{count * share:.2f} %")
+            for name, count in found.trainable_by_method.items()
+        ),
+        ("trainable in all", f"{found.trainable_params:,}", f"{found.trainable_params * share:.2f} %"),
+        (
+            "frozen",
+            f"{found.total_params - found.trainable_params:,}",
+            f"{(found.total_params - found.trainable_params) * share:.2f} %",
+        ),
+        ("total", f"{found.total_params:,}", "100 %"),
+    ]
+    show_table(f"{found.model}, {found.num_classes} classes", ("parameters", "count", "share"), rows)
+    costs = [
+        ("adapter file", _size(found.adapter_bytes)),
+        ("weights in memory", _size(found.weight_bytes)),
+        ("gradients and optimizer", _size(found.optimizer_bytes)),
+        (f"kept for backward, {found.batch_size} images of {found.image_size} px", _size(found.activation_bytes)),
+        ("memory for a training step, estimated", _size(found.step_bytes)),
+        ("forward pass of one image", f"{found.forward_flops / 1e9:.1f} GFLOPs"),
+    ]
+    show_table("Costs", ("what", "estimate"), costs)
+
+
+def sites(
+    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)],
+    pattern: Annotated[str | None, typer.Argument(help="Site pattern or @role.", show_default=False)] = None,
+) -> None:
+    """What a pattern matches; without one, the roles of the model and what each stands for.
+
+    Example: vispeft sites configs/bundled_lora.yaml "decoder.layers.*.self_attn.*_proj"
+    """
+    from vispeft.assemble import list_roles, list_sites
+    from vispeft.config import load_config
+
+    loaded = load_config(config)
+    if pattern is None:
+        roles = list_roles(loaded)
+        show_table("Roles", ("role", "pattern", "sites"), [(f"@{r.name}", r.pattern, str(r.num_sites)) for r in roles])
+        console().print("A pattern may also name any module or parameter: vispeft sites CONFIG '**' lists them all.")
+        return
+    found = list_sites(loaded, pattern)
+    show_table(
+        f"{len(found)} sites",
+        ("site", "kind", "shape", "parameters"),
+        [(s.name, s.kind, s.shape, f"{s.params:,}") for s in found],
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MB" if count < 2**30 else f"{count / 2**30:.2f} GB"

@@ -1,0 +1,77 @@
+"""Commands about what there is: methods, and this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from importlib import metadata
+
+from vispeft.cli.terminal import console, show_table
+
+
+def methods() -> None:
+    """Show the methods, models and devices that a configuration can name.
+
+    Example: vispeft methods
+    """
+    from vispeft.models import MODELS, SIZES
+    from vispeft.peft import METHODS
+
+    rows = []
+    for name, kind in METHODS.items():
+        summary = (kind.__doc__ or "").strip().splitlines()[0]
+        rows.append((name, ", ".join(_described(field) for field in dataclasses.fields(kind)), summary))
+    show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "what it does"), rows)
+    plans = [
+        ("head only", "peft.train: [decoder.class_embed, decoder.mask_embed, decoder.bbox_embed]"),
+        ("last k blocks", "peft.train: ['backbone.body.model.blocks.[-2:]']"),
+        ("biases", "peft.train: ['**.bias']"),
+        ("norms", "peft.train: ['**.norm*']"),
+        ("full", "peft.train: ['**']"),
+    ]
+    show_table("Without deltas: what is trained in full", ("plan", "configuration"), plans)
+    show_table("Models (model.name, model.size)", ("model", "sizes"), [(name, ", ".join(SIZES)) for name in MODELS])
+
+
+def doctor() -> None:
+    """Show what this machine offers: versions, devices, precisions, kernels.
+
+    Example: vispeft doctor
+    """
+    import torch
+
+    from vispeft.training.devices import choose_precision, cpu_has_fast_bf16
+
+    rows = [
+        ("vispeft", metadata.version("vispeft")),
+        *((name, metadata.version(name)) for name in ("torch", "torchvision", "timm", "pycocotools", "albumentations")),
+        ("CPU threads", str(torch.get_num_threads())),
+        ("CPU bf16 in hardware", "yes" if cpu_has_fast_bf16() else "no: train.precision=bf16 saves memory, not time"),
+        ("GPUs", _gpus()),
+        ("precision on auto", choose_precision("cuda" if torch.cuda.is_available() else "cpu", "auto")),
+        ("kernels asked for", os.environ.get("VISPEFT_KERNELS", "auto")),
+    ]
+    show_table("vispeft doctor", ("what", "here"), rows)
+    console().print(
+        "Start with: vispeft quickstart"
+        if not torch.cuda.is_available()
+        else "A GPU is ready: train.device=auto takes it."
+    )
+
+
+def _described(field: dataclasses.Field[object]) -> str:
+    has_default = field.default is not dataclasses.MISSING
+    return f"{field.name}={field.default!r}" if has_default else field.name
+
+
+def _gpus() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    count = torch.cuda.device_count()
+    names = [
+        f"{torch.cuda.get_device_name(index)} ({torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GB)"
+        for index in range(count)
+    ]
+    return ", ".join(names)

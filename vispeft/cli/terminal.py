@@ -1,0 +1,78 @@
+"""What a command says: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def console() -> Console:
+    """The console of results. Where nobody watches, lines are not wrapped."""
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def say(message: str) -> None:
+    """One message beside the results, on standard error."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table whose first column is text and whose others are figures."""
+    table = Table(title=Text(title), title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def guarded(command: Callable[[], None], *, is_debug: bool) -> int:
+    """Run a command. Its errors end in one message on standard error and a status; with `is_debug` in a traceback."""
+    from vispeft.errors import VispeftError
+
+    warnings.showwarning = _show_warning
+    try:
+        command()
+    except VispeftError as error:
+        return _failed(str(error), is_debug)
+    except MemoryError:
+        return _failed("The machine is out of memory. Lower `train.batch_size` or `model.image_size`.", is_debug)
+    except Exception as error:
+        if _is_kernel_error(error):
+            return _failed(str(error), is_debug)
+        first_line = (str(error).strip().splitlines() or ["no message"])[0]
+        return _failed(
+            f"Unexpected {type(error).__name__}: {first_line}. Run again with --debug to see where.", is_debug
+        )
+    return 0
+
+
+def _failed(message: str, is_debug: bool) -> int:
+    if is_debug:
+        traceback.print_exc()
+    say(f"error: {message}")
+    return 1
+
+
+def _is_kernel_error(error: Exception) -> bool:
+    """Whether it is a kernel's own error; a command that never loaded the kernels cannot have raised one."""
+    kernels = sys.modules.get("vispeft_kernels")
+    return kernels is not None and isinstance(error, kernels.KernelError)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=file or sys.stderr, flush=True)
