@@ -116,12 +116,16 @@ class ToyRun:
     def checkpoint_path(self) -> Path:
         return self.run_dir / "checkpoints" / "last.pt"
 
+    def make_model(self) -> ToyModel:
+        return ToyModel(self.noise)
+
     def fit(self, resume: Checkpoint | None = None, model: ToyModel | None = None, **changes: Any) -> FitResult:
         seed_everything(3)
-        self.model = ToyModel(self.noise) if model is None else model
+        self.model = self.make_model() if model is None else model
         optimizer = build_optimizer(self.model, OptimSettings(lr=self.lr))
         start = 0 if resume is None else resume.counters.step
-        with RunLog(self.run_dir, start_step=start, use_tensorboard=False) as log:
+        log = RunLog(self.run_dir, start_step=start, use_tensorboard=False, is_enabled=self.fabric.is_global_zero)
+        with log:
             arguments = {
                 "fabric": self.fabric,
                 "model": self.model,

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, TrainingError
+from vispeft.peft import Adapter, LoRA, Plan, inject, load, save
 from vispeft.structures import Batch, Predictions, Targets
 from vispeft.training.checkpoint import load_checkpoint, trained_tensors
 from vispeft.training.logs import read_metrics
 from vispeft.training.loop import LoopSettings
+from vispeft.training.seeds import seed_everything
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -344,3 +346,43 @@ def test_fit__reports_time_and_memory(make_run: Callable[..., Any]) -> None:
     result = make_run().fit()
     assert result.train_seconds > 0
     assert result.peak_memory_bytes > 2**20
+
+
+def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_gives_the_best_model_back(
+    make_run: Callable[..., Any], batch_of: Callable[..., Batch]
+) -> None:
+    heads = ["norm", "class_embed", "bbox_embed", "mask_embed"]
+    plan = Plan({"body": LoRA(rank=2, dropout=0.1), "body_norm": Adapter(width=4, count=2)}, train=heads)
+
+    def injected(run: Any) -> Any:
+        seed_everything(1)
+        model = run.make_model()
+        inject(model, plan)
+        return model
+
+    settings = LoopSettings(steps=5, eval_every=2, ema_decay=0.9)
+    whole, halves = make_run("whole", settings=settings), make_run("halves", settings=settings)
+    whole.fit(model=injected(whole))
+
+    # the evaluation after step 2 is the best: its file is what stays
+    adapter_path = halves.run_dir / "adapter.safetensors"
+    outputs: list[Tensor] = []
+
+    def keep_best(step: int, metrics: Any) -> None:
+        save(halves.model, adapter_path, metadata={"step": step})
+        with torch.no_grad():
+            outputs.append(halves.model(batch_of(50).images).final.class_logits)
+
+    plain = halves.batches
+    halves.batches = interrupting(plain, 2)
+    halves.score = lambda model, count: {"segm/AP": -float(count)}
+    halves.fit(model=injected(halves), keep_best=keep_best)
+    halves.batches = plain
+    halves.fit(resume=load_checkpoint(halves.checkpoint_path), model=injected(halves), keep_best=keep_best)
+
+    assert_same(trained_tensors(halves.model), trained_tensors(whole.model))
+    seed_everything(1)
+    fresh = halves.make_model()
+    load(fresh, adapter_path)
+    assert len(outputs) == 1
+    assert torch.equal(fresh.eval()(batch_of(50).images).final.class_logits, outputs[0])

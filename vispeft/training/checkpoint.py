@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vispeft import peft
 from vispeft.errors import CheckpointError
 
 CHECKPOINT_FILE = Path("checkpoints") / "last.pt"
-ADAPTER_FILE = "adapter.safetensors"
 _FORMAT = 1
 
 
@@ -68,12 +66,13 @@ class Checkpoint:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, by name, not copied: trainable parameters, and buffers of the modules that own them."""
+    """What training may change, by name, not copied: trainable parameters, and buffers of modules in train mode."""
     tensors: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():
-        parameters = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
-        buffers = dict(module.named_buffers(recurse=False)) if parameters else {}
-        for name, tensor in {**parameters, **buffers}.items():
+        own = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
+        if module.training:
+            own |= dict(module.named_buffers(recurse=False))
+        for name, tensor in own.items():
             tensors[f"{module_name}.{name}" if module_name else name] = tensor.detach()
     return tensors
 
@@ -130,14 +129,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         AttributeError,
         pickle.PickleError,
     ) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"`{path}` must be a checkpoint of `vispeft train`, but cannot be read: {str(error).splitlines()[0]}"
+            f"`{path}` must be a checkpoint of `vispeft train`, but cannot be read: {reason}"
         ) from error
-
-
-def save_adapter(model: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the adapter file of a model atomically. metadata: what the caller adds (class names, image size, ...)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial.{path.name}")
-    peft.save(model, partial, metadata=dict(metadata))
-    os.replace(partial, path)

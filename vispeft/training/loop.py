@@ -104,6 +104,7 @@ def fit(
     keep_best: called in the first process with step and figures while the model holds the weights to keep
     """
     module, stepper = fabric.setup(LossModule(model, criterion), optimizer)
+    peft.train_mode(model)
     loop = _Loop(
         fabric=fabric,
         model=model,
@@ -189,7 +190,6 @@ class _Loop:
     def run(self, batches: Iterator[Batch], interrupt: Interrupt) -> None:
         """Step, evaluate and save until the run is over or a stop is asked for."""
         counters, settings = self.counters, self.settings
-        peft.train_mode(self.model)
         with open_progress(
             "train", settings.steps, start=counters.step, is_shown=self.fabric.is_global_zero
         ) as progress:
@@ -302,24 +302,32 @@ class _Loop:
         # evaluating takes memory and time: if it fails, the steps are not lost
         self.save()
         began = time.monotonic()
-        with progress.paused(), contextlib.nullcontext() if self.ema is None else self.ema.swapped_in():
+        average = contextlib.nullcontext() if self.ema is None else self.ema.swapped_in()
+        with progress.paused(), average, self._evaluating():
             try:
-                with preserved_rng(self.fabric.device), interrupt.breaks():
+                with interrupt.breaks():
                     metrics = self._metrics()
             except KeyboardInterrupt:
                 return False
-            finally:
-                peft.train_mode(self.model)
             self._take(metrics)
         self.counters.evaluate_seconds += time.monotonic() - began
         self.counters.is_evaluation_due = False
         self.save()
         return True
 
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Eval mode, and nothing that training would notice afterwards."""
+        with preserved_rng(self.fabric.device):
+            self.model.eval()
+            try:
+                yield
+            finally:
+                peft.train_mode(self.model)
+
     def _metrics(self) -> dict[str, float]:
         if self.evaluate is None:
             return {}
-        self.model.eval()
         metrics = dict(self.evaluate())
         if self.settings.metric not in metrics:
             raise TrainingError(f"An evaluation must give `{self.settings.metric}`, but gives {sorted(metrics)}.")

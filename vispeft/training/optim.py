@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vispeft.errors import TrainingError
+from vispeft.peft.delta import Delta, WeightDelta
 
 FULL = "full"
 # position, class and level tokens: weight decay would pull them to zero, as it would biases
@@ -46,22 +47,20 @@ class OptimSettings:
         )
 
 
-def build_optimizer(
-    model: nn.Module, settings: OptimSettings, *, method_of: Mapping[str, str] | None = None
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `model`, in groups named `<method>` and `<method>/no_decay`.
 
-    method_of: method by parameter name; a trainable parameter that it lacks is trained in full
+    What belongs to no delta is trained in full, the method `full`.
     """
-    groups = param_groups(model, settings, method_of=method_of or {})
+    groups = param_groups(model, settings)
     if not groups:
         raise TrainingError("Nothing is trainable. Give `peft.deltas` or `peft.train` a pattern.")
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
-def param_groups(model: nn.Module, settings: OptimSettings, *, method_of: Mapping[str, str]) -> list[dict[str, Any]]:
+def param_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
     """Optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's own order."""
-    spared = _without_decay(model)
+    spared, method_of = _without_decay(model), _delta_methods(model)
     members: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -81,6 +80,16 @@ def param_groups(model: nn.Module, settings: OptimSettings, *, method_of: Mappin
             }
         )
     return groups
+
+
+def _delta_methods(model: nn.Module) -> dict[str, str]:
+    """The method's name of each parameter that belongs to a delta."""
+    return {
+        f"{module_name}.{name}": module.method.name
+        for module_name, module in model.named_modules()
+        if isinstance(module, Delta | WeightDelta)
+        for name, _ in module.named_parameters()
+    }
 
 
 def _without_decay(model: nn.Module) -> set[str]:

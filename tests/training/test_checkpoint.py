@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from vispeft.errors import CheckpointError
+from vispeft.peft import train_mode
+from vispeft.training.checkpoint import (
+    Checkpoint,
+    Counters,
+    load_checkpoint,
+    restore_tensors,
+    save_checkpoint,
+    trained_tensors,
+)
+from vispeft.training.seeds import rng_state
+
+
+def checkpoint(step: int = 4, tensors: dict[str, torch.Tensor] | None = None) -> Checkpoint:
+    return Checkpoint(
+        counters=Counters(step=step, best_step=2, best_metrics={"segm/AP": 0.25}, loss_sums={"loss": 1.5}),
+        tensors={"w": torch.arange(3.0)} if tensors is None else tensors,
+        optimizer={"state": {0: {"step": torch.tensor(4.0)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        precision={},
+        ema={"w": torch.ones(3), "": torch.tensor(4)},
+        rng=[rng_state(torch.device("cpu"))],
+    )
+
+
+class Unwritable:
+    """Something that fails halfway through being written."""
+
+    def __reduce__(self) -> str:
+        raise OSError("no space left on device")
+
+
+def test_save_checkpoint__round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.pt"
+    save_checkpoint(path, checkpoint())
+    loaded = load_checkpoint(path)
+    assert loaded.counters == checkpoint().counters
+    assert torch.equal(loaded.tensors["w"], torch.arange(3.0))
+    assert loaded.optimizer["param_groups"] == [{"lr": 0.1, "params": [0]}]
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint(step=4))
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(path, checkpoint(step=5, tensors={"w": Unwritable()}))  # type: ignore[dict-item]
+    assert path.read_bytes() == before
+    assert load_checkpoint(path).counters.step == 4
+
+
+def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    with pytest.raises(CheckpointError, match=r"last\.pt` must be a checkpoint to resume from, but is not there"):
+        load_checkpoint(path)
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    save_checkpoint(path, checkpoint())
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"weights": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    torch.save({"format": 99}, path)
+    with pytest.raises(CheckpointError, match="must have checkpoint format 1, but has 99"):
+        load_checkpoint(path)
+    torch.save(Unpicklable(), path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+
+
+class Unpicklable:
+    """A class that a checkpoint must not be able to bring in."""
+
+
+def test_trained_tensors__holds_trained_parameters_and_the_buffers_beside_them() -> None:
+    # a norm without parameters has statistics all the same
+    full = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Linear(2, 2), full)
+    model[0].requires_grad_(False)
+    model[2].weight.requires_grad_(False)
+    train_mode(model)
+    buffers = {f"{norm}.{name}" for norm in ("1", "3.1") for name, _ in model[0].named_buffers()}
+    assert len(buffers) == 6
+    assert set(trained_tensors(model)) == {"1.weight", "1.bias", "2.bias", "3.0.weight", "3.0.bias"} | buffers
+
+
+def test_restore_tensors__refuses_names_and_shapes_that_differ_and_changes_nothing() -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    for tensors, message in [
+        ({"weight": torch.zeros(2, 2)}, "1 tensors are not in it.*`bias`"),
+        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "1 have another shape: `weight`"),
+        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "c": torch.zeros(1)}, "1 are in it only.*`c`"),
+    ]:
+        with pytest.raises(CheckpointError, match=message):
+            restore_tensors(model, tensors)
+    assert torch.equal(model.weight, before)

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vispeft.errors import TrainingError
+from vispeft.training.devices import (
+    build_fabric,
+    choose_precision,
+    cpu_has_fast_bf16,
+    describe_device,
+    parse_device,
+    uses_loss_scaling,
+)
+
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+
+
+def test_build_fabric__cpu() -> None:
+    fabric = build_fabric("cpu")
+    assert (fabric.device.type, fabric.world_size) == ("cpu", 1)
+    assert not uses_loss_scaling(fabric)
+    assert "thread" in describe_device(fabric)
+
+
+def test_build_fabric__bf16_computes_in_bf16_on_the_cpu() -> None:
+    fabric = build_fabric("cpu", "bf16")
+    with fabric.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+@without_gpu
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
+def test_build_fabric__a_device_that_is_not_there_is_an_error(device: str) -> None:
+    with pytest.raises(TrainingError, match=r"was asked for, but this machine has no .*`train\.device=cpu`"):
+        build_fabric(device)
+
+
+@without_gpu
+def test_parse_device__auto_is_the_cpu_without_a_gpu() -> None:
+    assert parse_device("auto") == ("cpu", None)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", "", "CUDA"])
+def test_parse_device__refuses_other_names(device: str) -> None:
+    with pytest.raises(TrainingError, match=r"`train\.device` must be"):
+        parse_device(device)
+
+
+def test_choose_precision__auto_is_fp32_on_the_cpu() -> None:
+    assert choose_precision("cpu", "auto") == "fp32"
+    assert choose_precision("cpu", "bf16") == "bf16"
+
+
+def test_choose_precision__fp16_needs_a_gpu() -> None:
+    with pytest.raises(TrainingError, match="fp16` needs a CUDA GPU, but the device is `cpu`"):
+        choose_precision("cpu", "fp16")
+
+
+def test_build_fabric__takes_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    # one process each: asking for four beside torchrun's one must not start three more
+    assert build_fabric("cpu", num_devices=4).world_size == 1
+
+
+def test_build_fabric__refuses_no_processes() -> None:
+    with pytest.raises(TrainingError, match=r"`train\.devices` must be at least 1, but is 0"):
+        build_fabric("cpu", num_devices=0)
+
+
+def test_cpu_has_fast_bf16__answers() -> None:
+    assert cpu_has_fast_bf16() in (True, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_build_fabric__gpu() -> None:
+    fabric = build_fabric("cuda:0", "fp16")
+    assert fabric.device == torch.device("cuda", 0)
+    assert uses_loss_scaling(fabric)
+    assert describe_device(fabric) == torch.cuda.get_device_name(0)

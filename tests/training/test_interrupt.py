@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from vispeft.training.interrupt import interruptible
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interruptible__the_first_signal_asks_and_the_second_breaks() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with interruptible() as interrupt:
+        press_ctrl_c()
+        assert interrupt.is_requested
+        with pytest.raises(KeyboardInterrupt):
+            press_ctrl_c()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_breaks__stops_at_once() -> None:
+    with interruptible() as interrupt:
+        with pytest.raises(KeyboardInterrupt), interrupt.breaks():
+            press_ctrl_c()
+        assert interrupt.is_requested
+        with pytest.raises(KeyboardInterrupt), interrupt.breaks():
+            pytest.fail("a stop that was asked for before must not begin long work")
+
+
+def test_interruptible__a_forked_loader_process_ignores_it(capfd: pytest.CaptureFixture[str]) -> None:
+    with interruptible():
+        child = os.fork()
+        if child == 0:
+            press_ctrl_c()
+            press_ctrl_c()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    assert "Stopping" not in capfd.readouterr().err
+
+
+def test_interruptible__does_nothing_in_another_thread() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with interruptible() as interrupt:
+            seen.append(interrupt.is_requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vispeft.training.memory import keep_freed_memory, memory_bytes, peak_memory_bytes, reset_peak_memory
+
+CPU = torch.device("cpu")
+
+
+def test_peak_memory_bytes__sees_what_was_held_and_freed() -> None:
+    reset_peak_memory(CPU)
+    before = peak_memory_bytes(CPU)
+    held = torch.ones(16 * 2**20)  # 64 MiB
+    del held
+    assert peak_memory_bytes(CPU) - before >= 40 * 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
+def test_reset_peak_memory__begins_anew() -> None:
+    held = torch.ones(32 * 2**20)
+    del held
+    peak = peak_memory_bytes(CPU)
+    reset_peak_memory(CPU)
+    if peak_memory_bytes(CPU) == peak:
+        pytest.skip("this system does not let a process reset its peak")
+    assert peak_memory_bytes(CPU) < peak
+
+
+def test_memory_bytes__is_known_on_linux() -> None:
+    assert memory_bytes(CPU) > 2**20 or sys.platform != "linux"
+
+
+def test_keep_freed_memory__says_whether_it_did() -> None:
+    assert keep_freed_memory() in (True, False)
+    assert torch.ones(1000).sum() == 1000
