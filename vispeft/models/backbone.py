@@ -78,7 +78,7 @@ def _create(name: str, pretrained: bool, image_size: int | None, options: dict[s
         options = {"img_size": image_size, **options}
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
-    except (TypeError, RuntimeError, AttributeError, ValueError, OSError) as error:
+    except (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
         wanted = f"with options {options}" + (" and its pretrained weights" if pretrained else "")
         raise ConfigError(f"timm cannot build {name!r} as a feature backbone {wanted}: {error}") from error
 

@@ -1,0 +1,142 @@
+"""The model as a whole, at a size that a test can afford."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from vispeft.errors import ConfigError
+from vispeft.models import MaskDINO, build_model
+from vispeft.structures import LayerPredictions, Predictions, Targets
+
+SMALL = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "mask_dim": 16, "num_queries": 12, "denoising_budget": 10}
+VIT = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "init_values": None}
+
+
+def small(num_classes: int = 3) -> MaskDINO:
+    torch.manual_seed(0)
+    return build_model(
+        "mask_dino",
+        backbone="vit_small_patch16_rope_224",
+        backbone_options=VIT,
+        num_classes=num_classes,
+        size="tiny",
+        **SMALL,
+    )
+
+
+def targets(counts: tuple[int, ...], side: int = 64) -> list[Targets]:
+    generator = torch.Generator().manual_seed(1)
+    result = []
+    for count in counts:
+        boxes = torch.rand(count, 4, generator=generator) * 0.3 + 0.2
+        masks = torch.rand(count, side, side, generator=generator) > 0.5
+        result.append(Targets(torch.randint(0, 3, (count,), generator=generator), boxes, masks))
+    return result
+
+
+def total(predictions: Predictions) -> Tensor:
+    """A number that every output takes part in."""
+    denoising = predictions.denoising.layers if predictions.denoising is not None else ()
+    proposals = () if predictions.proposals is None else (predictions.proposals,)
+    parts: list[LayerPredictions] = [*predictions.layers, *proposals, *denoising]
+    return sum(
+        (p.class_logits.square().sum() + p.boxes.square().sum() + p.mask_embeddings.square().sum() for p in parts),
+        predictions.mask_features.square().sum(),
+    )
+
+
+def test_forward__gives_the_shapes_that_structures_tell() -> None:
+    model = small().eval()
+    with torch.inference_mode():
+        predictions = model(torch.randn(2, 3, 64, 96))
+    assert [layer.class_logits.shape for layer in predictions.layers] == [(2, 12, 3)] * 4
+    assert predictions.final.boxes.shape == (2, 12, 4)
+    assert predictions.mask_features.shape == (2, 16, 16, 24)
+    assert predictions.mask_logits(1, torch.tensor([3, 5])).shape == (2, 16, 24)
+    assert predictions.denoising is None
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0), (25, 1)], ids=["one empty", "all empty", "more than the budget"])
+def test_forward__gives_every_parameter_a_gradient(counts: tuple[int, ...]) -> None:
+    model = small().train()
+    total(model(torch.randn(2, 3, 64, 64), targets(counts))).backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_forward__an_images_prediction_does_not_depend_on_its_batch() -> None:
+    model = small().eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        together, alone = model(images), model(images[1:2])
+    torch.testing.assert_close(together.final.boxes[1:2], alone.final.boxes, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together.final.class_logits[1:2], alone.final.class_logits, atol=1e-4, rtol=1e-4)
+
+
+def test_forward__matched_queries_do_not_see_the_ground_truth() -> None:
+    model = small().train()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        first = model(images, targets((4,)))
+        torch.manual_seed(5)
+        second = model(images, [Targets(t.labels.flip(0), t.boxes.flip(1), t.masks) for t in targets((4,))])
+    torch.testing.assert_close(first.final.boxes, second.final.boxes)
+    assert first.denoising is not None
+    assert second.denoising is not None
+    assert not torch.allclose(first.denoising.layers[-1].boxes, second.denoising.layers[-1].boxes)
+
+
+def test_forward__denoising_groups_do_not_see_each_other() -> None:
+    model = small().train()
+    torch.manual_seed(3)
+    predictions = model(torch.randn(1, 3, 64, 64), targets((4,)))
+    assert predictions.denoising is not None
+    assert (predictions.denoising.num_groups, predictions.denoising.group_size) == (2, 4)
+    content = predictions.denoising.layers[0].class_logits.sum()
+    assert torch.isfinite(content)
+
+
+def test_forward__refuses_a_size_off_the_grid() -> None:
+    with pytest.raises(ConfigError, match=r"multiples of 32.*60x64"):
+        small()(torch.randn(1, 3, 60, 64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: build_model("mask_dina"), "Did you mean 'mask_dino'"),
+        (lambda: build_model("mask_dino", backbone="resnet5o"), r"timm model.*resnet5o"),
+        (lambda: build_model("mask_dino", size="tyny"), "Did you mean 'tiny'"),
+        (lambda: build_model("mask_dino", num_querys=3), "Did you mean 'num_queries'"),
+        (lambda: build_model("mask_dino", num_classes=0), "at least 1, but is 0"),
+        (lambda: build_model("mask_dino", backbone_options={"bogus": 1}), "timm cannot build 'resnet50'"),
+    ],
+    ids=["model", "backbone", "size", "option", "classes", "backbone option"],
+)
+def test_build_model__says_what_is_wrong(change: Callable[[], MaskDINO], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        change()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "image_size"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 3}, 96),
+        ("test_vit", {"patch_size": 14}, 84),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 1, 1)}, 96),
+        ("resnet18", {}, 96),
+    ],
+    ids=["plain ViT", "patch 14", "Swin", "ResNet"],
+)
+def test_build_model__takes_any_timm_backbone(backbone: str, options: dict[str, object], image_size: int) -> None:
+    model = build_model(
+        "mask_dino", backbone=backbone, backbone_options=options, image_size=image_size, size="tiny", **SMALL
+    )
+    with torch.inference_mode():
+        predictions = model.eval()(torch.randn(1, 3, image_size, image_size))
+    assert predictions.final.class_logits.shape == (1, 12, 80)
+    assert torch.isfinite(predictions.mask_features).all()
