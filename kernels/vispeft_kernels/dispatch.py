@@ -1,5 +1,6 @@
 """Chooses the implementation of each operation: `VISPEFT_KERNELS=auto|reference|triton`, read at every call."""
 
+import importlib.metadata
 import os
 from collections.abc import Collection
 
@@ -7,6 +8,13 @@ from vispeft_kernels.errors import KernelError
 
 VARIABLE = "VISPEFT_KERNELS"
 MODES = ("auto", "reference", "triton")
+
+# what each operation takes in mode `auto`
+AUTO = {
+    "lora": "function (saves x and the rank-sized product only)",
+    "adapter": "function (saves x and down(x) only)",
+    "deformable_attention": "gather (weighted gather-sums) on the CPU, reference (grid_sample) elsewhere",
+}
 
 
 def requested() -> str:
@@ -24,7 +32,26 @@ def choose(op: str, auto: str, available: Collection[str]) -> str:
         return auto
     if mode not in available:
         raise KernelError(
-            f"`{VARIABLE}` is {mode!r}, but `{op}` has no {mode} implementation here; it has {', '.join(available)}. "
-            f"Unset `{VARIABLE}` to use the fastest one."
+            f"`{VARIABLE}` asks for {mode!r}, but `{op}` has no {mode} implementation; by name it has "
+            f"{', '.join(available)}. Unset `{VARIABLE}` to use the fastest one."
         )
     return mode
+
+
+def describe() -> dict[str, str]:
+    """What a call would run here, for people: the mode, the version of triton, and each operation's implementation.
+
+    Raises nothing: a mode that cannot be served is told in place of the implementation.
+    """
+    mode = os.environ.get(VARIABLE, "") or "auto"
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = "not installed"
+    if mode == "auto":
+        chosen = AUTO
+    elif mode == "reference":
+        chosen = dict.fromkeys(AUTO, "reference (plain torch)")
+    else:
+        chosen = dict.fromkeys(AUTO, f"error: no {mode} implementation")
+    return {VARIABLE: mode, "triton": triton, **chosen}

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vispeft_kernels import dispatch
 from vispeft_kernels.deformable.ops import deformable_attention_op
 from vispeft_kernels.deformable.reference import deformable_attention_reference
+from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
 
-OP = "deformable_attention"
-IMPLEMENTATIONS = ("gather", "reference")
+__all__ = ["deformable_attention"]
+
+# what `VISPEFT_KERNELS` may ask for by name
+AVAILABLE = ("reference",)
 
 
 def deformable_attention(
@@ -23,15 +25,18 @@ def deformable_attention(
 
     value: [B, S, heads, dim], the pixels of all levels one after the other, S = sum of H * W.
     spatial_shapes: (H, W) of each level, as Python ints.
-    sampling_locations: [B, Q, heads, levels, points, 2], (x, y) from 0 to 1 over the level's area; beyond it there are zeros.
+    sampling_locations: [B, Q, heads, levels, points, 2], (x, y) from 0 to 1 over a level's area; zeros lie beyond.
     attention_weights: [B, Q, heads, levels, points].
-    Returns [B, Q, heads * dim] in the dtype of `value`; half precisions are computed in float32.
+    Returns [B, Q, heads * dim] in the dtype of `value`; half precisions are computed in float32. Differentiable once on
+    the CPU; the reference, which `VISPEFT_KERNELS=reference` chooses, any number of times.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
-    if dispatch.choose(OP, "gather", IMPLEMENTATIONS) == "reference":
+    auto = "gather" if value.device.type == "cpu" else "reference"
+    if choose("deformable_attention", auto, AVAILABLE) == "reference":
         return deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
     shapes = [size for shape in spatial_shapes for size in shape]
-    return deformable_attention_op(value, shapes, sampling_locations, attention_weights)
+    out: Tensor = deformable_attention_op(value, shapes, sampling_locations, attention_weights)
+    return out
 
 
 def _check(

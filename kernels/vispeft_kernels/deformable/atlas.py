@@ -62,5 +62,7 @@ def _levels(planes: Tensor, atlas: Atlas) -> list[Tensor]:
 
 def _pixels(value: Tensor, atlas: Atlas) -> list[Tensor]:
     """Each level of value [B, S, heads, dim] as a view [B, H, W, heads, dim]."""
-    levels = value.split([height * width for height, width in atlas.shapes], dim=1)
-    return [level.unflatten(1, shape) for shape, level in zip(atlas.shapes, levels, strict=True)]
+    levels = torch.split(value, [height * width for height, width in atlas.shapes], dim=1)
+    return [
+        level.view(level.shape[0], *shape, *level.shape[2:]) for shape, level in zip(atlas.shapes, levels, strict=True)
+    ]

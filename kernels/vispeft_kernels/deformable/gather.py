@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vispeft_kernels.deformable.atlas import BORDER, Atlas, Shapes, fill_planes, plan_atlas, read_planes
 
-POINTS_AT_ONCE = 131_072
+POINTS_AT_ONCE = 65_536
 ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes
 RADIX_SORT_SIZE = 32_768  # torch sorts fewer integers by comparing, at many times the cost per element
 
@@ -90,7 +90,7 @@ def backward(
         weights.new_empty(weights.shape if needs_points else 0),
     )
     if grad.numel() and locations.numel():
-        grad = grad.unflatten(2, value.shape[2:])  # [B, Q, heads, dim]
+        grad = grad.reshape(*grad.shape[:2], *value.shape[2:])  # [B, Q, heads, dim]
         for where, part in _parts(value, plan_atlas(shapes), locations):
             points = _locate(locations[where], weights[where], part)
             bags = grad[where].to(part.sizes.dtype).reshape(-1, grad.shape[3])  # [b * Q * h, dim]
@@ -120,26 +120,33 @@ def _parts(value: Tensor, atlas: Atlas, locations: Tensor) -> Iterator[tuple[tup
             yield (slice(image, image + images), slice(None), slice(slot, slot + slots)), part
 
 
+def _arange(*bounds: int) -> Tensor:
+    """Indices on the CPU, whatever the default device is; int32 is half the traffic."""
+    return torch.arange(*bounds, dtype=torch.int32, device="cpu")
+
+
 @lru_cache(maxsize=64)
 def _constants(atlas: Atlas, points: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`sizes` [2, heads * levels * points] and `starts` [heads * levels * points] of a `_Part` for one query."""
-    sizes = torch.tensor([shape[::-1] for shape in atlas.shapes], dtype=dtype).t()
-    starts = torch.tensor(atlas.starts, dtype=torch.int32) - BORDER * (atlas.stride + 1)
-    rows = starts * heads + torch.arange(heads, dtype=torch.int32).unsqueeze(1)  # [heads, levels]
+    sizes = torch.tensor([shape[::-1] for shape in atlas.shapes], dtype=dtype, device="cpu").t()
+    starts = torch.tensor(atlas.starts, dtype=torch.int32, device="cpu") - BORDER * (atlas.stride + 1)
+    rows = starts * heads + _arange(heads).unsqueeze(1)  # [heads, levels]
     return sizes.repeat_interleave(points, 1).repeat(1, heads), rows.repeat_interleave(points, 1).flatten()
 
 
 def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
     """Corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not a number stays so."""
     dtype, atlas = part.sizes.dtype, part.atlas
-    shifted = torch.empty(2, *weights.shape, dtype=dtype).copy_(locations.movedim(-1, 0)).view(2, part.images, -1)
+    shifted = (
+        weights.new_empty((2, *weights.shape), dtype=dtype).copy_(locations.movedim(-1, 0)).view(2, part.images, -1)
+    )
     # pixel centres lie at 2, 3, ...; beyond the first and the last there are two of zeros
     shifted.mul_(part.sizes).add_(BORDER - 0.5).clamp_min_(0)
     torch.minimum(shifted, part.sizes + BORDER, out=shifted)
     cells = shifted.to(torch.int32)
     rows = cells[1].mul_(atlas.stride).add_(cells[0]).mul_(part.heads).add_(part.starts)
     if part.images > 1:
-        rows.add_(torch.arange(0, part.num_rows, atlas.rows * part.heads, dtype=torch.int32).unsqueeze(1))
+        rows.add_(_arange(0, part.num_rows, atlas.rows * part.heads).unsqueeze(1))
     rows.clamp_(0, part.num_rows - 1 - part.shifts[3])  # only what is not a number is outside
     x, y = shifted.frac_()
     return _Points(rows, x, y, weights.to(dtype).reshape(part.images, -1))
@@ -147,7 +154,7 @@ def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
 
 def _table(value: Tensor, part: _Part) -> Tensor:
     """Zero-padded planes [b * rows * h, dim] of value [b, S, h, dim]."""
-    planes = torch.zeros(part.images, part.atlas.rows, *value.shape[2:], dtype=part.sizes.dtype)
+    planes = value.new_zeros((part.images, part.atlas.rows, *value.shape[2:]), dtype=part.sizes.dtype)
     fill_planes(planes, value, part.atlas)
     return planes.view(-1, value.shape[3])
 
@@ -170,7 +177,7 @@ def _weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor)
 def _gather(table: Tensor, points: _Points, part: _Part) -> Tensor:
     """Weighted sums [b * Q * h, dim] of rows of the table."""
     rows = points.rows.view(-1)
-    starts = torch.arange(0, rows.numel(), part.bag_size, dtype=torch.int32)
+    starts = _arange(0, rows.numel(), part.bag_size)
     total = table.new_zeros(0)
     for shift, weights in zip(part.shifts, _corner_weights(points), strict=True):
         sums = _weighted_sums(table[shift:], rows, starts, weights)
@@ -185,7 +192,7 @@ def _scatter(bags: Tensor, points: _Points, part: _Part) -> Tensor:
     corners share one order; where there are fewer points than rows, one pass over the rows is cheaper than four.
     """
     rows, weights = points.rows.view(-1), _corner_weights(points)
-    bag = torch.arange(bags.shape[0], dtype=torch.int32).repeat_interleave(part.bag_size)
+    bag = _arange(bags.shape[0]).repeat_interleave(part.bag_size)
     if rows.numel() < part.num_rows:
         rows = torch.cat([rows + shift for shift in part.shifts])
         order, starts = _sort_rows(rows, part.num_rows)
@@ -205,6 +212,7 @@ def _scatter(bags: Tensor, points: _Points, part: _Part) -> Tensor:
 def _sort_rows(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """The stable order that sorts int32 rows, and where each of `num_rows` begins in it, int32."""
     keys = rows.to(torch.int16 if num_rows <= ROWS_AT_ONCE else torch.int32)
+    # padded with the last row, which a stable sort leaves behind all others, to what torch sorts by radix
     if RADIX_SORT_SIZE // 8 < rows.numel() < RADIX_SORT_SIZE:
         keys = torch.cat([keys, keys.new_full((RADIX_SORT_SIZE - rows.numel(),), num_rows - 1)])
     counts = torch.bincount(rows, minlength=num_rows)
@@ -215,11 +223,11 @@ def _dot(bags: Tensor, table: Tensor, points: _Points, part: _Part) -> list[Tens
     """The product of each point's bag [b * Q * h, dim] with each of its four corners, like `points.rows` each."""
     _accept_sparse_beta()
     rows = points.rows.view(-1)
-    ends = torch.arange(0, rows.numel() + 1, part.bag_size, dtype=torch.int32)
+    ends = _arange(0, rows.numel() + 1, part.bag_size)
     dots = []
     for shift in part.shifts:
         corners = table[shift:]
-        products = torch.zeros(rows.numel(), dtype=bags.dtype)
+        products = bags.new_zeros(rows.numel())
         pattern = torch.sparse_csr_tensor(
             ends, rows, products, (bags.shape[0], corners.shape[0]), check_invariants=False
         )
@@ -233,7 +241,7 @@ def _accept_sparse_beta() -> None:
     """Let torch say once, unheard, that its sparse layout is in beta: nobody here asked for one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1))
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
 
 
 def _write_point_gradients(

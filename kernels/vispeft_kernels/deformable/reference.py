@@ -25,7 +25,7 @@ def deformable_attention_reference(
         grids = 2 * sampling_locations.to(dtype) - 1  # grid_sample counts from -1 to 1
         weights = attention_weights.to(dtype)
         out = value.new_zeros(batch * heads, dim, num_queries, dtype=dtype)
-        levels = value.to(dtype).split([height * width for height, width in spatial_shapes], dim=1)
+        levels = torch.split(value.to(dtype), [height * width for height, width in spatial_shapes], dim=1)
         for idx, ((height, width), level) in enumerate(zip(spatial_shapes, levels, strict=True)):
             plane = level.permute(0, 2, 3, 1).reshape(batch * heads, dim, height, width)
             grid = grids[:, :, :, idx].transpose(1, 2).reshape(batch * heads, num_queries, points, 2)
