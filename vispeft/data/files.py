@@ -18,6 +18,8 @@ from vispeft.errors import DataError
 DECODED_AT_MOST = 20_000
 """Images of a set that are decoded in full when it is checked; of larger sets, only the last bytes are looked at."""
 
+WORTH_THREADS = 16
+
 _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
 
 
@@ -107,6 +109,9 @@ def _read_all(paths: list[Path]) -> dict[Path, ImageHeader | DataError]:
         except DataError as error:
             return error
 
+    if len(paths) < WORTH_THREADS:
+        with quiet():
+            return {path: attempt(path) for path in paths}
     with quiet(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(paths, pool.map(attempt, paths), strict=True))
 

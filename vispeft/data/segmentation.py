@@ -171,11 +171,12 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 
 def near(parts: Sequence[FloatArray], width: float, height: float) -> list[FloatArray]:
-    """The parts cut to the frame and a small margin, so that far points cost neither time nor memory. Empty ones go."""
+    """The parts, cut close to the frame where they reach far beyond it, for drawing costs by length. Empty ones go."""
+    reach = max(width, height)
     kept = []
     for part in parts:
         low, high = part.min(0), part.max(0)
-        if (low >= -MARGIN).all() and high[0] <= width + MARGIN and high[1] <= height + MARGIN:
+        if (low >= -reach).all() and high[0] <= width + reach and high[1] <= height + reach:
             kept.append(part)
         elif (high > 0).all() and low[0] < width and low[1] < height:
             cut = clip_polygon(part, (-MARGIN, -MARGIN), (width + MARGIN, height + MARGIN))
@@ -206,6 +207,8 @@ def rasterize(parts: Sequence[FloatArray], height: int, width: int, out: NDArray
     Only the bounding rectangle is decoded, so the cost follows the size of the object, not of the image.
     """
     parts = near(parts, width, height)
+    # a part beside the frame leaves no pixel in it
+    parts = [p for p in parts if (p.max(0) > 0).all() and (p.min(0) < (width, height)).all()]
     if not parts:
         return False
     low = np.min([part.min(0) for part in parts], 0)

@@ -90,6 +90,9 @@ def _tile(sample: Sample, colours: Sequence[tuple[int, int, int]], caption: str,
     """A sample with its masks and a caption, `network_size` pixels drawn on `TILE`, the padding left out below."""
     image = sample.image.permute(1, 2, 0).numpy()
     labels = sample.labels.tolist()
+    # with one class, a colour per instance says more
+    places = labels if len(colours) > 1 else range(len(labels))
+    palette = colours if len(colours) > 1 else class_colours(len(labels))
     scale = TILE / network_size
     width, height = (max(round(side * scale), 1) for side in (image.shape[1], image.shape[0]))
     resized = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
@@ -98,7 +101,7 @@ def _tile(sample: Sample, colours: Sequence[tuple[int, int, int]], caption: str,
         out[:] = cv2.resize(mask.astype(np.uint8) * 255, (width, height), interpolation=cv2.INTER_AREA) >= 128
     tile = np.empty((CAPTION + height, TILE, 3), np.uint8)
     tile[:] = BACKGROUND
-    tile[CAPTION:, :width] = draw_masks(resized, masks, [colours[label] for label in labels])
+    tile[CAPTION:, :width] = draw_masks(resized, masks, [palette[place] for place in places])
     picture = Image.fromarray(tile)
     count = f"{len(labels)} instance{'' if len(labels) == 1 else 's'}"
     ImageDraw.Draw(picture).text((2, 1), f"{caption}, {count}", fill=TEXT, font=ImageFont.load_default(12))
@@ -137,6 +140,8 @@ def _legend(
     coco_set: CocoSet, colours: Sequence[tuple[int, int, int]], at_most: int = 40
 ) -> list[tuple[str, tuple[int, int, int]]]:
     legend = [(name[:40], colour) for name, colour in zip(coco_set.class_names, colours, strict=True)]
+    if len(legend) == 1:
+        return [(f"{legend[0][0]} (a colour per instance)", TEXT)]
     rest = len(legend) - at_most
     return legend[:at_most] + ([(f"and {rest} more", BACKGROUND)] if rest > 0 else [])
 

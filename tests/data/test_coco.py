@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vispeft.data import (
+    CocoSet,
+    EvalTransform,
+    InstanceDataset,
+    TrainTransform,
+    match_categories,
+    read_coco,
+    to_annotations,
+)
+from vispeft.data.check import check_dataset
+from vispeft.errors import DataError
+
+NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty-coco"
+CASES = sorted(path.name for path in NASTY.iterdir() if path.is_dir()) if NASTY.is_dir() else []
+
+# case: (images, instances, crowds) where it loads, and what the warnings must name
+LOADS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
+    "category-ids-with-gaps": ((2, 3, 0), ()),
+    "compressed-rle-noncrowd": ((2, 3, 0), ()),
+    "duplicate-annotation-ids": ((2, 3, 0), ("annotation 1",)),
+    "exact-duplicate-instance": ((2, 4, 0), ("annotation 4",)),
+    "exif-rotated-jpeg": ((2, 3, 0), ()),
+    "grayscale-png": ((2, 3, 0), ()),
+    "grey-alpha-png": ((2, 3, 0), ()),
+    "ids-above-32-bit": ((2, 3, 0), ()),
+    "iscrowd-uncompressed-rle": ((2, 3, 1), ()),
+    "missing-image-file": ((1, 2, 0), ("b.png",)),
+    "missing-segmentation": ((2, 2, 0), ("annotation 2",)),
+    "multi-part-polygon": ((2, 3, 0), ()),
+    "nan-in-bbox": ((2, 3, 0), ("annotation 2",)),
+    "no-area-no-iscrowd": ((2, 3, 0), ()),
+    "no-bbox": ((2, 3, 0), ()),
+    "odd-extensions": ((2, 3, 0), ()),
+    "one-image-without-annotations": ((2, 2, 0), ()),
+    "palette-png": ((2, 3, 0), ()),
+    "polygon-past-the-edge": ((2, 3, 0), ()),
+    "polygon-two-points": ((2, 3, 0), ("annotation 4",)),
+    "rle-size-differs-from-image": ((2, 2, 0), ("annotation 1", "24x32", "48x64")),
+    "same-file-listed-twice": ((3, 4, 0), ("a.png",)),
+    "truncated-jpeg": ((1, 2, 0), ("b.jpg",)),
+    "unicode-and-space-names": ((2, 3, 0), ()),
+    "very-long-image": ((3, 5, 0), ()),
+    "zero-area-instance": ((2, 3, 0), ("annotation 4",)),
+}
+REFUSES: dict[str, tuple[str, ...]] = {
+    "duplicate-category-names": ("disk",),
+    "images-empty-list": ("annotations.json", "no images"),
+    "json-truncated": ("annotations.json", "not valid JSON", "line 91"),
+    "no-annotations-key": ("annotations.json", "`annotations`"),
+    "panoptic-json": ("annotations.json", "panoptic"),
+    "path-traversal": ("../outside.png",),
+    "size-in-json-differs": ("a.png", "128x96", "64x48"),
+    "string-image-ids": ("img-001", "integers"),
+    "unknown-category-id": ("annotation 3", "99"),
+}
+
+
+def use(coco_set: CocoSet) -> None:
+    """Take every sample of a set as training and evaluation do, and look for what must never reach a loss."""
+    for transform in (EvalTransform(64), TrainTransform(64, quarter_turn=0.5)):
+        dataset = InstanceDataset(coco_set, transform)
+        for index in range(len(dataset)):
+            sample = dataset[index]
+            assert min(sample.image.shape) >= 1
+            assert max(sample.image.shape) <= 64
+            assert torch.isfinite(sample.boxes_xyxy).all()
+            assert (sample.boxes_xyxy[:, 2:] > sample.boxes_xyxy[:, :2]).all()
+            assert sample.masks.flatten(1).any(1).all()
+            assert sample.labels.numel() == 0 or int(sample.labels.max()) < len(coco_set.categories)
+
+
+def test_nasty_cases__are_all_covered() -> None:
+    if not CASES:
+        pytest.skip("the folder ../shared/data/nasty-coco is not there")
+    assert set(CASES) == LOADS.keys() | REFUSES.keys() | {"train-val-category-order-differs"}
+
+
+@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
+@pytest.mark.parametrize("case", LOADS)
+def test_read_coco__loads_a_valid_oddity(case: str) -> None:
+    counts, named = LOADS[case]
+    coco_set = read_coco(NASTY / case / "annotations.json", NASTY / case / "images")
+    report = coco_set.report
+    assert (report.num_images, report.num_instances, report.num_crowds) == counts
+    assert (len(coco_set), coco_set.num_instances, sum(map(len, coco_set.crowds))) == counts
+    assert len(coco_set.categories) == 3
+    warnings = " ".join(problem.message for problem in report.warnings)
+    assert bool(warnings) == bool(named)
+    for name in named:
+        assert name in warnings
+    use(coco_set)
+
+
+@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
+@pytest.mark.parametrize("case", REFUSES)
+def test_read_coco__refuses_by_name(case: str) -> None:
+    path, images = NASTY / case / "annotations.json", NASTY / case / "images"
+    with pytest.raises(DataError) as caught:
+        read_coco(path, images)
+    for name in REFUSES[case]:
+        assert name in str(caught.value)
+    assert check_dataset(path, images).refused
+
+
+@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
+def test_match_categories__goes_by_name_where_ids_are_swapped() -> None:
+    case = NASTY / "train-val-category-order-differs"
+    train, val = (read_coco(case / f"{side}.json", case / "images") for side in ("train", "val"))
+    matched = match_categories(train, val)
+    assert matched.class_names == train.class_names
+    assert val.class_names != train.class_names
+    ids = {category.name: category.id for category in val.categories}
+    assert matched.category_ids == tuple(ids[name] for name in train.class_names)
+    assert to_annotations(matched)["annotations"] == to_annotations(val)["annotations"]
+
+
+@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
+@pytest.mark.parametrize(
+    "case", ["palette-png", "exif-rotated-jpeg", "odd-extensions", "unicode-and-space-names", "multi-part-polygon"]
+)
+def test_dataset__masks_lie_on_their_colours(case: str) -> None:
+    coco_set = read_coco(NASTY / case / "annotations.json", NASTY / case / "images")
+    channel = {"disk": 0, "box": 2, "triangle": 1}
+    for transform in (EvalTransform(64), TrainTransform(64, colour=0, scale=(0.8, 1.3), quarter_turn=0.5)):
+        for sample in InstanceDataset(coco_set, transform):
+            for label, mask in zip(sample.labels.tolist(), sample.masks, strict=True):
+                mean = sample.image[:, mask].float().mean(1)
+                assert int(mean.argmax()) == channel[coco_set.class_names[label]]
+                assert float(mean.max()) > 130
+
+
+def hostile_values() -> list[Any]:
+    return [None, "text", "", True, -1, 0, 3.7, 10**30, float("nan"), float("inf"), [], {}, [None], [[]], {"a": 1}]
+
+
+def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every value of a JSON document, containers included."""
+    if path:
+        yield path
+    children = node.items() if isinstance(node, dict) else enumerate(node[:2]) if isinstance(node, list) else ()
+    for key, child in children:
+        yield from leaves(child, (*path, key))
+
+
+def test_read_coco__survives_a_hostile_value_anywhere(tmp_path: Path, folder: Path, document: dict[str, Any]) -> None:
+    path = tmp_path / "annotations.json"
+    refused = loaded = 0
+    for place in leaves(document):
+        for value in hostile_values():
+            changed = copy.deepcopy(document)
+            parent = changed
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = value
+            path.write_text(json.dumps(changed))
+            try:
+                coco_set = read_coco(path, folder)
+            except DataError:
+                refused += 1
+                continue
+            loaded += 1
+            assert all(category.name for category in coco_set.categories)
+            if loaded % 25 == 0:
+                use(coco_set)
+                json.dumps(to_annotations(coco_set), allow_nan=False)
+    assert refused > 100
+    assert loaded > 100
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        pytest.param(b"", "empty", id="empty"),
+        pytest.param(b" \n ", "empty", id="blank"),
+        pytest.param(b"\x89PNG\r\n\x1a\n\x00\xff\xfe", "not valid JSON", id="binary"),
+        pytest.param(b"[" * 100_000, "not valid JSON", id="deep"),
+        pytest.param(b'{"images": ' + b"9" * 5000 + b"}", "not valid JSON", id="huge number"),
+        pytest.param(b'[{"image_id": 1, "category_id": 1, "score": 0.5}]', "results file", id="results"),
+        pytest.param(b'"text"', "top level", id="text"),
+        pytest.param(b"{}", "`images`", id="no keys"),
+        pytest.param(b'{"images": {}, "annotations": [], "categories": []}', "`images` must be a list", id="dict"),
+    ],
+)
+def test_read_coco__refuses_what_is_no_coco_file(tmp_path: Path, content: bytes, named: str) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=named) as caught:
+        read_coco(path, None)
+    assert str(path) in str(caught.value)
+
+
+def test_read_coco__refuses_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        read_coco(tmp_path / "none.json", None)
+    with pytest.raises(DataError, match="folder"):
+        read_coco(tmp_path, None)
+
+
+def test_read_coco__reads_a_byte_order_mark(tmp_path: Path, folder: Path, document: dict[str, Any]) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(document), encoding="utf-8-sig")
+    assert read_coco(path, folder).num_instances == 3
+
+
+def test_read_coco__tells_all_refusals_at_once(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    document["images"][0]["width"] = 64
+    document["annotations"][2]["category_id"] = 50
+    document["categories"].append({"id": 9, "name": "box"})
+    with pytest.raises(DataError) as caught:
+        read_coco(write(document), folder)
+    for name in ("3 reasons", "a.png (JSON 64x32, file 48x32)", "annotation 3 (category_id 50)", "`box` (ids 7, 9)"):
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside.png", "x/../../outside.png", "link.png"])
+def test_read_coco__never_reads_outside_the_folder(
+    write: Any, folder: Path, document: dict[str, Any], name: str
+) -> None:
+    (folder / "b.png").rename(folder.parent / "outside.png")
+    os.symlink(folder.parent / "outside.png", folder / "link.png")
+    document["images"][1]["file_name"] = name
+    for check_images in (True, False):
+        with pytest.raises(DataError, match="leaves the image folder") as caught:
+            read_coco(write(document), folder, check_images=check_images)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"GIF89a"], ids=["empty", "text", "png", "gif"]
+)
+def test_read_coco__leaves_out_a_file_that_is_no_image(
+    write: Any, folder: Path, document: dict[str, Any], content: bytes
+) -> None:
+    (folder / "b.png").write_bytes(content)
+    coco_set = read_coco(write(document), folder)
+    assert [image.file_name for image in coco_set.images] == ["a.png"]
+    assert any("b.png" in problem.message for problem in coco_set.report.warnings)
+
+
+def test_read_coco__refuses_where_no_image_is_there(write: Any, tmp_path: Path, document: dict[str, Any]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="none of the 2 images"):
+        read_coco(write(document), empty)
+    with pytest.raises(DataError, match="image folder"):
+        read_coco(write(document), tmp_path / "nowhere")
+
+
+def test_read_coco__refuses_without_a_usable_instance(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    document["annotations"] = [{**document["annotations"][0], "iscrowd": 1}]
+    with pytest.raises(DataError, match="no annotation is left"):
+        read_coco(write(document), folder)
+    document["annotations"] = []
+    with pytest.raises(DataError, match="lists no annotations"):
+        read_coco(write(document), folder)
+
+
+def test_read_coco__bounds_absurd_sizes_and_coordinates(write: Any, document: dict[str, Any]) -> None:
+    document["images"][0] |= {"height": 10**9, "width": 10**9}
+    document["annotations"][2]["segmentation"] = [[-1e6, -1e6, 1e6, -1e6, 1e6, 1e6, -1e6, 1e6]]
+    coco_set = read_coco(write(document), None)
+    assert [image.id for image in coco_set.images] == [2]
+    assert coco_set.annotations[0][0].area == 32 * 48
+
+
+def test_read_coco__fills_in_missing_sizes_from_the_files(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    del document["images"][0]["height"], document["images"][0]["width"]
+    coco_set = read_coco(write(document), folder)
+    assert (coco_set.images[0].height, coco_set.images[0].width) == (32, 48)
+    with pytest.raises(DataError, match="image 1"):
+        read_coco(write(document), None)
+
+
+def test_read_coco__gives_new_ids_only_where_the_old_cannot_stay(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    for annotation, identifier in zip(document["annotations"], (0, 5, 5, "x"), strict=True):
+        annotation["id"] = identifier
+    coco_set = read_coco(write(document), folder)
+    ids = [a["id"] for a in to_annotations(coco_set)["annotations"]]
+    assert ids == [5, 6, 7, 8]
+    assert {p.kind for p in coco_set.report.warnings} == {
+        "annotation-id-zero",
+        "duplicate-annotation-id",
+        "no-annotation-id",
+    }
+
+
+def test_to_annotations__reads_back_as_itself(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    first = to_annotations(read_coco(write(document), folder))
+    second = read_coco(write(first), folder)
+    assert second.report.problems == ()
+    assert to_annotations(second) == first
+    assert [a["area"] for a in first["annotations"]] == [400, 160, 140, 400]
+    assert first["annotations"][2]["bbox"] == [30, 4, 14, 10]
+
+
+def test_match_categories__refuses_instances_of_unknown_classes(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    val = read_coco(write(document), folder)
+    document["categories"][0]["name"] = "crate"
+    train = read_coco(write(document), folder)
+    with pytest.raises(DataError, match="`box`"):
+        match_categories(train, val)
+
+
+def test_match_categories__gives_classes_that_val_lacks_an_id(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    val = read_coco(write(document), folder)
+    document["categories"].append({"id": 5, "name": "crate"})
+    train = read_coco(write(document), folder)
+    matched = match_categories(train, val)
+    assert matched.class_names == ("pair", "crate", "box")
+    assert matched.category_ids == (3, 8, 7)
