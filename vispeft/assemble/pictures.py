@@ -7,14 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from vispeft.assemble.loaders import image_size
 from vispeft.assemble.saved import LoadedRun
-from vispeft.data.images import read_picture
+from vispeft.data import EvalTransform, Sample, collate
+from vispeft.data.images import Picture, read_picture
 from vispeft.errors import DataError
-from vispeft.evaluation import draw_instances, to_coco_results
+from vispeft.evaluation import draw_instances, postprocess, to_coco_results
 from vispeft.evaluation.files import write_json
-from vispeft.structures import ImageMeta
+from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import build_fabric
 from vispeft.training.progress import open_progress
+from vispeft.training.step import in_float32
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 

@@ -148,7 +148,7 @@ class MaskDINODecoder(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, features: PixelFeatures, targets: Sequence[Targets] | None = None) -> Predictions:
-        """Predict for every image; with `targets`, in training, denoising queries ride along."""
+        """Predict for every image; with `targets`, denoising queries ride along, whatever mode a frozen decoder is in."""
         shapes = features.spatial_shapes[::-1]
         sizes = [h * w for h, w in features.spatial_shapes]
         memory = torch.cat(
@@ -162,10 +162,12 @@ class MaskDINODecoder(nn.Module):
             boxes_logits = torch.cat((denoising.boxes_logits, boxes_logits), dim=1)
             mask = denoising.attention_mask
         layers = self._refine(content, boxes_logits, memory, shapes, mask)
+        if targets is not None and denoising is None:
+            layers = self._with_label_embed(layers)
         return self._split(layers, queries.proposals, features.mask_features, denoising)
 
     def _denoise(self, targets: Sequence[Targets] | None) -> DenoisingQueries | None:
-        if not self.training or targets is None or self.denoising_budget == 0:
+        if targets is None or self.denoising_budget == 0:
             return None
         return make_denoising_queries(
             targets,
@@ -223,6 +225,12 @@ class MaskDINODecoder(nn.Module):
         normed = self.norm(x)
         return LayerPredictions(self.class_embed(normed), boxes, self.mask_embed(normed))
 
+    def _with_label_embed(self, layers: list[LayerPredictions]) -> list[LayerPredictions]:
+        """The same layers; the label embedding takes part, so that it has a gradient in a batch without targets too."""
+        last = layers[-1]
+        logits = last.class_logits + 0.0 * self.label_embed.weight.sum()
+        return [*layers[:-1], LayerPredictions(logits, last.boxes, last.mask_embeddings)]
+
     def _split(
         self,
         layers: list[LayerPredictions],
@@ -231,11 +239,6 @@ class MaskDINODecoder(nn.Module):
         denoising: DenoisingQueries | None,
     ) -> Predictions:
         if denoising is None:
-            # the label embedding takes part even in a batch without targets, so that it always has a gradient
-            last = layers[-1]
-            if self.training:
-                logits = last.class_logits + 0.0 * self.label_embed.weight.sum()
-                layers = [*layers[:-1], LayerPredictions(logits, last.boxes, last.mask_embeddings)]
             return Predictions(tuple(layers), mask_features, proposals)
         count = denoising.num_groups * denoising.group_size
         return Predictions(

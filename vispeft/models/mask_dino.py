@@ -47,5 +47,7 @@ class MaskDINO(nn.Module):
         Raises ConfigError where H or W is not a multiple of `size_divisor`.
         """
         check_size(images, self.size_divisor)
-        predictions: Predictions = self.decoder(self.pixel_decoder(self.backbone(images)), targets)
+        predictions: Predictions = self.decoder(
+            self.pixel_decoder(self.backbone(images)), targets if self.training else None
+        )
         return predictions
