@@ -50,7 +50,7 @@ def test_convert_labelme__reads_polygons_and_rectangles(folder: Path, tmp_path: 
         {"label": "dog", "points": [[1, 1], [11, 1], [11, 6], [1, 6]], "shape_type": "polygon"},
         {"label": "cat", "points": [[30, 20], [20, 10]], "shape_type": "rectangle"},
     ]
-    (folder / r"a\.json").write_text(json.dumps({"imagePath": "..\\x\\a.png", "shapes": shapes}))
+    (folder / "a.json").write_text(json.dumps({"imagePath": "..\\x\\a.png", "shapes": shapes}))
     convert_labelme(folder, tmp_path / "out.json")
     coco_set = read_coco(tmp_path / "out.json", folder)
     assert coco_set.class_names == ("cat", "dog")
@@ -61,7 +61,7 @@ def test_convert_labelme__reads_polygons_and_rectangles(folder: Path, tmp_path: 
     "shape", [{"label": "a", "points": [[1, 1]]}, {"label": "a", "points": None}, {"shape_type": "circle"}, 5]
 )
 def test_convert_labelme__names_a_bad_file(folder: Path, tmp_path: Path, shape: Any) -> None:
-    (folder / r"a\.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [shape]}))
+    (folder / "a.json").write_text(json.dumps({"imagePath": "a.png", "shapes": [shape]}))
     with pytest.raises(DataError, match=r"a\.json"):
         convert_labelme(folder, tmp_path / "out.json")
 
