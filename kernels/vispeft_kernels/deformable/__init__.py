@@ -48,6 +48,13 @@ def _check(
     """Every size that does not fit is told by name."""
     if value.ndim != 4:
         raise KernelError(f"`value` must be [B, S, heads, dim], but has shape {list(value.shape)}.")
+    for name, tensor in (
+        ("value", value),
+        ("sampling_locations", sampling_locations),
+        ("attention_weights", attention_weights),
+    ):
+        if not tensor.is_floating_point():
+            raise KernelError(f"`{name}` must be of a floating dtype, but is {tensor.dtype}.")
     if not spatial_shapes or not all(height > 0 and width > 0 for height, width in spatial_shapes):
         raise KernelError(
             f"`spatial_shapes` must be one (H, W) of positive ints per level, but is {list(spatial_shapes)}."

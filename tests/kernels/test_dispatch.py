@@ -1,0 +1,86 @@
+"""Which implementation a call takes."""
+
+import pytest
+import torch
+import vispeft_kernels
+from vispeft_kernels import KernelError, dispatch
+
+SHAPES = [(2, 2)]
+
+
+def attend() -> torch.Tensor:
+    locations = torch.full((1, 1, 1, 1, 1, 2), 0.4)
+    return vispeft_kernels.deformable_attention(torch.ones(1, 4, 1, 1), SHAPES, locations, torch.ones(1, 1, 1, 1, 1))
+
+
+OPERATIONS = {
+    "deformable_attention": attend,
+    "lora": lambda: vispeft_kernels.lora_add(
+        torch.ones(1, 3), torch.ones(1, 2), torch.ones(1, 2), torch.ones(3, 1), 1.0
+    ),
+    "adapter": lambda: vispeft_kernels.bottleneck(
+        torch.ones(1, 2), torch.ones(1, 2), torch.ones(1), torch.ones(2, 1), torch.ones(2)
+    ),
+}
+EACH_OPERATION = pytest.mark.parametrize("call", OPERATIONS.values(), ids=OPERATIONS.keys())
+
+
+def test_requested__is_auto_where_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    assert dispatch.requested() == "auto"
+    monkeypatch.setenv(dispatch.VARIABLE, "")
+    assert dispatch.requested() == "auto"
+
+
+def test_requested__refuses_an_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, "tritton")
+    with pytest.raises(
+        KernelError, match=r"`VISPEFT_KERNELS` must be one of auto, reference, triton, but is 'tritton'"
+    ):
+        dispatch.requested()
+
+
+def test_choose__takes_what_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    assert dispatch.choose("op", "fast", ("reference",)) == "fast"
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    assert dispatch.choose("op", "fast", ("reference",)) == "reference"
+
+
+@EACH_OPERATION
+def test_choose__never_falls_back_from_a_name(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    with pytest.raises(KernelError, match=r"asks for 'triton', but `.*` has no triton implementation"):
+        call()
+
+
+@EACH_OPERATION
+def test_choose__is_read_at_every_call(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    reference = call()
+    monkeypatch.setenv(dispatch.VARIABLE, "auto")
+    assert torch.allclose(call(), reference)
+    monkeypatch.setenv(dispatch.VARIABLE, "nonsense")
+    with pytest.raises(KernelError):
+        call()
+
+
+def test_describe__tells_each_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    told = dispatch.describe()
+    assert set(told) == {"VISPEFT_KERNELS", "triton", *OPERATIONS}
+    assert told["VISPEFT_KERNELS"] == "auto"
+    assert told["deformable_attention"].startswith("gather")
+    monkeypatch.setenv(dispatch.VARIABLE, "reference")
+    assert dispatch.describe()["lora"].startswith("reference")
+
+
+@pytest.mark.parametrize("mode", ["triton", "nonsense"])
+def test_describe__tells_what_cannot_be_served(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, mode)
+    assert dispatch.describe()["lora"] == f"error: no {mode} implementation"
+
+
+def test_vispeft_kernels__names_are_the_contract() -> None:
+    names = {"KernelError", "bottleneck", "deformable_attention", "lora_add", "lora_linear"}
+    assert set(vispeft_kernels.__all__) == names
