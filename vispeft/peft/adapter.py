@@ -1,5 +1,8 @@
-"""Bottleneck adapters: after a map, in sequence (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751), or beside it
-(AdaptFormer, Chen et al. 2022, https://arxiv.org/abs/2205.13535)."""
+"""Bottleneck adapters, after a map or beside it.
+
+In sequence: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751. Parallel: AdaptFormer, Chen et al. 2022,
+https://arxiv.org/abs/2205.13535.
+"""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def check(model: nn.Module, example: Any) -> None:
     sleeping = [item.key for item in attached(model) if item.key not in finished]
     if sleeping:
         raise PlanError(
-            f"These deltas never run, so they would not be trained: {', '.join(f'`{key}`' for key in sleeping)}. The model does "
-            f"not call their modules (it may read the weights directly); name the parameters instead, such as "
+            f"These deltas never run, so they would not be trained: {', '.join(f'`{key}`' for key in sleeping)}. "
+            f"The model does not call their modules (it may read the weights itself). Name the parameters, such as "
             f"`{sleeping[0].rpartition('.')[0]}.weight`."
         )
 

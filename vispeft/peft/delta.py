@@ -1,7 +1,7 @@
 """What goes to a site: the contract of trainable modules and of the methods that build them.
 
-A delta sees what a frozen map saw (x) and said (y), and says what it should have said: `y' = delta(x, y)`. A weight delta does the
-same to a parameter, for maps that are never called as modules.
+A delta sees what a frozen map saw (x) and said (y), and says what it should have said: `y' = delta(x, y)`. A weight
+delta does the same to a parameter, for maps that are never called as modules.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ class Method(ABC):
         types = typing.get_type_hints(cls)
         for key, value in options.items():
             if key not in known:
+                options_text = ", ".join(known) or "none"
                 raise PlanError(
-                    f"`{key}` is not an option of `{cls.name}`.{nearest(key, known)} It has {', '.join(known) or 'none'}."
+                    f"`{key}` is not an option of `{cls.name}`.{nearest(key, known)} It has {options_text}."
                 )
             _check_type(key, value, types[key])
         missing = [key for key, field in known.items() if field.default is MISSING and key not in options]
@@ -101,7 +102,8 @@ def widths(module: nn.Module) -> Widths:
     maps = list(_maps(module))
     if not maps:
         raise PlanError(
-            f"A {type(module).__name__} has no linear map, convolution or norm that tells its width. Name a module that has."
+            f"A {type(module).__name__} has no linear map, convolution or norm that tells its width. "
+            f"Name a module that has one."
         )
     return Widths(maps[0].inputs, maps[-1].outputs, maps[-1].dim)
 

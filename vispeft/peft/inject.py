@@ -1,8 +1,9 @@
 """Puts deltas into a model and takes them out again. The only file that touches hooks and parametrizations.
 
-A delta for a module's output becomes a child of that module, under its method's name (`lora`, a second one `lora_2`); one
-static forward hook runs the module's deltas in the order in which they were attached. A delta for a parameter sits in a
-parametrization of it, and state-dict hooks give and accept the base's own keys. Where a module has both, the parameter's come first.
+A delta for a module's output becomes a child of that module, under its method's name (`lora`, a second one `lora_2`);
+one static forward hook runs the module's deltas in the order in which they were attached. A delta for a parameter sits
+in a parametrization of it, and state-dict hooks give and accept the base's own keys. Where a module has both, the
+parameter's come first.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from vispeft.errors import PlanError
 from vispeft.peft.delta import Delta, WeightDelta
 from vispeft.peft.plan import Plan
+from vispeft.peft.replay import is_replayed, remember_source
 from vispeft.peft.site import Names, Roles, Site
 
 # maps whose weight rows and bias belong to the features of their output, so that a linear delta merges into them
@@ -93,6 +95,8 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     for name in trained:
         names.parameters[name].requires_grad_(True)
     handles = [handle for site, delta in attachments for handle in _attach(site, delta)]
+    if attachments:
+        handles += [each.register_forward_hook(remember_source) for each in model.modules() if is_replayed(each)]
     setattr(model, _MARK, Injection(plan, tuple(trained), thawed_before, tuple(handles)))
 
 
@@ -114,7 +118,10 @@ def remove(model: nn.Module) -> None:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Folds every delta into the frozen weights and takes it out, in place. Raises if one cannot be folded, and changes nothing."""
+    """Folds every delta into the frozen weights and takes it out, in place.
+
+    PlanError names the deltas that cannot be folded; nothing is changed then.
+    """
     injection_of(model)
     merged = [(module, _merged(module)) for module in model.modules() if _deltas(module)]
     refused = [
@@ -245,8 +252,8 @@ def _attach(site: Site, delta: Delta | WeightDelta) -> list[RemovableHandle]:
     forms = dict(_module_forms(site.module))
     order = next(iter(forms.values())).order if forms else tuple(dict(site.module.named_parameters(recurse=False)))
     if not forms:
-        handles.append(site.module.register_state_dict_post_hook(_give_base_keys))
-        handles.append(site.module.register_load_state_dict_pre_hook(_accept_base_keys))
+        handles.append(site.module.register_state_dict_post_hook(_give_base_keys))  # type: ignore[no-untyped-call]
+        handles.append(site.module.register_load_state_dict_pre_hook(_accept_base_keys))  # type: ignore[no-untyped-call]
     if site.parameter not in forms:
         forms[site.parameter] = WeightForm(order)
         parametrize.register_parametrization(site.module, site.parameter, forms[site.parameter])
@@ -292,7 +299,7 @@ def _module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
     return [
         (name, form)
         for name, forms in module.parametrizations.items()
-        for form in forms
+        for form in forms.children()
         if isinstance(form, WeightForm)
     ]
 
@@ -306,7 +313,7 @@ def _drop_forms(owner: nn.Module) -> None:
     if not forms:
         return
     assert isinstance(owner.parametrizations, nn.ModuleDict)
-    originals = {name: owner.parametrizations[name].original for name, _ in forms}
+    originals = {name: owner.get_parameter(f"parametrizations.{name}.original") for name, _ in forms}
     if len(originals) == len(owner.parametrizations):
         del owner.parametrizations
         owner.__class__ = type(owner).__bases__[0]

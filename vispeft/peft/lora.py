@@ -13,6 +13,7 @@ from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.errors import PlanError
 from vispeft.peft.delta import Delta, Method, WeightDelta, at_least, trainable
+from vispeft.peft.replay import replay_of
 
 # thirds of a fused projection's rows
 PARTS = "qkv"
@@ -24,8 +25,8 @@ class LoRA(Method):
 
     rank: columns of B and rows of A, per part
     alpha: numerator of the scale; the rank where it is not given
-    parts: of a fused query-key-value projection, those to adapt ("q", "v", "qv", ...), each with factors of its own; empty is one
-    pair of factors for the whole map
+    parts: of a fused query-key-value projection, those to adapt ("q", "v", "qv", ...), each with factors of its own;
+    empty is one pair of factors for the whole map
     dropout: on x before A, in training; for module sites only
     """
 
@@ -58,7 +59,8 @@ class LoRA(Method):
                 return ConvLoRA(self, module)
             case _:
                 raise PlanError(
-                    f"`lora` serves nn.Linear and nn.Conv2d modules and parameters, but this is a {type(module).__name__}."
+                    f"`lora` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
+                    f"{type(module).__name__}."
                 )
 
     def for_parameter(self, parameter: Tensor) -> WeightDelta:
@@ -78,7 +80,8 @@ class LoRA(Method):
         is_plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
         if not is_plain:
             raise PlanError(
-                f"`lora` cannot follow the padding or weights of a {type(module).__name__}. Name its `weight` parameter instead."
+                f"`lora` cannot follow the padding or weights of a {type(module).__name__}. "
+                f"Name its `weight` parameter instead."
             )
         if module.padding_mode != "zeros":
             raise PlanError(
@@ -124,7 +127,16 @@ class LinearLoRA(Delta):
         if base is None or type(base) is not nn.Linear:
             return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
         return lora_update(
-            y, x, base.weight, base.bias, self.a, self.b, self.scale, starts=self.starts, dropout=dropout
+            y,
+            x,
+            base.weight,
+            base.bias,
+            self.a,
+            self.b,
+            self.scale,
+            starts=self.starts,
+            dropout=dropout,
+            replay=replay_of(x),
         )
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -8,11 +8,11 @@ from vispeft.peft.delta import Delta, WeightDelta
 
 
 def train_mode(model: nn.Module) -> None:
-    """Puts the model in train mode, but its frozen parts in eval mode, in place. Call it where one calls `model.train()`.
+    """Puts the model in train mode, but its frozen parts in eval mode, in place. Call it instead of `model.train()`.
 
-    The one rule: in train mode are the model itself, every delta, every module with trained parameters of its own, and every part
-    that is trained in full, dropouts and all. So frozen BatchNorms keep their statistics, and dropout and drop-path rest in every
-    part that is not trained as a whole.
+    The one rule: in train mode are the model itself, every delta, every module with trained parameters of its own, and
+    every part that is trained in full, dropouts and all. So frozen BatchNorms keep their statistics, and dropout and
+    drop-path rest in every part that is not trained as a whole.
     """
     deltas = [module for module in model.modules() if isinstance(module, Delta | WeightDelta)]
     added = {parameter for delta in deltas for parameter in delta.parameters()}

@@ -49,8 +49,10 @@ class Plan:
         """`{"deltas": {pattern: {"method": name, ...}}, "train": [...]}` of plain values; `from_dict` reads it back."""
         deltas: dict[str, Any] = {}
         for pattern, methods in self.deltas.items():
-            one = isinstance(methods, Method)
-            deltas[pattern] = methods.to_dict() if one else [method.to_dict() for method in methods]
+            if isinstance(methods, Method):
+                deltas[pattern] = methods.to_dict()
+            else:
+                deltas[pattern] = [method.to_dict() for method in methods]
         return {"deltas": deltas, "train": list(self.train)}
 
     @classmethod

@@ -1,5 +1,7 @@
-"""Gains and offsets on a map's output: SSF (Lian et al. 2022, https://arxiv.org/abs/2210.08823) and IA3 (Liu et al. 2022,
-https://arxiv.org/abs/2205.05638)."""
+"""Gains and offsets on a map's output.
+
+SSF: Lian et al. 2022, https://arxiv.org/abs/2210.08823. IA3: Liu et al. 2022, https://arxiv.org/abs/2205.05638.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,7 @@ class GainOffset(Delta):
         return torch.addcmul(offset.view(shape), y, gain.view(shape))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Rows of the weight and the bias times the gain, the bias plus the offset; None if there is no bias to take it."""
+        """Weight rows and bias times the gain, and the offset added to the bias; None if there is no bias for it."""
         gain, offset = self._spread(self.gain.dtype)
         if bias is None and offset is not None:
             return None

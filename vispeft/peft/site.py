@@ -1,9 +1,9 @@
 """Where deltas go: a pattern of names, and the modules and parameters of a model that it names.
 
-A pattern is dotted like a name. `*` is one component or a part of one (`norm*`), `**` any number of components, none included. A
-range in brackets picks numbers among siblings, the way Python slices do: `blocks.[6:]`, `blocks.[-2:]`, `blocks.[0]`, and
-after a stem too: `stages_[2:]`. `first | second` is both. `@role` stands for the pattern that a model family gives to a
-role; `@role[6:]` is the same with the role's first lone `*` replaced by the range.
+A pattern is dotted like a name. `*` is one component or a part of one (`norm*`), `**` any number of components, none
+included. A range in brackets picks numbers among siblings, the way Python slices do: `blocks.[6:]`, `blocks.[-2:]`,
+`blocks.[0]`, and after a stem too: `stages_[2:]`. `first | second` is both. `@role` stands for the pattern that a model
+family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Names:
         owners = {id(self._owners[_parent(each)]) for each in names}
         if len(owners) > 1:
             raise PlanError(
-                f"`{name}` is one parameter shared by several modules ({', '.join(names)}), which the weight form cannot "
-                f"serve. Name a module instead, or train the parameter in full."
+                f"`{name}` is one parameter shared by several modules ({', '.join(names)}), which the weight form "
+                f"cannot serve. Name a module instead, or train the parameter in full."
             )
         owner, _, leaf = names[0].rpartition(".")
         return Site(names[0], self._owners[owner], leaf)
@@ -167,7 +167,8 @@ def _component(text: str, pattern: str) -> _Component:
     matched = _RANGE.fullmatch(text[len(stem) :]) if bracket else None
     if not text or "**" in text or "]" in stem or (bracket and matched is None) or (matched and not matched[1]):
         raise PlanError(
-            f"`{pattern}` is not a pattern: `{text}` must be a name with `*` in it, `**` alone, or a range such as `[6:]`."
+            f"`{pattern}` is not a pattern: `{text}` must be a name, with `*` in it or not, `**` alone, or a range such "
+            f"as `[6:]`."
         )
     glob = re.compile(".*".join(re.escape(piece) for piece in stem.split("*")))
     return _Component(glob, _slice(matched[1]) if matched else None)

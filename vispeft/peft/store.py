@@ -189,7 +189,8 @@ def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
         version = header["format"]
         if version != FORMAT:
             raise CheckpointError(
-                f"`{source}` has format {version}, but this vispeft reads format {FORMAT}. Use the version that wrote it."
+                f"`{source}` has format {version}, but this vispeft reads format {FORMAT}. "
+                f"Use the version that wrote it."
             )
         plan = Plan.from_dict(header["plan"])
         return tensors, AdapterFile(plan, header["architecture"], header["fingerprint"], header["metadata"])
@@ -209,9 +210,9 @@ def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
 def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     """Refuses a model whose frozen tensors are not those that the file was trained on."""
     state = state_tensors(model)
-    found = fingerprint({**state}, own_keys(model, file.plan.train, state))
+    found = fingerprint(state, own_keys(model, file.plan.train, state))
     if found != file.fingerprint:
         raise CheckpointError(
-            f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is a "
-            f"{type(model).__name__} with fingerprint {found[:12]}. Build the same model with the same weights first."
+            f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model "
+            f"is a {type(model).__name__} with fingerprint {found[:12]}. Build the same model with the same weights first."
         )

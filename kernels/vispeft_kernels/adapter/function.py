@@ -1,7 +1,7 @@
 """The bottleneck adapter with a hand-written backward pass: the default on every device.
 
-Kept for backward: x, which is the frozen map's output and kept by nobody else, and z = down(x) of bottleneck size; the activation is
-taken again. Nothing of the output's size is made beside the output.
+Kept for backward: x, which is the frozen map's output and kept by nobody else, and z = down(x) of bottleneck size; the
+activation is taken again. Nothing of the output's size is made beside the output.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """The low-rank update of a linear map: `y + scale * (x a^T) b^T`, in parts of the output if asked for.
 
-Shapes: x [..., in]; y [..., out]; a [parts * r, in]; b [parts * n, r]. Part `i` owns rows `i * r` to `(i + 1) * r` of `a` and rows
-`i * n` to `(i + 1) * n` of `b`, and is added to the output columns from `starts[i]` to `starts[i] + n`; other columns
-are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+Shapes: x [..., in]; y [..., out]; a [parts * r, in]; b [parts * n, r]. Part `i` owns rows `i * r` to `(i + 1) * r` of
+`a` and rows `i * n` to `(i + 1) * n` of `b`, and is added to the output columns from `starts[i]` to `starts[i] + n`;
+other columns are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
 `dropout` falls on `x` before `a`. Its mask is drawn again from a seed in the backward pass instead of being kept.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
 from vispeft_kernels.lora import function, reference
+from vispeft_kernels.lora.function import Replay
 
 __all__ = ["lora_add", "lora_linear", "lora_update"]
 
@@ -30,7 +31,7 @@ def lora_add(
     _check(x, y.shape[-1], a, b, starts)
     if _takes_reference():
         return reference.lora_add(y, x, a, b, scale, starts, dropout)
-    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout)
+    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout, None)
 
 
 def lora_linear(
@@ -64,15 +65,17 @@ def lora_update(
     *,
     starts: Sequence[int] = (0,),
     dropout: float = 0.0,
+    replay: Replay | None = None,
 ) -> Tensor:
     """`lora_linear` where `y = x weight^T + bias` is there already and is the caller's alone: y is overwritten.
 
     The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
+    replay: a function and a tensor from which it makes x again; that tensor is then kept for backward instead of x
     """
     _check(x, y.shape[-1], a, b, starts)
     if _takes_reference():
         return reference.lora_add(y, x, a, b, scale, starts, dropout)
-    return function.lora(y.detach(), x, weight, bias, a, b, scale, tuple(starts), dropout)
+    return function.lora(y.detach(), x, weight, bias, a, b, scale, tuple(starts), dropout, replay)
 
 
 def _takes_reference() -> bool:

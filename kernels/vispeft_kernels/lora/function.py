@@ -4,6 +4,7 @@ With W given, the frozen product's own gradient is taken here too, so that x get
 and nothing of the output's size is ever made beside the output. Kept for backward: x, and h = x a^T of rank size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from vispeft_kernels.lora.dropout import masks, new_seed
 
 Starts = tuple[int, ...]
+Replay = tuple[Callable[[Tensor], Tensor], Tensor]
 
 
 def lora(
@@ -25,10 +27,12 @@ def lora(
     scale: float,
     starts: Starts,
     dropout: float,
+    replay: Replay | None,
 ) -> Tensor:
     """The update of y. With `weight`, y is plain data to be overwritten; without, y has a gradient of its own."""
     seed = new_seed() if dropout else 0
-    result: Tensor = _Lora.apply(y, x, weight, bias, a, b, scale, starts, dropout, seed)
+    remake, source = (None, None) if replay is None else replay
+    result: Tensor = _Lora.apply(y, x, weight, bias, a, b, source, scale, starts, dropout, seed, remake)
     return result
 
 
@@ -61,10 +65,12 @@ def _grad_hidden(grad: Tensor, b: Tensor, scale: float, starts: Starts) -> Tenso
 
 def _grad_b(grad: Tensor, hidden: Tensor, scale: float, starts: Starts, width: int) -> Tensor:
     """Gradient of b. grad: [M, N]; hidden: [M, parts * r]. Returns [parts * n, r]."""
+    # the small matrix first: twice as fast as grad^T h on a CPU
     pieces = [
-        grad[:, start : start + width].t() @ h for start, h in zip(starts, hidden.chunk(len(starts), 1), strict=True)
+        (h.t() @ grad[:, start : start + width]).t()
+        for start, h in zip(starts, hidden.chunk(len(starts), 1), strict=True)
     ]
-    return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).mul_(scale)
+    return torch.cat(pieces).mul_(scale)
 
 
 def _grad_a_and_x(
@@ -94,10 +100,12 @@ class _Lora(torch.autograd.Function):
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
+        source: Tensor | None,
         scale: float,
         starts: Starts,
         dropout: float,
         seed: int,
+        remake: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         kept_x = x.to(y.dtype)
         with torch.autocast(y.device.type, enabled=False):
@@ -106,9 +114,9 @@ class _Lora(torch.autograd.Function):
             _expand_(out.view(-1, y.shape[-1]), hidden, b.to(y.dtype), scale, starts)
         if out is y:
             ctx.mark_dirty(y)
-        ctx.save_for_backward(kept_x, weight, a, b, hidden)
+        ctx.save_for_backward(kept_x if source is None else source, weight, a, b, hidden)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.x_dtype, ctx.options = x.dtype, (scale, starts, dropout, seed)
+        ctx.x_dtype, ctx.options, ctx.remake = x.dtype, (scale, starts, dropout, seed), remake
         return out
 
     @staticmethod
@@ -118,6 +126,7 @@ class _Lora(torch.autograd.Function):
         scale, starts, dropout, seed = ctx.options
         needs_y, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         with torch.autocast(grad.device.type, enabled=False):
+            x = x if ctx.remake is None else ctx.remake(x).to(grad.dtype)
             rows, flat = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
             grad_x = _base_grad(flat, weight, rows) if needs_x else None
             grad_hidden = _grad_hidden(flat, b.to(flat.dtype), scale, starts)
@@ -132,7 +141,7 @@ class _Lora(torch.autograd.Function):
             None if grad_bias is None else grad_bias.to(ctx.bias_dtype),
             grad_a.to(a.dtype),
             grad_b.to(b.dtype),
-            *(None,) * 4,
+            *(None,) * 6,
         )
 
 
