@@ -1,0 +1,49 @@
+"""Figures as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NOTHING = "\N{EN DASH}"
+"""Stands for what is undefined or not known."""
+
+
+def defined(value: Any) -> float | None:
+    """A COCO figure, or None where it is undefined (-1) or missing."""
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else None
+
+
+def figure(value: Any) -> str:
+    return NOTHING if defined(value) is None else f"{value:.3f}"
+
+
+def formatted(value: Any, pattern: str) -> str:
+    return pattern.format(value) if isinstance(value, (int, float)) else NOTHING
+
+
+def byte_size(value: Any) -> str:
+    """A number of bytes in the unit that people would use."""
+    if not isinstance(value, (int, float)):
+        return NOTHING
+    for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value:.0f} bytes"
+
+
+def duration(seconds: Any) -> str:
+    if not isinstance(seconds, (int, float)):
+        return NOTHING
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plain(value: Any) -> str:
+    """A JSON value on one line."""
+    if isinstance(value, list):
+        return ", ".join(plain(item) for item in value) or NOTHING
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or NOTHING
+    return NOTHING if value is None else str(value)

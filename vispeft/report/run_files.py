@@ -1,0 +1,93 @@
+"""What a run directory holds, read back for a report. Only `config.yaml` must be there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vispeft.errors import DataError
+from vispeft.evaluation.files import read_json
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The contents of one run directory; what is not there is empty.
+
+    images_path: the folder of the validation images, or None if the configuration names none
+    metrics: the lines of metrics.jsonl
+    annotations: the validation annotations really scored
+    predictions: COCO results
+    """
+
+    path: Path
+    config_text: str
+    images_path: Path | None
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    annotations: Mapping[str, Any]
+    predictions: Sequence[Mapping[str, Any]]
+
+    def series(self, split: str, key: str) -> list[tuple[float, float]]:
+        """Step and value of one figure of metrics.jsonl, without the steps where it was not finite."""
+        lines = [line for line in self.metrics if line.get("split") == split]
+        return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
+
+
+def read_run(run_dir: Path) -> RunFiles:
+    """Read a run directory."""
+    config_path = run_dir / "config.yaml"
+    if not config_path.is_file():
+        raise DataError(
+            f"`{run_dir}` must be a run directory, but has no config.yaml. Name a directory of `vispeft train`."
+        )
+    config_text = config_path.read_text(encoding="utf-8")
+    return RunFiles(
+        path=run_dir,
+        config_text=config_text,
+        images_path=_images_path(config_text, config_path),
+        summary=_read(run_dir / "summary.json", {}),
+        environment=_read(run_dir / "environment.json", {}),
+        metrics=_read_lines(run_dir / "metrics.jsonl"),
+        annotations=_read(run_dir / "annotations_val.json", {}),
+        predictions=_read(run_dir / "predictions_val.json", []),
+    )
+
+
+def _images_path(config_text: str, config_path: Path) -> Path | None:
+    try:
+        config = yaml.safe_load(config_text)
+    except yaml.YAMLError as error:
+        raise DataError(f"`{config_path}` is not valid YAML: {error}.") from error
+    node: Any = config
+    for key in ("data", "val", "images"):
+        node = node.get(key) if isinstance(node, dict) else None
+    return Path(node) if isinstance(node, str) else None
+
+
+def _read(path: Path, default: Any) -> Any:
+    """A JSON file of the same kind as `default`, which stands for a file that is not there."""
+    if not path.exists():
+        return default
+    value = read_json(path)
+    if not isinstance(value, type(default)):
+        raise DataError(f"`{path}` must hold a JSON {'list' if isinstance(default, list) else 'object'}, but does not.")
+    return value
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl that can be read: an interrupted run may leave half a line."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
