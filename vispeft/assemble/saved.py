@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from vispeft import peft
 from vispeft.assemble.loaders import Share, read_split, val_loader
@@ -71,7 +71,7 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in run.model.state_dict().items()}
-    save_file(tensors, partial, metadata={"class_names": json.dumps(run.class_names)})
+    partial.write_bytes(to_bytes(tensors, metadata={"class_names": json.dumps(run.class_names)}))
     partial.replace(out)
 
 

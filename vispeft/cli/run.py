@@ -31,13 +31,14 @@ def quickstart(
 
     Takes a few minutes on a CPU. Example: vispeft quickstart
     """
-    from vispeft.quickstart import METHOD_NAMES, run_quickstart
+    from vispeft.quickstart import QuickstartSettings, run_quickstart
 
-    outcome = run_quickstart(out, steps=steps, say=say)
+    settings = QuickstartSettings() if steps is None else QuickstartSettings(steps=steps)
+    outcome = run_quickstart(out, settings, say)
     if outcome is None:
         say(f"Stopped. `vispeft quickstart --out {out}` starts again.")
         raise typer.Exit(INTERRUPTED)
-    rows = [_comparison_row(name, outcome[name]) for name in METHOD_NAMES]
+    rows = [_comparison_row(name, summary) for name, summary in outcome.items()]
     columns = ("method", "trainable", "mask AP", "AP50", "box AP", "training", "memory", "file")
     show_table("Fine-tuning on a synthetic set that the base has not seen", columns, rows)
     console().print(f"Runs: {out}/head_only, lora, adapter, full. Look at {out}/lora/report.html.")

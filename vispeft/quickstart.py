@@ -1,0 +1,114 @@
+"""The bundled base, adapted by four methods to a synthetic set that it has not seen, and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vispeft.data.shapes import write_splits
+from vispeft.errors import ConfigError, TrainingError
+from vispeft.evaluation.files import read_json, write_json
+
+RECIPES: Mapping[str, str] = {
+    "head_only": "bundled_head",
+    "lora": "bundled_lora",
+    "adapter": "bundled_adapter",
+    "full": "bundled_full",
+}
+_DATA = "data"
+_MARK = ".quickstart"
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class QuickstartSettings:
+    """The size of the exercise: together at most six minutes on two cores.
+
+    domain: look of the synthetic set; the base has not seen it
+    image_size: side of the images and of the network input in pixels
+    """
+
+    domain: str = "hatched"
+    num_train: int = 60
+    num_val: int = 40
+    image_size: int = 128
+    steps: int = 100
+    batch_size: int = 4
+    seed: int = 1
+
+
+def run_quickstart(
+    out: Path, settings: QuickstartSettings, say: Callable[[str], None]
+) -> Mapping[str, Mapping[str, Any]] | None:
+    """Train and score every recipe; the summaries by method name, also in `out/summary.json`. None after Ctrl-C.
+
+    say: is told what goes on, a line at a time
+    """
+    _clear(out)
+    say(f"Drawing {settings.num_train} + {settings.num_val} images of the look {settings.domain!r} into {out / _DATA}")
+    train, val = write_splits(
+        out / _DATA,
+        num_train=settings.num_train,
+        num_val=settings.num_val,
+        size=settings.image_size,
+        seed=settings.seed,
+        domain=settings.domain,
+    )
+    summaries = {}
+    for number, name in enumerate(RECIPES, start=1):
+        say(f"{number}/{len(RECIPES)} {name}: {settings.steps} steps")
+        if not _train(out, name, settings, train, val):
+            return None
+        summaries[name] = read_json(out / name / "summary.json")
+    write_json(out / "summary.json", {"runs": summaries}, indent=1)
+    return summaries
+
+
+def recipe_path(name: str) -> Path:
+    """The configuration `configs/<name>.yaml`, which a wheel holds as `vispeft/assets/configs`."""
+    package = Path(__file__).parent
+    for folder in (package / "assets" / "configs", package.parent / "configs"):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    raise ConfigError(f"The recipe `{name}.yaml` is missing. Install vispeft again.")
+
+
+def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val: Path) -> bool:
+    """`vispeft train` in a process of its own, so that its memory is its own. False after Ctrl-C."""
+    images = json.dumps(str(out / _DATA / "images"))
+    words = [
+        f"data.train.annotations={json.dumps(str(train))}",
+        f"data.train.images={images}",
+        f"data.val.annotations={json.dumps(str(val))}",
+        f"data.val.images={images}",
+        f"model.image_size={settings.image_size}",
+        f"train.steps={settings.steps}",
+        f"train.eval_every={settings.steps}",
+        f"train.batch_size={settings.batch_size}",
+        "train.device=cpu",
+    ]
+    command = [sys.executable, "-m", "vispeft", "train", str(recipe_path(RECIPES[name])), *words]
+    try:
+        status = subprocess.run([*command, "--out", str(out / name)], stdout=subprocess.DEVNULL, check=False).returncode
+    except KeyboardInterrupt:
+        return False
+    if status not in (0, _INTERRUPTED):
+        raise TrainingError(f"The run `{name}` failed with status {status}; what it said stands above.")
+    return status == 0
+
+
+def _clear(out: Path) -> None:
+    """Make `out` ready: what an earlier quickstart left is removed, anything else is refused."""
+    if out.exists() and not (out / _MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"`{out}` is there already and no quickstart made it. Give another --out.")
+    for name in (_DATA, *RECIPES):
+        shutil.rmtree(out / name, ignore_errors=True)
+    (out / "summary.json").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _MARK).write_text("Made by `vispeft quickstart`, which replaces this folder when it runs again.\n")
