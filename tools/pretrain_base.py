@@ -20,20 +20,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from vispeft.data.shapes import SHAPE_NAMES, render_scene
+from vispeft.data.shapes import SHAPE_NAMES, Scene, render_scene
 from vispeft.losses import Criterion, HungarianMatcher
 from vispeft.models import MaskDINO, build_model, save_bundled
 from vispeft.models.checkpoints import fit_class_head
+from vispeft.models.geometry import map_position_embedding
 from vispeft.structures import Batch, Targets
 from vispeft.training.step import LossModule, SealedBatch
 
-BACKBONE = "vit_small_patch16_rope_224"
+BACKBONE = "vit_small_patch16_rope_ape_224"
 BACKBONE_OPTIONS = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "init_values": None}
 
 
@@ -49,13 +51,15 @@ class Stage:
     num_queries: int
     is_class_agnostic: bool = False
     extra: float = 0.0
+    max_objects: int = 200
+    min_side: float = 0.0  # pixels: scenes whose median object has a smaller square root of area are drawn again
 
 
 STAGES = (
-    Stage(steps=2000, image_size=128, batch=8, lr=5e-4, final_lr=5e-4, num_queries=60),
-    Stage(steps=900, image_size=192, batch=5, lr=5e-4, final_lr=3e-4, num_queries=80, extra=0.15),
+    Stage(steps=1300, image_size=128, batch=8, lr=5e-4, final_lr=5e-4, num_queries=50, max_objects=25, min_side=9.0),
+    Stage(steps=600, image_size=192, batch=5, lr=5e-4, final_lr=4e-4, num_queries=80, extra=0.15, max_objects=70),
     Stage(
-        steps=500, image_size=256, batch=3, lr=3e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True
+        steps=450, image_size=256, batch=3, lr=4e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True
     ),
 )
 WARMUP = 150
@@ -91,6 +95,14 @@ def build(num_classes: int, num_queries: int) -> MaskDINO:
     )
 
 
+@torch.no_grad()
+def place_tokens(model: MaskDINO) -> None:
+    """Start the learned position embedding from sines: queries and mask features can tell places apart at once."""
+    vit: Any = model.backbone.body.model
+    side = round(vit.pos_embed.shape[1] ** 0.5)
+    vit.pos_embed.copy_(map_position_embedding(side, side, vit.pos_embed.shape[2], vit.pos_embed.device)[None] / 2)
+
+
 def to_targets(labels: np.ndarray, masks: np.ndarray, is_class_agnostic: bool) -> Targets:
     """labels [T], masks [T, H, W] bool; boxes are the masks' own."""
     height, width = masks.shape[1:]
@@ -103,9 +115,18 @@ def to_targets(labels: np.ndarray, masks: np.ndarray, is_class_agnostic: bool) -
     return Targets(torch.from_numpy(classes), torch.from_numpy(boxes), torch.from_numpy(masks))
 
 
+def scene_for(rng: np.random.Generator, stage: Stage) -> Scene:
+    """A broad scene that the stage's image size can show."""
+    while True:
+        scene = render_scene(rng, stage.image_size)
+        side = float(np.median(np.sqrt(scene.masks.sum((1, 2)))))
+        if len(scene.labels) <= stage.max_objects and side >= stage.min_side:
+            return scene
+
+
 def synthetic_batch(rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
     """Images [H, W, 3] uint8 and their targets."""
-    scenes = [render_scene(rng, stage.image_size) for _ in range(stage.batch)]
+    scenes = [scene_for(rng, stage) for _ in range(stage.batch)]
     return [s.image for s in scenes], [to_targets(s.labels, s.masks, stage.is_class_agnostic) for s in scenes]
 
 
@@ -191,7 +212,9 @@ def train_stage(
         model.load_state_dict(fit_class_head(model.state_dict(), state["model"]))
         if same_head:
             optimizer.load_state_dict(state["optimizer"])
-    criterion = Criterion(matcher=HungarianMatcher(num_points=1024), num_points=1024)
+    else:
+        place_tokens(model)
+    criterion = Criterion(matcher=HungarianMatcher(num_points=768), num_points=768)
     wrapped, optimizer = fabric.setup(LossModule(model, criterion), optimizer)
     log = (out / "log.jsonl").open("a")
     started, sums = time.time(), {}

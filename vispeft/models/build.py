@@ -32,6 +32,7 @@ class MaskDINOSize:
     denoising_noise: float = 0.4
     inclusive_boxes: bool = False
     backbone_norm: bool = False
+    use_mask_position: bool = False
 
 
 SIZES: dict[str, MaskDINOSize] = {
@@ -48,6 +49,7 @@ SIZES: dict[str, MaskDINOSize] = {
         mask_dim=64,
         num_queries=100,
         inclusive_boxes=True,
+        use_mask_position=True,
     ),
 }
 
@@ -96,6 +98,7 @@ def _mask_dino(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskD
         num_backbone_levels=size.num_backbone_levels,
         num_extra_levels=size.num_extra_levels,
         mask_dim=size.mask_dim,
+        use_mask_position=size.use_mask_position,
         **shared,
     )
     decoder = MaskDINODecoder(

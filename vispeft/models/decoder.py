@@ -148,12 +148,11 @@ class MaskDINODecoder(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, features: PixelFeatures, targets: Sequence[Targets] | None = None) -> Predictions:
-        """Predict for every image; with `targets`, denoising queries ride along, whatever mode a frozen decoder is in."""
+        """Predict for every image; with `targets`, denoising queries ride along, also in a frozen decoder."""
         shapes = features.spatial_shapes[::-1]
         sizes = [h * w for h, w in features.spatial_shapes]
-        memory = torch.cat(
-            torch.split(features.memory, sizes, dim=1)[::-1], dim=1
-        )  # coarsest level first, as published
+        # coarsest level first, as published
+        memory = torch.cat(torch.split(features.memory, sizes, dim=1)[::-1], dim=1)
         queries = self._select(memory, shapes, features.mask_features)
         denoising = self._denoise(targets)
         content, boxes_logits, mask = queries.content, queries.boxes_logits, None
@@ -190,9 +189,8 @@ class MaskDINODecoder(nn.Module):
         return _Queries(selected.detach(), inverse_sigmoid(boxes), proposals)
 
     def _boxes_from_masks(self, proposals: LayerPredictions, mask_features: Tensor) -> Tensor:
-        masks = (
-            torch.einsum("bqd,bdhw->bqhw", proposals.mask_embeddings, mask_features.to(proposals.mask_embeddings)) > 0
-        )
+        embeddings = proposals.mask_embeddings
+        masks = torch.einsum("bqd,bdhw->bqhw", embeddings, mask_features.to(embeddings)) > 0
         boxes = masks_to_boxes(masks, inclusive_end=self.inclusive_boxes)
         is_empty = ~masks.flatten(2).any(-1)
         return torch.where(is_empty[..., None], proposals.boxes, boxes)
@@ -212,8 +210,7 @@ class MaskDINODecoder(nn.Module):
             position = self.ref_point_head(sine_embedding(boxes[..., [1, 0, 2, 3]], self.dim // 2))
             x = layer(x, position, boxes, memory, shapes, mask)
             normed = self.norm(x)
-            # look forward twice: this layer's prediction builds on the previous layer's box with its gradient (DINO,
-            # 3.4)
+            # look forward twice (DINO, section 3.4): the prediction builds on the previous box with its gradient
             predicted = (self.bbox_embed(normed).float() + inverse_sigmoid(undetached)).sigmoid()
             # the published heads norm their input once more
             layers.append(self._heads(normed, predicted))

@@ -65,8 +65,10 @@ class PixelDecoder(nn.Module):
         num_heads: int = 8,
         num_points: int = 4,
         mask_dim: int = 256,
+        use_mask_position: bool = False,
     ) -> None:
         super().__init__()
+        self.use_mask_position = use_mask_position
         self.num_backbone_levels = num_backbone_levels
         self.num_levels = num_backbone_levels + num_extra_levels
         entering = list(channels[-num_backbone_levels:])
@@ -126,7 +128,11 @@ class PixelDecoder(nn.Module):
         height, width = shape
         encoded = memory[:, : height * width].transpose(1, 2).reshape(len(memory), -1, height, width)
         lateral = self.lateral_convs[0](finest)
-        encoded = F.interpolate(encoded, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        h, w = lateral.shape[-2:]
+        encoded = F.interpolate(encoded, size=(h, w), mode="bilinear", align_corners=False)
+        if self.use_mask_position:
+            position = map_position_embedding(h, w, lateral.shape[1], lateral.device)
+            lateral = lateral + position.T.reshape(1, -1, h, w)
         features: Tensor = self.mask_features(F.relu(self.output_convs[0](lateral + encoded)))
         return features
 
