@@ -7,8 +7,8 @@
 Each measurement is a process of its own with one thread; rounds go through all methods, so that a slow spell of the
 machine falls on every one of them. The time is the processor time of the median step (waiting for other work on the
 machine does not count), of which the table shows the median over rounds. `kept` is the size of the distinct storages
-that autograd keeps for the backward pass, parameters excluded: exact and independent of the device. `rss` is the peak of
-the process, `+rss` its growth over the steps.
+that autograd keeps for the backward pass, parameters excluded: exact and independent of the device. `rss` is the peak
+of the process, `+rss` its growth over the steps.
 `peft_*` is LoRA of Hugging Face's `peft` library, for comparison, where it is installed.
 """
 
@@ -108,7 +108,7 @@ def mask_dino_plans() -> dict[str, Plan | None]:
 
 def build_mask_dino(method: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
     """The tiny Mask DINO on a ViT prepared for a method, and a function that gives its loss on one synthetic batch."""
-    from vispeft.losses import Criterion
+    from vispeft.losses import Criterion, HungarianMatcher
     from vispeft.models import build_model
 
     side = args.image_size
@@ -125,7 +125,7 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> tuple[nn.Module, C
         masks[index, index * side // 4 : (index + 2) * side // 4, side // 4 : side // 2] = True
     boxes = torch.tensor([[0.375, 0.25 + 0.25 * index, 0.25, 0.5] for index in range(3)])
     targets = [Targets(torch.tensor([0, 1, 2]), boxes, masks)] * args.batch
-    criterion = Criterion()
+    criterion = Criterion(matcher=HungarianMatcher())
     return model, lambda: torch.stack(list(criterion(model(images, targets), targets).values())).sum()
 
 

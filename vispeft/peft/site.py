@@ -167,8 +167,8 @@ def _component(text: str, pattern: str) -> _Component:
     matched = _RANGE.fullmatch(text[len(stem) :]) if bracket else None
     if not text or "**" in text or "]" in stem or (bracket and matched is None) or (matched and not matched[1]):
         raise PlanError(
-            f"`{pattern}` is not a pattern: `{text}` must be a name, with `*` in it or not, `**` alone, or a range such "
-            f"as `[6:]`."
+            f"`{pattern}` is not a pattern: `{text}` must be a name, with `*` in it or not, `**` alone, or a range "
+            f"such as `[6:]`."
         )
     glob = re.compile(".*".join(re.escape(piece) for piece in stem.split("*")))
     return _Component(glob, _slice(matched[1]) if matched else None)

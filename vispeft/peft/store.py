@@ -214,5 +214,5 @@ def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     if found != file.fingerprint:
         raise CheckpointError(
             f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model "
-            f"is a {type(model).__name__} with fingerprint {found[:12]}. Build the same model with the same weights first."
+            f"is a {type(model).__name__} with fingerprint {found[:12]}. Build the same model with the same weights."
         )

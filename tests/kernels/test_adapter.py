@@ -1,0 +1,86 @@
+"""The bottleneck adapter against its reference, in values, gradients and what it keeps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vispeft_kernels import KernelError, bottleneck
+from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, reference
+
+
+def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    """y, x, down_w, down_b, up_w, up_b of an adapter from 5 over 3 to 6 features."""
+    torch.manual_seed(0)
+    shapes = (2, 4, 6), (2, 4, 5), (3, 5), (3,), (6, 3), (6,)
+    return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bottleneck_add__equals_its_reference_and_passes_gradcheck(activation: str) -> None:
+    inputs = tensors()
+    torch.testing.assert_close(
+        bottleneck_add(*inputs, activation, 0.5), reference.bottleneck_add(*inputs, activation, 0.5)
+    )
+    assert torch.autograd.gradcheck(lambda *t: bottleneck_add(*t, activation, 0.5), inputs)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_bottleneck__has_both_gradients_of_its_input(activation: str) -> None:
+    _, x, down_w, down_b, _, _ = tensors()
+    up_w = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    up_b = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *t: bottleneck(*t, activation, 0.5), (x, down_w, down_b, up_w, up_b))
+
+
+def test_bottleneck__is_the_published_formula() -> None:
+    _, x, down_w, down_b, _, _ = tensors()
+    up_w, up_b = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    wanted = x + 2 * F.linear(F.gelu(F.linear(x, down_w, down_b)), up_w, up_b)
+    torch.testing.assert_close(bottleneck(x, down_w, down_b, up_w, up_b, scale=2.0), wanted)
+
+
+def test_bottleneck__is_the_identity_while_up_is_zero() -> None:
+    _, x, down_w, down_b, _, _ = tensors(torch.float32)
+    assert torch.equal(bottleneck(x, down_w, down_b, torch.zeros(5, 3), torch.zeros(5)), x)
+
+
+def test_bottleneck__keeps_only_its_input_and_the_bottleneck() -> None:
+    _, x, down_w, down_b, _, _ = tensors()
+    up_w, up_b = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    known = {tensor.untyped_storage().data_ptr() for tensor in (x, down_w, up_w)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        bottleneck(x, down_w, down_b, up_w, up_b)
+    assert sum(size for pointer, size in kept.items() if pointer not in known) == 2 * 4 * 3 * 8
+
+
+def test_bottleneck__under_autocast_has_full_precision_gradients() -> None:
+    inputs = tensors(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        stream = inputs[0].to(torch.bfloat16)
+        result = bottleneck_add(stream, *inputs[1:])
+    assert result.dtype == torch.bfloat16
+    wanted = torch.autograd.grad(reference.bottleneck_add(*inputs, "gelu", 1.0).square().sum(), inputs)
+    for ours, theirs in zip(torch.autograd.grad(result.float().square().sum(), inputs), wanted, strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.03
+
+
+def test_bottleneck_add__compiles_without_a_graph_break() -> None:
+    inputs = tensors(torch.float32)
+    compiled = torch.compile(bottleneck_add, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), bottleneck_add(*inputs))
+
+
+def test_bottleneck__refuses_what_does_not_fit() -> None:
+    y, x, down_w, down_b, up_w, up_b = tensors()
+    with pytest.raises(KernelError, match="`up_w` must be"):
+        bottleneck(x, down_w, down_b, up_w, up_b)
+    with pytest.raises(KernelError, match="`activation` must be one of"):
+        bottleneck_add(y, x, down_w, down_b, up_w, up_b, "tanh")
