@@ -27,6 +27,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
 from vispeft.data.shapes import SHAPE_NAMES, Scene, render_scene
 from vispeft.losses import Criterion, HungarianMatcher
 from vispeft.models import MaskDINO, build_model, save_bundled
@@ -134,25 +135,24 @@ class ExtraSet:
     """Random batches of a real COCO set, its objects labelled as blobs."""
 
     def __init__(self, annotations: Path, images: Path) -> None:
-        from vispeft.data import read_coco
-
         self.coco_set = read_coco(annotations, images)
+        self.datasets: dict[int, InstanceDataset] = {}
 
     def batch(self, rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
-        """As `synthetic_batch`; flipped, scaled and, half the time, inverted."""
-        from vispeft.data import InstanceDataset, TrainTransform
-
-        transform = TrainTransform(stage.image_size, scale=(0.7, 2.5), vertical_flip=0.5, rotate=0.5)
-        dataset = InstanceDataset(self.coco_set, transform, seed=int(rng.integers(2**31)))
+        """As `synthetic_batch`; flipped, turned, scaled and, half the time, inverted."""
+        side = stage.image_size
+        if side not in self.datasets:
+            transform = TrainTransform(side, scale=(0.7, 2.5), vertical_flip=0.5, quarter_turn=0.5)
+            self.datasets[side] = InstanceDataset(self.coco_set, transform, seed=SEED)
         images, targets = [], []
-        for i in rng.integers(len(dataset), size=stage.batch):
-            sample = dataset[int(i)]
-            image = np.zeros((stage.image_size, stage.image_size, 3), dtype=np.uint8)
+        for index in rng.integers(len(self.coco_set), size=stage.batch):
+            sample = self.datasets[side][Draw(int(index), int(rng.integers(2**31)))]
             height, width = sample.image.shape[1:]
+            image = np.zeros((side, side, 3), dtype=np.uint8)
             image[:height, :width] = sample.image.permute(1, 2, 0).numpy()
             images.append(255 - image if rng.random() < 0.5 else image)
-            masks = np.zeros((len(sample.targets), stage.image_size, stage.image_size), dtype=bool)
-            masks[:, :height, :width] = sample.targets.masks.numpy()[:, :height, :width]
+            masks = np.zeros((len(sample.labels), side, side), dtype=bool)
+            masks[:, :height, :width] = sample.masks.numpy()
             labels = np.full(len(masks), SHAPE_NAMES.index("blob"), dtype=np.int64)
             targets.append(to_targets(labels, masks, stage.is_class_agnostic))
         return images, targets
