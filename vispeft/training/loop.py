@@ -28,7 +28,7 @@ from vispeft.training.memory import memory_bytes, peak_memory_bytes, reset_peak_
 from vispeft.training.progress import ProgressReport, format_bytes, open_progress
 from vispeft.training.schedule import Schedule
 from vispeft.training.seeds import preserved_rng, repeatable, rng_state, set_rng_state
-from vispeft.training.step import Criterion, LossModule, SealedBatch
+from vispeft.training.step import LossFunction, LossModule, SealedBatch
 from vispeft.training.validate import gather_objects
 
 # the loss scale starts at 2^16 and halves with each skipped step: after so many it is below 1
@@ -85,7 +85,7 @@ def fit(
     *,
     fabric: Fabric,
     model: nn.Module,
-    criterion: Criterion,
+    criterion: LossFunction,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
     train_batches: Iterable[Batch],

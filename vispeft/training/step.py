@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vispeft.structures import Batch, DenoisingPredictions, LayerPredictions, Predictions, Targets
 
-Criterion = Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]]
+LossFunction = Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]]
 
 
 class SealedBatch:
@@ -25,7 +25,7 @@ class SealedBatch:
 class LossModule(nn.Module):
     """Model and criterion in one, so that one forward call of a wrapped module (DDP) gives the losses."""
 
-    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
+    def __init__(self, model: nn.Module, criterion: LossFunction) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
