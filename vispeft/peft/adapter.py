@@ -95,11 +95,13 @@ class AdapterDelta(Delta):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """y through every adapter in turn, or with the outcome of every adapter on x."""
-        y = y.movedim(self.dim, -1)
-        x = x.movedim(self.dim, -1) if self.parallel else y
+        stream = y.movedim(self.dim, -1)
+        seen = x.movedim(self.dim, -1) if self.parallel else stream
         for adapter in self.children():
-            y = adapter(y, x if self.parallel else y, self.act, self.scale)
-        return y.movedim(-1, self.dim)
+            stream = adapter(stream, seen if self.parallel else stream, self.act, self.scale)
+        result = stream.movedim(-1, self.dim)
+        # kernels that follow are chosen by memory format, so a channels-first map has to stay one
+        return result.contiguous() if y.is_contiguous() else result
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
         """None: an adapter is not linear."""

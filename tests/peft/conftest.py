@@ -1,0 +1,161 @@
+"""A small network with every kind of site, and one case per method and kind of site."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vispeft.peft import IA3, Adapter, LoRA, Method, Plan, ScaleShift
+
+
+class Attention(nn.Module):
+    """Self-attention with a fused projection. x: [B, N, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+        self.drop = nn.Dropout(0.5)
+        self.proj = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.drop(self.proj(F.scaled_dot_product_attention(q, k, v)))
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2 = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.attn, self.norm2, self.mlp = nn.LayerNorm(8), Attention(), nn.LayerNorm(8), Mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Net(nn.Module):
+    """Convolutions, two blocks, an nn.MultiheadAttention, a map that is read without being called, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=2, dilation=2)
+        self.bn = nn.BatchNorm2d(8)
+        self.act = nn.ReLU(inplace=True)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.self_attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.reader = nn.Linear(8, 8, bias=False)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.grouped(self.act(self.bn(self.conv(images)))).flatten(2).transpose(1, 2)  # [B, N, 8]
+        for block in self.blocks:
+            x = block(x)
+        x = x + self.self_attn(x, x, x, need_weights=False)[0]
+        return self.head(F.linear(x, self.reader.weight).mean(1))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan entry; `merges` tells whether its delta is linear in the weights."""
+
+    pattern: str
+    methods: Method | tuple[Method, ...]
+    merges: bool = True
+
+    @property
+    def plan(self) -> Plan:
+        return Plan({self.pattern: self.methods}, ["head.**"])
+
+
+CASES = {
+    "lora linear": Case("blocks.*.mlp.fc1", LoRA(rank=2, alpha=4)),
+    "lora fused whole": Case("blocks.*.attn.qkv", LoRA(rank=2)),
+    "lora fused q v": Case("blocks.*.attn.qkv", LoRA(rank=2, alpha=6, parts="qv")),
+    "lora fused k": Case("blocks.*.attn.qkv", LoRA(rank=2, parts="k")),
+    "lora conv": Case("conv", LoRA(rank=2, alpha=4)),
+    "lora mha q v": Case("self_attn.in_proj_weight", LoRA(rank=2, alpha=4, parts="qv")),
+    "lora mha out": Case("self_attn.out_proj.weight", LoRA(rank=2)),
+    "lora read weight": Case("reader.weight", LoRA(rank=2)),
+    "lora grouped conv weight": Case("grouped.weight", LoRA(rank=2)),
+    "adapter": Case("blocks.*.attn.proj", Adapter(width=3), merges=False),
+    "adapters 3": Case("blocks.*.attn.proj | blocks.*.mlp.fc2", Adapter(reduction=4, count=3), merges=False),
+    "adapter parallel": Case("blocks.*.mlp", Adapter(width=3, parallel=True, act="relu", scale=0.1), merges=False),
+    "adapter conv": Case("conv", Adapter(width=3, act="silu"), merges=False),
+    "adapter block": Case("blocks.1", Adapter(width=3), merges=False),
+    "adapter mha": Case("self_attn", Adapter(width=3), merges=False),
+    "ssf linear": Case("blocks.*.mlp.fc2", ScaleShift()),
+    "ssf norm": Case("blocks.*.norm1", ScaleShift()),
+    "ssf batch norm": Case("bn", ScaleShift()),
+    "ssf conv": Case("conv", ScaleShift()),
+    "ia3": Case("blocks.*.mlp.fc1", IA3()),
+    "ia3 fused k v": Case("blocks.*.attn.qkv", IA3(parts="kv")),
+    "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
+    "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture
+def build() -> Callable[[], Net]:
+    """Gives the same network in eval mode at every call, with statistics in its BatchNorm."""
+
+    def new() -> Net:
+        torch.manual_seed(0)
+        net = Net()
+        nn.init.uniform_(net.bn.running_mean)
+        nn.init.uniform_(net.bn.running_var, 0.5, 2)
+        return net.eval()
+
+    return new
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def shake() -> Callable[[nn.Module], None]:
+    """Gives every trainable parameter some other value, as training would."""
+
+    def change(model: nn.Module) -> None:
+        torch.manual_seed(2)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+
+    return change
+
+
+@pytest.fixture
+def train() -> Callable[[nn.Module, Tensor], None]:
+    """Takes three optimizer steps."""
+
+    def steps(model: nn.Module, images: Tensor) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.05, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(images) - 1).square().sum().backward()
+            assert all(parameter.grad is not None for parameter in trained)
+            optimizer.step()
+
+    return steps

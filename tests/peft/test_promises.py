@@ -1,0 +1,210 @@
+"""The promises of the design, over every method and every kind of site."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vispeft.errors import CheckpointError, PlanError
+from vispeft.peft import check, disabled, inject, load, merge, remove, save, train_mode
+from vispeft.peft.inject import attached
+
+Build = Callable[[], nn.Module]
+Shake = Callable[[nn.Module], None]
+Train = Callable[[nn.Module, Tensor], None]
+
+
+@torch.no_grad()
+def answer(model: nn.Module, images: Tensor) -> Tensor:
+    """The model's output without gradients: with them, nn.MultiheadAttention itself picks its kernel by what is frozen."""
+    result: Tensor = model(images)
+    return result
+
+
+def test_promise_1__outputs_are_bit_identical_at_the_start(case, build: Build, images: Tensor) -> None:
+    model = build()
+    before = answer(model, images)
+    inject(model, case.plan)
+    check(model, images)
+    assert torch.equal(answer(model, images), before)
+    train_mode(model)
+    assert torch.equal(answer(model, images), before)
+
+
+def test_promise_2__training_leaves_every_base_tensor_as_it_was(
+    case, build: Build, images: Tensor, train: Train
+) -> None:
+    model = build()
+    base = {key: value.clone() for key, value in model.state_dict().items()}
+    inject(model, case.plan)
+    before = answer(model, images)
+    train_mode(model)
+    train(model, images)
+    after = model.state_dict()
+    assert base.keys() <= after.keys()
+    assert all(torch.equal(after[key], base[key]) for key in base if not key.startswith("head."))
+    added = {key for key in after if key not in base}
+    assert added == {key for key in after if key.startswith(tuple(f"{item.key}." for item in attached(model)))}
+    assert not torch.equal(answer(model.eval(), images), before)
+
+
+def test_promise_2__gradients_are_those_of_the_plain_formula(
+    case, build: Build, images: Tensor, shake: Shake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build().double()
+    inject(model, case.plan)
+    shake(model)
+    x = images.double().requires_grad_()
+    wanted_for = [x, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
+    ours = torch.autograd.grad(model(x).square().sum(), wanted_for)
+    monkeypatch.setenv("VISPEFT_KERNELS", "reference")
+    plain = torch.autograd.grad(model(x).square().sum(), wanted_for)
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+LORA_WEIGHTS = {
+    "blocks.0.mlp.fc1": "blocks.0.mlp.fc1.weight",
+    "conv": "conv.weight",
+    "self_attn.in_proj_weight": "self_attn.in_proj_weight",
+    "self_attn.out_proj.weight": "self_attn.out_proj.weight",
+    "reader.weight": "reader.weight",
+}
+
+
+@pytest.mark.parametrize("site", LORA_WEIGHTS)
+def test_promise_2__lora_gradients_are_those_of_w_plus_s_b_a(
+    site: str, build: Build, images: Tensor, shake: Shake
+) -> None:
+    from vispeft.peft import LoRA, Plan
+
+    base, model = build().double(), build().double()
+    inject(model, Plan({site: LoRA(rank=2, alpha=6)}))
+    shake(model)
+    a, b = (dict(model.named_parameters())[_inner(model, site, factor)] for factor in "ab")
+    weight = base.get_parameter(LORA_WEIGHTS[site]).detach()
+    explicit = weight + 3.0 * (b.flatten(1) @ a.flatten(1)).view(weight.shape)
+    x = images.double().requires_grad_()
+    ours = torch.autograd.grad(model(x).square().sum(), (x, a, b))
+    wanted = torch.autograd.grad(functional_call(base, {LORA_WEIGHTS[site]: explicit}, x).square().sum(), (x, a, b))
+    for mine, theirs in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def _inner(model: nn.Module, site: str, factor: str) -> str:
+    """The name under which `named_parameters` has a factor of a module site or a parametrized one."""
+    names = [name for name, _ in model.named_parameters() if name.endswith(f".lora.{factor}")]
+    assert len(names) == 1, site
+    return names[0]
+
+
+def test_promise_3__merged_equals_unmerged(case, build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    keys = list(model.state_dict())
+    inject(model, case.plan)
+    shake(model)
+    unmerged = answer(model, images)
+    if not case.merges:
+        state = copy.deepcopy(model.state_dict())
+        with pytest.raises(PlanError, match="do not merge"):
+            merge(model)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert torch.equal(answer(model, images), unmerged)
+        return
+    merge(model)
+    assert list(model.state_dict()) == keys
+    assert not attached(model)
+    torch.testing.assert_close(answer(model, images), unmerged, rtol=1e-5, atol=1e-5)
+
+
+def test_promise_3__remove_gives_back_the_original(case, build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    model.conv.weight.requires_grad_(False)
+    before, keys = answer(model, images), list(model.state_dict())
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    inject(model, case.plan)
+    head = [parameter.detach().clone() for parameter in model.head.parameters()]
+    shake(model)
+    trained = [parameter.detach().clone() for parameter in model.head.parameters()]
+    remove(model)
+    assert list(model.state_dict()) == keys
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == flags
+    assert not any(module._forward_hooks or module._state_dict_hooks for module in model.modules())
+    assert all(torch.equal(new, old) for new, old in zip(model.head.parameters(), trained, strict=True))
+    with torch.no_grad():
+        for parameter, old in zip(model.head.parameters(), head, strict=True):
+            parameter.copy_(old)
+    assert torch.equal(answer(model, images), before)
+    assert {type(module) for module in model.modules()} == {type(module) for module in build().modules()}
+
+
+def test_disabled__is_the_base_and_ends_with_the_block(case, build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    inject(model, case.plan)
+    with torch.no_grad():
+        model.head.requires_grad_(False)
+        shake(model)
+    adapted = answer(model, images)
+    with disabled(model):
+        assert torch.equal(answer(model, images), answer(build(), images))
+    assert torch.equal(answer(model, images), adapted)
+    assert not torch.equal(adapted, answer(build(), images))
+
+
+def test_promise_4__a_file_restores_everything_that_was_trained(
+    case, build: Build, images: Tensor, train: Train, tmp_path: Path
+) -> None:
+    model = build()
+    inject(model, case.plan)
+    train_mode(model)
+    train(model, images)
+    save(model, tmp_path / "adapter.safetensors", metadata={"classes": ["a", "b"]})
+    fresh = build()
+    file = load(fresh, tmp_path / "adapter.safetensors")
+    assert file.metadata == {"classes": ["a", "b"]}
+    assert torch.equal(answer(fresh, images), answer(model.eval(), images))
+    state = fresh.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+def test_promise_4__a_file_refuses_another_base_and_leaves_it_alone(case, build: Build, tmp_path: Path) -> None:
+    model, other = build(), build()
+    inject(model, case.plan)
+    save(model, tmp_path / "adapter.safetensors")
+    with torch.no_grad():
+        other.blocks[1].norm2.bias[3] += 1e-6
+    with pytest.raises(CheckpointError, match=r"was trained on a Net with fingerprint \w{12}, but this model is a Net"):
+        load(other, tmp_path / "adapter.safetensors")
+    assert list(other.state_dict()) == list(build().state_dict())
+
+
+def test_deepcopy__gives_an_independent_model(case, build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    inject(model, case.plan)
+    twin = copy.deepcopy(model)
+    shake(twin)
+    assert torch.equal(answer(model, images), answer(build(), images))
+    adapted = answer(twin, images)
+    remove(model)
+    assert torch.equal(answer(twin, images), adapted)
+    assert torch.equal(answer(model, images), answer(build(), images))
+    remove(twin)
+    assert list(twin.state_dict()) == list(model.state_dict())
+
+
+def test_load_state_dict__takes_the_base_and_its_own_dictionary(
+    case, build: Build, images: Tensor, shake: Shake
+) -> None:
+    model, twin = build(), build()
+    inject(model, case.plan)
+    inject(twin, case.plan)
+    shake(model)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(answer(twin, images), answer(model, images))
+    result = twin.load_state_dict(build().state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert set(result.missing_keys) == twin.state_dict().keys() - build().state_dict().keys() or result.missing_keys
