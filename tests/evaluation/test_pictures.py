@@ -51,8 +51,8 @@ def test_draw_instances__classes_differ_in_colour():
     assert min(np.abs(np.subtract(a, b)).max() for a, b in zip(colours, colours[1:] + colours[:1], strict=True)) > 50
 
 
-@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (48, 64), (300, 400), (1100, 900)])
-@pytest.mark.parametrize("num", [0, 1, 60])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2000), (2000, 3), (48, 64), (520, 400)])
+@pytest.mark.parametrize("num", [0, 25])
 def test_draw_instances__any_size_and_number(size, num):
     masks = [mask for mask in _disks(*size, num) if mask.any()]
     instances = _instances(masks, labels=[idx % 2 for idx in range(len(masks))])
@@ -73,7 +73,7 @@ def test_draw_instances__small_images_are_enlarged_in_step():
 
 def test_draw_instances__labels_cover_little_of_a_crowded_picture():
     image = np.zeros((600, 700, 3), dtype=np.uint8)
-    instances = _instances(_disks(600, 700, 300), labels=[idx % 3 for idx in range(300)])
+    instances = _instances(_disks(600, 700, 150), labels=[idx % 3 for idx in range(150)])
     names = ["first", "second", "third"]
     with_text = np.asarray(draw_instances(image, instances, names))
     masks_only = np.asarray(draw_instances(image, instances, ["", "", ""], show_scores=False))

@@ -159,12 +159,10 @@ def _metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
 def _category_rows(runs: Mapping[str, RunFiles]) -> list[CategoryRow]:
     """Mask AP by category in each run, those with most validation instances first."""
     first = next(iter(runs.values()))
-    names = {item["id"]: item["name"] for item in first.annotations.get("categories", [])}
-    uses = Counter(names.values())
-    labels = {key: name if uses[name] == 1 else f"{name} (id {key})" for key, name in names.items()}
-    counts = Counter(
-        labels[item["category_id"]] for item in first.annotations.get("annotations", []) if not item.get("iscrowd")
-    )
+    counts: Counter[str] = Counter()
+    if first.truth is not None:
+        names = first.truth.category_names
+        counts.update(names[item["category_id"]] for item in first.truth.annotations if not item["iscrowd"])
     tables = [run.summary.get("per_category", {}) for run in runs.values()]
     rows = [
         CategoryRow(name, counts[name], tuple(defined(table.get(name)) for table in tables))

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from vispeft.errors import DataError
+from vispeft.evaluation import read_results
+from vispeft.evaluation.annotations import GroundTruth, read_ground_truth
 from vispeft.evaluation.files import read_json
 
 
@@ -20,7 +22,7 @@ class RunFiles:
 
     images_path: the folder of the validation images, or None if the configuration names none
     metrics: the lines of metrics.jsonl
-    annotations: the validation annotations really scored
+    truth: the validation annotations really scored
     predictions: COCO results
     """
 
@@ -30,7 +32,7 @@ class RunFiles:
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
-    annotations: Mapping[str, Any]
+    truth: GroundTruth | None
     predictions: Sequence[Mapping[str, Any]]
 
     def series(self, split: str, key: str) -> list[tuple[float, float]]:
@@ -47,15 +49,16 @@ def read_run(run_dir: Path) -> RunFiles:
             f"`{run_dir}` must be a run directory, but has no config.yaml. Name a directory of `vispeft train`."
         )
     config_text = config_path.read_text(encoding="utf-8")
+    truth_path, predictions_path = run_dir / "annotations_val.json", run_dir / "predictions_val.json"
     return RunFiles(
         path=run_dir,
         config_text=config_text,
         images_path=_images_path(config_text, config_path),
-        summary=_read(run_dir / "summary.json", {}),
-        environment=_read(run_dir / "environment.json", {}),
+        summary=_read_object(run_dir / "summary.json"),
+        environment=_read_object(run_dir / "environment.json"),
         metrics=_read_lines(run_dir / "metrics.jsonl"),
-        annotations=_read(run_dir / "annotations_val.json", {}),
-        predictions=_read(run_dir / "predictions_val.json", []),
+        truth=read_ground_truth(truth_path) if truth_path.exists() else None,
+        predictions=read_results(predictions_path) if predictions_path.exists() else [],
     )
 
 
@@ -70,13 +73,13 @@ def _images_path(config_text: str, config_path: Path) -> Path | None:
     return Path(node) if isinstance(node, str) else None
 
 
-def _read(path: Path, default: Any) -> Any:
-    """A JSON file of the same kind as `default`, which stands for a file that is not there."""
-    if not path.exists():
-        return default
-    value = read_json(path)
-    if not isinstance(value, type(default)):
-        raise DataError(f"`{path}` must hold a JSON {'list' if isinstance(default, list) else 'object'}, but does not.")
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no file."""
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise DataError(
+            f"`{path}` must hold a JSON object, but does not. Let the command that made the run write it again."
+        )
     return value
 
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 
 from vispeft.data.images import read_picture
-from vispeft.errors import DataError, VispeftError
+from vispeft.errors import VispeftError
 from vispeft.evaluation import draw_instances
+from vispeft.evaluation.annotations import GroundTruth
 from vispeft.evaluation.rle import to_rle
 from vispeft.report.run_files import RunFiles
 from vispeft.structures import Instances
@@ -52,28 +53,29 @@ class Samples:
 def draw_samples(runs: Mapping[str, RunFiles], *, num_images: int) -> Samples:
     """Truth and predictions of images spread evenly over the validation set, which all runs must share."""
     first = next(iter(runs.values()))
-    if first.images_path is None or not first.annotations or not any(run.predictions for run in runs.values()):
+    truth, folder = first.truth, first.images_path
+    if truth is None or folder is None or not any(run.predictions for run in runs.values()):
         return Samples((), "No pictures: there are no predictions, or the configuration names no validation images.")
-    if any(run.annotations != first.annotations for run in runs.values()):
+    if any(run.truth != truth for run in runs.values()):
         return Samples((), "No pictures: the runs were not scored on the same validation annotations.")
-    thresholds = {name: _threshold(run) for name, run in runs.items()}
+    thresholds = {name: _threshold(run.predictions, truth) for name, run in runs.items()}
     shown, missing = [], []
-    for image in _spread(first.annotations, num_images):
+    for image in _spread(truth, num_images):
         try:
-            shown.append(_sample(image, first, runs, thresholds))
+            shown.append(_sample(image, folder, truth, runs, thresholds))
         except VispeftError as error:
             missing.append(str(error))
     note = "Predictions are shown from a score of " + _listed(thresholds)
     return Samples(tuple(shown), ". ".join([note, *(f"Not shown: {text.rstrip('.')}" for text in missing[:3])]) + ".")
 
 
-def _threshold(run: RunFiles) -> float:
+def _threshold(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> float:
     """The score above which there are as many predictions as annotations, but at most one half.
 
     Scores of a short fine-tuning are low: half would hide what the model has found.
     """
-    scores = sorted((result["score"] for result in run.predictions), reverse=True)
-    num_annotations = sum(not annotation.get("iscrowd") for annotation in run.annotations["annotations"])
+    scores = sorted((result["score"] for result in predictions), reverse=True)
+    num_annotations = sum(not annotation["iscrowd"] for annotation in truth.annotations)
     if not scores or not num_annotations:
         return _DRAWN_SCORE
     return float(min(_DRAWN_SCORE, scores[min(num_annotations, len(scores)) - 1]))
@@ -85,46 +87,47 @@ def _listed(thresholds: Mapping[str, float]) -> str:
     return ", ".join(f"{value:.2f} ({name})" for name, value in thresholds.items())
 
 
-def _spread(annotations: Mapping[str, Any], num_images: int) -> list[dict[str, Any]]:
-    """Images that have annotations, evenly spread over the file; if none has any, the first ones."""
-    counts = Counter(annotation["image_id"] for annotation in annotations["annotations"])
-    images = [image for image in annotations["images"] if counts[image["id"]]] or annotations["images"]
+def _spread(truth: GroundTruth, num_images: int) -> list[dict[str, Any]]:
+    """Images that have annotations, evenly spread over the file; if none has any, of all images."""
+    counts = Counter(annotation["image_id"] for annotation in truth.annotations)
+    images = [image for image in truth.images if counts[image["id"]]] or truth.images
     num_shown = min(num_images, len(images))
     return [images[(2 * idx + 1) * len(images) // (2 * num_shown)] for idx in range(num_shown)]
 
 
 def _sample(
-    image: Mapping[str, Any], first: RunFiles, runs: Mapping[str, RunFiles], thresholds: Mapping[str, float]
+    image: Mapping[str, Any],
+    folder: Path,
+    truth: GroundTruth,
+    runs: Mapping[str, RunFiles],
+    thresholds: Mapping[str, float],
 ) -> Sample:
     """One image, drawn with its truth and with every run's predictions."""
-    if first.images_path is None:
-        raise DataError(f"{image['file_name']} has no folder.")
-    pixels = read_picture(Path(first.images_path) / image["file_name"]).pixels
-    categories = {category["id"]: idx for idx, category in enumerate(first.annotations["categories"])}
-    names = [category["name"] for category in first.annotations["categories"]]
-    annotated = [item for item in first.annotations["annotations"] if not item.get("iscrowd")]
-    truth = _instances(annotated, image, categories)
-    panels = [_panel("truth", draw_instances(pixels, truth, names, show_scores=False))]
+    file_name = str(image.get("file_name"))
+    pixels = read_picture(folder / file_name).pixels
+    class_idx = {category_id: idx for idx, category_id in enumerate(truth.category_names)}
+    names = list(truth.category_names.values())
+    annotated = [annotation for annotation in truth.annotations if not annotation["iscrowd"]]
+    panels = [
+        _panel("truth", draw_instances(pixels, _instances(annotated, image, class_idx), names, show_scores=False))
+    ]
     for name, run in runs.items():
-        found = _instances(run.predictions, image, categories)
+        found = _instances(run.predictions, image, class_idx)
         panels.append(_panel(name, draw_instances(pixels, found, names, threshold=thresholds[name])))
-    return Sample(image["file_name"], tuple(panels))
+    return Sample(file_name, tuple(panels))
 
 
-def _instances(
-    items: Sequence[Mapping[str, Any]], image: Mapping[str, Any], categories: Mapping[int, int]
-) -> Instances:
-    """Annotations or results of one image as instances; annotations count as certain."""
+def _instances(items: Sequence[Mapping[str, Any]], image: Mapping[str, Any], class_idx: Mapping[int, int]) -> Instances:
+    """Annotations or results of one image as instances, best first; annotations count as certain."""
+    here = [item for item in items if item["image_id"] == image["id"] and item["category_id"] in class_idx]
     kept: dict[str, list[Any]] = defaultdict(list)
-    for item in sorted(items, key=lambda item: -item.get("score", 1.0)):
-        if item["image_id"] != image["id"] or item["category_id"] not in categories:
-            continue
+    for item in sorted(here, key=lambda item: -item.get("score", 1.0)):
         try:
             kept["rles"].append(to_rle(item.get("segmentation"), image["height"], image["width"]))
         except ValueError:
             continue
         kept["scores"].append(item.get("score", 1.0))
-        kept["labels"].append(categories[item["category_id"]])
+        kept["labels"].append(class_idx[item["category_id"]])
     return Instances(
         scores=torch.tensor(kept["scores"], dtype=torch.float32),
         labels=torch.tensor(kept["labels"], dtype=torch.int64),

@@ -1,0 +1,28 @@
+import pytest
+
+from vispeft.report.formats import NOTHING, byte_size, duration, figure, plain
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.12345, "0.123"), (0, "0.000"), (1, "1.000"), (-1, NOTHING), (None, NOTHING), ("x", NOTHING)],
+)
+def test_figure__undefined_is_a_dash(value, expected):
+    assert figure(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(12, "12 bytes"), (1536, "1.5 kB"), (12.5 * 2**20, "12.5 MB"), (1010 * 2**20, "1,010 MB"), (None, NOTHING)],
+)
+def test_byte_size__is_in_the_unit_that_people_use(value, expected):
+    assert byte_size(value) == expected
+
+
+@pytest.mark.parametrize(("value", "expected"), [(61.4, "61 s"), (200, "3 min"), (7260, "2 h 01 min"), (None, NOTHING)])
+def test_duration__is_in_the_unit_that_people_use(value, expected):
+    assert duration(value) == expected
+
+
+def test_plain__is_one_line():
+    assert plain({"a": [1, None], "b": {}}) == f"a 1, {NOTHING}, b {NOTHING}"
