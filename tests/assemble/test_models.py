@@ -1,0 +1,86 @@
+"""Configurations as models and plans."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vispeft import peft
+from vispeft.assemble.models import attach, build_base, build_plan, complete
+from vispeft.config import PeftConfig, load_config, parse_config
+from vispeft.errors import ConfigError, VispeftError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_build_base__is_the_same_for_the_same_seed_and_leaves_the_callers_random_state(tiny: dict[str, Any]) -> None:
+    config = parse_config(tiny)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = build_base(config, 3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    second = build_base(config, 3).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = build_base(parse_config(tiny, ["train.seed=1"]), 3).state_dict()
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("key", ["backbone", "size", "options"])
+def test_build_base__refuses_anatomy_beside_the_bundled_base(key: str) -> None:
+    value = {"num_queries": 5} if key == "options" else "tiny"
+    with pytest.raises(ConfigError, match=rf"`model\.{key}` must be left out"):
+        build_base(parse_config({"model": {"weights": "bundled", key: value}}), 3)
+
+
+def test_build_base__names_a_weights_file_that_is_not_there(tiny: dict[str, Any]) -> None:
+    with pytest.raises(VispeftError, match=r"none\.pth"):
+        build_base(parse_config(tiny, ["model.weights=none.pth"]), 3)
+
+
+def test_build_base__checkpoints_activations_without_changing_gradients(tiny: dict[str, Any]) -> None:
+    gradients = []
+    for word in ("false", "true"):
+        model = build_base(parse_config(tiny, [f"model.activation_checkpointing={word}"]), 3).train()
+        torch.manual_seed(0)
+        model.backbone(torch.rand(1, 3, 64, 64))[0].sum().backward()
+        gradients.append(model.backbone.body.model.blocks[0].attn.qkv.weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_build_plan__refuses_an_empty_plan() -> None:
+    with pytest.raises(ConfigError, match="both are empty"):
+        build_plan(PeftConfig())
+
+
+def test_attach__takes_roles_and_leaves_the_outputs_alone(tiny: dict[str, Any]) -> None:
+    config = parse_config(tiny)
+    model = build_base(config, 3).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images).final.class_logits
+        attach(model, config.peft)
+        assert torch.equal(model(images).final.class_logits, before)
+    assert set(peft.count(model).deltas) == {"lora"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method", "expected"),
+    [("paper_maskdino_r50_lora", "lora", 122_880 + 73_728), ("paper_maskdino_r50_adapter", "adapter", 794_112)],
+)
+def test_attach__paper_recipes_train_the_published_numbers(recipe: str, method: str, expected: int) -> None:
+    config = load_config(CONFIGS / f"{recipe}.yaml")
+    model = build_base(config, 80, with_weights=False)
+    attach(model, config.peft)
+    counted = peft.count(model)
+    assert counted.deltas == {method: expected}
+    # class, mask and box embeddings as in the study, and the label embedding of denoising
+    assert counted.full == 350_548 + 80 * 256
+
+
+def test_complete__leaves_nothing_open(tiny: dict[str, Any]) -> None:
+    done = complete(parse_config({**tiny, "train": {}}), 10)
+    assert done.train.steps is not None
+    assert complete(parse_config({"model": {"weights": "bundled"}}), 1).model.image_size == 256
+    assert complete(parse_config({}), 1).model.image_size == 640
