@@ -298,6 +298,13 @@ def test_read_coco__gives_new_ids_only_where_the_old_cannot_stay(
     }
 
 
+def test_read_coco__warns_of_boxes_in_another_form(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    document["annotations"][0]["bbox"] = [20, 5, 40, 25]
+    (problem,) = read_coco(write(document), folder).report.warnings
+    assert problem.kind == "bbox-off"
+    assert "annotation 1" in problem.message
+
+
 def test_to_annotations__reads_back_as_itself(write: Any, folder: Path, document: dict[str, Any]) -> None:
     first = to_annotations(read_coco(write(document), folder))
     second = read_coco(write(first), folder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_eval_transform__gives_exact_masks_at_the_same_size() -> None:
     assert example.masks.sum((1, 2)).tolist() == [600, 1500, 64]
 
 
+def test_train_transform__refuses_an_extra_that_normalises() -> None:
+    with pytest.raises(ConfigError, match="8 bits"):
+        apply(TrainTransform(64, extra=[("Normalize", {})]))
+
+
+def test_train_transform__survives_pickling() -> None:
+    transform = TrainTransform(96)
+    assert torch.equal(apply(pickle.loads(pickle.dumps(transform))).image, apply(transform).image)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -114,6 +125,7 @@ def test_eval_transform__gives_exact_masks_at_the_same_size() -> None:
         ({"image_size": 0}, "`image_size`"),
         ({"extra": [("GausNoise", {})]}, "`GaussNoise`"),
         ({"extra": [("Rotate", {"limit": "far"})]}, "`Rotate`"),
+        ({"extra": [("Blur", {"blurr": 3})]}, "`Blur`"),
     ],
 )
 def test_train_transform__refuses_bad_options(options: dict[str, Any], named: str) -> None:

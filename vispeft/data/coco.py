@@ -12,7 +12,7 @@ from vispeft.data.files import check_files, keep_inside
 from vispeft.data.images import LARGEST_IMAGE
 from vispeft.data.instances import read_annotations
 from vispeft.data.problems import CheckReport, Findings, show
-from vispeft.data.sets import Category, CocoSet, ImageEntry
+from vispeft.data.sets import Category, CocoSet, Groups, ImageEntry
 from vispeft.data.values import as_integer
 from vispeft.errors import DataError
 
@@ -70,8 +70,8 @@ def examine(
         images,
         tuple(categories.values()),
         tuple(entries.values()),
-        tuple(tuple(pair[0]) for pair in per_image.values()),
-        tuple(tuple(pair[1]) for pair in per_image.values()),
+        Groups(pair[0] for pair in per_image.values()),
+        Groups(pair[1] for pair in per_image.values()),
         report,
     )
     return coco_set, report

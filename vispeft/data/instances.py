@@ -145,6 +145,9 @@ def _bbox_and_area(
             findings.warn("empty-mask", "its mask covers no pixel of the image; left out.", name)
             return None
     bbox, area = _valid_bbox(item, name, findings), _valid_area(item, name, findings)
+    if bbox is not None and isinstance(segmentation, Polygons) and not _is_around(bbox, segmentation):
+        sentence = "`bbox` lies far off the mask, which counts (is it x1, y1, x2, y2, not x, y, width, height?)."
+        findings.warn("bbox-off", sentence, f"{name} {show(list(bbox))}")
     if bbox is not None and area is not None:
         return bbox, area
     rle = rle or to_rle(segmentation, entry.height, entry.width)
@@ -176,6 +179,16 @@ def _valid_area(item: Mapping[str, Any], name: str, findings: Findings) -> float
         )
         return None
     return area
+
+
+def _is_around(bbox: tuple[float, float, float, float], polygons: Polygons) -> bool:
+    """True where a box and the polygons' own share at least half of their union."""
+    low, high = np.array(bbox[:2]), np.array(bbox[:2]) + bbox[2:]
+    mask_low = np.min([part.min(0) for part in polygons.parts], 0)
+    mask_high = np.max([part.max(0) for part in polygons.parts], 0)
+    shared = np.clip(np.minimum(high, mask_high) - np.maximum(low, mask_low), 0, None).prod()
+    union = (high - low).prod() + (mask_high - mask_low).prod() - shared
+    return bool(2 * shared >= union)
 
 
 def _surely_covers(segmentation: Segmentation, entry: ImageEntry) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import numpy as np
 
 from vispeft.data.problems import CheckReport
 from vispeft.data.segmentation import Rle, Segmentation, to_rle
@@ -49,6 +52,34 @@ class Annotation:
     area: float
 
 
+class Groups(Sequence[tuple[Annotation, ...]]):
+    """The annotations of every image, packed into one array of bytes.
+
+    Millions of small objects would be copied into each worker process as soon as their reference counts are touched.
+    """
+
+    def __init__(self, groups: Iterable[Sequence[Annotation]]) -> None:
+        pickles = [pickle.dumps(tuple(group), pickle.HIGHEST_PROTOCOL) for group in groups]
+        self._ends = np.cumsum([0, *map(len, pickles)])
+        self._packed = np.frombuffer(b"".join(pickles), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Annotation, ...]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[Annotation, ...], ...]: ...
+
+    def __getitem__(self, index: int | slice) -> tuple[Annotation, ...] | tuple[tuple[Annotation, ...], ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        place = range(len(self))[index]
+        group: tuple[Annotation, ...] = pickle.loads(self._packed[self._ends[place] : self._ends[place + 1]].data)
+        return group
+
+
 @dataclass(frozen=True)
 class CocoSet:
     """A COCO instance set that can be trained and scored on.
@@ -62,8 +93,8 @@ class CocoSet:
     images_dir: Path | None
     categories: tuple[Category, ...]
     images: tuple[ImageEntry, ...]
-    annotations: tuple[tuple[Annotation, ...], ...]
-    crowds: tuple[tuple[Annotation, ...], ...]
+    annotations: Groups
+    crowds: Groups
     report: CheckReport
 
     def __len__(self) -> int:
@@ -88,8 +119,8 @@ class CocoSet:
         return replace(
             self,
             images=tuple(self.images[i] for i in indices),
-            annotations=tuple(self.annotations[i] for i in indices),
-            crowds=tuple(self.crowds[i] for i in indices),
+            annotations=Groups(self.annotations[i] for i in indices),
+            crowds=Groups(self.crowds[i] for i in indices),
         )
 
 
@@ -116,8 +147,8 @@ def match_categories(train: CocoSet, val: CocoSet) -> CocoSet:
         free += name not in ids
     new_idx = [known.get(name, -1) for name in val.class_names]
 
-    def moved(groups: Sequence[Sequence[Annotation]]) -> tuple[tuple[Annotation, ...], ...]:
-        return tuple(tuple(replace(a, category_idx=new_idx[a.category_idx]) for a in group) for group in groups)
+    def moved(groups: Groups) -> Groups:
+        return Groups(tuple(replace(a, category_idx=new_idx[a.category_idx]) for a in group) for group in groups)
 
     return replace(val, categories=tuple(categories), annotations=moved(val.annotations), crowds=moved(val.crowds))
 

@@ -7,6 +7,7 @@ whatever else of its own a caller asks for.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -169,11 +170,13 @@ def _example(
 def _with_masks(
     pipeline: Any, image: NDArray[np.uint8], masks: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    done = pipeline(image=image, masks=masks) if len(masks) else pipeline(image=image)
+    image = done["image"]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ConfigError("`extra` transforms must give RGB images of 8 bits; normalisation is done later.")
     if len(masks) == 0:
-        image = pipeline(image=image)["image"]
         return image, np.zeros((0, *image.shape[:2]), np.uint8)
-    done = pipeline(image=image, masks=masks)
-    return done["image"], np.ascontiguousarray(done["masks"])
+    return image, np.ascontiguousarray(np.asarray(done["masks"]) != 0).view(np.uint8)
 
 
 def _colour_jitter(strength: float) -> list[tuple[str, Mapping[str, Any]]]:
@@ -203,7 +206,9 @@ def _pipeline(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
             nearest = ", ".join(f"`{match}`" for match in get_close_matches(name, known, 3)) or "see its documentation"
             raise ConfigError(f"albumentations has no transform `{name}`; the nearest are {nearest}.")
         try:
-            built.append(known[name](**options))
-        except (TypeError, ValueError) as error:
+            # it warns of options that it does not know, and goes on without them
+            with warnings.catch_warnings(action="error"):
+                built.append(known[name](**options))
+        except (TypeError, ValueError, UserWarning) as error:
             raise ConfigError(f"albumentations' `{name}` does not take {dict(options)}: {error}") from error
     return albumentations.Compose(built)
