@@ -108,3 +108,22 @@ def test_read_picture__refuses_a_decompression_bomb(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(images, "LARGEST_IMAGE", 599)
     with pytest.raises(DataError, match="30x20"):
         read_picture(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_read_picture__gives_pixels_or_one_clear_error_on_damaged_bytes(tmp_path: Path, suffix: str) -> None:
+    path = saved(tmp_path / f"a.{suffix}", COLOUR)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(60):
+        damaged = whole.copy()
+        places = rng.integers(0, min(len(whole), 200), 4)
+        damaged[places] = rng.integers(0, 256, 4)
+        path.write_bytes(damaged.tobytes())
+        try:
+            outcomes.add(read_picture(path, long_side=8).pixels.ndim)
+        except DataError as error:
+            assert f"a.{suffix}" in str(error)
+            outcomes.add("error")
+    assert outcomes == {3, "error"}
