@@ -49,6 +49,11 @@ class _Run:
     model: MaskDINO
 
     @property
+    def evaluates_on_the_way(self) -> bool:
+        """Whether there is a best to choose; a single evaluation at the end is the run's final one anyway."""
+        return (self.config.train.eval_every or 0) < (self.config.train.steps or 0)
+
+    @property
     def share(self) -> Share:
         return Share(self.fabric.global_rank, self.fabric.world_size)
 
@@ -97,7 +102,7 @@ def _fit(run: _Run, checkpoint: Checkpoint | None) -> FitResult:
             optimizer=optimizer_of(config.train, model),
             schedule=schedule_of(config.train),
             train_batches=train_loader(config, run.sets.train, model, run.share, start_step=start_step),
-            evaluate=partial(_evaluate, run, scored),
+            evaluate=partial(_evaluate, run, scored) if run.evaluates_on_the_way else None,
             keep_best=partial(_keep, run),
             log=log,
             checkpoint_path=run.directory.checkpoint,
@@ -137,6 +142,9 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
         write_results(run.directory.predictions, results)
         # from the files as written: whoever scores them again gets the same figures
         metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
+        if not run.evaluates_on_the_way:
+            with RunLog(run.directory.root, start_step=result.steps) as log:
+                log.write(result.steps, "val", flat_metrics(metrics))
         write_json(run.directory.summary, _summary(run, result, metrics), indent=1)
         write_report(run.directory.root)
     run.fabric.barrier()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from importlib import metadata
 
 from vispeft.cli.terminal import console, show_table
@@ -23,10 +22,10 @@ def methods() -> None:
         rows.append((name, ", ".join(_described(field) for field in dataclasses.fields(kind)), summary))
     show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "what it does"), rows)
     plans = [
-        ("head only", "peft.train: [decoder.class_embed, decoder.mask_embed, decoder.bbox_embed]"),
-        ("last k blocks", "peft.train: ['backbone.body.model.blocks.[-2:]']"),
-        ("biases", "peft.train: ['**.bias']"),
-        ("norms", "peft.train: ['**.norm*']"),
+        ("head only", "peft.train: ['@heads']"),
+        ("last k blocks", "peft.train: ['@heads', '@encoder.blocks[-2:]']"),
+        ("biases", "peft.train: ['@heads', '**.bias']"),
+        ("norms", "peft.train: ['@heads', '**.norm*.**']"),
         ("full", "peft.train: ['**']"),
     ]
     show_table("Without deltas: what is trained in full", ("plan", "configuration"), plans)
@@ -39,6 +38,7 @@ def doctor() -> None:
     Example: vispeft doctor
     """
     import torch
+    from vispeft_kernels.dispatch import describe
 
     from vispeft.training.devices import choose_precision, cpu_has_fast_bf16
 
@@ -49,7 +49,7 @@ def doctor() -> None:
         ("CPU bf16 in hardware", "yes" if cpu_has_fast_bf16() else "no: train.precision=bf16 saves memory, not time"),
         ("GPUs", _gpus()),
         ("precision on auto", choose_precision("cuda" if torch.cuda.is_available() else "cpu", "auto")),
-        ("kernels asked for", os.environ.get("VISPEFT_KERNELS", "auto")),
+        *describe().items(),
     ]
     show_table("vispeft doctor", ("what", "here"), rows)
     console().print(

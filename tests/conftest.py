@@ -1,4 +1,4 @@
-"""A synthetic set and a tiny configuration."""
+"""A synthetic set, a tiny configuration, and a run of it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,0 +1,23 @@
+"""Commands run in this process."""
+
+from collections.abc import Callable
+
+import pytest
+
+from vispeft.cli import main
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command in this process. Returns status, standard output and standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main([str(word) for word in words])
+        out, err = capfd.readouterr()
+        code = end.value.code
+        return (code if isinstance(code, int) else 0), out, err
+
+    return run

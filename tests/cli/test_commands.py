@@ -1,0 +1,219 @@
+"""The command line, command by command."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vispeft.assemble import RunDirectory
+from vispeft.cli.terminal import guarded
+
+Command = Callable[..., tuple[int, str, str]]
+COMMANDS = [
+    *(["quickstart"], ["train"], ["evaluate"], ["predict"], ["plan"], ["sites"], ["merge"], ["methods"], ["doctor"]),
+    *(["data", name] for name in ("check", "stats", "show", "split", "shapes")),
+    *(["data", "convert", name] for name in ("yolo", "labelme", "masks")),
+]
+
+
+@pytest.fixture
+def config_path(tiny: dict[str, Any], tmp_path: Path) -> Path:
+    """The tiny configuration as a file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny))
+    return path
+
+
+def test_help__does_not_wait_for_torch() -> None:
+    code = "import sys, vispeft.cli; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help__of_every_command_has_an_example(words: list[str], command: Command) -> None:
+    status, out, _ = command(*words, "--help")
+    assert status == 0
+    assert f"Example: vispeft {' '.join(words)}" in " ".join(out.replace("│", " ").split())
+
+
+def test_main__is_a_module_too() -> None:
+    done = subprocess.run([sys.executable, "-m", "vispeft", "nonsense"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "No such command" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["train"],
+        ["train", "x.yaml", "steps"],
+        ["evaluate"],
+        ["evaluate", "--predictions", "a"],
+        ["evaluate", "run", "--predictions", "a", "--annotations", "b"],
+        ["predict", "run", "image", "--out", "o", "--threshold", "2"],
+    ],
+    ids=" ".join,
+)
+def test_main__wrong_usage_ends_with_2(words: list[str], command: Command) -> None:
+    assert command(*words)[0] == 2
+
+
+def test_main__an_error_is_one_message(command: Command, tmp_path: Path) -> None:
+    status, out, err = command("train", tmp_path / "none.yaml")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ")
+    assert "none.yaml` is not there" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_main__debug_shows_the_traceback(command: Command, tmp_path: Path) -> None:
+    status, _, err = command("train", tmp_path / "none.yaml", "--debug")
+    assert status == 1
+    assert "Traceback" in err
+
+
+def test_guarded__an_unexpected_error_names_its_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert guarded(lambda: print(1 // 0), is_debug=False) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: Unexpected ZeroDivisionError: integer division or modulo by zero.")
+    assert "--debug" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_guarded__a_kernel_error_is_expected(capsys: pytest.CaptureFixture[str]) -> None:
+    from vispeft_kernels import KernelError
+
+    def fail() -> None:
+        raise KernelError("no such kernel.")
+
+    assert guarded(fail, is_debug=False) == 1
+    assert capsys.readouterr().err == "error: no such kernel.\n"
+
+
+def test_train__makes_a_numbered_run_and_refuses_an_existing_one(
+    config_path: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command("train", config_path, "train.steps=1", "train.batch_size=1")
+    assert status == 0, err
+    assert "runs/tiny-1" in out
+    assert "train 1/1" in err
+    assert json.loads((tmp_path / "runs/tiny-1/summary.json").read_text())["steps"] == 1
+    status, _, err = command("train", config_path, "--out", "runs/tiny-1")
+    assert status == 1
+    assert "is there already" in err
+
+
+def test_train__unknown_key(config_path: Path, command: Command) -> None:
+    status, _, err = command("train", config_path, "train.stepz=1")
+    assert status == 1
+    assert "`train.stepz` is not a configuration key. The nearest is `train.steps`." in err
+
+
+def test_evaluate__any_results_file(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    words = ("--predictions", finished.predictions, "--annotations", finished.annotations, "--json", figures)
+    status, out, err = command("evaluate", *words)
+    assert status == 0, err
+    assert "AP50" in out
+    summary = json.loads(finished.summary.read_text())
+    assert json.loads(figures.read_text()) == {kind: summary[kind] for kind in ("segm", "bbox", "per_category")}
+
+
+def test_evaluate__a_run_with_overrides(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    status, _, err = command("evaluate", finished.root, "eval.max_detections=1", "--json", figures)
+    assert status == 0, err
+    found = json.loads(figures.read_text())["segm"]
+    assert found["AR1"] == found["AR100"]
+
+
+def test_predict__writes_overlays_and_results(
+    finished: RunDirectory, shapes_set: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "predicted"
+    one = shapes_set / "images" / "val_00000.png"
+    status, _, err = command("predict", finished.root, one, shapes_set / "images", "--out", out, "--threshold", 0)
+    assert status == 0, err
+    images = json.loads((out / "images.json").read_text())["images"]
+    assert len(images) == 9
+    assert len(list(out.glob("*.png"))) == 9
+    results = json.loads((out / "predictions.json").read_text())
+    assert {result["image_id"] for result in results} <= {image["id"] for image in images}
+    assert all(result["segmentation"]["size"] == [64, 64] for result in results)
+
+
+def test_predict__names_what_is_no_image(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+    status, _, err = command("predict", finished.root, tmp_path / "none.png", "--out", tmp_path / "out")
+    assert status == 1
+    assert "none.png` must be an image or a folder of images" in err
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    status, _, err = command("predict", finished.root, broken, "--out", tmp_path / "out")
+    assert status == 1
+    assert "broken.png" in err
+
+
+def test_merge__gives_a_checkpoint_that_predicts_the_same(
+    finished: RunDirectory, command: Command, tmp_path: Path, config_path: Path
+) -> None:
+    import torch
+
+    from vispeft.assemble import load_run
+    from vispeft.assemble.models import build_base
+
+    path = tmp_path / "merged.safetensors"
+    assert command("merge", finished.root, "--out", path)[0] == 0
+    run = load_run(finished.root)
+    merged = build_base(finished.load_config([f"model.weights={path}"]), len(run.class_names)).eval()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = run.model(images), merged(images)
+    assert not any("lora" in name for name in merged.state_dict())
+    torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=1e-4, atol=1e-5)
+
+
+def test_merge__refuses_adapters_by_name(tiny: dict[str, Any], command: Command, tmp_path: Path) -> None:
+    from vispeft.assemble import train_run
+    from vispeft.config import parse_config
+
+    directory = RunDirectory(tmp_path / "adapters")
+    overrides = ["peft.deltas={decoder.layers.0.linear2: {method: adapter, width: 2}}", "train.steps=1"]
+    train_run(parse_config(tiny, overrides), directory)
+    status, _, err = command("merge", directory.root, "--out", tmp_path / "merged.safetensors")
+    assert status == 1
+    assert "`decoder.layers.0.linear2.adapter`" in err
+    assert not (tmp_path / "merged.safetensors").exists()
+
+
+def test_plan__counts_before_training(config_path: Path, command: Command, finished: RunDirectory) -> None:
+    status, out, err = command("plan", config_path)
+    assert status == 0, err
+    summary = json.loads(finished.summary.read_text())
+    assert f"{summary['trainable_params']:,}" in out
+    assert f"{summary['total_params']:,}" in out
+
+
+def test_sites__what_a_pattern_names(config_path: Path, command: Command) -> None:
+    status, out, _ = command("sites", config_path, "decoder.layers.*.linear1")
+    assert status == 0
+    assert "decoder.layers.2.linear1" in out
+    assert "@deformable.value_proj" in command("sites", config_path)[1]
+    status, _, err = command("sites", config_path, "decoder.layer.*")
+    assert status == 1
+    assert "decoder.layers.*" in err
+
+
+def test_methods_and_doctor__say_what_there_is(command: Command) -> None:
+    status, out, _ = command("methods")
+    assert status == 0
+    assert all(word in out for word in ("lora", "adapter", "mask_dino"))
+    status, out, _ = command("doctor")
+    assert status == 0
+    assert "torch" in out

@@ -1,0 +1,72 @@
+"""Commands about data sets."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Command = Callable[..., tuple[int, str, str]]
+NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty-coco"
+
+
+def test_check__accepts_a_good_set(shapes_set: Path, command: Command) -> None:
+    status, out, err = command("data", "check", shapes_set / "train.json", "--images", shapes_set / "images")
+    assert (status, err) == (0, "")
+    assert "6 images" in out
+
+
+def test_check__refuses_what_training_would_refuse(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    document["annotations"] = []
+    empty = tmp_path / "empty.json"
+    empty.write_text(json.dumps(document))
+    status, _, err = command("data", "check", empty, "--images", shapes_set / "images")
+    assert status == 1
+    assert "refused: " in err
+
+
+def test_check__fix_writes_a_copy_that_passes(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    document["annotations"][0]["segmentation"] = []
+    bad, fixed = tmp_path / "bad.json", tmp_path / "fixed.json"
+    bad.write_text(json.dumps(document))
+    status, _, err = command("data", "check", bad, "--images", shapes_set / "images")
+    assert status == 0
+    assert "annotation 1" in err
+    assert command("data", "check", bad, "--images", shapes_set / "images", "--fix", fixed)[0] == 0
+    assert command("data", "check", fixed, "--images", shapes_set / "images")[2] == ""
+
+
+@pytest.mark.skipif(not NASTY.exists(), reason="../shared/data/nasty-coco is not here")
+def test_check__behaves_as_expected_on_every_nasty_case(command: Command) -> None:
+    for case in sorted(path for path in NASTY.iterdir() if (path / "annotations.json").exists()):
+        status, _, err = command("data", "check", case / "annotations.json", "--images", case / "images")
+        expected = (case / "expect.txt").read_text().split(":")[0]
+        assert "Traceback" not in err, case.name
+        assert "Unexpected" not in err, case.name
+        if expected == "LOAD":
+            assert status == 0, (case.name, err)
+        elif expected == "REFUSE":
+            assert (status, bool(err)) == (1, True), case.name
+        elif expected == "WARN":
+            assert (status, bool(err)) == (0, True), case.name
+        elif "LOAD" not in expected:
+            assert err, case.name
+
+
+def test_stats_show_split_shapes__write_what_they_say(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    status, out, _ = command("data", "stats", shapes_set / "train.json")
+    assert status == 0
+    assert "instances" in out
+    picture = tmp_path / "data.png"
+    words = ("--images", shapes_set / "images", "--out", picture, "--count", 2, "--augmented", 1)
+    assert command("data", "show", shapes_set / "train.json", *words)[0] == 0
+    assert picture.stat().st_size > 0
+    assert command("data", "split", shapes_set / "train.json", "--out", tmp_path / "split")[0] == 0
+    assert (tmp_path / "split" / "val.json").exists()
+    assert command("data", "shapes", "--out", tmp_path / "new", "--train", 1, "--val", 1, "--size", 64)[0] == 0
+    assert (tmp_path / "new" / "train.json").exists()
+    status, _, err = command("data", "shapes", "--out", tmp_path / "new", "--domain", "hatch")
+    assert status == 1
+    assert "hatched" in err
