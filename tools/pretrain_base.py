@@ -5,9 +5,9 @@
     python tools/pretrain_base.py --out runs/base --bundle vispeft/assets/bundled.safetensors
 
 Start it again with the same --out and it goes on where it was. The stages below are the whole recipe: small images
-first, larger ones later, and at the end a single class, "object", with the learning rate falling to zero. --extra
-mixes a real COCO set in from the second stage on (its objects count as blobs). --bundle writes the newest checkpoint
-as the weights that the package ships.
+first, larger ones later, and from the third stage on a single class, "object"; the learning rate falls to zero at the
+end. --extra mixes a real COCO set in from the second stage on (its objects count as blobs). --bundle writes the newest
+checkpoint as the weights that the package ships.
 """
 
 from __future__ import annotations
@@ -58,10 +58,19 @@ class Stage:
 
 STAGES = (
     Stage(steps=1300, image_size=128, batch=8, lr=5e-4, final_lr=5e-4, num_queries=50, max_objects=25, min_side=9.0),
-    Stage(steps=600, image_size=192, batch=5, lr=5e-4, final_lr=4e-4, num_queries=80, extra=0.15, max_objects=70),
+    Stage(steps=100, image_size=192, batch=5, lr=5e-4, final_lr=5e-4, num_queries=80, extra=0.15, max_objects=70),
     Stage(
-        steps=450, image_size=256, batch=3, lr=4e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True
+        800,
+        image_size=192,
+        batch=5,
+        lr=5e-4,
+        final_lr=4e-4,
+        num_queries=80,
+        extra=0.15,
+        max_objects=70,
+        is_class_agnostic=True,
     ),
+    Stage(450, image_size=256, batch=3, lr=4e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True),
 )
 WARMUP = 150
 SEED = 20261120
@@ -208,10 +217,8 @@ def train_stage(
     model = build(1 if stage.is_class_agnostic else len(SHAPE_NAMES), stage.num_queries)
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=stage.lr, betas=(0.9, 0.98))
     if state is not None:
-        same_head = state["model"]["decoder.class_embed.weight"].shape == model.decoder.class_embed.weight.shape
         model.load_state_dict(fit_class_head(model.state_dict(), state["model"]))
-        if same_head:
-            optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(moments_for(optimizer, state["optimizer"]))
     else:
         place_tokens(model)
     criterion = Criterion(matcher=HungarianMatcher(num_points=768), num_points=768)
@@ -251,6 +258,13 @@ def train_stage(
         if fabric.global_rank == 0 and (step % 200 == 0 or step == end):
             save(out, model, optimizer, step)
     return step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+
+
+def moments_for(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
+    """The saved optimizer state without that of a class head of another size, which starts anew."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fitting = {i: s for i, s in saved["state"].items() if s["exp_avg"].shape == parameters[i].shape}
+    return {"state": fitting, "param_groups": saved["param_groups"]}
 
 
 def save(out: Path, model: MaskDINO, optimizer: object, step: int) -> None:

@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Adapt the bundled base to real COCO sets by every method at the same budget, and write the table of what came out.
+
+    python tools/run_recipes.py --data DIR --out docs/results [--sets facades ...] [--methods full ...]
+
+DIR holds one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe of
+`configs/` and the overrides listed in `METHODS`; its `summary.json` is copied to `--out/<set>/<method>.json`. Runs that
+are there already are not run again. The table is written to `--out/table.md`, as it came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# name -> recipe and overrides
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "head only": ("bundled_head", ()),
+    "LoRA, deformable": ("bundled_lora_deformable", ()),
+    "LoRA": ("bundled_lora", ()),
+    "adapters x 1": ("bundled_adapter", ()),
+    "adapters x 2": ("bundled_adapter", ("count=2",)),
+    "adapters x 3": ("bundled_adapter", ("count=3",)),
+    "full": ("bundled_full", ()),
+}
+SETS = ("nuclei-histo", "facades", "fruits-nuts")
+
+
+def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list[str]) -> list[str]:
+    """The command line of one run."""
+    recipe, overrides = METHODS[name]
+    keys = [f"train.steps={steps}", f"train.seed={seed}"]
+    for split in ("train", "val"):
+        keys += [f"data.{split}.annotations={data / f'{split}.json'}", f"data.{split}.images={data / 'images'}"]
+    for override in overrides:
+        key, value = override.split("=")
+        keys.append(f"peft.deltas={adapters(recipe, **{key: int(value)})}")
+    config = ROOT / "configs" / f"{recipe}.yaml"
+    return [sys.executable, "-m", "vispeft.cli", "train", str(config), *keys, *extra, "--out", str(run)]
+
+
+def adapters(recipe: str, count: int) -> str:
+    """The recipe's deltas with another number of adapters per site, as a YAML flow mapping."""
+    import yaml
+
+    deltas = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())["peft"]["deltas"]
+    return json.dumps({pattern: {**method, "count": count} for pattern, method in deltas.items()})
+
+
+def table(out: Path) -> str:
+    """Every summary under `out` as a Markdown table per set."""
+    lines = []
+    for folder in sorted(p for p in out.iterdir() if p.is_dir()):
+        lines += [
+            f"### {folder.name}",
+            "",
+            "| method | trained | mask AP | AP50 | box AP | seconds | peak MB | file KB |",
+        ]
+        lines.append("|---|---|---|---|---|---|---|---|")
+        summaries = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        for name in (n for n in METHODS if n in summaries):
+            s = summaries[name]
+            lines.append(
+                f"| {name} | {s['trainable_params']:,} ({s['trainable_percent']:.2f} %) | {s['segm']['AP']:.3f} "
+                f"| {s['segm']['AP50']:.3f} | {s['bbox']['AP']:.3f} | {s['train_seconds']:.0f} "
+                f"| {s['peak_memory_bytes'] / 1e6:.0f} | {s['adapter_bytes'] / 1e3:.0f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse the command line, run what is missing, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where the run directories go")
+    parser.add_argument("--sets", nargs="+", default=list(SETS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", help="further key=value overrides for every run")
+    args = parser.parse_args()
+    for data_set in args.sets:
+        for name in args.methods:
+            kept = args.out / data_set / f"{name}.json"
+            if kept.exists():
+                continue
+            run = args.runs / data_set / name.replace(" ", "_").replace(",", "")
+            shutil.rmtree(run, ignore_errors=True)
+            line = command(name, args.data / data_set, run, args.steps, args.seed, args.overrides)
+            print(f"{data_set}: {name}", flush=True)
+            subprocess.run(line, check=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(run / "summary.json", kept)
+            (args.out / "table.md").write_text(table(args.out))
+    (args.out / "table.md").write_text(table(args.out))
+
+
+if __name__ == "__main__":
+    main()
