@@ -20,7 +20,7 @@ Train = Callable[[nn.Module, Tensor], None]
 
 @torch.no_grad()
 def answer(model: nn.Module, images: Tensor) -> Tensor:
-    """The model's output without gradients: with them, nn.MultiheadAttention itself picks its kernel by what is frozen."""
+    """The model's output without gradients: with them, nn.MultiheadAttention picks its kernel by what is frozen."""
     result: Tensor = model(images)
     return result
 

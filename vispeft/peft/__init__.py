@@ -7,6 +7,7 @@ from vispeft.peft.delta import Delta, Method, WeightDelta
 from vispeft.peft.inject import disabled, inject, merge, remove
 from vispeft.peft.lora import LoRA
 from vispeft.peft.modes import train_mode
+from vispeft.peft.peft_library import load_peft, save_peft
 from vispeft.peft.plan import METHODS, Plan, method_from_dict
 from vispeft.peft.scale_shift import IA3, ScaleShift
 from vispeft.peft.site import Names, Site
@@ -32,9 +33,11 @@ __all__ = [
     "disabled",
     "inject",
     "load",
+    "load_peft",
     "merge",
     "method_from_dict",
     "remove",
     "save",
+    "save_peft",
     "train_mode",
 ]

@@ -116,7 +116,7 @@ class LinearLoRA(Delta):
 
     def __init__(self, method: LoRA, weight: Tensor) -> None:
         super().__init__(method)
-        self.rows = part_rows(method.parts, weight.shape[0])
+        self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
         self.starts = tuple(rows.start for rows in self.rows)
         self.scale, self.dropout = method.scale, method.dropout
         self.a, self.b = _factors(method.rank, self.rows, weight)
@@ -156,7 +156,7 @@ class ConvLoRA(Delta):
             raise PlanError(f"`parts` must be empty on a convolution, but is {method.parts!r}.")
         self.scale, self.dropout = method.scale, method.dropout
         self.stride, self.padding, self.dilation = base.stride, base.padding, base.dilation
-        self.rows = part_rows("", base.out_channels)
+        self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
         self.a, self.b = _factors(method.rank, self.rows, base.weight)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
@@ -179,7 +179,7 @@ class WeightLoRA(WeightDelta):
 
     def __init__(self, method: LoRA, weight: Tensor) -> None:
         super().__init__(method)
-        self.rows = part_rows(method.parts, weight.shape[0])
+        self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
         self.scale = method.scale
         self.a, self.b = _factors(method.rank, self.rows, weight)
 

@@ -171,7 +171,10 @@ def write_tensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[st
 def read_tensors(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file."""
     if not source.is_file():
-        raise CheckpointError(f"`{source}` is not a file. Give an adapter file that `save` wrote.")
+        remedy = (
+            "`load_peft` reads directories of the peft library" if source.is_dir() else "`save` writes adapter files"
+        )
+        raise CheckpointError(f"`{source}` is not a file. {remedy}.")
     try:
         with safe_open(source, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

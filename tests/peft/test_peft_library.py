@@ -1,0 +1,114 @@
+"""Directories of the peft library, read and written beside the library itself."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vispeft.errors import CheckpointError, PlanError
+from vispeft.peft import Adapter, LoRA, Plan, inject, load_peft, save_peft
+from vispeft.peft.inject import attached
+
+Build = Callable[[], nn.Module]
+
+
+@pytest.fixture
+def build(build: Build) -> Build:
+    """The network with a convolution that the library's LoRA can follow: it forgets the dilation."""
+
+    def new() -> nn.Module:
+        net = build()
+        net.conv.dilation, net.conv.padding = (1, 1), (1, 1)
+        return net
+
+    return new
+
+
+Shake = Callable[[nn.Module], None]
+
+PLANS = {
+    "linear and conv": Plan(
+        {"blocks.*.mlp.fc1": LoRA(2, 8), "conv": LoRA(3, 3), "blocks.1.attn.proj": LoRA(4)}, ["head"]
+    ),
+    "fused parts": Plan({"blocks.*.attn.qkv": LoRA(2, 6, parts="qv")}, ["bn", "head"]),
+    "attention": Plan({"self_attn.in_proj_weight": LoRA(2, 6, parts="v")}, ["head"]),
+    "attention, both": Plan({"self_attn.in_proj_weight": LoRA(2, 6), "self_attn.out_proj.weight": LoRA(3)}),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_save_peft__is_read_back_as_the_same_function(
+    plan: Plan, build: Build, images: Tensor, shake: Shake, tmp_path: Path
+) -> None:
+    model, fresh = build(), build()
+    inject(model, plan)
+    shake(model)
+    save_peft(model, tmp_path)
+    load_peft(fresh, tmp_path)
+    torch.testing.assert_close(fresh(images), model(images))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_save_peft__is_the_same_function_in_the_library(
+    plan: Plan, build: Build, images: Tensor, shake: Shake, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="the peft library is an extra")
+    model = build()
+    inject(model, plan)
+    shake(model)
+    save_peft(model, tmp_path)
+    theirs = peft.PeftModel.from_pretrained(build(), str(tmp_path)).eval()
+    torch.testing.assert_close(theirs(images), model(images))
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_load_peft__is_the_same_function_as_in_the_library(
+    use_rslora: bool, build: Build, images: Tensor, shake: Shake, tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="the peft library is an extra")
+    config = peft.LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=["fc1", "qkv", "conv", "self_attn"],
+        rank_pattern={"fc1": 3},
+        alpha_pattern={"conv": 5},
+        modules_to_save=["head", "bn"],
+        use_rslora=use_rslora,
+    )
+    theirs = peft.get_peft_model(build(), config)
+    shake(theirs)
+    theirs.eval().save_pretrained(str(tmp_path))
+    ours = build()
+    load_peft(ours, tmp_path)
+    torch.testing.assert_close(ours(images), theirs(images))
+    assert {item.site for item in attached(ours)} >= {"conv", "self_attn.in_proj_weight", "self_attn.out_proj.weight"}
+    assert ours.head.weight.requires_grad
+
+
+def test_load_peft__refuses_what_has_no_counterpart(build: Build, tmp_path: Path) -> None:
+    model = build()
+    inject(model, PLANS["linear and conv"])
+    save_peft(model, tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for change, message in (({"peft_type": "VERA"}, "VERA"), ({"use_dora": True}, "use_dora")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            load_peft(build(), tmp_path)
+
+
+def test_load_peft__refuses_another_model_by_name(build: Build, tmp_path: Path) -> None:
+    model = build()
+    inject(model, PLANS["linear and conv"])
+    save_peft(model, tmp_path)
+    with pytest.raises(CheckpointError, match="another base: this model has no `"):
+        load_peft(nn.Sequential(nn.Linear(2, 2)), tmp_path)
+
+
+def test_save_peft__refuses_adapters_by_name(build: Build, tmp_path: Path) -> None:
+    model = build()
+    inject(model, Plan({"blocks.0.attn.proj": Adapter(width=2)}))
+    with pytest.raises(PlanError, match=r"`blocks\.0\.attn\.proj\.adapter` has no counterpart"):
+        save_peft(model, tmp_path)
