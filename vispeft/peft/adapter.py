@@ -37,8 +37,8 @@ class Adapter(Method):
 
     def __post_init__(self) -> None:
         if (self.width is None) == (self.reduction is None):
-            given = "neither" if self.width is None else "both"
-            raise PlanError(f"Exactly one of `width` and `reduction` must be given, but {given} is.")
+            given = "neither is" if self.width is None else "both are"
+            raise PlanError(f"Exactly one of `width` and `reduction` must be given, but {given}.")
         if self.width is not None:
             at_least("width", self.width, 1)
         if self.reduction is not None:

@@ -1,0 +1,226 @@
+"""Injection under everything else that torch does with a model, and its errors."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vispeft.errors import PlanError
+from vispeft.peft import IA3, Adapter, LoRA, Plan, ScaleShift, inject, merge, remove, train_mode
+from vispeft.peft.inject import attached
+
+Build = Callable[[], nn.Module]
+Shake = Callable[[nn.Module], None]
+
+MIXED = Plan(
+    {
+        "blocks.*.attn.qkv": LoRA(2, parts="qv"),
+        "blocks.*.attn.proj": Adapter(width=3, count=2),
+        "blocks.*.mlp.fc2": [LoRA(2), ScaleShift()],
+        "blocks.0.mlp.fc1": IA3(),
+        "conv": LoRA(2),
+        "reader.weight": LoRA(2),
+    },
+    ["head"],
+)
+
+
+def gradients(loss: Tensor, model: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+
+
+def test_inject__compiles_without_a_graph_break(build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    inject(model, MIXED)
+    shake(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), model(images))
+    ours = gradients(compiled(images).square().sum(), model)
+    for mine, theirs in zip(ours, gradients(model(images).square().sum(), model), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_inject__exports(build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    inject(model, MIXED)
+    shake(model)
+    program = torch.export.export(model, (images,))
+    torch.testing.assert_close(program.module()(images), model(images))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_inject__has_the_same_gradients_under_checkpointing(
+    use_reentrant: bool, build: Build, images: Tensor, shake: Shake
+) -> None:
+    model = build()
+    inject(model, Plan({**MIXED.deltas, "blocks.*.mlp.fc1": LoRA(2, dropout=0.5)}, ["head"]))
+    shake(model)
+    train_mode(model)
+    torch.manual_seed(3)
+    plain = gradients(model(images).square().sum(), model)
+    block = model.blocks[1]
+    forward = block.forward
+    block.forward = lambda x: checkpoint(forward, x, use_reentrant=use_reentrant)
+    torch.manual_seed(3)
+    model(images).square().sum().backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter, wanted in zip(trained, plain, strict=True):
+        torch.testing.assert_close(parameter.grad, wanted)
+
+
+def test_inject__a_shared_module_gets_one_delta(images: Tensor) -> None:
+    shared = nn.Linear(8, 8)
+    model = nn.Sequential(nn.Linear(8, 8), shared, nn.ReLU(inplace=True), shared)
+    inject(model, Plan({"1 | 3": LoRA(2)}))
+    assert [item.key for item in attached(model)] == ["1.lora"]
+    nn.init.normal_(shared.lora.b)
+    x = torch.randn(3, 8, requires_grad=True)
+    ours = torch.autograd.grad(model(x).sum(), (x, shared.lora.a, shared.lora.b))
+    effective = shared.weight + shared.lora.b @ shared.lora.a
+
+    def plain(x: Tensor) -> Tensor:
+        return F.linear(F.linear(model[0](x), effective, shared.bias).relu(), effective, shared.bias)
+
+    wanted = torch.autograd.grad(plain(x).sum(), (x, shared.lora.a, shared.lora.b))
+    for mine, theirs in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_inject__a_bias_and_an_adapted_weight_train_together(build: Build, images: Tensor, shake: Shake) -> None:
+    model = build().double()
+    inject(model, Plan({"blocks.0.mlp.fc1": LoRA(2)}, ["blocks.0.mlp.fc1.bias"]))
+    shake(model)
+    map_ = model.blocks[0].mlp.fc1
+    x = torch.randn(3, 8, dtype=torch.float64)
+    ours = torch.autograd.grad(map_(x).square().sum(), (map_.bias, map_.lora.a))
+    explicit = F.linear(x, map_.weight + map_.lora.b @ map_.lora.a, map_.bias).square().sum()
+    for mine, theirs in zip(ours, torch.autograd.grad(explicit, (map_.bias, map_.lora.a)), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def kept_mb(model: nn.Module, images: Tensor) -> int:
+    """Bytes of distinct storages kept for backward, parameters excluded."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = model(images)
+    del result
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_inject__lora_keeps_no_more_for_backward_than_an_input_gradient_does(dropout: float, build: Build) -> None:
+    """Behind norms and activations, x is taken again from what they keep; only rank-sized tensors are added."""
+    images = torch.randn(4, 3, 16, 16)
+    base, model = build(), build()
+    base.requires_grad_(False)
+    inject(model, Plan({"blocks.*.mlp.fc1 | blocks.*.mlp.fc2 | blocks.*.attn.qkv": LoRA(1, dropout=dropout)}))
+    train_mode(model)
+    floor = kept_mb(base, images.clone().requires_grad_())
+    rows = 4 * 9 * 9
+    assert kept_mb(model, images.clone().requires_grad_()) <= floor + 6 * rows * 4
+
+
+def test_replay__is_not_taken_from_a_tensor_that_was_written_to() -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.map = nn.LayerNorm(4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            x += 1
+            return self.map(x)
+
+    torch.manual_seed(0)
+    model = Shifted()
+    inject(model, Plan({"map": LoRA(2)}))
+    nn.init.normal_(model.map.lora.b)
+    x = torch.randn(3, 4, requires_grad=True)
+    (ours,) = torch.autograd.grad(model(x).square().sum(), [model.map.lora.a])
+    effective = model.map.weight + model.map.lora.b @ model.map.lora.a
+    explicit = F.linear(F.layer_norm(x, (4,)) + 1, effective, model.map.bias).square().sum()
+    torch.testing.assert_close(ours, torch.autograd.grad(explicit, [model.map.lora.a])[0])
+
+
+def test_inject__an_earlier_hook_keeps_what_it_saw(build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    seen: list[Tensor] = []
+    model.head.register_forward_hook(lambda module, args, output: seen.append(output))
+    inject(model, Plan({"head": LoRA(2)}))
+    shake(model)
+    output = model(images)
+    assert not torch.equal(seen[0], output)
+
+
+def test_inject__under_autocast_has_close_gradients_in_full_precision(
+    build: Build, images: Tensor, shake: Shake
+) -> None:
+    model = build()
+    inject(model, MIXED)
+    shake(model)
+    wanted = gradients(model(images).square().sum(), model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images).float().square().sum()
+    for mine, theirs in zip(gradients(loss, model), wanted, strict=True):
+        assert mine.dtype == torch.float32
+        assert float((mine - theirs).norm()) <= 0.1 * float(theirs.norm()) + 1e-3
+
+
+def test_inject__deltas_of_a_half_precision_base_are_trained_in_float32(build: Build, images: Tensor) -> None:
+    model = build().bfloat16()
+    before = model(images.bfloat16())
+    inject(model, MIXED)
+    assert all(parameter.dtype == torch.float32 for item in attached(model) for parameter in item.delta.parameters())
+    assert torch.equal(model(images.bfloat16()), before)
+    model(images.bfloat16()).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan({"blocks.*.attn.drop": LoRA(2)}), r"`blocks\.0\.attn\.drop`: `lora` serves nn\.Linear and nn\.Conv2d"),
+        (Plan({"grouped": LoRA(2)}), "1 group, but this one has 4. Name its `weight`"),
+        (Plan({"head": LoRA(2, parts="q")}), "three equal parts, but this one has 4"),
+        (Plan({"blocks": Adapter(width=2)}), r"ModuleList runs its children.*`blocks\.1`"),
+        (Plan({"act": Adapter(width=2)}), "no linear map, convolution or norm"),
+        (Plan({"conv": Adapter(width=2, parallel=True)}), "keeps its map's size"),
+        (Plan({"head": Adapter(reduction=8)}), "`reduction` must be at most the site's width 4"),
+        (Plan({"self_attn.in_proj_weight": Adapter(width=2)}), "Name the module whose output"),
+        (Plan({"self_attn.in_proj_weight": LoRA(2, dropout=0.1)}), "`dropout` must be 0 on a parameter"),
+        (Plan({"self_attn.in_proj_bias": LoRA(2)}), r"this one is \[24\]"),
+        (Plan({"reader.weight": LoRA(2)}, ["reader"]), "trained in full as well"),
+    ],
+    ids=lambda value: None,
+)
+def test_inject__refuses_by_name_and_changes_nothing(build: Build, plan: Plan, message: str) -> None:
+    model = build()
+    with pytest.raises(PlanError, match=message):
+        inject(model, Plan({"conv": LoRA(2), **plan.deltas}, plan.train))
+    assert list(model.state_dict()) == list(build().state_dict())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_inject__is_not_done_twice(build: Build) -> None:
+    model = build()
+    inject(model, MIXED)
+    with pytest.raises(PlanError, match="a plan already. Call `remove` or `merge`"):
+        inject(model, MIXED)
+    remove(model)
+    inject(model, MIXED)
+
+
+@pytest.mark.parametrize("function", [remove, merge])
+def test_remove_and_merge__need_a_plan(function: Callable[[nn.Module], None], build: Build) -> None:
+    with pytest.raises(PlanError, match="no plan"):
+        function(build())

@@ -1,0 +1,153 @@
+"""The adapter file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vispeft.errors import CheckpointError, PlanError
+from vispeft.peft import Adapter, LoRA, Plan, describe, inject, load, save, train_mode
+from vispeft.peft.inject import is_injected
+
+Build = Callable[[], nn.Module]
+Train = Callable[[nn.Module, Tensor], None]
+
+PLAN = Plan(
+    {"blocks.*.attn.qkv": LoRA(2, parts="qv"), "conv": [Adapter(width=2), LoRA(2)], "reader.weight": LoRA(2)},
+    ["head.**", "bn"],
+)
+
+
+@pytest.fixture
+def file(build: Build, images: Tensor, train: Train, tmp_path: Path) -> Path:
+    """A trained plan of every kind, saved."""
+    model = build()
+    inject(model, PLAN)
+    train_mode(model)
+    train(model, images)
+    save(model, tmp_path / "deep" / "adapter.safetensors", metadata={"classes": ["a"]})
+    return tmp_path / "deep" / "adapter.safetensors"
+
+
+def test_save__holds_what_was_trained_and_only_that(file: Path) -> None:
+    assert set(load_file(file)) == {
+        *(f"blocks.{index}.attn.qkv.lora.{factor}" for index in (0, 1) for factor in "ab"),
+        *(f"conv.adapter.0.{name}" for name in ("down_w", "down_b", "up_w", "up_b")),
+        *("conv.lora.a", "conv.lora.b", "reader.weight.lora.a", "reader.weight.lora.b"),
+        *("head.weight", "head.bias"),
+        *(f"bn.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")),
+    }
+    assert [path.name for path in file.parent.iterdir()] == ["adapter.safetensors"]
+
+
+def test_load__restores_the_statistics_of_a_thawed_norm(file: Path, build: Build) -> None:
+    model = build()
+    before = model.bn.running_mean.clone()
+    load(model, file)
+    assert not torch.equal(model.bn.running_mean, before)
+
+
+def test_load__gives_back_the_plan_and_goes_on_training(file: Path, build: Build, images: Tensor, train: Train) -> None:
+    model = build()
+    loaded = load(model, file)
+    assert loaded == describe(file)
+    assert loaded.architecture == "Net"
+    assert loaded.plan.deltas["conv"] == (Adapter(width=2), LoRA(2))
+    train(model, images)
+
+
+def test_load__into_a_model_with_the_same_plan_replaces_its_values(file: Path, build: Build, images: Tensor) -> None:
+    model, fresh = build(), build()
+    inject(model, PLAN)
+    load(model, file)
+    load(fresh, file)
+    assert torch.equal(model(images), fresh(images))
+
+
+def test_load__refuses_a_model_with_another_plan(file: Path, build: Build) -> None:
+    model = build()
+    inject(model, Plan({}, ["head.**", "bn"]))
+    with pytest.raises(CheckpointError, match=r"another plan.*Call `remove\(model\)`"):
+        load(model, file)
+
+
+def test_load__a_full_plan_fits_any_weights_of_the_same_shapes(build: Build, images: Tensor, tmp_path: Path) -> None:
+    model, other = build(), build()
+    inject(model, Plan.full())
+    with torch.no_grad():
+        model.head.weight.add_(1)
+        other.conv.weight.add_(1)
+    save(model, tmp_path / "full.safetensors")
+    load(other, tmp_path / "full.safetensors")
+    assert torch.equal(other(images), model(images))
+
+
+def test_load__refuses_another_architecture_by_name(file: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"another base: this model has no `\w+"):
+        load(nn.Sequential(nn.Linear(2, 2)), file)
+
+
+def test_load__refuses_another_number_of_classes_by_name(file: Path, build: Build) -> None:
+    model = build()
+    model.head = nn.Linear(8, 7)
+    with pytest.raises(CheckpointError, match=r"`head\.\w+` is \[.*with as many classes"):
+        load(model, file)
+    assert not is_injected(model)
+    assert list(model.state_dict()) == list(build().state_dict())
+
+
+def _without_tensor(file: Path) -> None:
+    tensors = load_file(file)
+    del tensors["conv.lora.a"]
+    save_file(tensors, file, metadata={"vispeft": json.dumps(_header(file))})
+
+
+def _of_format_2(file: Path) -> None:
+    save_file(load_file(file), file, metadata={"vispeft": json.dumps({**_header(file), "format": 2})})
+
+
+def _header(file: Path) -> dict[str, object]:
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    header: dict[str, object] = json.loads(json.loads(file.read_bytes()[8 : 8 + size])["__metadata__"]["vispeft"])
+    return header
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-100]), "cannot be read as a safetensors file"),
+        (lambda file: file.write_bytes(b""), "cannot be read as a safetensors file"),
+        (lambda file: file.unlink(), "is not a file"),
+        (lambda file: save_file(load_file(file), file), "not an adapter file of vispeft"),
+        (_without_tensor, r"lacks \['conv\.lora\.a'\]"),
+        (_of_format_2, "has format 2, but this vispeft reads format 1"),
+        (lambda file: save_file({}, file, metadata={"vispeft": "{"}), "damaged header"),
+    ],
+    ids=["cut", "empty", "missing", "foreign", "lacking", "newer", "header"],
+)
+def test_load__refuses_a_damaged_file_and_leaves_the_model(
+    file: Path, build: Build, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(file)
+    model = build()
+    with pytest.raises(CheckpointError, match=message):
+        load(model, file)
+    assert not is_injected(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_save__refuses_metadata_that_json_cannot_hold(build: Build, tmp_path: Path) -> None:
+    model = build()
+    inject(model, PLAN)
+    with pytest.raises(CheckpointError, match="`metadata` must be plain values"):
+        save(model, tmp_path / "a.safetensors", metadata={"mean": torch.zeros(3)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save__needs_a_plan(build: Build, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="no plan"):
+        save(build(), tmp_path / "a.safetensors")
