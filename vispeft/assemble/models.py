@@ -38,11 +38,10 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
 
 
 def complete(config: Config, num_images: int) -> Config:
-    """The configuration with nothing left open: schedule scaled to the training set, size of the network input."""
+    """The configuration with nothing left open, for a training set of `num_images` images."""
     model = config.model
     size = model.image_size or (BUNDLED_IMAGE_SIZE if model.weights == BUNDLED else DEFAULT_IMAGE_SIZE)
-    sized = config.model_copy(update={"model": model.model_copy(update={"image_size": size})})
-    return resolve(sized, num_images)
+    return resolve(config, num_images, size)
 
 
 def build_plan(config: PeftConfig) -> peft.Plan:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vispeft.config import Config, TrainConfig
+from vispeft.config.defaults import PUBLISHED_POINTS
 from vispeft.losses import Criterion, HungarianMatcher
 from vispeft.training.loop import LoopSettings
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer
@@ -14,7 +15,7 @@ from vispeft.training.schedule import Schedule
 
 def criterion_of(config: Config) -> Criterion:
     """The loss. Matching costs are taken at as many points as mask losses."""
-    points = config.loss.num_points
+    points = config.loss.num_points or PUBLISHED_POINTS
     return Criterion(matcher=HungarianMatcher(num_points=points), num_points=points)
 
 

@@ -6,20 +6,25 @@ import math
 import os
 import sys
 
-from vispeft.config.schema import Config, TrainConfig
+from vispeft.config.schema import Config, LossConfig, TrainConfig
 
 DEFAULT_EPOCHS = 30
 FEWEST_STEPS = 300
 MOST_STEPS = 90_000
+# Mask DINO's points (112 x 112) and the input size that it was trained at
+PUBLISHED_POINTS = 12544
+PUBLISHED_SIZE = 1024
+FEWEST_POINTS = 1024
 
 
-def resolve(config: Config, num_images: int) -> Config:
-    """`config` with every schedule key filled in for a training set of `num_images` images.
+def resolve(config: Config, num_images: int, image_size: int) -> Config:
+    """`config` with nothing left open, for `num_images` training images and a network input of `image_size` pixels.
 
     steps: 30 passes over the images, at least 300 and at most 90,000 steps; `train.epochs` becomes steps
     warmup: a twentieth of the steps, at most 500
     eval_every: a fifth of the steps; log_every: a hundredth, at most 50
     workers: the cores that this process may use less one, at most 8
+    num_points: Mask DINO's 12544 at 1024 pixels, in proportion to the area elsewhere, from 1024 on
     """
     train = config.train
     steps = _steps(train, num_images)
@@ -31,7 +36,14 @@ def resolve(config: Config, num_images: int) -> Config:
         "log_every": train.log_every or max(1, min(50, steps // 100)),
         "workers": train.workers if train.workers is not None else min(8, _cores() - 1),
     }
-    return config.model_copy(update={"train": train.model_copy(update=filled)})
+    points = round(PUBLISHED_POINTS * (image_size / PUBLISHED_SIZE) ** 2)
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"image_size": image_size}),
+            "train": train.model_copy(update=filled),
+            "loss": LossConfig(num_points=config.loss.num_points or min(PUBLISHED_POINTS, max(FEWEST_POINTS, points))),
+        }
+    )
 
 
 def _steps(train: TrainConfig, num_images: int) -> int:

@@ -132,9 +132,12 @@ class TrainConfig(Section):
 
 
 class LossConfig(Section):
-    """The criterion's one size."""
+    """How closely masks are compared."""
 
-    num_points: Count = Field(12544, description="Points at which mask losses are taken (Mask DINO: 112 x 112).")
+    num_points: Count | None = Field(
+        None,
+        description="Points at which masks are compared. Default: scaled to the image's area, 12544 at 1024 pixels.",
+    )
 
 
 class EvalConfig(Section):
