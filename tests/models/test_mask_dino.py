@@ -67,6 +67,13 @@ def test_forward__gives_every_parameter_a_gradient(counts: tuple[int, ...]) -> N
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
+def test_forward__takes_inputs_with_fewer_cells_than_queries() -> None:
+    model = small().train()
+    model.decoder.num_queries = 100
+    predictions = model(torch.randn(1, 3, 64, 64), targets((3,)))
+    assert predictions.final.boxes.shape == (1, 64 + 16 + 4, 4)
+
+
 def test_forward__an_images_prediction_does_not_depend_on_its_batch() -> None:
     model = small().eval()
     images = torch.randn(3, 3, 64, 64)

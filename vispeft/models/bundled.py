@@ -55,3 +55,4 @@ def save_bundled(model: MaskDINO, path: Path, anatomy: dict[str, Any], *, notes:
     """Write the weights in float16, with the `build_model` arguments that rebuild the model, and notes."""
     tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={_KEY: json.dumps(anatomy), **notes})
+    path.chmod(0o644)

@@ -154,7 +154,7 @@ class MaskDINODecoder(nn.Module):
         # coarsest level first, as published
         memory = torch.cat(torch.split(features.memory, sizes, dim=1)[::-1], dim=1)
         queries = self._select(memory, shapes, features.mask_features)
-        denoising = self._denoise(targets)
+        denoising = self._denoise(targets, queries.content.shape[1])
         content, boxes_logits, mask = queries.content, queries.boxes_logits, None
         if denoising is not None:
             content = torch.cat((denoising.content, content), dim=1)
@@ -165,13 +165,13 @@ class MaskDINODecoder(nn.Module):
             layers = self._with_label_embed(layers)
         return self._split(layers, queries.proposals, features.mask_features, denoising)
 
-    def _denoise(self, targets: Sequence[Targets] | None) -> DenoisingQueries | None:
+    def _denoise(self, targets: Sequence[Targets] | None, num_queries: int) -> DenoisingQueries | None:
         if targets is None or self.denoising_budget == 0:
             return None
         return make_denoising_queries(
             targets,
             self.label_embed,
-            num_queries=self.num_queries,
+            num_queries=num_queries,
             budget=self.denoising_budget,
             noise_scale=self.denoising_noise,
         )
