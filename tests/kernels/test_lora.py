@@ -6,10 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from vispeft_kernels import KernelError, lora_add, lora_linear
 from vispeft_kernels.lora import lora_update, reference
-from vispeft_kernels.lora.dropout import BLOCK_ROWS, masks
+from vispeft_kernels.lora.dropout import CPU_ROWS, masks
 
 STARTS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
 
@@ -132,7 +131,7 @@ def test_lora_linear__keeps_only_the_rank_sized_product_beside_its_inputs(dropou
 
 def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
     torch.manual_seed(0)
-    rows = BLOCK_ROWS + 7
+    rows = CPU_ROWS + 7
     x, y = torch.randn(rows, 6, dtype=torch.float64, requires_grad=True), torch.zeros(rows, 4, dtype=torch.float64)
     a = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
     b = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
@@ -140,7 +139,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
     result = lora_add(y, x, a, b, 0.5, dropout=0.25)
     torch.manual_seed(5)
     seed = int(torch.randint(2**62, ()).item())
-    mask = torch.cat([mask for _, mask in masks(x.detach(), 0.25, seed)]) / 0.75
+    mask = torch.cat(list(masks(x.detach(), 0.25, seed))) / 0.75
     wanted = 0.5 * (x * mask) @ a.t() @ b.t()
     grad = torch.randn_like(wanted)
     torch.testing.assert_close(result, wanted)
@@ -152,7 +151,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
 
 def test_masks__drop_the_asked_share_and_repeat_with_their_seed() -> None:
     x = torch.ones(2000, 50)
-    first, again, other = (torch.cat([mask for _, mask in masks(x, 0.2, seed)]) for seed in (1, 1, 2))
+    first, again, other = (torch.cat(list(masks(x, 0.2, seed))) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert abs(float(first.mean()) - 0.8) < 0.01

@@ -214,7 +214,7 @@ def test_inject__refuses_by_name_and_changes_nothing(build: Build, plan: Plan, m
 def test_inject__is_not_done_twice(build: Build) -> None:
     model = build()
     inject(model, MIXED)
-    with pytest.raises(PlanError, match="a plan already. Call `remove` or `merge`"):
+    with pytest.raises(PlanError, match=r"a plan already. Call `remove` or `merge`"):
         inject(model, MIXED)
     remove(model)
     inject(model, MIXED)

@@ -29,8 +29,9 @@ class _Source:
 
 
 def is_replayed(module: nn.Module) -> bool:
-    """Whether outputs of this module can be taken again from its input."""
-    return isinstance(module, REPLAYED) and not (isinstance(module, nn.SiLU) and module.inplace)
+    """Whether outputs of this module can be taken again from its input, row by row."""
+    is_rowwise = not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1
+    return isinstance(module, REPLAYED) and is_rowwise and not (isinstance(module, nn.SiLU) and module.inplace)
 
 
 def remember_source(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -70,7 +70,8 @@ def lora_update(
     """`lora_linear` where `y = x weight^T + bias` is there already and is the caller's alone: y is overwritten.
 
     The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
-    replay: a function and a tensor from which it makes x again; that tensor is then kept for backward instead of x
+    replay: a function of rows and a tensor of x's shape from which it makes x again; that tensor is then kept for
+    backward instead of x
     """
     _check(x, y.shape[-1], a, b, starts)
     if _takes_reference():

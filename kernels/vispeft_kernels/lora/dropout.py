@@ -1,12 +1,18 @@
-"""Dropout masks that are drawn again from their seed rather than kept."""
+"""Blocks of rows, and dropout masks that are drawn again from their seed rather than kept."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-# rows of one mask: small enough to stay in cache and never to be the size of an activation
-BLOCK_ROWS = 512
+# rows of a block: few enough to stay in a processor's cache; on another device, many enough to keep it busy
+CPU_ROWS, DEVICE_ROWS = 256, 8192
+
+
+def blocks(x: Tensor) -> list[slice]:
+    """The rows of x [M, K] in blocks."""
+    size = CPU_ROWS if x.device.type == "cpu" else DEVICE_ROWS
+    return [slice(start, min(start + size, x.shape[0])) for start in range(0, x.shape[0], size)]
 
 
 def new_seed() -> int:
@@ -14,10 +20,9 @@ def new_seed() -> int:
     return int(torch.randint(2**62, (), device="cpu").item())
 
 
-def masks(x: Tensor, dropout: float, seed: int) -> Iterator[tuple[slice, Tensor]]:
-    """Zero-one masks for the rows of x [M, K], block by block: the same blocks and masks for the same seed."""
+def masks(x: Tensor, dropout: float, seed: int) -> Iterator[Tensor]:
+    """Zero-one masks for the blocks of x [M, K], one after the other: the same for the same seed."""
     generator = torch.Generator(x.device).manual_seed(seed)
-    for start in range(0, x.shape[0], BLOCK_ROWS):
-        rows = slice(start, min(start + BLOCK_ROWS, x.shape[0]))
-        mask = torch.empty(rows.stop - start, x.shape[1], dtype=x.dtype, device=x.device)
-        yield rows, mask.bernoulli_(1 - dropout, generator=generator)
+    for block in blocks(x):
+        mask = torch.empty(block.stop - block.start, x.shape[1], dtype=x.dtype, device=x.device)
+        yield mask.bernoulli_(1 - dropout, generator=generator)

@@ -4,14 +4,17 @@ With W given, the frozen product's own gradient is taken here too, so that x get
 and nothing of the output's size is ever made beside the output. Kept for backward: x, and h = x a^T of rank size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vispeft_kernels.lora.dropout import masks, new_seed
+from vispeft_kernels.lora.dropout import blocks, masks, new_seed
 
 Starts = tuple[int, ...]
 Replay = tuple[Callable[[Tensor], Tensor], Tensor]
@@ -36,12 +39,25 @@ def lora(
     return result
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of x [M, K]: kept as they are, or made again block by block from what is kept."""
+
+    kept: Tensor
+    remake: Callable[[Tensor], Tensor] | None
+    dtype: torch.dtype
+
+    def __getitem__(self, block: slice) -> Tensor:
+        rows = self.kept[block]
+        return rows if self.remake is None else self.remake(rows).to(self.dtype)
+
+
 def _shrink(rows: Tensor, a: Tensor, dropout: float, seed: int) -> Tensor:
     """h = dropout(x) a^T. rows: [M, K]; a: [parts * r, K]. Returns [M, parts * r]."""
     if not dropout:
         return rows @ a.t()
     hidden = rows.new_empty(rows.shape[0], a.shape[0])
-    for block, mask in masks(rows, dropout, seed):
+    for block, mask in zip(blocks(rows), masks(rows, dropout, seed), strict=True):
         torch.mm(mask.mul_(rows[block]), a.t(), out=hidden[block])
     return hidden.div_(1 - dropout)
 
@@ -53,40 +69,35 @@ def _expand_(y: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts)
         y[:, start : start + width].addmm_(h, part.t(), alpha=scale)
 
 
-def _grad_hidden(grad: Tensor, b: Tensor, scale: float, starts: Starts) -> Tensor:
-    """Gradient of h. grad: [M, N]. Returns [M, parts * r]."""
+def _grad_hidden_and_b(grad: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts) -> tuple[Tensor, Tensor]:
+    """Gradients of h [M, parts * r] and of b, block by block so that each reads grad [M, N] from the cache."""
     width, rank = b.shape[0] // len(starts), b.shape[1]
-    result = grad.new_empty(grad.shape[0], len(starts) * rank)
-    for i, start in enumerate(starts):
-        part = b[i * width : (i + 1) * width]
-        torch.mm(grad[:, start : start + width], part, out=result[:, i * rank : (i + 1) * rank])
-    return result.mul_(scale)
+    grad_hidden = grad.new_empty(hidden.shape)
+    grad_b = grad.new_zeros(len(starts), rank, width)
+    for block in blocks(grad):
+        for i, start in enumerate(starts):
+            columns = grad[block, start : start + width]
+            ranks = slice(i * rank, (i + 1) * rank)
+            torch.mm(columns, b[i * width : (i + 1) * width], out=grad_hidden[block, ranks])
+            # the small matrix first: twice as fast as grad^T h on a CPU
+            grad_b[i].addmm_(hidden[block, ranks].t(), columns)
+    return grad_hidden.mul_(scale), grad_b.mul_(scale).transpose(1, 2).reshape(b.shape)
 
 
-def _grad_b(grad: Tensor, hidden: Tensor, scale: float, starts: Starts, width: int) -> Tensor:
-    """Gradient of b. grad: [M, N]; hidden: [M, parts * r]. Returns [parts * n, r]."""
-    # the small matrix first: twice as fast as grad^T h on a CPU
-    pieces = [
-        (h.t() @ grad[:, start : start + width]).t()
-        for start, h in zip(starts, hidden.chunk(len(starts), 1), strict=True)
-    ]
-    return torch.cat(pieces).mul_(scale)
-
-
-def _grad_a_and_x(
-    grad_hidden: Tensor, rows: Tensor, a: Tensor, grad_x: Tensor | None, dropout: float, seed: int
-) -> Tensor:
+def _grad_a_and_x(grad_hidden: Tensor, x: _Rows, a: Tensor, grad_x: Tensor | None, dropout: float, seed: int) -> Tensor:
     """Gradient of a [parts * r, K]; adds x's share to `grad_x` [M, K] in place where it is given."""
+    grad_a = torch.zeros_like(a)
     if not dropout:
         if grad_x is not None:
             grad_x.addmm_(grad_hidden, a)
-        return grad_hidden.t() @ rows
+        for block in blocks(x.kept):
+            grad_a.addmm_(grad_hidden[block].t(), x[block])
+        return grad_a
     grad_hidden = grad_hidden / (1 - dropout)
-    grad_a = torch.zeros_like(a)
-    for block, mask in masks(rows, dropout, seed):
+    for block, mask in zip(blocks(x.kept), masks(x.kept.to(a.dtype), dropout, seed), strict=True):
         if grad_x is not None:
             grad_x[block] += (grad_hidden[block] @ a).mul_(mask)
-        grad_a.addmm_(grad_hidden[block].t(), mask.mul_(rows[block]))
+        grad_a.addmm_(grad_hidden[block].t(), mask.mul_(x[block]))
     return grad_a
 
 
@@ -126,13 +137,12 @@ class _Lora(torch.autograd.Function):
         scale, starts, dropout, seed = ctx.options
         needs_y, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:4]
         with torch.autocast(grad.device.type, enabled=False):
-            x = x if ctx.remake is None else ctx.remake(x).to(grad.dtype)
-            rows, flat = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-            grad_x = _base_grad(flat, weight, rows) if needs_x else None
-            grad_hidden = _grad_hidden(flat, b.to(flat.dtype), scale, starts)
+            flat = grad.reshape(-1, grad.shape[-1])
+            rows = _Rows(x.reshape(-1, x.shape[-1]), ctx.remake, flat.dtype)
+            grad_x = _base_grad(flat, weight, rows.kept) if needs_x else None
+            grad_hidden, grad_b = _grad_hidden_and_b(flat, hidden, b.to(flat.dtype), scale, starts)
             grad_a = _grad_a_and_x(grad_hidden, rows, a.to(flat.dtype), grad_x, dropout, seed)
-            grad_b = _grad_b(flat, hidden, scale, starts, b.shape[0] // len(starts))
-            grad_weight = flat.t() @ rows if needs_weight else None
+            grad_weight = flat.t() @ rows[:] if needs_weight else None
             grad_bias = flat.sum(0) if needs_bias else None
         return (
             grad if needs_y else None,
@@ -147,4 +157,4 @@ class _Lora(torch.autograd.Function):
 
 def _base_grad(grad: Tensor, weight: Tensor | None, rows: Tensor) -> Tensor:
     """What x gets through the frozen product: grad W [M, K], or zeros where there is none."""
-    return torch.zeros_like(rows) if weight is None else grad @ weight.to(grad.dtype)
+    return grad.new_zeros(rows.shape) if weight is None else grad @ weight.to(grad.dtype)
