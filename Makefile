@@ -41,9 +41,9 @@ $(READY): pyproject.toml
 	$(PIP) install -c $(VENV)/constraints.txt -e ".[dev]"
 	touch $@
 
-# Without an NVIDIA GPU, torch's CPU build does the same at a tenth of the download: from PyTorch's own index, or from a local
-# folder of wheels that pip is set up to look in. Where there is neither, the build of the default index serves as well.
+# Without an NVIDIA GPU, torch's CPU build does the same at a tenth of the download: from a local folder of wheels that pip is
+# set up to look in, or from PyTorch's own index. Where there is neither, the build of the default index serves as well.
 .PHONY: cpu-torch
 cpu-torch:
-	@$(PIP) install --quiet --retries 0 --timeout 10 --no-deps --index-url $(CPU_INDEX) torch torchvision 2> /dev/null || \
-		$(PIP) install --quiet --no-deps --no-index torch 2> /dev/null || true
+	@$(PIP) install --quiet --no-deps --no-index torch 2> /dev/null || \
+		$(PIP) install --quiet --retries 0 --timeout 10 --no-deps --index-url $(CPU_INDEX) torch torchvision 2> /dev/null || true
