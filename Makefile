@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-CPU_INDEX := https://download.pytorch.org/whl/cpu
 TEST_PROCESSES ?= 2
 
 .PHONY: quickstart test lint check format clean
@@ -36,14 +35,5 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or name it with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install pip; }
-	@command -v nvidia-smi > /dev/null || $(MAKE) --no-print-directory cpu-torch
-	@$(PIP) freeze | grep -i '^torch==' > $(VENV)/constraints.txt || true
-	$(PIP) install -c $(VENV)/constraints.txt -e ".[dev]"
+	$(PIP) install -e ".[dev]"
 	touch $@
-
-# Without an NVIDIA GPU, torch's CPU build does the same at a tenth of the download: from a local folder of wheels that pip is
-# set up to look in, or from PyTorch's own index. Where there is neither, the build of the default index serves as well.
-.PHONY: cpu-torch
-cpu-torch:
-	@$(PIP) install --quiet --no-deps --no-index torch 2> /dev/null || \
-		$(PIP) install --quiet --retries 0 --timeout 10 --no-deps --index-url $(CPU_INDEX) torch torchvision 2> /dev/null || true
