@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
 from vispeft_kernels import KernelError, bottleneck
 from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, reference
 
