@@ -34,11 +34,11 @@ class QuickstartSettings:
     image_size: side of the images and of the network input in pixels
     """
 
-    domain: str = "hatched"
+    domain: str = "inverted"
     num_train: int = 60
     num_val: int = 40
     image_size: int = 128
-    steps: int = 100
+    steps: int = 120
     batch_size: int = 4
     seed: int = 1
 
@@ -59,6 +59,7 @@ def run_quickstart(
         size=settings.image_size,
         seed=settings.seed,
         domain=settings.domain,
+        single_class="object",
     )
     summaries = {}
     for number, name in enumerate(RECIPES, start=1):

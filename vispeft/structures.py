@@ -1,8 +1,9 @@
 """What passes between the parts: images in, predictions out. Shapes are told once, here.
 
-Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (a quarter of it), `T` targets of one
-image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Boxes say their form in their
-name; "normalised" means divided by the padded input's width and height. Padding is at the right and bottom.
+Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (a quarter of it), `T` targets
+of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Boxes say their
+form in their name; "normalised" means divided by the padded input's width and height. Padding is at the right and
+bottom.
 """
 
 from __future__ import annotations
@@ -89,8 +90,9 @@ class LayerPredictions:
 class DenoisingPredictions:
     """Predictions for the noised ground truth of denoising training (DN-DETR; Mask DINO section 3.3).
 
-    Query `g * group_size + t` of image `b` reconstructs target `t` of that image, for each group `g`; queries with `t` at or
-    above the number of that image's targets are padding. One entry of `layers` per entry of `Predictions.layers`.
+    Query `g * group_size + t` of image `b` reconstructs target `t` of that image, for each group `g`; queries with
+    `t` at or above the number of that image's targets are padding. One entry of `layers` per entry of
+    `Predictions.layers`.
     """
 
     layers: tuple[LayerPredictions, ...]

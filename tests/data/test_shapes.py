@@ -164,3 +164,10 @@ def test_write_splits__are_repeatable_and_differ_from_each_other(tmp_path: Path)
 def test_write_coco__refuses_to_write_nothing(tmp_path: Path):
     with pytest.raises(DataError, match="`num_images` must be at least 1, but is 0"):
         write_coco(tmp_path, num_images=0, size=64, seed=0)
+
+
+def test_write_coco__names_every_object_alike_where_asked(tmp_path: Path):
+    path = write_coco(tmp_path, num_images=2, size=64, seed=5, domain="inverted", single_class="object")
+    annotations = json.loads(path.read_text())
+    assert [category["name"] for category in annotations["categories"]] == ["object"]
+    assert {annotation["category_id"] for annotation in annotations["annotations"]} == {1}

@@ -16,16 +16,23 @@ from vispeft.errors import DataError
 
 
 def write_coco(
-    out: Path, *, num_images: int, size: int | tuple[int, int], seed: int, domain: str = "hatched", split: str = "train"
+    out: Path,
+    *,
+    num_images: int,
+    size: int | tuple[int, int],
+    seed: int,
+    domain: str = "hatched",
+    split: str = "train",
+    single_class: str | None = None,
 ) -> Path:
     """Write a COCO set: `out/images/<split>_00000.png` ... and `out/<split>.json`, whose path it returns.
 
     Segmentations are compressed RLE, so that holes and hidden parts are exact. The same seed and split give the same
-    files.
+    files. `single_class` names every object alike.
     """
     if num_images < 1:
         raise DataError(f"`num_images` must be at least 1, but is {num_images}.")
-    class_names = find_domain(domain).class_names
+    class_names = find_domain(domain).class_names if single_class is None else (single_class,)
     folder = out / "images"
     folder.mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
@@ -39,7 +46,8 @@ def write_coco(
             raise DataError(f"{folder / file_name} could not be written. Is the disk full?")
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for label, mask in zip(scene.labels, scene.masks, strict=True):
-            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": int(label) + 1, "iscrowd": 0}
+            category_id = int(label) + 1 if single_class is None else 1
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_id, "iscrowd": 0}
             annotations.append(entry | _geometry(mask))
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(class_names, start=1)]
     path = out / f"{split}.json"
@@ -48,11 +56,21 @@ def write_coco(
 
 
 def write_splits(
-    out: Path, *, num_train: int, num_val: int, size: int | tuple[int, int], seed: int, domain: str = "hatched"
+    out: Path,
+    *,
+    num_train: int,
+    num_val: int,
+    size: int | tuple[int, int],
+    seed: int,
+    domain: str = "hatched",
+    single_class: str | None = None,
 ) -> tuple[Path, Path]:
     """Write a training and a validation set into one folder. Returns the paths of `train.json` and `val.json`."""
-    train = write_coco(out, num_images=num_train, size=size, seed=seed, domain=domain, split="train")
-    return train, write_coco(out, num_images=num_val, size=size, seed=seed, domain=domain, split="val")
+    train, val = (
+        write_coco(out, num_images=count, size=size, seed=seed, domain=domain, split=split, single_class=single_class)
+        for split, count in (("train", num_train), ("val", num_val))
+    )
+    return train, val
 
 
 def _geometry(mask: NDArray[np.bool_]) -> dict[str, Any]:
