@@ -93,6 +93,8 @@ def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val:
         f"train.eval_every={settings.steps}",
         f"train.batch_size={settings.batch_size}",
         "train.device=cpu",
+        # small images, kept decoded: a loader process would only take a core from the training
+        "train.workers=0",
     ]
     command = [sys.executable, "-m", "vispeft", "train", str(recipe_path(RECIPES[name])), *words]
     try:
