@@ -41,7 +41,7 @@ def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list
         key, value = override.split("=")
         keys.append(f"peft.deltas={adapters(recipe, **{key: int(value)})}")
     config = ROOT / "configs" / f"{recipe}.yaml"
-    return [sys.executable, "-m", "vispeft.cli", "train", str(config), *keys, *extra, "--out", str(run)]
+    return [sys.executable, "-m", "vispeft", "train", str(config), *keys, *extra, "--out", str(run)]
 
 
 def adapters(recipe: str, count: int) -> str:
