@@ -5,9 +5,10 @@
     python tools/pretrain_base.py --out runs/base --bundle vispeft/assets/bundled.safetensors
 
 Start it again with the same --out and it goes on where it was. The stages below are the whole recipe: small images
-first, larger ones later, and from the third stage on a single class, "object"; the learning rate falls to zero at the
-end. --extra mixes a real COCO set in from the second stage on (its objects count as blobs). --bundle writes the newest
-checkpoint as the weights that the package ships.
+first, larger ones later, and from the third stage on a single class, "object", beside which, from the fifth on, the
+kinds of shapes are told apart by a head that is not bundled; the learning rate falls to zero at the end. --extra mixes
+a real COCO set in from the second stage on (its objects count as blobs). --bundle writes the newest checkpoint as the
+weights that the package ships.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
 from vispeft.data.shapes import SHAPE_NAMES, Scene, render_scene
@@ -33,8 +35,8 @@ from vispeft.losses import Criterion, HungarianMatcher
 from vispeft.models import MaskDINO, build_model, save_bundled
 from vispeft.models.checkpoints import fit_class_head
 from vispeft.models.geometry import map_position_embedding
-from vispeft.structures import Batch, Targets
-from vispeft.training.step import LossModule, SealedBatch
+from vispeft.structures import Batch, Predictions, Targets
+from vispeft.training.step import SealedBatch, in_float32
 
 BACKBONE = "vit_small_patch16_rope_ape_224"
 BACKBONE_OPTIONS = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "init_values": None}
@@ -53,6 +55,7 @@ class Stage:
     is_class_agnostic: bool = False
     extra: float = 0.0
     max_objects: int = 200
+    tells_kinds: bool = False
     min_side: float = 0.0  # pixels: scenes whose median object has a smaller square root of area are drawn again
 
 
@@ -71,6 +74,29 @@ STAGES = (
         is_class_agnostic=True,
     ),
     Stage(450, image_size=256, batch=3, lr=4e-4, final_lr=1e-5, num_queries=100, extra=0.15, is_class_agnostic=True),
+    Stage(
+        1050,
+        image_size=192,
+        batch=5,
+        lr=5e-4,
+        final_lr=4e-4,
+        num_queries=100,
+        extra=0.15,
+        max_objects=90,
+        is_class_agnostic=True,
+        tells_kinds=True,
+    ),
+    Stage(
+        600,
+        image_size=256,
+        batch=3,
+        lr=4e-4,
+        final_lr=1e-6,
+        num_queries=100,
+        extra=0.15,
+        is_class_agnostic=True,
+        tells_kinds=True,
+    ),
 )
 WARMUP = 150
 SEED = 20261120
@@ -86,10 +112,13 @@ def stage_at(step: int) -> tuple[Stage, int]:
 
 
 def learning_rate(step: int) -> float:
-    """Warm-up, then from each stage's `lr` to its `final_lr` along a cosine."""
+    """From each stage's `lr` to its `final_lr` along a cosine, after a warm-up from where the last stage ended."""
     stage, within = stage_at(step)
     share = (1 + math.cos(math.pi * within / stage.steps)) / 2
-    return (stage.final_lr + (stage.lr - stage.final_lr) * share) * min(1.0, (step + 1) / WARMUP)
+    rate = stage.final_lr + (stage.lr - stage.final_lr) * share
+    index = STAGES.index(stage)
+    before = STAGES[index - 1].final_lr if index else 0.0
+    return before + (rate - before) * min(1.0, (within + 1) / WARMUP)
 
 
 def build(num_classes: int, num_queries: int) -> MaskDINO:
@@ -113,7 +142,49 @@ def place_tokens(model: MaskDINO) -> None:
     vit.pos_embed.copy_(map_position_embedding(side, side, vit.pos_embed.shape[2], vit.pos_embed.device)[None] / 2)
 
 
-def to_targets(labels: np.ndarray, masks: np.ndarray, is_class_agnostic: bool) -> Targets:
+class PretrainingLoss(nn.Module):
+    """The model and its losses in one module, as DDP wants it.
+
+    In class-agnostic stages every target is an object. With `tells_kinds`, a linear head beside the model's own reads
+    the kind of shape from the denoising queries, whose targets need no matching: what the decoder says of an object
+    then still tells its kind, which is what adapting to several classes starts from.
+    """
+
+    def __init__(self, model: MaskDINO, criterion: Criterion, stage: Stage) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.is_class_agnostic = stage.is_class_agnostic
+        self.kinds = nn.Linear(model.decoder.class_embed.in_features, len(SHAPE_NAMES)) if stage.tells_kinds else None
+
+    def forward(self, sealed: SealedBatch) -> dict[str, Tensor]:
+        """Weighted scalar losses by name."""
+        images, targets = sealed.batch.images, sealed.batch.targets
+        seen = tuple(replace(t, labels=t.labels * 0) for t in targets) if self.is_class_agnostic else targets
+        states: list[Tensor] = []
+        hook = self.model.decoder.class_embed.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+        predictions = self.model(images, seen)
+        hook.remove()
+        with torch.autocast(images.device.type, enabled=False):
+            losses = self.criterion(in_float32(predictions), seen)
+            if self.kinds is not None:
+                losses["kind"] = self._kind_loss(predictions, states, targets)
+        return losses
+
+    def _kind_loss(self, predictions: Predictions, states: list[Tensor], targets: tuple[Targets, ...]) -> Tensor:
+        """Cross-entropy of the shapes' kinds over the denoising queries of the decoder's layers."""
+        denoising = predictions.denoising
+        num_noised = denoising.num_groups * denoising.group_size
+        num_rows = num_noised + predictions.final.boxes.shape[1]
+        layers = [s[:, :num_noised].float() for s in states if s.dim() == 3 and s.shape[1] == num_rows]
+        kinds = torch.full((len(targets), denoising.num_groups, denoising.group_size), -100)
+        for i, target in enumerate(targets):
+            kinds[i, :, : len(target)] = target.labels
+        logits = torch.cat([self.kinds(layer) for layer in layers])
+        return F.cross_entropy(logits.flatten(0, 1), kinds.flatten().repeat(len(layers)))
+
+
+def to_targets(labels: np.ndarray, masks: np.ndarray) -> Targets:
     """labels [T], masks [T, H, W] bool; boxes are the masks' own."""
     height, width = masks.shape[1:]
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
@@ -121,8 +192,7 @@ def to_targets(labels: np.ndarray, masks: np.ndarray, is_class_agnostic: bool) -
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         x0, x1, y0, y1 = columns[0] / width, (columns[-1] + 1) / width, rows[0] / height, (rows[-1] + 1) / height
         boxes[i] = ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)
-    classes = np.zeros_like(labels) if is_class_agnostic else labels
-    return Targets(torch.from_numpy(classes), torch.from_numpy(boxes), torch.from_numpy(masks))
+    return Targets(torch.from_numpy(labels), torch.from_numpy(boxes), torch.from_numpy(masks))
 
 
 def scene_for(rng: np.random.Generator, stage: Stage) -> Scene:
@@ -137,7 +207,7 @@ def scene_for(rng: np.random.Generator, stage: Stage) -> Scene:
 def synthetic_batch(rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
     """Images [H, W, 3] uint8 and their targets."""
     scenes = [scene_for(rng, stage) for _ in range(stage.batch)]
-    return [s.image for s in scenes], [to_targets(s.labels, s.masks, stage.is_class_agnostic) for s in scenes]
+    return [s.image for s in scenes], [to_targets(s.labels, s.masks) for s in scenes]
 
 
 class ExtraSet:
@@ -163,7 +233,7 @@ class ExtraSet:
             masks = np.zeros((len(sample.labels), side, side), dtype=bool)
             masks[:, :height, :width] = sample.masks.numpy()
             labels = np.full(len(masks), SHAPE_NAMES.index("blob"), dtype=np.int64)
-            targets.append(to_targets(labels, masks, stage.is_class_agnostic))
+            targets.append(to_targets(labels, masks))
         return images, targets
 
 
@@ -184,11 +254,13 @@ def normalise(images: list[np.ndarray], model: MaskDINO) -> Tensor:
     return (stacked - torch.tensor(model.pixel_mean)[:, None, None]) / torch.tensor(model.pixel_std)[:, None, None]
 
 
-def parameter_groups(model: torch.nn.Module) -> list[dict[str, object]]:
+def parameter_groups(model: PretrainingLoss) -> list[dict[str, object]]:
     """Matrices decay; biases, norms and embeddings do not."""
-    decayed = [p for n, p in model.named_parameters() if p.dim() > 1 and "embed" not in n]
-    rest = [p for n, p in model.named_parameters() if not (p.dim() > 1 and "embed" not in n)]
-    return [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    named = list(model.model.named_parameters())
+    decayed = [p for n, p in named if p.dim() > 1 and "embed" not in n]
+    rest = [p for n, p in named if not (p.dim() > 1 and "embed" not in n)]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    return groups + ([{"params": list(model.kinds.parameters()), "weight_decay": 0.0}] if model.kinds else [])
 
 
 def train(args: argparse.Namespace) -> None:
@@ -215,14 +287,17 @@ def train_stage(
     """Train from `step` to `end` within one stage; the model is rebuilt so that its class head fits."""
     torch.manual_seed(SEED)
     model = build(1 if stage.is_class_agnostic else len(SHAPE_NAMES), stage.num_queries)
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=stage.lr, betas=(0.9, 0.98))
+    criterion = Criterion(matcher=HungarianMatcher(num_points=768), num_points=768)
+    module = PretrainingLoss(model, criterion, stage)
+    optimizer = torch.optim.AdamW(parameter_groups(module), lr=stage.lr, betas=(0.9, 0.98))
     if state is not None:
         model.load_state_dict(fit_class_head(model.state_dict(), state["model"]))
+        if module.kinds is not None and state.get("kinds"):
+            module.kinds.load_state_dict(state["kinds"])
         optimizer.load_state_dict(moments_for(optimizer, state["optimizer"]))
     else:
         place_tokens(model)
-    criterion = Criterion(matcher=HungarianMatcher(num_points=768), num_points=768)
-    wrapped, optimizer = fabric.setup(LossModule(model, criterion), optimizer)
+    wrapped, optimizer = fabric.setup(module, optimizer)
     log = (out / "log.jsonl").open("a")
     started, sums = time.time(), {}
     torch.manual_seed(SEED + step + fabric.global_rank)
@@ -256,21 +331,26 @@ def train_stage(
                 log.flush()
             started, sums = time.time(), {}
         if fabric.global_rank == 0 and (step % 200 == 0 or step == end):
-            save(out, model, optimizer, step)
-    return step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save(out, module, optimizer, step)
+    return step, checkpoint(module, optimizer, step)
 
 
 def moments_for(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
     """The saved optimizer state without that of a class head of another size, which starts anew."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     fitting = {i: s for i, s in saved["state"].items() if s["exp_avg"].shape == parameters[i].shape}
-    return {"state": fitting, "param_groups": saved["param_groups"]}
+    return {"state": fitting, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def save(out: Path, model: MaskDINO, optimizer: object, step: int) -> None:
+def checkpoint(module: PretrainingLoss, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
+    """Everything that going on needs."""
+    kinds = module.kinds.state_dict() if module.kinds is not None else {}
+    return {"model": module.model.state_dict(), "kinds": kinds, "optimizer": optimizer.state_dict(), "step": step}
+
+
+def save(out: Path, module: PretrainingLoss, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Write the checkpoint whole or not at all."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    torch.save(state, out / "checkpoint.tmp")
+    torch.save(checkpoint(module, optimizer, step), out / "checkpoint.tmp")
     os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
 
 

@@ -17,12 +17,12 @@ from vispeft.data.shapes.objects import draw_field, draw_objects
 from vispeft.data.shapes.textures import smooth_field
 
 SCENES: dict[str, tuple[float, Callable[[np.random.Generator, int, int], Canvas]]] = {
-    "objects": (0.36, draw_objects),
-    "field": (0.28, draw_field),
+    "objects": (0.3, draw_objects),
+    "field": (0.26, draw_field),
     "grid": (0.1, draw_grid),
-    "board": (0.1, draw_board),
-    "tissue": (0.06, draw_tissue),
-    "organelles": (0.1, draw_organelles),
+    "board": (0.12, draw_board),
+    "tissue": (0.1, draw_tissue),
+    "organelles": (0.12, draw_organelles),
 }
 
 
