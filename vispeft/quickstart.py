@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vispeft.config import recipe_path
 from vispeft.data.shapes import write_splits
-from vispeft.errors import ConfigError, TrainingError
+from vispeft.errors import TrainingError
 from vispeft.evaluation.files import read_json, write_json
+from vispeft.report import write_comparison
 
 RECIPES: Mapping[str, str] = {
     "head_only": "bundled_head",
@@ -46,7 +48,8 @@ class QuickstartSettings:
 def run_quickstart(
     out: Path, settings: QuickstartSettings, say: Callable[[str], None]
 ) -> Mapping[str, Mapping[str, Any]] | None:
-    """Train and score every recipe; the summaries by method name, also in `out/summary.json`. None after Ctrl-C.
+    """Train and score every recipe; the summaries by method name, also in `out/summary.json`, side by side in
+    `out/report.html`. None after Ctrl-C.
 
     say: is told what goes on, a line at a time
     """
@@ -68,16 +71,8 @@ def run_quickstart(
             return None
         summaries[name] = read_json(out / name / "summary.json")
     write_json(out / "summary.json", {"runs": summaries}, indent=1)
+    write_comparison({name: out / name for name in RECIPES}, out / "report.html")
     return summaries
-
-
-def recipe_path(name: str) -> Path:
-    """The configuration `configs/<name>.yaml`, which a wheel holds as `vispeft/assets/configs`."""
-    package = Path(__file__).parent
-    for folder in (package / "assets" / "configs", package.parent / "configs"):
-        if (folder / f"{name}.yaml").is_file():
-            return folder / f"{name}.yaml"
-    raise ConfigError(f"The recipe `{name}.yaml` is missing. Install vispeft again.")
 
 
 def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val: Path) -> bool:
@@ -112,6 +107,7 @@ def _clear(out: Path) -> None:
         raise TrainingError(f"`{out}` is there already and no quickstart made it. Give another --out.")
     for name in (_DATA, *RECIPES):
         shutil.rmtree(out / name, ignore_errors=True)
-    (out / "summary.json").unlink(missing_ok=True)
+    for name in ("summary.json", "report.html"):
+        (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("Made by `vispeft quickstart`, which replaces this folder when it runs again.\n")

@@ -22,6 +22,19 @@ def test_new_run_directory__takes_the_first_free_number() -> None:
     assert new_run_directory(None, "b").root == Path("runs/b-1")
 
 
+def test_new_run_directory__begins_again_where_a_run_ended_before_its_first_checkpoint() -> None:
+    run = RunDirectory(Path("out"))
+    run.root.mkdir()
+    for path in (run.config, run.environment, run.annotations, run.root / "metrics.jsonl"):
+        path.touch()
+    (run.root / "tensorboard").mkdir()
+    assert new_run_directory(Path("out"), "a").root == Path("out")
+    run.checkpoint.parent.mkdir()
+    run.checkpoint.touch()
+    with pytest.raises(TrainingError, match="`out` is there already"):
+        new_run_directory(Path("out"), "a")
+
+
 def test_new_run_directory__refuses_what_is_there() -> None:
     Path("out").mkdir()
     assert new_run_directory(Path("out"), "a").root == Path("out")

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from vispeft.assemble import RunDirectory
+from vispeft.assemble import RunDirectory, load_run
+from vispeft.assemble.models import build_base, complete
 from vispeft.cli.terminal import guarded
+from vispeft.config import parse_config
+from vispeft.errors import VispeftError
 
 Command = Callable[..., tuple[int, str, str]]
 COMMANDS = [
@@ -179,6 +182,20 @@ def test_merge__gives_a_checkpoint_that_predicts_the_same(
     torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=1e-4, atol=1e-5)
 
 
+def test_merge__gives_a_checkpoint_that_says_which_model_it_holds(
+    finished: RunDirectory, tiny: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    path = tmp_path / "merged.safetensors"
+    assert command("merge", finished.root, "--out", path)[0] == 0
+    config = complete(parse_config({**tiny, "model": {"weights": str(path)}}), 2)
+    begun = finished.load_config()
+    assert config.model.image_size == begun.model.image_size
+    merged, expected = build_base(config, 3), load_run(str(finished.root)).model
+    assert merged.backbone.name == expected.backbone.name
+    with pytest.raises(VispeftError, match=r"`model\.size` must be left out"):
+        build_base(parse_config({"model": {"weights": str(path), "size": "tiny"}}), 3)
+
+
 def test_merge__refuses_adapters_by_name(tiny: dict[str, Any], command: Command, tmp_path: Path) -> None:
     from vispeft.assemble import train_run
     from vispeft.config import parse_config
@@ -205,6 +222,9 @@ def test_sites__what_a_pattern_names(config_path: Path, command: Command) -> Non
     assert status == 0
     assert "decoder.layers.2.linear1" in out
     assert "@deformable.value_proj" in command("sites", config_path)[1]
+    deeper = command("sites", config_path, "model.options.decoder_layers=4", "decoder.layers.*.linear1")[1]
+    assert "4 sites" in deeper
+    assert command("sites", config_path, "decoder.**", "backbone.**")[0] == 2
     status, _, err = command("sites", config_path, "decoder.layer.*")
     assert status == 1
     assert "decoder.layers.*" in err

@@ -29,6 +29,12 @@ def test_resolve__fills_every_schedule_key_and_keeps_what_is_given() -> None:
     assert (resolved.warmup, resolved.eval_every, resolved.log_every, resolved.workers) == (10, 7, 2, 0)
 
 
+def test_resolve__keeps_the_cores_of_a_small_cpu_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, on_cpu, workers in ((2, True, 0), (2, False, 1), (16, True, 2), (64, False, 8)):
+        monkeypatch.setattr("vispeft.config.defaults._cores", lambda cores=cores: cores)
+        assert resolve(parse_config({}), 10, 640, on_cpu=on_cpu).train.workers == workers
+
+
 def test_resolve__is_idempotent() -> None:
     once = resolve(parse_config({}), 50, 512)
     assert once.model.image_size == 512

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vispeft.config import Config, dump_config, json_schema, load_config, parse_config
+from vispeft.config import Config, dump_config, json_schema, load_config, parse_config, recipe_path
 from vispeft.errors import ConfigError
 
 LORA = {"peft": {"deltas": {"a.*.b": {"method": "lora", "rank": 4}}, "train": ["head.**"]}}
@@ -92,3 +92,19 @@ def test_config__is_frozen() -> None:
 
 def test_json_schema__describes_every_section() -> None:
     assert set(json_schema()["properties"]) == {"model", "peft", "data", "train", "loss", "eval"}
+
+
+def test_load_config__finds_a_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    expected = load_config(recipe_path("bundled_lora"))
+    for name in ("bundled_lora", "bundled_lora.yaml", "configs/bundled_lora.yaml"):
+        assert load_config(Path(name)) == expected
+    Path("bundled_lora").write_text("train: {steps: 3}\n")
+    assert load_config(Path("bundled_lora")).train.steps == 3
+    with pytest.raises(ConfigError, match="is not there"):
+        load_config(Path("elsewhere/bundled_lora.yaml"))
+
+
+def test_recipe_path__names_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'bundled_lor', only .*bundled_lora"):
+        recipe_path("bundled_lor")

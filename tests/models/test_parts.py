@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from vispeft.errors import CheckpointError
 from vispeft.models import MaskDINO, build_model, load_bundled, load_weights, save_bundled
 from vispeft.models.denoising import make_denoising_queries
+from vispeft.models.described import Description, read_description, save_described
 from vispeft.models.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
 from vispeft.models.roles import roles_for
 from vispeft.structures import Targets
@@ -110,6 +112,17 @@ def test_load_weights__new_classes_start_as_the_mean_of_the_old(tmp_path: Path) 
     torch.testing.assert_close(target.decoder.class_embed.weight, expected)
 
 
+@pytest.mark.parametrize(("before", "after", "lowered"), [(1, 4, math.log(4)), (3, 2, 0.0)])
+def test_load_weights__more_classes_share_the_odds_of_an_object(
+    tmp_path: Path, before: int, after: int, lowered: float
+) -> None:
+    source, target = tiny(before), build_model(num_classes=after, **ANATOMY)
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    load_weights(target, tmp_path / "model.safetensors")
+    expected = (source.decoder.class_embed.bias.mean() - lowered).expand(after)
+    torch.testing.assert_close(target.decoder.class_embed.bias, expected)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04garbage"], ids=["empty", "text", "pickle"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_load_weights__refuses_broken_files_by_name(tmp_path: Path, content: bytes, suffix: str) -> None:
@@ -127,3 +140,23 @@ def test_load_bundled__rebuilds_the_model_from_its_file_alone(tmp_path: Path) ->
     torch.testing.assert_close(model.pixel_decoder.level_embed, source.pixel_decoder.level_embed, atol=1e-3, rtol=1e-3)
     with pytest.raises(CheckpointError, match="missing"):
         load_bundled(path=tmp_path / "nothing.safetensors")
+
+
+def test_save_described__says_which_model_it_holds_and_is_everyones_to_read(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "model.safetensors"
+    save_described(tiny(2).state_dict(), path, Description(ANATOMY, 96), notes={"seed": "1"})
+    assert read_description(path) == Description(ANATOMY, 96)
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
+
+
+def test_read_description__is_none_for_files_of_others_and_refuses_damage(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    for name in ("plain.safetensors", "broken.safetensors", "missing.safetensors", "model.pth"):
+        assert read_description(tmp_path / name) is None
+    for header in ("{", "[]"):
+        save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", metadata={"vispeft_model": header})
+        with pytest.raises(CheckpointError, match="damaged header"):
+            read_description(tmp_path / "damaged.safetensors")

@@ -44,6 +44,11 @@ def test_save__holds_what_was_trained_and_only_that(file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == ["adapter.safetensors"]
 
 
+def test_save__is_everyones_to_read(file: Path) -> None:
+    (file.parent / "other").touch()
+    assert file.stat().st_mode == (file.parent / "other").stat().st_mode
+
+
 def test_load__restores_the_statistics_of_a_thawed_norm(file: Path, build: Build) -> None:
     model = build()
     before = model.bn.running_mean.clone()

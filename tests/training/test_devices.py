@@ -9,7 +9,9 @@ from vispeft.training.devices import (
     choose_precision,
     cpu_has_fast_bf16,
     describe_device,
+    leave_cores_to_workers,
     parse_device,
+    trains_on_cpu,
     uses_loss_scaling,
 )
 
@@ -67,6 +69,23 @@ def test_build_fabric__takes_the_processes_of_torchrun(monkeypatch: pytest.Monke
 def test_build_fabric__refuses_no_processes() -> None:
     with pytest.raises(TrainingError, match=r"`train\.devices` must be at least 1, but is 0"):
         build_fabric("cpu", num_devices=0)
+
+
+def test_leave_cores_to_workers__only_ever_lowers_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for cores, workers in ((64, 2), (2, 5)):
+            monkeypatch.setattr("vispeft.training.devices._usable_cores", lambda cores=cores: cores)
+            leave_cores_to_workers(workers)
+            assert torch.get_num_threads() == (threads if cores == 64 else 1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_trains_on_cpu__needs_no_gpu_to_answer() -> None:
+    assert trains_on_cpu("cpu")
+    assert not trains_on_cpu("cuda:1")
+    assert trains_on_cpu("auto") != torch.cuda.is_available()
 
 
 def test_cpu_has_fast_bf16__answers() -> None:

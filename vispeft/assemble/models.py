@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +12,10 @@ from torch import nn
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, methods_from, resolve
 from vispeft.errors import ConfigError
-from vispeft.models import MaskDINO, build_model, load_bundled, load_weights
+from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models.described import Description, read_description
 from vispeft.models.roles import roles_for
+from vispeft.training.devices import trains_on_cpu
 
 BUNDLED = "bundled"
 PRETRAINED = "pretrained"
@@ -40,8 +44,8 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
 def complete(config: Config, num_images: int) -> Config:
     """The configuration with nothing left open, for a training set of `num_images` images."""
     model = config.model
-    size = model.image_size or (BUNDLED_IMAGE_SIZE if model.weights == BUNDLED else DEFAULT_IMAGE_SIZE)
-    return resolve(config, num_images, size)
+    size = model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
+    return resolve(config, num_images, size, on_cpu=trains_on_cpu(config.train.device))
 
 
 def build_plan(config: PeftConfig) -> peft.Plan:
@@ -60,34 +64,60 @@ def attach(model: nn.Module, config: PeftConfig) -> None:
     peft.inject(model, build_plan(config), roles=roles_for(model))
 
 
-def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> MaskDINO:
-    if config.weights == BUNDLED:
-        _require_bundled_keys(config)
-        return load_bundled(num_classes)
-    model = build_model(
-        config.name,
-        backbone=config.backbone or "resnet50",
-        num_classes=num_classes,
-        pretrained=with_weights and config.weights == PRETRAINED,
-        image_size=config.image_size,
-        size=config.size or "base",
-        backbone_options=config.backbone_options,
-        **config.options,
-    )
-    if with_weights and config.weights not in (PRETRAINED, NONE):
-        load_weights(model, Path(config.weights).expanduser())
-    return model
+def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
+    """The arguments of `build_model` but for the number of classes: what the weights file says, or the configuration.
 
-
-def _require_bundled_keys(config: ModelConfig) -> None:
-    """The bundled base brings its own anatomy: keys that would change it are refused."""
+    A weights file that says which model it holds decides alone, unless `model.backbone` is named.
+    """
+    described = _description(config)
+    if described is None:
+        return {
+            "name": config.name,
+            "backbone": config.backbone or "resnet50",
+            "image_size": config.image_size,
+            "size": config.size or "base",
+            "backbone_options": config.backbone_options,
+            **config.options,
+        }
     defaults = ModelConfig()
     for key in ("name", "backbone", "size", "options", "backbone_options"):
         if getattr(config, key) != getattr(defaults, key):
             raise ConfigError(
-                f"`model.{key}` must be left out with `model.weights: bundled`, whose anatomy is fixed, "
-                f"but is {getattr(config, key)!r}. Or choose other weights."
+                f"`model.{key}` must be left out with `model.weights: {config.weights}`, which says which model it "
+                f"holds, but is {getattr(config, key)!r}. Or choose other weights."
             )
+    return described.anatomy
+
+
+def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> MaskDINO:
+    anatomy = anatomy_of(config)
+    if config.weights == BUNDLED:
+        return load_bundled(num_classes)
+    pretrained = with_weights and config.weights == PRETRAINED
+    model = build_model(num_classes=num_classes, pretrained=pretrained, **anatomy)
+    if with_weights and config.weights not in (PRETRAINED, NONE):
+        load_weights(model, _weights_file(config))
+    return model
+
+
+def _trained_image_size(config: ModelConfig) -> int | None:
+    if config.weights == BUNDLED:
+        return BUNDLED_IMAGE_SIZE
+    description = _description(config)
+    return None if description is None else description.image_size
+
+
+def _weights_file(config: ModelConfig) -> Path:
+    return Path(config.weights).expanduser()
+
+
+def _description(config: ModelConfig) -> Description | None:
+    """What the configuration's weights file says of itself; None where there is none, or nothing is said."""
+    if config.weights == BUNDLED:
+        return read_description(bundled_path())
+    if config.weights in (PRETRAINED, NONE) or config.backbone is not None:
+        return None
+    return read_description(_weights_file(config))
 
 
 def _checkpoint_activations(model: MaskDINO, config: ModelConfig) -> None:

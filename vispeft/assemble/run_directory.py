@@ -16,6 +16,7 @@ from vispeft.config import Config, dump_config, load_config
 from vispeft.errors import ConfigError, TrainingError
 from vispeft.evaluation.files import write_json
 from vispeft.training.checkpoint import CHECKPOINT_FILE
+from vispeft.training.logs import METRICS_FILE, TENSORBOARD_DIR
 
 _PACKAGES = (
     "torch",
@@ -101,15 +102,22 @@ class RunDirectory:
 
 
 def new_run_directory(out: Path | None, name: str) -> RunDirectory:
-    """A directory that is not there yet: `out`, or the first free `runs/<name>-<n>`."""
+    """A directory that holds no work yet: `out`, or the first free `runs/<name>-<n>`."""
     if out is None:
         number = 1
         while (Path("runs") / f"{name}-{number}").exists():
             number += 1
         return RunDirectory(Path("runs") / f"{name}-{number}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not _holds_no_work(out)):
         raise TrainingError(f"`{out}` is there already. Give another --out, or go on with it by --resume.")
     return RunDirectory(out)
+
+
+def _holds_no_work(directory: Path) -> bool:
+    """Whether a directory is empty, or a run's that ended before there was anything to go on with."""
+    begun = RunDirectory(directory)
+    before_work = {begun.config, begun.environment, begun.annotations, directory / METRICS_FILE}
+    return all(path in before_work or path.name == TENSORBOARD_DIR for path in directory.iterdir())
 
 
 def begun_run_directory(out: Path | None, name: str) -> RunDirectory:

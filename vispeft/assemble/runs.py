@@ -23,7 +23,7 @@ from vispeft.evaluation.files import read_json, write_json
 from vispeft.models import MaskDINO
 from vispeft.report import write_report
 from vispeft.training.checkpoint import Checkpoint, load_checkpoint
-from vispeft.training.devices import build_fabric, describe_device
+from vispeft.training.devices import build_fabric, describe_device, leave_cores_to_workers
 from vispeft.training.logs import RunLog
 from vispeft.training.loop import FitResult, fit
 from vispeft.training.seeds import seed_everything
@@ -66,6 +66,8 @@ def train_run(config: Config, directory: RunDirectory, *, resume: bool = False) 
         directory.check_continues(config)
     train = config.train
     fabric = build_fabric(train.device, train.precision, train.devices)
+    if fabric.device.type == "cpu" and train.workers:
+        leave_cores_to_workers(train.workers * fabric.world_size)
     model = build_base(config, len(sets.train.categories))
     seed_everything(train.seed, rank=fabric.global_rank)
     attach(model, config.peft)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import save as to_bytes
-
 from vispeft import peft
-from vispeft.assemble.loaders import Share, read_split, val_loader
-from vispeft.assemble.models import build_base
+from vispeft.assemble.loaders import Share, image_size, read_split, val_loader
+from vispeft.assemble.models import anatomy_of, build_base
 from vispeft.assemble.run_directory import RunDirectory
 from vispeft.assemble.scoring import predict_split
 from vispeft.config import Config
@@ -19,6 +18,7 @@ from vispeft.data import Category, CocoSet, match_categories, to_annotations
 from vispeft.errors import CheckpointError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.models import MaskDINO
+from vispeft.models.described import Description, save_described
 from vispeft.training.devices import build_fabric
 
 
@@ -37,9 +37,9 @@ class LoadedRun:
     category_ids: tuple[int, ...]
 
 
-def load_run(root: Path, overrides: Sequence[str] = ()) -> LoadedRun:
+def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
     """The model of a run directory, rebuilt from its configuration and its adapter file."""
-    directory = RunDirectory(root)
+    directory = RunDirectory(Path(root))
     config = directory.load_config(overrides)
     if not directory.adapter.is_file():
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
@@ -51,7 +51,7 @@ def load_run(root: Path, overrides: Sequence[str] = ()) -> LoadedRun:
     return LoadedRun(directory, config, model, class_names, tuple(categories[name] for name in class_names))
 
 
-def evaluate_run(root: Path, overrides: Sequence[str] = ()) -> CocoMetrics:
+def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:
     """COCO figures of a run's best adapter on the validation set that its configuration, or an override, names."""
     run = load_run(root, overrides)
     train = run.config.train
@@ -64,15 +64,13 @@ def evaluate_run(root: Path, overrides: Sequence[str] = ()) -> CocoMetrics:
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:
-    """One plain checkpoint of the whole model, its deltas merged into the weights."""
+    """One plain checkpoint of the whole model, its deltas merged into the weights; it says itself which model it is."""
     if out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     peft.merge(run.model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in run.model.state_dict().items()}
-    partial.write_bytes(to_bytes(tensors, metadata={"class_names": json.dumps(run.class_names)}))
-    partial.replace(out)
+    description = Description(anatomy_of(run.config.model), image_size(run.config))
+    notes = {"class_names": json.dumps(run.class_names)}
+    save_described(run.model.state_dict(), out, description, notes=notes)
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:

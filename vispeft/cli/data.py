@@ -36,7 +36,10 @@ def check(
     if fix is not None:
         report = write_fixed(annotations, images, fix)
         _tell(report.warnings, "mended or left out")
-        console().print(f"Repaired copy in {fix}")
+        console().print(
+            f"Repaired copy in {fix}: {report.num_images} images, {report.num_categories} classes, "
+            f"{report.num_instances} instances, {report.num_crowds} crowd regions"
+        )
         return
     report = check_dataset(annotations, images)
     _tell(report.refusals, "refused")

@@ -12,7 +12,9 @@ from vispeft.cli.terminal import console, show_table
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file (YAML), or a recipe by its name.", show_default=False)
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Parameters, memory, FLOPs and file size of a configuration, before any training. No weights are fetched.
@@ -50,8 +52,17 @@ def plan(
 
 
 def sites(
-    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)],
-    pattern: Annotated[str | None, typer.Argument(help="Site pattern or @role.", show_default=False)] = None,
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file (YAML), or a recipe by its name.", show_default=False)
+    ],
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN] [KEY=VALUE]...",
+            help="Site pattern or @role, and overrides by dotted path.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """What a pattern matches; without one, the roles of the model and what each stands for.
 
@@ -60,13 +71,16 @@ def sites(
     from vispeft.assemble import list_roles, list_sites
     from vispeft.config import load_config
 
-    loaded = load_config(config)
-    if pattern is None:
+    patterns = [word for word in words or [] if "=" not in word]
+    if len(patterns) > 1:
+        raise typer.BadParameter(f"one pattern can be looked up at a time, but there are {len(patterns)}.")
+    loaded = load_config(config, [word for word in words or [] if "=" in word])
+    if not patterns:
         roles = list_roles(loaded)
         show_table("Roles", ("role", "pattern", "sites"), [(f"@{r.name}", r.pattern, str(r.num_sites)) for r in roles])
         console().print("A pattern may also name any module or parameter: vispeft sites CONFIG '**' lists them all.")
         return
-    found = list_sites(loaded, pattern)
+    found = list_sites(loaded, patterns[0])
     show_table(
         f"{len(found)} sites",
         ("site", "kind", "shape", "parameters"),

@@ -41,11 +41,13 @@ def quickstart(
     rows = [_comparison_row(name, summary) for name, summary in outcome.items()]
     columns = ("method", "trainable", "mask AP", "AP50", "box AP", "training", "memory", "file")
     show_table("Fine-tuning on a synthetic set that the base has not seen", columns, rows)
-    console().print(f"Runs: {out}/head_only, lora, adapter, full. Look at {out}/lora/report.html.")
+    console().print(f"Runs: {out}/head_only, lora, adapter, full. Look at {out}/report.html.")
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="Configuration file (YAML).", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="Configuration file (YAML), or a recipe by its name.", show_default=False)
+    ],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory. Default: runs/<config name>-<n>.")] = None,
     resume: Annotated[
@@ -59,7 +61,9 @@ def train(
     """
     from vispeft.assemble import begun_run_directory, new_run_directory, train_run
     from vispeft.config import load_config
+    from vispeft.training.memory import keep_freed_memory
 
+    keep_freed_memory()
     loaded = load_config(config, checked_words(overrides))
     directory = begun_run_directory(out, config.stem) if resume else new_run_directory(out, config.stem)
     result = train_run(loaded, directory, resume=resume)

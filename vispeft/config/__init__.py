@@ -3,6 +3,7 @@
 from vispeft.config.defaults import resolve
 from vispeft.config.files import dump_config, load_config, parse_config
 from vispeft.config.methods import methods_from
+from vispeft.config.recipes import config_path, recipe_names, recipe_path
 from vispeft.config.schema import (
     AugmentConfig,
     Config,
@@ -28,10 +29,13 @@ __all__ = [
     "PeftConfig",
     "SplitConfig",
     "TrainConfig",
+    "config_path",
     "dump_config",
     "json_schema",
     "load_config",
     "methods_from",
     "parse_config",
+    "recipe_names",
+    "recipe_path",
     "resolve",
 ]

@@ -11,14 +11,15 @@ from pydantic import ValidationError
 
 from vispeft.config.messages import known_keys, sentences
 from vispeft.config.overrides import Override, apply_overrides, parse_override
+from vispeft.config.recipes import config_path
 from vispeft.config.schema import Config
 from vispeft.config.strict_yaml import read_yaml, write_yaml
 from vispeft.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration of a YAML file with `key=value` overrides."""
-    return _validated(read_yaml(path), [parse_override(word) for word in overrides], f"`{path}`: ")
+    """The validated configuration of a YAML file, or of a recipe by its name, with `key=value` overrides."""
+    return _validated(read_yaml(config_path(path)), [parse_override(word) for word in overrides], f"`{path}`: ")
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:

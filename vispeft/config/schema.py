@@ -120,7 +120,9 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="`auto` is bf16 on a GPU that has it and fp32 elsewhere."
     )
-    workers: WholeNumber | None = Field(None, description="Loader processes. Default: cores less one, at most 8.")
+    workers: WholeNumber | None = Field(
+        None, description="Loader processes. Default: cores less one, at most 8; on a CPU one for every 8 cores."
+    )
     eval_every: Count | None = Field(None, description="Steps between evaluations. Default: a fifth of the steps.")
     log_every: Count | None = Field(None, description="Steps between log lines. Default: a hundredth of the steps.")
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from vispeft.errors import CheckpointError
 from vispeft.models.build import build_model
 from vispeft.models.checkpoints import load_state
+from vispeft.models.described import Description, read_description, save_described
 from vispeft.models.mask_dino import MaskDINO
-
-_KEY = "vispeft_model"
 
 
 def bundled_path() -> Path:
@@ -33,26 +30,16 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> MaskDINO:
     path = path or bundled_path()
     if not path.is_file():
         raise CheckpointError(f"The bundled base {path} is missing. Install vispeft again.")
-    model = build_model(num_classes=num_classes, **read_anatomy(path))
+    description = read_description(path)
+    if description is None:
+        raise CheckpointError(f"{path} does not say which model it holds. Install vispeft again.")
+    model = build_model(num_classes=num_classes, **description.anatomy)
     state = {name: tensor.float() for name, tensor in load_file(path).items()}
     load_state(model, state, source=str(path))
     return model
 
 
-def read_anatomy(path: Path) -> dict[str, Any]:
-    """The arguments of `build_model` that a bundled file names."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    if _KEY not in metadata:
-        raise CheckpointError(
-            f"{path} does not say which model it holds. Name `model.backbone` and `model.size` yourself."
-        )
-    anatomy: dict[str, Any] = json.loads(metadata[_KEY])
-    return anatomy
-
-
 def save_bundled(model: MaskDINO, path: Path, anatomy: dict[str, Any], *, notes: dict[str, str]) -> None:
     """Write the weights in float16, with the `build_model` arguments that rebuild the model, and notes."""
-    tensors = {name: tensor.to(torch.float16).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={_KEY: json.dumps(anatomy), **notes})
-    path.chmod(0o644)
+    tensors = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
+    save_described(tensors, path, Description(anatomy), notes=notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Mapping
@@ -154,7 +155,8 @@ def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> di
     """The state with class rows for the model's number of classes.
 
     Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the
-    two-stage query selection working from the first step. Equal numbers are left alone.
+    two-stage query selection working from the first step. More classes than before share the old ones' odds, so that
+    an object is expected to be about one of them and not all at once. Equal numbers are left alone.
     """
     fitted = dict(state)
     for name in ("decoder.class_embed.weight", "decoder.class_embed.bias", "decoder.label_embed.weight"):
@@ -162,5 +164,7 @@ def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> di
             wanted, given = len(own[name]), len(state[name])
             if wanted != given:
                 mean = state[name].float().mean(0, keepdim=True)
+                if name.endswith("bias"):
+                    mean = mean - max(0.0, math.log(wanted / given))
                 fitted[name] = mean.expand(wanted, *state[name].shape[1:]).clone()
     return fitted

@@ -162,7 +162,11 @@ def write_tensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[st
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     try:
+        # made here first: safetensors itself would make a file that only its owner may read
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(dict(tensors), partial, metadata=metadata)
+        partial.chmod(mode)
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -75,6 +76,20 @@ def parse_device(device: str) -> tuple[Literal["cpu", "cuda", "mps"], int | None
             _require(torch.backends.mps.is_available(), "mps", "no Apple GPU")
             return "mps", None
     raise TrainingError(f"`train.device` must be `auto`, `cpu`, `cuda`, `mps` or like `cuda:1`, but is {device!r}.")
+
+
+def trains_on_cpu(device: str) -> bool:
+    """Whether `train.device` means the CPU here, without asking whether the device is there."""
+    return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def leave_cores_to_workers(num_workers: int) -> None:
+    """Give loader processes cores of their own: torch's threads wait for each other, the slowest sets the pace."""
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), _usable_cores() - num_workers)))
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def choose_precision(kind: str, precision: Precision) -> Literal["fp32", "bf16", "fp16"]:

@@ -1,0 +1,34 @@
+"""The recipes that come with the package: `configs/` of the source tree, `assets/configs` of an installed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vispeft.errors import ConfigError
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that are there."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe by its name, such as `bundled_lora`."""
+    path = _folder() / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"There is no recipe {name!r}, only {', '.join(recipe_names())}.")
+    return path
+
+
+def config_path(path: Path) -> Path:
+    """The configuration file itself or, where there is none, the recipe of that name: `bundled_lora` is enough."""
+    is_name = path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs"))
+    if not is_name or path.exists() or path.stem not in recipe_names():
+        return path
+    return recipe_path(path.stem)
+
+
+def _folder() -> Path:
+    package = Path(__file__).parents[1]
+    installed = package / "assets" / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"

@@ -1,0 +1,74 @@
+"""Checkpoints that say which model they hold: safetensors files with the arguments of `build_model` in their header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vispeft.errors import CheckpointError
+
+_KEY = "vispeft_model"
+_IMAGE_SIZE = "image_size"
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    anatomy: arguments of `build_model` but for the number of classes
+    image_size: longer side of the network input that it was trained at, in pixels
+    """
+
+    anatomy: Mapping[str, Any]
+    image_size: int | None = None
+
+
+def read_description(path: Path) -> Description | None:
+    """What a weights file says of itself; None where it says nothing, as other programs' files do."""
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError):
+        # reading its tensors will say what is wrong with it
+        return None
+    if _KEY not in header:
+        return None
+    try:
+        anatomy = json.loads(header[_KEY])
+        size = int(header[_IMAGE_SIZE]) if _IMAGE_SIZE in header else None
+    except ValueError as error:
+        raise CheckpointError(f"The weights file {path} has a damaged header ({error}). Write it again.") from error
+    if not isinstance(anatomy, dict):
+        raise CheckpointError(f"The weights file {path} has a damaged header: it names no model. Write it again.")
+    return Description(anatomy, size)
+
+
+def save_described(
+    tensors: Mapping[str, Tensor], path: Path, description: Description, *, notes: Mapping[str, str]
+) -> None:
+    """Write tensors with their description and notes, whole or not at all."""
+    header = {_KEY: json.dumps(dict(description.anatomy)), **notes}
+    if description.image_size is not None:
+        header[_IMAGE_SIZE] = str(description.image_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    try:
+        # made here first: safetensors itself would make a file that only its owner may read
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(own, partial, metadata=header)
+        partial.chmod(mode)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
