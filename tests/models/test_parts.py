@@ -123,6 +123,12 @@ def test_load_weights__more_classes_share_the_odds_of_an_object(
     torch.testing.assert_close(target.decoder.class_embed.bias, expected)
 
 
+def test_build_model__takes_another_ffn_width_for_the_pixel_decoder() -> None:
+    model = build_model(num_classes=2, **ANATOMY, pixel_decoder_ffn_dim=48)
+    assert model.pixel_decoder.layers[0].linear1.out_features == 48
+    assert model.decoder.layers[0].linear1.out_features == tiny(2).decoder.layers[0].linear1.out_features != 48
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x80\x04garbage"], ids=["empty", "text", "pickle"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_load_weights__refuses_broken_files_by_name(tmp_path: Path, content: bytes, suffix: str) -> None:

@@ -16,10 +16,14 @@ from vispeft.models.pixel_decoder import PixelDecoder
 
 @dataclass(frozen=True)
 class MaskDINOSize:
-    """Widths and depths of Mask DINO behind its backbone. The defaults are the published R50 model's."""
+    """Widths and depths of Mask DINO behind its backbone. The defaults are the published R50 model's.
+
+    pixel_decoder_ffn_dim: None for the decoder's `ffn_dim`; 1024 in the published checkpoints named `hid1024`
+    """
 
     dim: int = 256
     ffn_dim: int = 2048
+    pixel_decoder_ffn_dim: int | None = None
     pixel_decoder_layers: int = 6
     decoder_layers: int = 9
     num_heads: int = 8
@@ -91,9 +95,10 @@ def build_model(
 
 
 def _mask_dino(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO:
-    shared = {"dim": size.dim, "ffn_dim": size.ffn_dim, "num_heads": size.num_heads, "num_points": size.num_points}
+    shared = {"dim": size.dim, "num_heads": size.num_heads, "num_points": size.num_points}
     pixel_decoder = PixelDecoder(
         encoder.channels,
+        ffn_dim=size.pixel_decoder_ffn_dim or size.ffn_dim,
         num_layers=size.pixel_decoder_layers,
         num_backbone_levels=size.num_backbone_levels,
         num_extra_levels=size.num_extra_levels,
@@ -103,6 +108,7 @@ def _mask_dino(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskD
     )
     decoder = MaskDINODecoder(
         num_classes,
+        ffn_dim=size.ffn_dim,
         num_layers=size.decoder_layers,
         num_levels=pixel_decoder.num_levels,
         mask_dim=size.mask_dim,
