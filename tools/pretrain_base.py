@@ -3,6 +3,7 @@
 
     python tools/pretrain_base.py --out runs/base --processes 2 [--extra ANNOTATIONS.json IMAGES_DIR]
     python tools/pretrain_base.py --out runs/base --bundle vispeft/assets/bundled.safetensors
+    python tools/pretrain_base.py --out runs/base --evaluate vispeft/assets/bundled.safetensors
 
 Start it again with the same --out and it goes on where it was. The stages below are the whole recipe: small images
 first, larger ones later, and from the third stage on a single class, "object", beside which, from the fifth on, the
@@ -26,16 +27,19 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from pycocotools import mask as mask_utils
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
 from vispeft.data.shapes import SHAPE_NAMES, Scene, render_scene
+from vispeft.evaluation import evaluate_coco, postprocess, to_coco_results
+from vispeft.evaluation.rle import encode_region
 from vispeft.losses import Criterion, HungarianMatcher
-from vispeft.models import MaskDINO, build_model, save_bundled
+from vispeft.models import MaskDINO, build_model, load_bundled, save_bundled
 from vispeft.models.checkpoints import fit_class_head
 from vispeft.models.geometry import map_position_embedding
-from vispeft.structures import Batch, Predictions, Targets
+from vispeft.structures import Batch, ImageMeta, Predictions, Targets
 from vispeft.training.step import SealedBatch, in_float32
 
 BACKBONE = "vit_small_patch16_rope_ape_224"
@@ -372,6 +376,28 @@ def bundle(run: Path, out: Path) -> None:
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {state['step']} steps, {num_classes} class(es)")
 
 
+def evaluate(weights: Path, size: int, count: int) -> dict[str, Any]:
+    """COCO figures of bundled weights, classes aside, on held-out broad scenes of `size` pixels."""
+    model = load_bundled(path=weights).eval()
+    stage = Stage(1, size, 1, 0.0, 0.0, 0, max_objects=100, min_side=8.0)
+    truth: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]}
+    results: list[dict[str, Any]] = []
+    for image_id in range(1, count + 1):
+        scene = scene_for(np.random.default_rng((SEED, 2**31, image_id)), stage)
+        truth["images"].append({"id": image_id, "file_name": str(image_id), "height": size, "width": size})
+        for mask in scene.masks:
+            rle = encode_region(mask, 0, 0, size, size)
+            box, area = (mask_utils.toBbox(rle).tolist(), int(mask.sum()))
+            annotation = {"image_id": image_id, "category_id": 1, "segmentation": rle, "bbox": box, "area": area}
+            truth["annotations"].append({"id": len(truth["annotations"]) + 1, "iscrowd": 0, **annotation})
+        with torch.no_grad():
+            predictions = model(normalise([scene.image], model))
+        meta = ImageMeta(image_id, str(image_id), size, size, size, size)
+        instances = postprocess(predictions, [meta], padded_size=(size, size))[0]
+        results += to_coco_results(instances, image_id, [1])
+    return evaluate_coco(truth, results).to_dict()
+
+
 def main() -> None:
     """Parse the command line and train or bundle."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -381,9 +407,15 @@ def main() -> None:
     parser.add_argument(
         "--bundle", type=Path, help="write the newest checkpoint of --out to this file instead of training"
     )
+    parser.add_argument("--evaluate", type=Path, help="score these bundled weights on held-out scenes instead")
     args = parser.parse_args()
     if args.bundle:
         bundle(args.out, args.bundle)
+    elif args.evaluate:
+        figures = {size: evaluate(args.evaluate, size, 60)["segm"] for size in (128, 192, 256)}
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / "evaluation.json").write_text(json.dumps(figures, indent=1))
+        print(json.dumps(figures, indent=1))
     else:
         train(args)
 

@@ -4,8 +4,9 @@
     python tools/run_recipes.py --data DIR --out docs/results [--sets facades ...] [--methods full ...]
 
 DIR holds one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe of
-`configs/` and the overrides listed in `METHODS`; its `summary.json` is copied to `--out/<set>/<method>.json`. Runs that
-are there already are not run again. The table is written to `--out/table.md`, as it came out.
+`configs/` and the overrides listed in `METHODS` and `SETS`; its `summary.json` is copied to
+`--out/<set>/<method>.json`. Runs that are there already are not run again. The table is written to `--out/table.md`, as
+it came out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapters x 3": ("bundled_adapter", ("count=3",)),
     "full": ("bundled_full", ()),
 }
-SETS = ("nuclei-histo", "facades", "fruits-nuts")
+# set -> overrides for all methods: what has no upside may be turned
+TURNED = ("data.augment.vertical_flip=0.5", "data.augment.quarter_turn=0.5")
+SETS: dict[str, tuple[str, ...]] = {"nuclei-histo": TURNED, "facades": (), "fruits-nuts": TURNED}
 
 
 def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list[str]) -> list[str]:
@@ -41,7 +44,8 @@ def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list
         key, value = override.split("=")
         keys.append(f"peft.deltas={adapters(recipe, **{key: int(value)})}")
     config = ROOT / "configs" / f"{recipe}.yaml"
-    return [sys.executable, "-m", "vispeft", "train", str(config), *keys, *extra, "--out", str(run)]
+    own = SETS.get(data.name, ())
+    return [sys.executable, "-m", "vispeft", "train", str(config), *keys, *own, *extra, "--out", str(run)]
 
 
 def adapters(recipe: str, count: int) -> str:
