@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,21 @@ class _Run:
         return Share(self.fabric.global_rank, self.fabric.world_size)
 
 
-def train_run(config: Config, directory: RunDirectory, *, resume: bool = False) -> RunResult:
-    """Train, keep the best adapter, score it on the validation set and write the run directory."""
-    sets = read_sets(config)
+def train_run(
+    config: Config,
+    directory: RunDirectory,
+    *,
+    resume: bool = False,
+    sets: DataSets | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> RunResult:
+    """Train, keep the best adapter, score it on the validation set and write the run directory.
+
+    sets: what `read_sets` gave for the same configuration, where several runs share them
+    on_evaluation: told step and figures after each evaluation on the way; what it raises ends the run, which can go on
+        from there later
+    """
+    sets = read_sets(config) if sets is None else sets
     config = complete(config, len(sets.train))
     if resume:
         directory.check_continues(config)
@@ -78,7 +90,7 @@ def train_run(config: Config, directory: RunDirectory, *, resume: bool = False) 
         directory.begin(config, environment, to_annotations(sets.val))
     fabric.barrier()
     checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None
-    result = _fit(run, checkpoint)
+    result = _fit(run, checkpoint, on_evaluation)
     summary = None if result.is_interrupted else _finish(run, result)
     return RunResult(directory.root, result.steps, summary)
 
@@ -92,7 +104,11 @@ def _check_deltas(run: _Run) -> None:
     peft.check(run.model, batch.images)
 
 
-def _fit(run: _Run, checkpoint: Checkpoint | None) -> FitResult:
+def _fit(
+    run: _Run,
+    checkpoint: Checkpoint | None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None,
+) -> FitResult:
     config, model, fabric = run.config, run.model, run.fabric
     start_step = 0 if checkpoint is None else checkpoint.counters.step
     scored = val_loader(config, run.sets.val, model, run.share)
@@ -110,6 +126,7 @@ def _fit(run: _Run, checkpoint: Checkpoint | None) -> FitResult:
             checkpoint_path=run.directory.checkpoint,
             settings=loop_settings_of(config.train),
             resume=checkpoint,
+            on_evaluation=on_evaluation,
         )
 
 

@@ -95,6 +95,7 @@ def fit(
     checkpoint_path: Path,
     settings: LoopSettings,
     resume: Checkpoint | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> FitResult:
     """Train the trainable parameters of `model`, in place, and leave the last step's values in it.
 
@@ -102,6 +103,7 @@ def fit(
         checkpoint's step left off
     evaluate: figures of the model as it then is, alike in every process; None: no evaluation, the last weights are kept
     keep_best: called in the first process with step and figures while the model holds the weights to keep
+    on_evaluation: called with step and figures after each evaluation, when all is saved; what it raises ends the run
     """
     module, stepper = fabric.setup(LossModule(model, criterion), optimizer)
     peft.train_mode(model)
@@ -119,6 +121,7 @@ def fit(
         settings=settings,
         counters=Counters(),
         ema=None if settings.ema_decay is None else Ema(model, settings.ema_decay),
+        on_evaluation=on_evaluation,
     )
     if resume is not None:
         loop.restore(resume)
@@ -155,6 +158,7 @@ class _Loop:
     settings: LoopSettings
     counters: Counters
     ema: Ema | None
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; the random generators are set by the caller."""
@@ -313,6 +317,8 @@ class _Loop:
         self.counters.evaluate_seconds += time.monotonic() - began
         self.counters.is_evaluation_due = False
         self.save()
+        if metrics and self.on_evaluation is not None:
+            self.on_evaluation(self.counters.step, metrics)
         return True
 
     @contextlib.contextmanager

@@ -1,0 +1,97 @@
+"""The command that runs studies: sweep."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vispeft.cli.run import INTERRUPTED, Overrides, checked_words
+from vispeft.cli.terminal import console, say, show_table
+
+if TYPE_CHECKING:
+    from vispeft.sweep import Results, Row, SweepResult
+
+
+def sweep(
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Configuration file (YAML) with a section `sweep`, or a recipe by its name.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Sweep directory. Default: the sweep's own in runs/, or a new one.")
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+) -> None:
+    """Train a configuration at every point of a search space and compare them: which method, how many, how wide.
+
+    Stopped or killed, the same command goes on where it was. Example: vispeft sweep
+    configs/sweep_adapters_per_block.yaml data.train.annotations=train.json data.train.images=images
+    data.val.annotations=val.json data.val.images=images train.steps=200
+    """
+    from vispeft.sweep import SweepDirectory, is_child, load_sweep, open_sweep_directory, run_sweep, work_as_child
+
+    words = checked_words(overrides)
+    loaded = load_sweep(config, words)
+    if is_child() and out is not None:
+        if work_as_child(loaded, SweepDirectory(out), say):
+            raise typer.Exit(INTERRUPTED)
+        return
+    directory = open_sweep_directory(loaded, out)
+    result = run_sweep(loaded, directory, say, retries_failed=retry_failed)
+    if result.is_interrupted:
+        place = [] if out is None else ["--out", str(out)]
+        say(f"Stopped. Go on with: {shlex.join(['vispeft', 'sweep', str(config), *words, *place])}")
+        raise typer.Exit(INTERRUPTED)
+    _show(result)
+
+
+def _show(result: SweepResult) -> None:
+    """The table, best first, and where everything is."""
+    results = result.results
+    ranked = sorted(results.rows, key=lambda row: (-row.figures.get("segm/AP", -2.0), row.index))
+    columns = ("trial", "#", "mask AP", "AP50", "trained", "training", "memory", "state")
+    show_table("Trials, best mask AP first", columns, [_cells(row) for row in ranked])
+    failed = results.count("failed")
+    if failed:
+        say(f"{failed} of {len(results.rows)} trials failed; their logs stand in {result.directory.root}/logs.")
+    console().print(_conclusion(results, result.directory.root))
+
+
+def _conclusion(results: Results, root: Path) -> str:
+    if results.best is None:
+        return f"No trial was completed; see {root}/results.json"
+    rows = results.best.rows
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in results.best.means.items())
+    seeds = f", means over {len(rows)} seeds" if len(rows) > 1 else ""
+    is_front = len(results.best.means) > 1
+    first = f"{len(results.front)} configurations stand on the Pareto front, first " if is_front else "Best: "
+    return f"{first}{results.best.title} ({figures}{seeds}). Train it by: vispeft train {root}/best.yaml"
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    from vispeft.training.progress import format_bytes, format_seconds
+
+    figures = row.figures
+    trained = f"{figures['trainable_params']:,.0f}" if "trainable_params" in figures else "-"
+    seconds = format_seconds(figures["train_seconds"]) if "train_seconds" in figures else "-"
+    memory = format_bytes(figures["peak_memory_bytes"]) if "peak_memory_bytes" in figures else "-"
+    return (
+        row.run.title or "as it is",
+        str(row.number),
+        _ap(figures.get("segm/AP")),
+        _ap(figures.get("segm/AP50")),
+        trained,
+        seconds,
+        memory,
+        row.state,
+    )
+
+
+def _ap(value: float | None) -> str:
+    return "-" if value is None or value < 0 else f"{value:.3f}"

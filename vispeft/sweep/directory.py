@@ -1,0 +1,139 @@
+"""A sweep's directory: what stands where, and which one a command begins or goes on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from vispeft.assemble import RunDirectory
+from vispeft.errors import ConfigError, TrainingError
+from vispeft.sweep.sweep import Sweep, load_sweep
+
+_RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """The files of one sweep under `root`."""
+
+    root: Path
+
+    @property
+    def sweep(self) -> Path:
+        return self.root / "sweep.yaml"
+
+    @property
+    def study(self) -> Path:
+        return self.root / "study.db"
+
+    @property
+    def results_json(self) -> Path:
+        return self.root / "results.json"
+
+    @property
+    def results_csv(self) -> Path:
+        return self.root / "results.csv"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best.yaml"
+
+    def trial(self, index: int) -> RunDirectory:
+        """The run directory of a trial. People count from 1."""
+        return RunDirectory(self.root / "trials" / f"{index + 1:04d}")
+
+    def trial_log(self, index: int) -> Path:
+        """What a trial said while it ran."""
+        return self.root / "logs" / f"{index + 1:04d}.txt"
+
+    def trial_lock(self, index: int) -> Path:
+        """Held by the process that works on a trial."""
+        return self.root / "locks" / f"{index + 1:04d}"
+
+    def storage_url(self, sweep: Sweep) -> str:
+        """Where the study lives."""
+        return sweep.settings.storage or f"sqlite:///{self.study}"
+
+
+def open_sweep_directory(sweep: Sweep, out: Path | None) -> SweepDirectory:
+    """The directory of the sweep: `out`, or the last `runs/<name>-<n>` that is this sweep's, or a new one."""
+    directory = _found(sweep) if out is None else _given(sweep, out)
+    if directory is None:
+        directory = _begun(sweep, out)
+    write_text(directory.sweep, sweep.dump())
+    return directory
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8", newline="")
+    os.replace(partial, path)
+
+
+def _found(sweep: Sweep) -> SweepDirectory | None:
+    numbers = [path.name.removeprefix(f"{sweep.name}-") for path in _RUNS.glob(f"{sweep.name}-*")]
+    for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
+        directory = SweepDirectory(_RUNS / f"{sweep.name}-{number}")
+        if directory.sweep.is_file() and _is_same(sweep, directory):
+            return directory
+    return None
+
+
+def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
+    try:
+        return load_sweep(directory.sweep).identity == sweep.identity
+    except ConfigError:
+        # written by another version, or by hand
+        return False
+
+
+def _given(sweep: Sweep, out: Path) -> SweepDirectory | None:
+    """`out` where it holds this sweep; None where there is nothing yet."""
+    directory = SweepDirectory(out)
+    if directory.sweep.is_file():
+        different = load_sweep(directory.sweep).differences(sweep)
+        if different:
+            keys = ", ".join(f"`{key}`" for key in different[:6])
+            raise ConfigError(
+                f"`{out}` must go on as the sweep that it began as, but {keys} differ. Use the same values, or another "
+                "--out."
+            )
+        return directory
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"`{out}` is there already and holds no sweep. Give another --out.")
+    return None
+
+
+def _begun(sweep: Sweep, out: Path | None) -> SweepDirectory:
+    """A new directory with its sweep.yaml in it; of two processes that begin at once, one makes it."""
+    parent = _RUNS if out is None else out.parent
+    parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{sweep.name}-", dir=parent))
+    made.chmod(0o755)
+    write_text(made / "sweep.yaml", sweep.dump())
+    try:
+        while True:
+            found = _found(sweep) if out is None else _given(sweep, out)
+            if found is not None:
+                return found
+            target = _free(sweep.name) if out is None else out
+            try:
+                os.rename(made, target)
+            except OSError:
+                if not target.exists():
+                    raise
+                continue
+            return SweepDirectory(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _free(name: str) -> Path:
+    number = 1
+    while (_RUNS / f"{name}-{number}").exists():
+        number += 1
+    return _RUNS / f"{name}-{number}"

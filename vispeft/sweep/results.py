@@ -1,0 +1,219 @@
+"""What a sweep came to: a table, in files and for the terminal, and the best configuration."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from vispeft.config import dump_config
+from vispeft.evaluation.files import write_json
+from vispeft.sweep.directory import write_text
+from vispeft.sweep.schema import DIRECTIONS
+from vispeft.sweep.space import VARIANT, Labels, describe_point
+from vispeft.sweep.storage import shown, storage_url
+from vispeft.sweep.study import DIRECTORY, FIGURES, INDEX, MESSAGE, OWNER, SEED, SharedStudy
+from vispeft.sweep.sweep import Run
+
+_STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+_CSV_FIGURES = {
+    "AP": "segm/AP",
+    "AP50": "segm/AP50",
+    "AP75": "segm/AP75",
+    "box_AP": "bbox/AP",
+    "trainable_params": "trainable_params",
+    "trainable_percent": "trainable_percent",
+    "adapter_bytes": "adapter_bytes",
+    "train_seconds": "train_seconds",
+    "peak_memory_bytes": "peak_memory_bytes",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a sweep.
+
+    state: complete, pruned, failed, running or waiting
+    figures: `segm/AP`, `trainable_params`, ...; of a pruned run its best evaluation's, of others none
+    """
+
+    index: int
+    run: Run
+    seed: int
+    state: str
+    figures: Mapping[str, float]
+    directory: str
+    message: str
+
+    @property
+    def number(self) -> int:
+        """As people count, from 1."""
+        return self.index + 1
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A point of the space over its seeds. means: of each objective, over the complete runs; rows: those"""
+
+    labels: Labels
+    rows: Sequence[Row]
+    means: Mapping[str, float]
+
+    @property
+    def title(self) -> str:
+        """Such as `adapters_x2, train.lr=0.001`."""
+        return describe_point(self.labels) or "the configuration itself"
+
+    @property
+    def figure(self) -> float:
+        """The mean of the first objective."""
+        return next(iter(self.means.values()))
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table of a sweep: rows in the order of their numbers.
+
+    best: by the mean of the first objective over the seeds; of equals the first. front: those that no other beats in
+    every objective, the best first
+    """
+
+    rows: Sequence[Row]
+    best: Configuration | None
+    front: Sequence[Configuration]
+
+    def count(self, state: str) -> int:
+        """How many runs are in a state."""
+        return sum(row.state == state for row in self.rows)
+
+
+def collect(shared: SharedStudy) -> Results:
+    """What the study holds now."""
+    rows = [_row(shared, trial) for trial in shared.trials().values() if _is_defined(trial)]
+    objectives = shared.sweep.settings.objectives
+    found = _configurations(rows, objectives)
+    # a mean over fewer seeds is not compared with one over more
+    most = max((len(configuration.rows) for configuration in found), default=0)
+    found = [configuration for configuration in found if len(configuration.rows) == most]
+    found.sort(key=lambda configuration: configuration.figure, reverse=DIRECTIONS[objectives[0]] == "maximize")
+    front = [one for one in found if not any(_beats(other, one) for other in found)]
+    return Results(rows, found[0] if found else None, front)
+
+
+def write_results(shared: SharedStudy, results: Results) -> None:
+    """results.json, results.csv and best.yaml, each whole or not at all."""
+    directory, sweep = shared.directory, shared.sweep
+    content = {
+        "name": sweep.name,
+        "study": sweep.study_name,
+        "storage": shown(storage_url(directory.storage_url(sweep))),
+        "sampler": sweep.settings.sampler,
+        "objectives": {name: DIRECTIONS[name] for name in sweep.settings.objectives},
+        "num_runs": sweep.num_runs,
+        "trials": [_entry(row) for row in results.rows],
+        "best": None if results.best is None else _summary(results.best),
+        "front": [_summary(configuration) for configuration in results.front],
+    }
+    write_json(directory.results_json, content, indent=1)
+    write_text(directory.results_csv, _csv(results.rows, [d.name for d in sweep.space.dimensions]))
+    if results.best is not None:
+        write_text(directory.best, _best_yaml(shared, results.best))
+
+
+def _is_defined(trial: FrozenTrial) -> bool:
+    """Whether all of the point is chosen: its owner is written last."""
+    return OWNER in trial.user_attrs or trial.state == TrialState.WAITING
+
+
+def _row(shared: SharedStudy, trial: FrozenTrial) -> Row:
+    attrs = trial.user_attrs
+    is_sampled = trial.state != TrialState.WAITING
+    run = shared.run_of(trial) if is_sampled else Run(trial.system_attrs["fixed_params"], attrs[SEED])
+    is_over = trial.state.is_finished()
+    return Row(
+        index=attrs[INDEX],
+        run=run,
+        seed=shared.sweep.config(run).train.seed,
+        state=_STATES[trial.state],
+        figures=attrs.get(FIGURES, {}) if is_over else {},
+        directory=attrs.get(DIRECTORY, ""),
+        message=attrs.get(MESSAGE, "") if is_over else "",
+    )
+
+
+def _configurations(rows: Sequence[Row], objectives: Sequence[str]) -> list[Configuration]:
+    grouped: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.state == "complete":
+            grouped.setdefault(repr(sorted(row.run.labels.items())), []).append(row)
+    return [
+        Configuration(
+            group[0].run.labels,
+            group,
+            {name: sum(row.figures[name] for row in group) / len(group) for name in objectives},
+        )
+        for group in grouped.values()
+    ]
+
+
+def _beats(first: Configuration, second: Configuration) -> bool:
+    """Whether `first` is nowhere worse and somewhere better."""
+    signs = {name: 1 if DIRECTIONS[name] == "maximize" else -1 for name in first.means}
+    gains = [sign * (first.means[name] - second.means[name]) for name, sign in signs.items()]
+    return min(gains) >= 0 and max(gains) > 0
+
+
+def _entry(row: Row) -> dict[str, Any]:
+    return {
+        "trial": row.number,
+        "variant": row.run.labels.get(VARIANT),
+        "parameters": {name: label for name, label in row.run.labels.items() if name != VARIANT},
+        "seed": row.seed,
+        "state": row.state,
+        "figures": dict(row.figures),
+        "directory": row.directory,
+        "message": row.message,
+    }
+
+
+def _summary(configuration: Configuration) -> dict[str, Any]:
+    return {
+        "trials": [row.number for row in configuration.rows],
+        "variant": configuration.labels.get(VARIANT),
+        "parameters": {name: label for name, label in configuration.labels.items() if name != VARIANT},
+        "means": dict(configuration.means),
+    }
+
+
+def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "state", *names, "seed", *_CSV_FIGURES, "directory", "message"])
+    for row in rows:
+        labels = [row.run.labels.get(name, "") for name in names]
+        figures = [row.figures.get(name, "") for name in _CSV_FIGURES.values()]
+        writer.writerow([row.number, row.state, *labels, row.seed, *figures, row.directory, row.message])
+    return text.getvalue()
+
+
+def _best_yaml(shared: SharedStudy, best: Configuration) -> str:
+    """The best configuration with its first seed, with defaults filled in, as `vispeft train` reads it."""
+    row = best.rows[0]
+    figures = ", ".join(f"{name} {value:.6g}" for name, value in best.means.items())
+    seeds = f"mean over {len(best.rows)} seeds" if len(best.rows) > 1 else f"trial {row.number}"
+    return (
+        f"# The best of the sweep {shared.sweep.name!r}: {best.title}\n"
+        f"# {figures} ({seeds})\n"
+        f"#\n#   vispeft train {shared.directory.best}\n\n"
+        f"{dump_config(shared.sweep.config(row.run))}"
+    )

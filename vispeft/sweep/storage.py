@@ -1,0 +1,107 @@
+"""The data base behind a study: SQLite on one machine, PostgreSQL across machines."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+
+from vispeft.errors import ConfigError, TrainingError
+
+_BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+# a worker elsewhere that missed so many signs of life is given up
+MISSED_BEATS = 4
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def storage_url(text: str) -> sqlalchemy.URL:
+    """The URL of `sweep.storage`, with the driver that vispeft uses."""
+    try:
+        url = sqlalchemy.make_url(text)
+    except sqlalchemy.exc.ArgumentError as error:
+        raise ConfigError(
+            "`sweep.storage` must be like sqlite:///study.db or postgresql://user:password@host/database, "
+            f"but is {text!r}."
+        ) from error
+    name = url.drivername.partition("+")[0]
+    if name not in _BACKENDS:
+        raise ConfigError(f"`sweep.storage` must be sqlite:///... or postgresql://..., but begins with {name!r}.")
+    if name == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigError("`sweep.storage` must name a file, such as sqlite:///study.db, so that a sweep can go on.")
+    return url if "+" in url.drivername else url.set(drivername=_BACKENDS[name])
+
+
+def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages.RDBStorage:
+    """The storage, its tables made. No connection stays open between uses: loader processes must not inherit one."""
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    engine: dict[str, object] = {"poolclass": sqlalchemy.NullPool}
+    # several workers of one machine wait for each other
+    engine["connect_args"] = {"timeout": 120} if is_sqlite else {"connect_timeout": 30}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with quiet():
+            return optuna.storages.RDBStorage(
+                url.render_as_string(hide_password=False),
+                engine_kwargs=engine,
+                heartbeat_interval=heartbeat_seconds,
+                grace_period=MISSED_BEATS * heartbeat_seconds,
+            )
+    except ImportError as error:
+        raise TrainingError(
+            f"`sweep.storage` {shown(url)} needs a driver that is not installed: pip install 'vispeft[postgresql]'."
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(f"`sweep.storage` {shown(url)} cannot be opened: {reason}") from error
+
+
+def shown(url: sqlalchemy.URL) -> str:
+    """The URL without its password."""
+    return url.render_as_string(hide_password=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, Optuna does not warn of what is meant: heartbeats without `Study.optimize`, ranges cut to their step."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        warnings.filterwarnings("ignore", message="Heartbeat of storage")
+        warnings.filterwarnings("ignore", message="The distribution is specified by")
+        yield
+
+
+@contextlib.contextmanager
+def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None]:
+    """Within, the trial gives signs of life, so that nobody takes it over."""
+    is_over = threading.Event()
+    seconds = storage.get_heartbeat_interval() or 1
+
+    def beat() -> None:
+        while not is_over.wait(seconds):
+            # a server that is away for a moment costs a beat, not the trial
+            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError):
+                storage.record_heartbeat(trial_id)
+
+    thread = threading.Thread(target=beat, name=f"heartbeat of trial {trial_id}", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def machine_id() -> str:
+    """Tells machines, and their restarts, from each other."""
+    try:
+        return f"{socket.gethostname()} {_BOOT_ID.read_text().strip()}"
+    except OSError:
+        return socket.gethostname()

@@ -1,0 +1,281 @@
+"""The study that workers share: who works on which trial, and what came of each.
+
+Optuna keeps the trials. Every look for work happens under one lock of the study and is derived from the trials alone,
+so that a worker may die at any point: what it left half done, the next look completes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from vispeft.errors import TrainingError
+from vispeft.sweep.directory import SweepDirectory
+from vispeft.sweep.locks import FileLock, StudyLock
+from vispeft.sweep.schema import DIRECTIONS
+from vispeft.sweep.space import Dimension
+from vispeft.sweep.storage import machine_id, open_storage, quiet, storage_url
+from vispeft.sweep.sweep import Run, Sweep
+from vispeft.training.logs import METRICS_FILE, read_metrics
+
+INDEX, SEED, OWNER, SESSION = "index", "seed", "owner", "session"
+ATTEMPTS, PROGRESS = "attempts", "progress"
+FIGURES, MESSAGE, DIRECTORY = "figures", "message", "directory"
+HOPELESS_FAILURES = 3
+# a trial whose process dies so often without getting further is given up
+_MOST_ATTEMPTS = 6
+
+
+class TrialLostError(TrainingError):
+    """Another worker has taken the trial over."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A trial that this worker works on, until it is told, released or lost.
+
+    attempt: 1 for the first time; more where its process died without getting further
+    """
+
+    trial: optuna.Trial
+    index: int
+    run: Run
+    owner: Mapping[str, str]
+    lock: FileLock
+    attempt: int
+
+    @property
+    def trial_id(self) -> int:
+        return self.trial._trial_id
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a look for work gave. claim: None where there is none; is_over: nor will there be any."""
+
+    claim: Claim | None
+    is_over: bool
+
+
+class SharedStudy:
+    """A sweep's study in its storage.
+
+    session: names the call of the command that this worker belongs to
+    """
+
+    def __init__(self, sweep: Sweep, directory: SweepDirectory, session: str) -> None:
+        url = storage_url(directory.storage_url(sweep))
+        self.sweep = sweep
+        self.directory = directory
+        self.session = session
+        self._worker = uuid.uuid4().hex
+        self.storage = open_storage(url, sweep.settings.heartbeat)
+        self._lock = StudyLock(url, sweep.study_name)
+        with self._lock.held(), quiet():
+            self.study = optuna.create_study(
+                storage=self.storage,
+                study_name=sweep.study_name,
+                directions=[DIRECTIONS[name] for name in sweep.settings.objectives],
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=_pruner(sweep.settings.pruner),
+                load_if_exists=True,
+            )
+            self.study.set_metric_names(list(sweep.settings.objectives))
+
+    def trials(self) -> dict[int, FrozenTrial]:
+        """The last trial of every run that was begun, by its index, in order."""
+        return _by_index(self.study.get_trials(deepcopy=False))
+
+    def take(self) -> Turn:
+        """The next trial for this worker: one that somebody left, or one that is not there yet."""
+        with self._lock.held(), quiet():
+            trials = self.study.get_trials(deepcopy=False)
+            self._check_hope(trials)
+            for frozen in trials:
+                if frozen.state == TrialState.RUNNING:
+                    claim = self._taken_over(frozen)
+                    if claim is not None:
+                        return Turn(claim, False)
+            claim = self._next(trials)
+            if claim is not None:
+                return Turn(claim, False)
+            done = [t for t in _by_index(self.study.get_trials(deepcopy=False)).values() if t.state.is_finished()]
+            return Turn(None, len(done) >= self.sweep.num_runs)
+
+    def tell(
+        self,
+        claim: Claim,
+        state: TrialState,
+        *,
+        values: Sequence[float] | None = None,
+        figures: Mapping[str, Any] | None = None,
+        message: str = "",
+    ) -> None:
+        """Write what came of a trial, once."""
+        with self._lock.held(), quiet():
+            self.check_own(claim)
+            claim.trial.set_user_attr(FIGURES, dict(figures or {}))
+            claim.trial.set_user_attr(MESSAGE, message)
+            self.study.tell(claim.trial, values, state)
+        claim.lock.release(remove=True)
+
+    def release(self, claim: Claim) -> None:
+        """Leave a trial to whoever comes next: stopped on purpose, it counts as no failed attempt."""
+        with self._lock.held():
+            self.check_own(claim)
+            claim.trial.set_user_attr(ATTEMPTS, 0)
+            claim.trial.set_user_attr(OWNER, None)
+        claim.lock.release()
+
+    def check_own(self, claim: Claim) -> None:
+        """Raises `TrialLostError` where another worker has the trial now."""
+        frozen = self.storage.get_trial(claim.trial_id)
+        if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != claim.owner:
+            raise TrialLostError(f"Trial {claim.index} was taken over by another worker: this one seemed dead.")
+
+    def queue_failed(self) -> int:
+        """Put every failed run back into the queue. Returns how many."""
+        with self._lock.held(), quiet():
+            failed = {index: t for index, t in self.trials().items() if t.state == TrialState.FAIL}
+            waiting = {t.user_attrs[INDEX] for t in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))}
+            for index in failed.keys() - waiting:
+                frozen = failed[index]
+                attrs = {INDEX: index, SEED: frozen.user_attrs[SEED]}
+                self.study.enqueue_trial(frozen.params, user_attrs=attrs)
+            return len(failed)
+
+    def run_of(self, frozen: FrozenTrial) -> Run:
+        """Which run a trial is."""
+        return Run(self.sweep.space.choose(lambda dimension: frozen.params[dimension.name]), frozen.user_attrs[SEED])
+
+    def _check_hope(self, trials: Sequence[FrozenTrial]) -> None:
+        own = [t for t in trials if t.user_attrs.get(SESSION) == self.session and t.state.is_finished()]
+        failed = [t for t in own if t.state == TrialState.FAIL]
+        if len(failed) >= HOPELESS_FAILURES and len(failed) == len(own):
+            raise TrainingError(
+                f"The sweep stopped, for its first {len(failed)} trials all failed; the last: "
+                f"{failed[-1].user_attrs[MESSAGE]} Mend this and give the command again with --retry-failed."
+            )
+
+    def _taken_over(self, frozen: FrozenTrial) -> Claim | None:
+        """A running trial whose worker is gone."""
+        index = frozen.user_attrs.get(INDEX)
+        owner = frozen.user_attrs.get(OWNER)
+        if index is not None and owner is not None and not self._seems_dead(frozen, owner):
+            return None
+        claim = self._claimed(optuna.Trial(self.study, frozen._trial_id), frozen)
+        if claim is None or claim.attempt <= _MOST_ATTEMPTS:
+            return claim
+        message = f"Its process died {_MOST_ATTEMPTS} times without getting further: out of memory?"
+        claim.trial.set_user_attr(FIGURES, {})
+        claim.trial.set_user_attr(MESSAGE, message)
+        self.study.tell(claim.trial, state=TrialState.FAIL)
+        claim.lock.release(remove=True)
+        return None
+
+    def _seems_dead(self, frozen: FrozenTrial, owner: Mapping[str, str]) -> bool:
+        """On this machine the owner's lock tells at once; elsewhere, signs of life do."""
+        path = self.directory.trial_lock(frozen.user_attrs[INDEX])
+        if owner["machine"] == machine_id() and owner["lock"] == str(path.resolve()) and path.exists():
+            lock = FileLock.try_hold(path)
+            if lock is None:
+                return False
+            lock.release()
+            return True
+        return frozen._trial_id in self.storage._get_stale_trial_ids(self.study._study_id)
+
+    def _next(self, trials: Sequence[FrozenTrial]) -> Claim | None:
+        """A trial that waits, or the first run that there is none of."""
+        if not any(t.state == TrialState.WAITING for t in trials):
+            known = _by_index(trials)
+            index = next((i for i in range(self.sweep.num_runs) if i not in known), None)
+            if index is None:
+                return None
+            run = self._known_run(index, known)
+            if run is not None:
+                self.study.enqueue_trial(dict(run.labels), user_attrs={INDEX: index, SEED: run.seed})
+            self.study.sampler = self._sampler(index)
+        trial = self.study.ask()
+        return self._claimed(trial, self.storage.get_trial(trial._trial_id))
+
+    def _known_run(self, index: int, known: Mapping[int, FrozenTrial]) -> Run | None:
+        """The run of an index where it is not for the sampler to choose."""
+        if self.sweep.settings.sampler == "grid":
+            return self.sweep.grid[index]
+        place = index % len(self.sweep.seeds)
+        if place == 0:
+            return None
+        return Run(self.run_of(known[index - place]).labels, self.sweep.seeds[place])
+
+    def _claimed(self, trial: optuna.Trial, frozen: FrozenTrial) -> Claim | None:
+        """Make a running trial this worker's own, whatever of it was written before; None if somebody holds it."""
+        attrs = frozen.user_attrs
+        index = attrs.get(INDEX)
+        if index is None:
+            known = self.trials()
+            index = next(i for i in itertools.count() if i not in known)
+            trial.set_user_attr(SEED, self.sweep.seeds[0])
+            trial.set_user_attr(INDEX, index)
+        path = self.directory.trial_lock(index)
+        lock = FileLock.try_hold(path)
+        if lock is None:
+            return None
+        run = Run(self.sweep.space.choose(partial(_suggested, trial)), attrs.get(SEED, self.sweep.seeds[0]))
+        self.storage.record_heartbeat(trial._trial_id)
+        progress = self._progress(index)
+        attempt = attrs.get(ATTEMPTS, 0) + 1 if progress <= attrs.get(PROGRESS, -1) else 1
+        owner = {"machine": machine_id(), "lock": str(path.resolve()), "worker": self._worker}
+        for name, value in (
+            (PROGRESS, progress),
+            (ATTEMPTS, attempt),
+            (SESSION, self.session),
+            (DIRECTORY, str(self.directory.trial(index).root)),
+            (OWNER, owner),
+        ):
+            trial.set_user_attr(name, value)
+        return Claim(trial, index, run, owner, lock, attempt)
+
+    def _progress(self, index: int) -> int:
+        """The last step that a trial's run directory knows of; 0 without one."""
+        path = self.directory.trial(index).root / METRICS_FILE
+        return max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
+
+    def _sampler(self, index: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one trial: what it proposes depends on earlier trials and this number alone."""
+        text = f"{self.sweep.settings.sampler_seed} {index}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        if self.sweep.settings.sampler == "tpe":
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
+    entry = dimension.entry
+    if entry is None:
+        return trial.suggest_categorical(dimension.name, dimension.labels)
+    if entry.is_whole:
+        step = entry.step or 1
+        high = entry.high - (entry.high - entry.low) % step
+        return trial.suggest_int(dimension.name, entry.low, high, step=step, log=entry.log)
+    return trial.suggest_float(dimension.name, entry.low, entry.high, step=entry.step, log=entry.log)
+
+
+def _by_index(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
+    found = {t.user_attrs[INDEX]: t for t in trials if INDEX in t.user_attrs}
+    return dict(sorted(found.items()))
+
+
+def _pruner(name: str) -> optuna.pruners.BasePruner:
+    if name == "median":
+        return optuna.pruners.MedianPruner()
+    if name == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner()
+    return optuna.pruners.NopPruner()

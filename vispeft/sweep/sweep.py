@@ -1,0 +1,155 @@
+"""A sweep: a configuration, what is varied in it, and the runs that this comes to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vispeft.config import Config, config_path, parse_config
+from vispeft.config.overrides import apply_overrides, parse_override
+from vispeft.config.strict_yaml import read_yaml, write_yaml
+from vispeft.errors import ConfigError
+from vispeft.sweep.schema import SweepConfig, parse_sweep
+from vispeft.sweep.space import Labels, Space, build_space, describe_point
+
+SECTION = "sweep"
+# how long and by whom a sweep is worked on may change when it goes on; what it is may not
+_MAY_CHANGE = {"trials", "workers", "heartbeat", "storage", "name"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trial: a point of the space with one seed. seed: None leaves `train.seed` as it is."""
+
+    labels: Labels
+    seed: int | None
+
+    @property
+    def title(self) -> str:
+        """Such as `adapters_x2, train.lr=0.001, seed 3`."""
+        seed = [] if self.seed is None else [f"seed {self.seed}"]
+        return ", ".join([*([describe_point(self.labels)] if self.labels else []), *seed])
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep whose every configuration has been checked.
+
+    base: the configuration as the file and the command line give it, without the section `sweep`
+    settings: that section, its name filled in
+    """
+
+    base: Mapping[str, Any]
+    settings: SweepConfig
+
+    @cached_property
+    def space(self) -> Space:
+        """What is varied."""
+        return build_space(self.settings)
+
+    @property
+    def name(self) -> str:
+        assert self.settings.name is not None
+        return self.settings.name
+
+    @property
+    def seeds(self) -> tuple[int | None, ...]:
+        """The seeds of every configuration; None for the configuration's own."""
+        return self.settings.seeds or (None,)
+
+    @cached_property
+    def grid(self) -> tuple[Run, ...]:
+        """Every run of a grid in order, the seed changing fastest."""
+        return tuple(Run(labels, seed) for labels in self.space.grid() for seed in self.seeds)
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs there will be."""
+        if self.settings.sampler == "grid":
+            return len(self.grid)
+        return (self.settings.trials or 0) * len(self.seeds)
+
+    @property
+    def identity(self) -> str:
+        """The same for sweeps that go on with each other: 10 hexadecimal digits."""
+        content = {"base": self.base, SECTION: _lasting(self.settings)}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def study_name(self) -> str:
+        """The study in the storage: the same on every machine that runs the same sweep."""
+        return f"{self.name}-{self.identity}"
+
+    def words(self, run: Run) -> list[str]:
+        """The overrides that make the configuration of a run out of the base."""
+        return [*self.space.words(run.labels), *([] if run.seed is None else [f"train.seed={run.seed}"])]
+
+    def config(self, run: Run) -> Config:
+        """The configuration of a run; an error says which run it is."""
+        try:
+            config = parse_config(self.base, self.words(run))
+        except ConfigError as error:
+            raise ConfigError(f"The sweep cannot run {run.title}: {error}") from error
+        if config.train.devices > 1:
+            raise ConfigError(
+                f"`train.devices` must be 1 in a sweep, but is {config.train.devices}. "
+                "Several GPUs work on several trials at once: use sweep.workers."
+            )
+        return config
+
+    def dump(self) -> str:
+        """YAML that `load_sweep` reads back to the same sweep."""
+        return write_yaml({**self.base, SECTION: self.settings.model_dump(mode="json", exclude_defaults=True)})
+
+    def differences(self, other: Sweep) -> list[str]:
+        """The keys that make `other` another sweep."""
+        own, theirs = {**self.base, SECTION: _lasting(self.settings)}, {**other.base, SECTION: _lasting(other.settings)}
+        return sorted(_different(own, theirs, ""))
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
+    """The sweep of a YAML file, or of a recipe by its name, with `key=value` overrides; every run of it is checked."""
+    found = config_path(path)
+    raw = apply_overrides(read_yaml(found), [parse_override(word) for word in overrides])
+    section = raw.pop(SECTION, None)
+    try:
+        if section is None:
+            raise ConfigError(
+                "there must be a section `sweep` that says what is varied. `vispeft train` trains a configuration."
+            )
+        settings = parse_sweep(section)
+        parse_config(raw)
+        name = settings.name or path.stem
+        sweep = Sweep(raw, settings.model_copy(update={"name": name}))
+        _check(sweep)
+    except ConfigError as error:
+        raise ConfigError(f"`{found}`: {error}") from error
+    return sweep
+
+
+def _check(sweep: Sweep) -> None:
+    """Every run of a grid, and the ends of every dimension of any other space, make a valid configuration."""
+    if sweep.settings.seeds is not None and "train.seed" in sweep.settings.space:
+        raise ConfigError("`sweep.seeds` and `sweep.space.train.seed` must not both be set. Keep `sweep.seeds`.")
+    runs = sweep.grid if sweep.settings.sampler == "grid" else [Run(labels, None) for labels in sweep.space.corners()]
+    for run in runs:
+        sweep.config(replace(run, seed=sweep.seeds[0]) if run.seed is None else run)
+
+
+def _lasting(settings: SweepConfig) -> dict[str, Any]:
+    dumped = settings.model_dump(mode="json", exclude_defaults=True)
+    return {key: value for key, value in dumped.items() if key not in _MAY_CHANGE}
+
+
+def _different(first: Any, second: Any, prefix: str) -> list[str]:
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return [] if first == second else [prefix]
+    found = []
+    for key in first.keys() | second.keys():
+        found += _different(first.get(key), second.get(key), f"{prefix}.{key}" if prefix else key)
+    return found

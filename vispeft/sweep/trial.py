@@ -1,0 +1,193 @@
+"""One trial: an ordinary run, which reports on its way and may be pruned."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.trial import TrialState
+
+from vispeft.assemble import DataSets, RunDirectory, read_sets, train_run
+from vispeft.config import Config
+from vispeft.errors import TrainingError, VispeftError
+from vispeft.sweep.storage import beating
+from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
+from vispeft.training.logs import METRICS_FILE, read_metrics
+
+PRUNED_BY = "segm/AP"
+
+
+class TrialPrunedError(TrainingError):
+    """The pruner sees no hope in the trial."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended. state: COMPLETE, PRUNED, FAIL, or None where it was interrupted and is to go on later.
+
+    figures: of a complete trial `segm/AP`, `trainable_params`, ...; of a pruned one its evaluations' best
+    """
+
+    state: TrialState | None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+class SharedSets:
+    """Data sets that trials of one process share: read once for each pair of annotation files and folders."""
+
+    def __init__(self) -> None:
+        self._sets: dict[str, DataSets] = {}
+
+    def of(self, config: Config) -> DataSets:
+        """The data sets that a configuration names."""
+        key = config.data.train.model_dump_json() + config.data.val.model_dump_json()
+        if key not in self._sets:
+            self._sets[key] = read_sets(config)
+        return self._sets[key]
+
+
+def run_trial(shared: SharedStudy, claim: Claim, sets: SharedSets, *, shows_progress: bool) -> Outcome:
+    """Train the run of a claim, from its checkpoint where there is one, and tell the study what came of it."""
+    directory = shared.directory.trial(claim.index)
+    log_path = shared.directory.trial_log(claim.index)
+    with beating(shared.storage, claim.trial_id), _log_of(log_path, is_used=not shows_progress):
+        try:
+            outcome = _trained(shared, claim, directory, sets)
+        except TrialLostError:
+            claim.lock.release()
+            raise
+        except TrialPrunedError as error:
+            outcome = Outcome(TrialState.PRUNED, _best_on_the_way(directory), str(error))
+        except KeyboardInterrupt:
+            outcome = Outcome(None)
+        # one trial's failure, of whatever kind, is not the sweep's
+        except Exception as error:
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            with log_path.open("a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            outcome = Outcome(TrialState.FAIL, message=_said(error))
+    _tell(shared, claim, outcome)
+    _release_memory()
+    return outcome
+
+
+def _trained(shared: SharedStudy, claim: Claim, directory: RunDirectory, sets: SharedSets) -> Outcome:
+    config = shared.sweep.config(claim.run)
+    is_begun = directory.config.is_file()
+    if is_begun:
+        _report(claim, directory)
+        _prune_if_hopeless(shared, claim)
+    result = train_run(
+        config,
+        directory,
+        resume=is_begun,
+        sets=sets.of(config),
+        on_evaluation=partial(_evaluated, shared, claim, directory),
+    )
+    if result.summary is None:
+        return Outcome(None)
+    return Outcome(TrialState.COMPLETE, figures_of(result.summary))
+
+
+def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What a sweep keeps of a run's summary.json."""
+    masks = {f"segm/{name}": value for name, value in summary["segm"].items()}
+    boxes = {f"bbox/{name}": value for name, value in summary["bbox"].items()}
+    costs = {
+        name: summary[name]
+        for name in (
+            *("trainable_params", "trainable_percent", "adapter_bytes"),
+            *("steps", "best_step", "train_seconds", "evaluate_seconds", "peak_memory_bytes"),
+        )
+    }
+    return {**masks, **boxes, **costs}
+
+
+def _tell(shared: SharedStudy, claim: Claim, outcome: Outcome) -> None:
+    if outcome.state is None:
+        shared.release(claim)
+        return
+    values = None
+    if outcome.state == TrialState.COMPLETE:
+        values = [float(outcome.figures[name]) for name in shared.sweep.settings.objectives]
+    shared.tell(claim, outcome.state, values=values, figures=outcome.figures, message=outcome.message)
+
+
+def _evaluated(
+    shared: SharedStudy, claim: Claim, directory: RunDirectory, step: int, figures: Mapping[str, float]
+) -> None:
+    """After each evaluation: is the trial still ours, and is it worth going on?"""
+    shared.check_own(claim)
+    _report(claim, directory)
+    if step < (directory.load_config().train.steps or 0):
+        _prune_if_hopeless(shared, claim)
+
+
+def _report(claim: Claim, directory: RunDirectory) -> None:
+    """Tell the study every evaluation that it does not know yet. With several objectives Optuna takes none."""
+    if len(claim.trial.study.directions) > 1:
+        return
+    known = claim.trial.storage.get_trial(claim.trial_id).intermediate_values
+    for step, value in _evaluations(directory).items():
+        if step not in known:
+            claim.trial.report(value, step)
+
+
+def _prune_if_hopeless(shared: SharedStudy, claim: Claim) -> None:
+    if shared.sweep.settings.pruner != "none" and claim.trial.should_prune():
+        raise TrialPrunedError(f"stopped early by the {shared.sweep.settings.pruner} pruner")
+
+
+def _evaluations(directory: RunDirectory) -> dict[int, float]:
+    """Step to mask AP, of the evaluations that metrics.jsonl holds."""
+    path = directory.root / METRICS_FILE
+    lines = read_metrics(path) if path.is_file() else []
+    found = {line["step"]: line.get(PRUNED_BY) for line in lines if line["split"] == "val"}
+    return {step: value for step, value in found.items() if value is not None}
+
+
+def _best_on_the_way(directory: RunDirectory) -> dict[str, float]:
+    """The figures of the best evaluation of a run that was not finished."""
+    lines = [line for line in read_metrics(directory.root / METRICS_FILE) if line["split"] == "val"]
+    best = max(lines, key=lambda line: line[PRUNED_BY], default={})
+    figures = {name: value for name, value in best.items() if "/" in name and value is not None}
+    return {**figures, **({"best_step": best["step"]} if best else {})}
+
+
+@contextlib.contextmanager
+def _log_of(path: Path, *, is_used: bool) -> Iterator[None]:
+    """Within, what is said on standard error goes to a file."""
+    if not is_used:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
+        yield
+
+
+def _said(error: Exception) -> str:
+    """An error in one message, as the command line would say it."""
+    if isinstance(error, VispeftError):
+        return str(error)
+    first_line = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _release_memory() -> None:
+    """Give back what a trial held, so that the next one's peak is its own."""
+    gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
