@@ -31,7 +31,7 @@ ATTEMPTS, PROGRESS = "attempts", "progress"
 FIGURES, MESSAGE, DIRECTORY = "figures", "message", "directory"
 HOPELESS_FAILURES = 3
 # a trial whose process dies so often without getting further is given up
-_MOST_ATTEMPTS = 6
+_MOST_ATTEMPTS = 10
 
 
 class TrialLostError(TrainingError):
@@ -202,7 +202,6 @@ class SharedStudy:
             run = self._known_run(index, known)
             if run is not None:
                 self.study.enqueue_trial(dict(run.labels), user_attrs={INDEX: index, SEED: run.seed})
-            self.study.sampler = self._sampler(index)
         trial = self.study.ask()
         return self._claimed(trial, self.storage.get_trial(trial._trial_id))
 
@@ -224,15 +223,25 @@ class SharedStudy:
             index = next(i for i in itertools.count() if i not in known)
             trial.set_user_attr(SEED, self.sweep.seeds[0])
             trial.set_user_attr(INDEX, index)
-        path = self.directory.trial_lock(index)
-        lock = FileLock.try_hold(path)
+        lock = FileLock.try_hold(self.directory.trial_lock(index))
         if lock is None:
             return None
-        run = Run(self.sweep.space.choose(partial(_suggested, trial)), attrs.get(SEED, self.sweep.seeds[0]))
+        try:
+            run = Run(
+                self.sweep.space.choose(partial(self._suggested, trial, index)), attrs.get(SEED, self.sweep.seeds[0])
+            )
+            return self._owned(trial, index, run, lock, attrs)
+        except BaseException:
+            lock.release()
+            raise
+
+    def _owned(self, trial: optuna.Trial, index: int, run: Run, lock: FileLock, attrs: Mapping[str, Any]) -> Claim:
+        """Write into a trial whose it is. attrs: what was written in it before; the owner comes last."""
         self.storage.record_heartbeat(trial._trial_id)
         progress = self._progress(index)
         attempt = attrs.get(ATTEMPTS, 0) + 1 if progress <= attrs.get(PROGRESS, -1) else 1
-        owner = {"machine": machine_id(), "lock": str(path.resolve()), "worker": self._worker}
+        place = str(self.directory.trial_lock(index).resolve())
+        owner = {"machine": machine_id(), "lock": place, "worker": self._worker}
         for name, value in (
             (PROGRESS, progress),
             (ATTEMPTS, attempt),
@@ -248,24 +257,25 @@ class SharedStudy:
         path = self.directory.trial(index).root / METRICS_FILE
         return max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
 
-    def _sampler(self, index: int) -> optuna.samplers.BaseSampler:
-        """The sampler of one trial: what it proposes depends on earlier trials and this number alone."""
-        text = f"{self.sweep.settings.sampler_seed} {index}"
+    def _suggested(self, trial: optuna.Trial, index: int, dimension: Dimension) -> Any:
+        """The label of a dimension: as it was written before, or as the sampler chooses it."""
+        self.study.sampler = self._sampler(index, dimension)
+        entry = dimension.entry
+        if entry is None:
+            return trial.suggest_categorical(dimension.name, dimension.labels)
+        if entry.is_whole:
+            step = entry.step or 1
+            high = entry.high - (entry.high - entry.low) % step
+            return trial.suggest_int(dimension.name, entry.low, high, step=step, log=entry.log)
+        return trial.suggest_float(dimension.name, entry.low, entry.high, step=entry.step, log=entry.log)
+
+    def _sampler(self, index: int, dimension: Dimension) -> optuna.samplers.BaseSampler:
+        """The sampler of one choice, which depends on earlier trials and this place alone: a restart repeats it."""
+        text = f"{self.sweep.settings.sampler_seed} {index} {dimension.name}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         if self.sweep.settings.sampler == "tpe":
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _suggested(trial: optuna.Trial, dimension: Dimension) -> Any:
-    entry = dimension.entry
-    if entry is None:
-        return trial.suggest_categorical(dimension.name, dimension.labels)
-    if entry.is_whole:
-        step = entry.step or 1
-        high = entry.high - (entry.high - entry.low) % step
-        return trial.suggest_int(dimension.name, entry.low, high, step=step, log=entry.log)
-    return trial.suggest_float(dimension.name, entry.low, entry.high, step=entry.step, log=entry.log)
 
 
 def _by_index(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
