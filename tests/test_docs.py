@@ -17,9 +17,13 @@ from vispeft.config.strict_yaml import parse_yaml
 from vispeft.models import bundled_path
 from vispeft.models.roles import FAMILIES, MASK_DINO
 from vispeft.peft import METHODS
+from vispeft.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "docs/methods.md", "docs/data.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "docs/methods.md", "docs/data.md"),
+    "docs/sweeps.md",
+)
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
 ROLES = {*MASK_DINO, *(f"encoder.{role}" for family in FAMILIES.values() for role in family)}
 FILE_ENDINGS = (".yaml", ".json", ".png", ".safetensors")
@@ -68,10 +72,14 @@ def slugs(page: str) -> set[str]:
 
 @pytest.mark.parametrize("line", list(command_lines()))
 def test_commands__parse_and_their_overrides_validate(line: str) -> None:
-    params = parsed(shlex.split(line, comments=True)[1:])
+    words = shlex.split(line, comments=True)[1:]
+    is_sweep = words[0] == "sweep"
+    params = parsed(words)
     overrides = list(params.get("overrides") or [])
     config = params.get("config")
-    if config is not None and config.parts[0] == "configs":
+    if is_sweep:
+        load_sweep(ROOT / params["config"], overrides)
+    elif config is not None and config.parts[0] == "configs":
         load_config(ROOT / config, overrides)
     else:
         parse_config({}, overrides)
@@ -108,9 +116,14 @@ def test_keys__in_running_text_exist() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_configurations__validate(page: str) -> None:
-    for block in blocks(page, "yaml"):
-        parse_config(parse_yaml(block, page))
+def test_configurations__validate(page: str, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page, "yaml")):
+        path = tmp_path / f"block_{number}.yaml"
+        path.write_text(block)
+        if "sweep" in parse_yaml(block, page):
+            load_sweep(path)
+        else:
+            load_config(path)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *RECIPES])
