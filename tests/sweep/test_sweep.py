@@ -44,6 +44,8 @@ def test_identity__depends_on_what_a_sweep_is_and_not_on_who_works_on_it(folder:
     other = load_sweep(path, ["train.steps=9", "sweep.pruner=asha"])
     assert other.identity != one.identity
     assert one.differences(other) == ["sweep.pruner", "train.steps"]
+    elsewhere = load_sweep(path, ["sweep.storage='sqlite:///other.db'"])
+    assert (elsewhere.identity, one.differences(elsewhere)) == (one.identity, ["sweep.storage"])
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,19 @@ def test_run_sweep__tpe_with_conditions(folder: Any) -> None:
     assert all(("train.lr" in row.run.labels) == (row.run.labels["variant"] == "class") for row in rows)
     resolved = [yaml.safe_load((Path(row.directory) / "config.yaml").read_text()) for row in rows]
     assert [one["train"]["lr"] for one in resolved] == [row.run.labels.get("train.lr", 1e-3) for row in rows]
+
+
+def test_run_sweep__a_storage_that_fails_costs_no_trial(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    from vispeft.sweep.study import SharedStudy
+
+    def away(shared: SharedStudy, claim: Any) -> None:
+        raise OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+
+    section = {"space": {"train.lr": [1e-3, 1e-2]}}
+    with monkeypatch.context() as patch:
+        patch.setattr(SharedStudy, "check_own", away)
+        with pytest.raises(TrainingError, match=r"storage failed: .*server closed the connection.* same command goes on"):
+            swept(folder, section)
+    assert [row.state for row in swept(folder, section).results.rows] == ["complete"] * 2

@@ -61,6 +61,8 @@ def _show(result: SweepResult) -> None:
     if failed:
         say(f"{failed} of {len(results.rows)} trials failed; their logs stand in {result.directory.root}/logs.")
     console().print(_conclusion(results, result.directory.root))
+    if results.best is None:
+        raise typer.Exit(1)
 
 
 def _conclusion(results: Results, root: Path) -> str:

@@ -85,7 +85,7 @@ def _found(sweep: Sweep) -> SweepDirectory | None:
 
 def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
     try:
-        return load_sweep(directory.sweep).identity == sweep.identity
+        return not load_sweep(directory.sweep).differences(sweep)
     except ConfigError:
         # written by another version, or by hand
         return False

@@ -17,6 +17,7 @@ from vispeft.errors import ConfigError, TrainingError
 _BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 # a worker elsewhere that missed so many signs of life is given up
 MISSED_BEATS = 4
+STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -58,7 +59,7 @@ def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages
         raise TrainingError(
             f"`sweep.storage` {shown(url)} needs a driver that is not installed: pip install 'vispeft[postgresql]'."
         ) from error
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+    except (*STORAGE_ERRORS, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"`sweep.storage` {shown(url)} cannot be opened: {reason}") from error
 
@@ -87,7 +88,7 @@ def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None
     def beat() -> None:
         while not is_over.wait(seconds):
             # a server that is away for a moment costs a beat, not the trial
-            with contextlib.suppress(sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError):
+            with contextlib.suppress(*STORAGE_ERRORS):
                 storage.record_heartbeat(trial_id)
 
     thread = threading.Thread(target=beat, name=f"heartbeat of trial {trial_id}", daemon=True)

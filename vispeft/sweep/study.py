@@ -120,11 +120,15 @@ class SharedStudy:
         message: str = "",
     ) -> None:
         """Write what came of a trial, once."""
-        with self._lock.held(), quiet():
-            self.check_own(claim)
-            claim.trial.set_user_attr(FIGURES, dict(figures or {}))
-            claim.trial.set_user_attr(MESSAGE, message)
-            self.study.tell(claim.trial, values, state)
+        try:
+            with self._lock.held(), quiet():
+                self.check_own(claim)
+                claim.trial.set_user_attr(FIGURES, dict(figures or {}))
+                claim.trial.set_user_attr(MESSAGE, message)
+                self.study.tell(claim.trial, values, state)
+        except BaseException:
+            claim.lock.release()
+            raise
         claim.lock.release(remove=True)
 
     def release(self, claim: Claim) -> None:

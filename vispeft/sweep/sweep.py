@@ -18,8 +18,8 @@ from vispeft.sweep.schema import SweepConfig, parse_sweep
 from vispeft.sweep.space import Labels, Space, build_space, describe_point
 
 SECTION = "sweep"
-# how long and by whom a sweep is worked on may change when it goes on; what it is may not
-_MAY_CHANGE = {"trials", "workers", "heartbeat", "storage", "name"}
+# how long, by whom and where a sweep is worked on may change when it goes on; what it is may not
+_MAY_CHANGE = {"trials", "workers", "heartbeat", "storage"}
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,10 @@ class Sweep:
         return write_yaml({**self.base, SECTION: self.settings.model_dump(mode="json", exclude_defaults=True)})
 
     def differences(self, other: Sweep) -> list[str]:
-        """The keys that make `other` another sweep."""
+        """The keys that make `other` another sweep, or one of another study."""
         own, theirs = {**self.base, SECTION: _lasting(self.settings)}, {**other.base, SECTION: _lasting(other.settings)}
-        return sorted(_different(own, theirs, ""))
+        moved = ["sweep.storage"] if self.settings.storage != other.settings.storage else []
+        return sorted([*_different(own, theirs, ""), *moved])
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:

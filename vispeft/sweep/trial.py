@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from vispeft.assemble import DataSets, RunDirectory, read_sets, train_run
 from vispeft.config import Config
 from vispeft.errors import TrainingError, VispeftError
-from vispeft.sweep.storage import beating
+from vispeft.sweep.storage import STORAGE_ERRORS, beating
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
 from vispeft.training.logs import METRICS_FILE, read_metrics
 
@@ -63,7 +63,8 @@ def run_trial(shared: SharedStudy, claim: Claim, sets: SharedSets, *, shows_prog
     with beating(shared.storage, claim.trial_id), _log_of(log_path, is_used=not shows_progress):
         try:
             outcome = _trained(shared, claim, directory, sets)
-        except TrialLostError:
+        # the trial is somebody else's now, or will be
+        except (TrialLostError, *STORAGE_ERRORS):
             claim.lock.release()
             raise
         except TrialPrunedError as error:

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from vispeft.errors import TrainingError
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.results import Results, collect, write_results
+from vispeft.sweep.storage import STORAGE_ERRORS
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
 from vispeft.sweep.sweep import Sweep
 from vispeft.sweep.trial import Outcome, SharedSets, run_trial
@@ -79,6 +80,11 @@ def work(shared: SharedStudy, say: Say) -> bool:
                     time.sleep(_SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
             return True
+        except STORAGE_ERRORS as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise TrainingError(
+                f"The study's storage failed: {reason} Nothing is lost: the same command goes on."
+            ) from error
 
 
 def work_as_child(sweep: Sweep, directory: SweepDirectory, say: Say) -> bool:
@@ -130,7 +136,7 @@ def _greet(shared: SharedStudy, say: Say) -> None:
     total = shared.sweep.num_runs
     where = f"{shared.directory.root}, study {shared.sweep.study_name}"
     if done >= total:
-        say(f"Sweep {where}: all {total} trials are done. Another --out begins anew.")
+        say(f"Sweep {where}: all {total} trials are done. Another `sweep.name` begins anew.")
     elif done:
         say(f"Sweep {where}: going on, {done} of {total} trials are done")
     else:
