@@ -58,6 +58,7 @@ def test_identity__depends_on_what_a_sweep_is_and_not_on_who_works_on_it(folder:
         ({"space": {'peft.deltas."@encoder.qkv".rnk': [1]}}, r"rnk` is not an option of lora"),
         ({"space": {"train.lrr": {"low": 0.1, "high": 1.0}}, "sampler": "tpe", "trials": 2}, "nearest is `train.lr`"),
         ({"space": {"train.lr": {"low": -1.0, "high": 1.0}}, "sampler": "tpe", "trials": 2}, "must be above 0"),
+        ({"space": {"train.lr": [1]}, "storage": "mysql://x/y"}, r"`sweep\.storage` must be sqlite"),
         ({"space": {"train.devices": [1, 2]}}, "`train.devices` must be 1 in a sweep, but is 2"),
         ({"space": {"train.seed": [1, 2]}, "seeds": [1]}, r"`sweep\.seeds` and `sweep\.space\.train\.seed`"),
     ],

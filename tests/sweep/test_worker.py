@@ -168,6 +168,8 @@ def test_run_sweep__a_storage_that_fails_costs_no_trial(folder: Any, monkeypatch
     section = {"space": {"train.lr": [1e-3, 1e-2]}}
     with monkeypatch.context() as patch:
         patch.setattr(SharedStudy, "check_own", away)
-        with pytest.raises(TrainingError, match=r"storage failed: .*server closed the connection.* same command goes on"):
+        with pytest.raises(
+            TrainingError, match=r"storage failed: .*server closed the connection.* same command goes on"
+        ):
             swept(folder, section)
     assert [row.state for row in swept(folder, section).results.rows] == ["complete"] * 2

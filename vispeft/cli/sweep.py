@@ -34,7 +34,15 @@ def sweep(
     configs/sweep_adapters_per_block.yaml data.train.annotations=train.json data.train.images=images
     data.val.annotations=val.json data.val.images=images train.steps=200
     """
-    from vispeft.sweep import SweepDirectory, is_child, load_sweep, open_sweep_directory, run_sweep, work_as_child
+    from vispeft.sweep import (
+        SweepDirectory,
+        check_plans,
+        is_child,
+        load_sweep,
+        open_sweep_directory,
+        run_sweep,
+        work_as_child,
+    )
 
     words = checked_words(overrides)
     loaded = load_sweep(config, words)
@@ -42,6 +50,7 @@ def sweep(
         if work_as_child(loaded, SweepDirectory(out), say):
             raise typer.Exit(INTERRUPTED)
         return
+    check_plans(loaded)
     directory = open_sweep_directory(loaded, out)
     result = run_sweep(loaded, directory, say, retries_failed=retry_failed)
     if result.is_interrupted:
@@ -72,7 +81,7 @@ def _conclusion(results: Results, root: Path) -> str:
     figures = ", ".join(f"{name} {value:.4g}" for name, value in results.best.means.items())
     seeds = f", means over {len(rows)} seeds" if len(rows) > 1 else ""
     is_front = len(results.best.means) > 1
-    first = f"{len(results.front)} configurations stand on the Pareto front, first " if is_front else "Best: "
+    first = f"On the Pareto front: {len(results.front)}; first " if is_front else "Best: "
     return f"{first}{results.best.title} ({figures}{seeds}). Train it by: vispeft train {root}/best.yaml"
 
 

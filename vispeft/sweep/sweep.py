@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vispeft.config.strict_yaml import read_yaml, write_yaml
 from vispeft.errors import ConfigError
 from vispeft.sweep.schema import SweepConfig, parse_sweep
 from vispeft.sweep.space import Labels, Space, build_space, describe_point
+from vispeft.sweep.storage import storage_url
 
 SECTION = "sweep"
 # how long, by whom and where a sweep is worked on may change when it goes on; what it is may not
@@ -66,6 +67,13 @@ class Sweep:
     def grid(self) -> tuple[Run, ...]:
         """Every run of a grid in order, the seed changing fastest."""
         return tuple(Run(labels, seed) for labels in self.space.grid() for seed in self.seeds)
+
+    @property
+    def samples(self) -> Sequence[Run]:
+        """Every run of a grid; of any other space, runs in which all values and both ends of all ranges occur."""
+        if self.settings.sampler == "grid":
+            return self.grid
+        return [Run(labels, self.seeds[0]) for labels in self.space.corners()]
 
     @property
     def num_runs(self) -> int:
@@ -137,9 +145,10 @@ def _check(sweep: Sweep) -> None:
     """Every run of a grid, and the ends of every dimension of any other space, make a valid configuration."""
     if sweep.settings.seeds is not None and "train.seed" in sweep.settings.space:
         raise ConfigError("`sweep.seeds` and `sweep.space.train.seed` must not both be set. Keep `sweep.seeds`.")
-    runs = sweep.grid if sweep.settings.sampler == "grid" else [Run(labels, None) for labels in sweep.space.corners()]
-    for run in runs:
-        sweep.config(replace(run, seed=sweep.seeds[0]) if run.seed is None else run)
+    if sweep.settings.storage is not None:
+        storage_url(sweep.settings.storage)
+    for run in sweep.samples:
+        sweep.config(run)
 
 
 def _lasting(settings: SweepConfig) -> dict[str, Any]:

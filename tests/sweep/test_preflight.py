@@ -1,0 +1,17 @@
+from typing import Any
+
+import pytest
+
+from vispeft.errors import ConfigError
+from vispeft.sweep import check_plans
+
+
+def test_check_plans__names_the_run_whose_pattern_matches_nothing(folder: Any) -> None:
+    sweep = folder.sweep({"variants": {"good": {}, "bad": {"peft.train": ["decoder.layr"]}}})
+    with pytest.raises(ConfigError, match=r"The sweep cannot run bad: .*decoder\.layr"):
+        check_plans(sweep)
+
+
+def test_check_plans__builds_each_model_once(folder: Any) -> None:
+    sweep = folder.sweep({"space": {"train.lr": [1e-3, 1e-2], "model.image_size": [32, 64]}, "seeds": [1, 2, 3]})
+    assert check_plans(sweep) == 2

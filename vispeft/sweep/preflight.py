@@ -1,0 +1,26 @@
+"""What can be known before the first trial: every model of a sweep can be built, every pattern finds its sites."""
+
+from __future__ import annotations
+
+from vispeft.assemble.models import attach, build_base, complete
+from vispeft.config import Config
+from vispeft.errors import ConfigError, VispeftError
+from vispeft.sweep.sweep import Run, Sweep
+
+# a model is built for each; a wrong pattern shows in the first ones
+_MOST_PLANS = 100
+
+
+def check_plans(sweep: Sweep) -> int:
+    """Attach each plan of the sweep to its model, without weights. Returns how many there are."""
+    plans: dict[str, tuple[Run, Config]] = {}
+    for run in sweep.samples:
+        config = sweep.config(run)
+        plans.setdefault(config.model.model_dump_json() + config.peft.model_dump_json(), (run, config))
+    for run, config in list(plans.values())[:_MOST_PLANS]:
+        try:
+            model = build_base(complete(config, num_images=1), num_classes=1, with_weights=False)
+            attach(model, config.peft)
+        except VispeftError as error:
+            raise ConfigError(f"The sweep cannot run {run.title}: {error}") from error
+    return len(plans)
