@@ -47,6 +47,7 @@ DOMAINS: dict[str, Domain] = {
     "camouflage": Domain(TARGET_NAMES, TARGETS["camouflage"], scanned),
     "dotted": Domain(TARGET_NAMES, TARGETS["dotted"], scanned),
     "inverted": Domain(TARGET_NAMES, TARGETS["inverted"], scanned),
+    "night": Domain(TARGET_NAMES, TARGETS["night"], scanned),
 }
 
 MIN_VISIBLE_PIXELS = 10

@@ -5,6 +5,7 @@ hatched: line texture whose direction, not brightness, tells object from ground
 neon: thin glowing outlines around see-through bodies
 camouflage: blotches of the ground's own colours, cut along the outline
 inverted: the ground's own negative inside the outline
+night: coloured bodies on rough ground, an eighth as bright as by day and all in one tint
 dotted: everything is dots; the hue of the dots tells (as in colour vision plates)
 """
 
@@ -132,12 +133,30 @@ def _inverted(rng: np.random.Generator, height: int, width: int) -> Canvas:
     return canvas
 
 
+def _night(rng: np.random.Generator, height: int, width: int) -> Canvas:
+    dark = colour(rng, (0, 0.6), (0.1, 0.7))
+    ground = blend(texture(rng, height, width), dark, near(rng, dark, 0.2))
+    canvas = Canvas(ground.copy())
+    for contours, shape, label in _layout(rng, canvas):
+        body = colour(rng, (0, 1), (0.1, 1))
+        while np.abs(body - dark).sum() < 0.6:
+            body = colour(rng, (0, 1), (0.1, 1))
+        h, w = shape.alpha.shape
+        canvas.lay(shape, blend(texture(rng, h, w), body, near(rng, body, 0.15)))
+        canvas.outline(contours, body * np.float32(0.8), 1)
+        canvas.claim(shape, label)
+    tint = np.array([0.55, 1.0, 0.75], np.float32)
+    canvas.image = np.asarray(np.float32(0.025) + np.float32(0.12) * tint * canvas.image, np.float32)
+    return canvas
+
+
 TARGETS: dict[str, Callable[[np.random.Generator, int, int], Canvas]] = {
     "hatched": _hatched,
     "neon": _neon,
     "camouflage": _camouflage,
     "dotted": _dotted,
     "inverted": _inverted,
+    "night": _night,
 }
 
 
