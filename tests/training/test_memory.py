@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vispeft.training.memory import keep_freed_memory, memory_bytes, peak_memory_bytes, reset_peak_memory
+from vispeft.training.memory import (
+    keep_freed_memory,
+    memory_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 
 CPU = torch.device("cpu")
 
@@ -41,3 +46,15 @@ def test_memory_bytes__is_known_on_linux() -> None:
 def test_keep_freed_memory__says_whether_it_did() -> None:
     assert keep_freed_memory() in (True, False)
     assert torch.ones(1000).sum() == 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory in use is known on Linux only")
+def test_release_memory__gives_back_what_an_allocator_kept() -> None:
+    # in a process of its own, whose allocator keeps everything that is freed
+    code = (
+        "import torch; from vispeft.training.memory import *; cpu = torch.device('cpu'); keep_freed_memory();"
+        "held = [torch.ones(2**18) for _ in range(64)]; pin = torch.ones(2**18); del held; before = memory_bytes(cpu);"
+        "release_memory(); print(before - memory_bytes(cpu))"
+    )
+    given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(given) >= 48 * 2**20

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from optuna.trial import TrialState
 
 from vispeft.assemble import DataSets, RunDirectory, read_sets, train_run
@@ -22,6 +18,7 @@ from vispeft.errors import TrainingError, VispeftError
 from vispeft.sweep.storage import STORAGE_ERRORS, beating
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
 from vispeft.training.logs import METRICS_FILE, read_metrics
+from vispeft.training.memory import release_memory
 
 PRUNED_BY = "segm/AP"
 
@@ -78,7 +75,7 @@ def run_trial(shared: SharedStudy, claim: Claim, sets: SharedSets, *, shows_prog
                 traceback.print_exc(file=log)
             outcome = Outcome(TrialState.FAIL, message=_said(error))
     _tell(shared, claim, outcome)
-    _release_memory()
+    release_memory()
     return outcome
 
 
@@ -182,13 +179,3 @@ def _said(error: Exception) -> str:
         return str(error)
     first_line = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first_line}"
-
-
-def _release_memory() -> None:
-    """Give back what a trial held, so that the next one's peak is its own."""
-    gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
