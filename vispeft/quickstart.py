@@ -36,11 +36,11 @@ class QuickstartSettings:
     image_size: side of the images and of the network input in pixels
     """
 
-    domain: str = "inverted"
+    domain: str = "night"
     num_train: int = 60
     num_val: int = 40
     image_size: int = 128
-    steps: int = 120
+    steps: int = 200
     batch_size: int = 4
     seed: int = 1
 
