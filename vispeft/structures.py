@@ -67,9 +67,46 @@ class Batch:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def inputs(self) -> Tensor:
+        """What a model is called with."""
+        return self.images
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """H and W."""
+        return self.images.shape[-2], self.images.shape[-1]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on `device`."""
         return Batch(self.images.to(device, non_blocking=True), tuple(t.to(device) for t in self.targets), self.metas)
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """A batch of which a model's frozen front has done its part: what that gave stands for the images.
+
+    features: each [B, ...], as `vispeft.models.cut.Front` gives and `Rest` takes them
+    padded_size: H and W of the images
+    """
+
+    features: tuple[Tensor, ...]
+    targets: tuple[Targets, ...]
+    metas: tuple[ImageMeta, ...]
+    padded_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.metas)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the rest of the model is called with."""
+        return self.features
+
+    def to(self, device: torch.device | str) -> FeatureBatch:
+        """The same batch on `device`."""
+        features = tuple(feature.to(device, non_blocking=True) for feature in self.features)
+        return FeatureBatch(features, tuple(t.to(device) for t in self.targets), self.metas, self.padded_size)
 
 
 @dataclass(frozen=True)
