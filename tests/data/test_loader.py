@@ -29,6 +29,18 @@ def assert_equal(left: list[Batch], right: list[Batch]) -> None:
             assert torch.equal(a.masks, b.masks)
 
 
+def test_build_loader__repeats_fixed_variants(dataset: InstanceDataset) -> None:
+    options = {"batch_size": len(dataset), "training": True, "steps": 4, "variants": 2, **STATISTICS}
+
+    def images(batch: Batch) -> dict[int, torch.Tensor]:
+        return {meta.image_id: image for meta, image in zip(batch.metas, batch.images, strict=True)}
+
+    first, second, third, fourth = map(images, build_loader(dataset, **options))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], third[key]) and torch.equal(second[key], fourth[key]) for key in first)
+    assert not all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_build_loader__gives_the_same_batches_for_any_workers_and_start(dataset: InstanceDataset) -> None:
     options = {"batch_size": 3, "training": True, "steps": 6, **STATISTICS}
     whole = list(build_loader(dataset, **options))

@@ -24,6 +24,15 @@ def test_epoch_order__draws_each_image_its_share() -> None:
     assert counts[1] / 400 == pytest.approx(2.25, abs=0.06)
 
 
+def test_train_batches__draw_fixed_variants_in_turn() -> None:
+    anew = TrainBatches(np.ones(4), 2, 9, 0, 7, 0, 1)
+    fixed = TrainBatches(np.ones(4), 2, 9, 0, 7, 0, 1, variants=3)
+    # the same images in the same order; two batches make an epoch
+    assert [[draw.index for draw in batch] for batch in fixed] == [[draw.index for draw in batch] for batch in anew]
+    assert [{draw.number for draw in batch} for batch in fixed] == [{n} for n in (0, 0, 1, 1, 2, 2, 0, 0, 1)]
+    assert list(TrainBatches(np.ones(4), 2, 9, 5, 7, 0, 1, variants=3)) == list(fixed)[5:]
+
+
 @pytest.mark.parametrize("start", [1, 5, 19])
 def test_train_batches__resume_exactly(start: int) -> None:
     assert batches(20, start) == batches(20)[start:]

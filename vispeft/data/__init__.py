@@ -3,7 +3,7 @@
 from vispeft.data.coco import read_coco
 from vispeft.data.collate import collate
 from vispeft.data.dataset import Draw, InstanceDataset, Sample
-from vispeft.data.loader import Loader, build_loader
+from vispeft.data.loader import Loader, build_loader, draw_loader, eval_draws, train_draws
 from vispeft.data.problems import CheckReport, Problem
 from vispeft.data.sampling import repeat_factors
 from vispeft.data.sets import Annotation, Category, CocoSet, ImageEntry, match_categories, to_annotations
@@ -26,8 +26,11 @@ __all__ = [
     "Transform",
     "build_loader",
     "collate",
+    "draw_loader",
+    "eval_draws",
     "match_categories",
     "read_coco",
     "repeat_factors",
     "to_annotations",
+    "train_draws",
 ]

@@ -19,7 +19,7 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One use of an image. index: place in the set; number: which draw of the run, so that each is augmented anew."""
+    """One use of an image. index: place in the set; number: of its augmentation, a new one each time or one of a few."""
 
     index: int
     number: int = 0

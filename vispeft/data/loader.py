@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from vispeft.data.collate import collate
 from vispeft.data.dataset import Draw, InstanceDataset, Sample
-from vispeft.data.sampling import BALANCE_THRESHOLD, EvalBatches, TrainBatches, repeat_factors
+from vispeft.data.sampling import BALANCE_THRESHOLD, Draws, EvalBatches, TrainBatches, repeat_factors
+from vispeft.data.sets import CocoSet
 from vispeft.errors import ConfigError, DataError, VispeftError
 from vispeft.structures import Batch
 
@@ -57,6 +58,7 @@ def build_loader(
     seed: int = 0,
     steps: int = 0,
     start_step: int = 0,
+    variants: int | None = None,
     sampler: Sampler = "shuffle",
     balance_threshold: float = BALANCE_THRESHOLD,
     size_divisor: int = 1,
@@ -69,19 +71,72 @@ def build_loader(
     training: True gives the batches of steps `start_step` to `steps` out of an endless shuffled stream, so a run that
     resumes sees exactly what it would have seen; False gives every image once, in order, and ignores both
     workers: processes that prepare batches ahead; 0 prepares them in this process
+    variants: fixed augmentations of each image that training draws from; None: every draw is augmented anew
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0), ("start_step", start_step, 0)):
+    batches: Draws
+    if training:
+        batches = train_draws(
+            dataset.coco_set,
+            batch_size=batch_size,
+            seed=seed,
+            steps=steps,
+            start_step=start_step,
+            variants=variants,
+            sampler=sampler,
+            balance_threshold=balance_threshold,
+            rank=rank,
+            world_size=world_size,
+        )
+    else:
+        batches = eval_draws(dataset.coco_set, batch_size=batch_size, rank=rank, world_size=world_size)
+    statistics = {"pixel_mean": pixel_mean, "pixel_std": pixel_std}
+    return draw_loader(dataset, batches, workers=workers, seed=seed, size_divisor=size_divisor, **statistics)
+
+
+def train_draws(
+    coco_set: CocoSet,
+    *,
+    batch_size: int,
+    seed: int,
+    steps: int,
+    start_step: int = 0,
+    variants: int | None = None,
+    sampler: Sampler = "shuffle",
+    balance_threshold: float = BALANCE_THRESHOLD,
+    rank: int = 0,
+    world_size: int = 1,
+) -> TrainBatches:
+    """What `build_loader` draws for training."""
+    for name, value, least in (("batch_size", batch_size, 1), ("start_step", start_step, 0)):
         if value < least:
             raise ConfigError(f"`{name}` must be at least {least}, but is {value}.")
     if sampler not in ("shuffle", "class_balanced"):
         raise ConfigError(f"`sampler` must be shuffle or class_balanced, but is {sampler}.")
-    batches: TrainBatches | EvalBatches
-    if training:
-        is_balanced = sampler == "class_balanced"
-        factors = repeat_factors(dataset.coco_set, balance_threshold) if is_balanced else np.ones(len(dataset))
-        batches = TrainBatches(factors, batch_size, steps, start_step, seed, rank, world_size)
-    else:
-        batches = EvalBatches(len(dataset), batch_size, rank, world_size)
+    is_balanced = sampler == "class_balanced"
+    factors = repeat_factors(coco_set, balance_threshold) if is_balanced else np.ones(len(coco_set))
+    return TrainBatches(factors, batch_size, steps, start_step, seed, rank, world_size, variants)
+
+
+def eval_draws(coco_set: CocoSet, *, batch_size: int, rank: int = 0, world_size: int = 1) -> EvalBatches:
+    """What `build_loader` draws for evaluation."""
+    if batch_size < 1:
+        raise ConfigError(f"`batch_size` must be at least 1, but is {batch_size}.")
+    return EvalBatches(len(coco_set), batch_size, rank, world_size)
+
+
+def draw_loader(
+    dataset: InstanceDataset,
+    batches: Draws,
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    workers: int = 0,
+    seed: int = 0,
+    size_divisor: int = 1,
+) -> Loader:
+    """A loader of these very batches."""
+    if workers < 0:
+        raise ConfigError(f"`workers` must be at least 0, but is {workers}.")
     to_batch = partial(
         collate,
         pixel_mean=tuple(pixel_mean),

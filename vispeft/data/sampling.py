@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,14 @@ from vispeft.data.dataset import Draw
 from vispeft.data.sets import CocoSet
 
 BALANCE_THRESHOLD = 0.1
+
+
+class Draws(Protocol):
+    """Batches of draws, as often as they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[Draw]]: ...
 
 
 def repeat_factors(coco_set: CocoSet, threshold: float = BALANCE_THRESHOLD) -> NDArray[np.float64]:
@@ -39,6 +48,8 @@ class TrainBatches:
 
     batch_size: per process. The stream is the same for every number of processes; a step takes
     `batch_size * world_size` draws of it, of which this process gets its own share.
+    variants: None numbers the draws one after another, so that each is augmented anew; else epoch e draws every image
+    as its variant e modulo this many
     """
 
     factors: NDArray[np.float64]
@@ -48,6 +59,7 @@ class TrainBatches:
     seed: int
     rank: int
     world_size: int
+    variants: int | None = None
 
     def __len__(self) -> int:
         return max(self.steps - self.start_step, 0)
@@ -67,7 +79,7 @@ class TrainBatches:
             order = epoch_order(self.factors, self.seed, epoch)
             skipped = max(first - start, 0)
             for place, index in enumerate(order[skipped:].tolist(), start=start + skipped):
-                yield Draw(index, place)
+                yield Draw(index, place if self.variants is None else epoch % self.variants)
             start, epoch = start + len(order), epoch + 1
 
 
