@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vispeft.training.memory import (
+    available_memory_bytes,
     keep_freed_memory,
     memory_bytes,
     peak_memory_bytes,
@@ -58,3 +59,12 @@ def test_release_memory__gives_back_what_an_allocator_kept() -> None:
     )
     given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(given) >= 48 * 2**20
+
+
+def test_available_memory_bytes__shrinks_by_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("memory.max", 5_000), ("memory.current", 3_000)):
+        (tmp_path / name).write_text(f"{count}\n")
+    monkeypatch.setattr("vispeft.training.memory._CONTAINER", tmp_path)
+    assert available_memory_bytes() == 2_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (available_memory_bytes() or 2**40) > 2**20

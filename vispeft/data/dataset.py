@@ -19,7 +19,7 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One use of an image. index: place in the set; number: of its augmentation, a new one each time or one of a few."""
+    """One use of an image. index: place in the set; number: of its augmentation, new each time or one of a few."""
 
     index: int
     number: int = 0

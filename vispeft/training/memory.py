@@ -12,6 +12,7 @@ import torch
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_CONTAINER = Path("/sys/fs/cgroup")
 # from glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -70,9 +71,29 @@ def memory_bytes(device: torch.device) -> int:
     return _status_bytes("VmRSS") or 0
 
 
-def _status_bytes(field: str) -> int | None:
+def available_memory_bytes() -> int | None:
+    """Memory that this process may still take: what machine and container have left. None where unknown."""
+    found = [_field_bytes(Path("/proc/meminfo"), "MemAvailable"), _container_bytes()]
+    known = [count for count in found if count is not None]
+    return min(known) if known else None
+
+
+def _container_bytes() -> int | None:
     try:
-        lines = _STATUS.read_text().splitlines()
+        limit, held = (int((_CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+    # no container, or `max`: no limit
+    except (OSError, ValueError):
+        return None
+    return max(limit - held, 0)
+
+
+def _status_bytes(field: str) -> int | None:
+    return _field_bytes(_STATUS, field)
+
+
+def _field_bytes(path: Path, field: str) -> int | None:
+    try:
+        lines = path.read_text().splitlines()
     except OSError:
         return None
     for line in lines:
