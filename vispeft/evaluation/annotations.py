@@ -25,14 +25,14 @@ class GroundTruth:
 
     images, categories: as in the file
     annotations: with `id`, `area`, `bbox` and `iscrowd` all there
-    maskless_idx: positions in `annotations` that cannot take part in the mask pass
+    rles: each annotation's mask as pycocotools reads it, compressed; None where it cannot take part in the mask pass
     warnings: one sentence per kind of thing that was done
     """
 
     images: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
-    maskless_idx: frozenset[int]
+    rles: tuple[dict[str, Any] | None, ...]
     warnings: tuple[str, ...]
 
     @property
@@ -53,11 +53,11 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
     source = f"`{annotations}`" if isinstance(annotations, Path) else "the annotations"
     document = read_json(annotations) if isinstance(annotations, Path) else annotations
     images, categories, entries = _checked_lists(document, source)
-    truth = GroundTruth(images, categories, [], frozenset(), ())
+    truth = GroundTruth(images, categories, [], (), ())
     sizes, category_ids = truth.image_sizes, {category["id"] for category in categories}
     log = _Log({})
     filled: list[dict[str, Any]] = []
-    maskless: list[int] = []
+    rles: list[dict[str, Any] | None] = []
     for entry in entries:
         annotation = _checked_annotation(entry, source, category_ids)
         if annotation["image_id"] not in sizes:
@@ -66,11 +66,10 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
         rle = _annotation_rle(annotation, sizes[annotation["image_id"]], log)
         if not _fill(annotation, rle, log):
             continue
-        if rle is None:
-            maskless.append(len(filled))
         filled.append(annotation)
+        rles.append(rle)
     warnings = [*_shared_names(categories), *log.sentences(), *_renumber(filled)]
-    return GroundTruth(images, categories, filled, frozenset(maskless), tuple(warnings))
+    return GroundTruth(images, categories, filled, tuple(rles), tuple(warnings))
 
 
 @dataclass(frozen=True)

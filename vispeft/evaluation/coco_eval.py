@@ -1,23 +1,20 @@
-"""COCO metrics for masks and boxes: pycocotools' own figures, to the last digit."""
+"""COCO metrics for masks and boxes: pycocotools' own figures, to the last digit, in a fraction of its time."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
 
+from vispeft.evaluation.accumulate import METRIC_NAMES, accumulate, coco_stats
 from vispeft.evaluation.annotations import GroundTruth, read_ground_truth
-from vispeft.evaluation.results import check_references, check_result_list, mask_results, read_results
-
-# in the order of COCOeval.stats
-METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+from vispeft.evaluation.matching import Detections, Matches, Shapes, Truths, match_detections
+from vispeft.evaluation.results import check_references, check_result_list, read_results, result_masks
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,102 @@ class CocoMetrics:
         return {"segm": dict(self.segm), "bbox": dict(self.bbox), "per_category": dict(self.per_category)}
 
 
-def evaluate_coco(annotations: Path | str | dict[str, Any], results: Path | str | list[dict[str, Any]]) -> CocoMetrics:
+@dataclass(frozen=True)
+class Scored:
+    """Checked results beside what they are scored against.
+
+    image_ids, category_ids: ascending; `image_idx` and `category_idx` of what follows count along them
+    names: of the categories, by index
+    results: as given
+    masks, mask_areas: of each result, as compressed RLE and in pixels; None if the results are boxes only
+    """
+
+    truth: GroundTruth
+    image_ids: tuple[int, ...]
+    category_ids: tuple[int, ...]
+    results: Sequence[Mapping[str, Any]]
+    masks: Shapes | None
+    mask_areas: NDArray[np.float64] | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Category names by index."""
+        names = self.truth.category_names
+        return tuple(names[key] for key in self.category_ids)
+
+    def truths(self, kind: str) -> Truths:
+        """The annotated objects of the mask pass ("segm"), which needs masks, or of the box pass ("bbox")."""
+        annotations, rles = self.truth.annotations, self.truth.rles
+        shapes: Shapes
+        if kind == "segm":
+            annotations = [entry for entry, rle in zip(annotations, rles, strict=True) if rle is not None]
+            shapes = [rle for rle in rles if rle is not None]
+        else:
+            shapes = np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4)
+        is_crowd = np.array([entry["iscrowd"] for entry in annotations], dtype=bool)
+        area = np.array([entry["area"] for entry in annotations], dtype=np.float64)
+        return Truths(*self._places(annotations), area, is_crowd, shapes)
+
+    def detections(self, kind: str) -> Detections:
+        """The detected objects of the mask pass or of the box pass, with the areas that pycocotools gives them."""
+        score = np.array([result["score"] for result in self.results], dtype=np.float64)
+        places = self._places(self.results)
+        if kind == "segm":
+            if self.masks is None or self.mask_areas is None:
+                raise ValueError("Results without masks have no mask pass.")
+            return Detections(*places, self.mask_areas, score, self.masks)
+        if self.results and not self.results[0].get("bbox"):
+            boxes = np.array(mask_utils.toBbox(self.masks), dtype=np.float64).reshape(-1, 4)
+            return Detections(*places, np.asarray(self.mask_areas), score, boxes)
+        boxes = np.array([result["bbox"] for result in self.results], dtype=np.float64).reshape(-1, 4)
+        return Detections(*places, boxes[:, 2] * boxes[:, 3], score, boxes)
+
+    def match(self, kind: str) -> Matches:
+        """Which detection takes which object, by masks or by boxes."""
+        return match_detections(self.truths(kind), self.detections(kind), len(self.image_ids))
+
+    def _places(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Image and category index of annotations or results."""
+        images = {key: index for index, key in enumerate(self.image_ids)}
+        categories = {key: index for index, key in enumerate(self.category_ids)}
+        return (
+            np.array([images[entry["image_id"]] for entry in entries], dtype=np.int64),
+            np.array([categories[entry["category_id"]] for entry in entries], dtype=np.int64),
+        )
+
+
+def evaluate_coco(
+    annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
+) -> CocoMetrics:
     """COCO metrics of results on an annotation file as it stands; neither argument is changed.
 
     Sizes of detected masks are mask areas: pycocotools takes them from a result's `bbox` where there is one, so the
     mask pass goes without. Results that are boxes only have no mask figures (-1).
+
+    annotations: a file, what it holds, or what `read_ground_truth` made of it, which saves time from the second use on
     """
-    truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
+    scored = read_scored(annotations, results)
+    warnings = list(scored.truth.warnings)
+    num_categories = len(scored.category_ids)
+    if scored.masks is None:
+        warnings.append("The results are boxes only, so that the mask figures are undefined (-1).")
+        segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
+    else:
+        curves = accumulate(scored.match("segm"), num_categories)
+        segm, category_values = coco_stats(curves), curves.category_precisions()
+    bbox = coco_stats(accumulate(scored.match("bbox"), num_categories))
+    per_category = dict(zip(scored.names, category_values, strict=True))
+    return CocoMetrics(segm, bbox, per_category, tuple(warnings))
+
+
+def read_scored(
+    annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
+) -> Scored:
+    """Results and annotations, checked against each other; neither argument is changed."""
+    if isinstance(annotations, GroundTruth):
+        truth = annotations
+    else:
+        truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
     source = "the results" if isinstance(results, list) else str(results)
     if isinstance(results, list):
         check_result_list(results, source)
@@ -53,48 +139,7 @@ def evaluate_coco(annotations: Path | str | dict[str, Any], results: Path | str 
         results = read_results(Path(results))
     sizes, names = truth.image_sizes, truth.category_names
     check_references(results, source, sizes, names.keys())
-    warnings = list(truth.warnings)
-    with contextlib.redirect_stdout(io.StringIO()):
-        if results and "segmentation" not in results[0]:
-            warnings.append("The results are boxes only, so that the mask figures are undefined (-1).")
-            segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * len(names)
-        else:
-            is_scored = [idx not in truth.maskless_idx for idx in range(len(truth.annotations))]
-            evaluator = _evaluated(truth, is_scored, mask_results(results, source, sizes), "segm")
-            segm, category_values = _numbers(evaluator), _category_precisions(evaluator)
-        bbox = _numbers(_evaluated(truth, [True] * len(truth.annotations), [dict(item) for item in results], "bbox"))
-    per_category = {names[key]: value for key, value in zip(sorted(names), category_values, strict=True)}
-    return CocoMetrics(segm, bbox, per_category, tuple(warnings))
-
-
-def _evaluated(truth: GroundTruth, is_scored: Iterable[bool], results: list[dict[str, Any]], iou_type: str) -> COCOeval:
-    """pycocotools' evaluation, run. results: consumed (pycocotools writes into them)."""
-    kept = [dict(annotation) for annotation, scored in zip(truth.annotations, is_scored, strict=True) if scored]
-    ground_truth = _indexed({"images": truth.images, "categories": truth.categories, "annotations": kept})
-    if results:
-        detections = ground_truth.loadRes(results)
-    else:  # loadRes cannot take an empty list
-        detections = _indexed({"images": truth.images, "categories": truth.categories, "annotations": []})
-    evaluator = COCOeval(ground_truth, detections, iou_type)
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summarize()
-    return evaluator
-
-
-def _indexed(dataset: dict[str, Any]) -> COCO:
-    coco = COCO()
-    coco.dataset = dataset
-    coco.createIndex()
-    return coco
-
-
-def _numbers(evaluator: COCOeval) -> dict[str, float]:
-    return {name: float(value) for name, value in zip(METRIC_NAMES, evaluator.stats, strict=True)}
-
-
-def _category_precisions(evaluator: COCOeval) -> list[float]:
-    """AP of each category in the order of ascending ids: all areas, 100 detections."""
-    precision = evaluator.eval["precision"][:, :, :, 0, -1]  # [IoU thresholds, recalls, categories]
-    values = [category[category > -1] for category in np.moveaxis(precision, 2, 0)]
-    return [float(value.mean()) if len(value) else -1.0 for value in values]
+    ids = tuple(sorted(sizes)), tuple(sorted(names))
+    if results and not results[0].get("segmentation"):
+        return Scored(truth, *ids, results, None, None)
+    return Scored(truth, *ids, results, *result_masks(results, source, sizes))

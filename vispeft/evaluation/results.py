@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
 
 from vispeft.errors import DataError
 from vispeft.evaluation.files import read_json, write_json
 from vispeft.evaluation.rle import is_integer, is_number, to_rle
-from vispeft.structures import Instances
+from vispeft.evaluation.rle_batch import measure_rles
+
+if TYPE_CHECKING:  # scoring files needs no torch
+    from vispeft.structures import Instances
 
 
 def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -82,22 +89,35 @@ def check_references(
             )
 
 
-def mask_results(
+def result_masks(
     results: Sequence[Mapping[str, Any]], source: str, image_sizes: Mapping[int, tuple[int, int]]
-) -> list[dict[str, Any]]:
-    """The results for the mask pass: compressed RLE, and no `bbox`, or pycocotools would take sizes from the boxes.
+) -> tuple[list[Mapping[str, Any]], NDArray[np.float64]]:
+    """The masks of results as compressed RLE, and their areas in pixels: [N].
 
     image_sizes: image id to height and width
     """
-    masks = []
-    for idx, result in enumerate(results):
+    sizes = [image_sizes[result["image_id"]] for result in results]
+    shapes = [result["segmentation"] for result in results]
+    plain = [index for index, shape in enumerate(shapes) if _is_compressed(shape, sizes[index])]
+    num_pixels = np.array([sizes[index][0] * sizes[index][1] for index in plain], dtype=np.int64)
+    is_sound, plain_areas = measure_rles([shapes[index]["counts"] for index in plain], num_pixels)
+    areas = np.full(len(results), -1.0)
+    areas[plain] = np.where(is_sound, plain_areas, -1.0)
+    for index in np.flatnonzero(areas < 0).tolist():
         try:
-            rle = to_rle(result["segmentation"], *image_sizes[result["image_id"]])
+            shapes[index] = to_rle(shapes[index], *sizes[index])
         except ValueError as error:
-            where = f"`{source}`: result {idx} (counted from 0), for image id {result['image_id']}"
+            where = f"`{source}`: result {index} (counted from 0), for image id {results[index]['image_id']}"
             raise DataError(f"{where}, cannot be scored: {error}.") from error
-        masks.append({key: result[key] for key in ("image_id", "category_id", "score")} | {"segmentation": rle})
-    return masks
+        areas[index] = mask_utils.area(shapes[index])
+    return shapes, areas
+
+
+def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
+    """Whether a segmentation looks like a compressed RLE of its image's size; what it holds is another question."""
+    if not isinstance(shape, dict) or shape.get("size") != list(size):
+        return False
+    return isinstance(shape.get("counts"), str) and all(type(side) is int for side in shape["size"])
 
 
 def _fault(result: Any) -> str:
