@@ -1,9 +1,11 @@
 """Which implementation a call takes."""
 
+import importlib.metadata
+
 import pytest
 import torch
 import vispeft_kernels
-from vispeft_kernels import KernelError, dispatch
+from vispeft_kernels import KernelError, dispatch, launch
 
 SHAPES = [(2, 2)]
 
@@ -42,16 +44,58 @@ def test_requested__refuses_an_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_choose__takes_what_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
-    assert dispatch.choose("op", "fast", ("reference",)) == "fast"
+    tensors = [torch.ones(1)]
+    assert dispatch.choose("op", "fast", tensors) == "fast"
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
-    assert dispatch.choose("op", "fast", ("reference",)) == "reference"
+    assert dispatch.choose("op", "fast", tensors) == "reference"
 
 
 @EACH_OPERATION
 def test_choose__never_falls_back_from_a_name(call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
-    with pytest.raises(KernelError, match=r"asks for 'triton', but `.*` has no triton implementation"):
+    with pytest.raises(KernelError, match=r"asks for 'triton', but its kernels cannot serve `.*` here: "):
         call()
+
+
+@pytest.mark.skipif(launch.is_interpreted(), reason="the interpreter serves the CPU")
+@pytest.mark.parametrize(
+    ("tensor", "limits", "reason"),
+    [
+        (torch.ones(1, dtype=torch.float64), "", "a tensor is torch.float64"),
+        (torch.ones(1), "", "its tensors are on cpu, not on a CUDA device"),
+        (torch.ones(1), "rank 300 is above 256", "rank 300 is above 256"),
+    ],
+    ids=["dtype", "device", "size"],
+)
+def test_choose__says_why_triton_cannot_serve(
+    tensor: torch.Tensor, limits: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_missing_triton", lambda: "")
+    monkeypatch.setenv(dispatch.VARIABLE, "triton")
+    with pytest.raises(KernelError, match=reason):
+        dispatch.choose("op", "fast", [tensor], limits)
+    monkeypatch.setenv(dispatch.VARIABLE, "auto")
+    assert dispatch.choose("op", "fast", [tensor], limits) == "fast"
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("3.5.1", "triton is 3.5.1, but 3.6 or newer is needed"),
+        ("3.6.0", ""),
+        ("3.10.0+git", ""),
+        (None, "not installed"),
+    ],
+)
+def test_obstacle__knows_which_triton_serves(version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(name: str) -> str:
+        if version is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", look_up)
+    found = launch.obstacle([torch.ones(1)])
+    assert reason in found if reason else "triton" not in found
 
 
 @EACH_OPERATION
@@ -70,7 +114,7 @@ def test_describe__tells_each_operation(monkeypatch: pytest.MonkeyPatch) -> None
     told = dispatch.describe()
     assert set(told) == {"VISPEFT_KERNELS", "triton", *OPERATIONS}
     assert told["VISPEFT_KERNELS"] == "auto"
-    assert told["deformable_attention"].startswith("gather")
+    assert "gather" in told["deformable_attention"]
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     assert dispatch.describe()["lora"].startswith("reference")
 
@@ -78,7 +122,7 @@ def test_describe__tells_each_operation(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("mode", ["triton", "nonsense"])
 def test_describe__tells_what_cannot_be_served(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, mode)
-    assert dispatch.describe()["lora"] == f"error: no {mode} implementation"
+    assert dispatch.describe()["lora"].startswith("error: ")
 
 
 def test_vispeft_kernels__names_are_the_contract() -> None:

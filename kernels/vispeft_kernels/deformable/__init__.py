@@ -11,8 +11,7 @@ from vispeft_kernels.errors import KernelError
 
 __all__ = ["deformable_attention"]
 
-# what `VISPEFT_KERNELS` may ask for by name
-AVAILABLE = ("reference",)
+NOT_YET = "it has no triton implementation"
 
 
 def deformable_attention(
@@ -32,7 +31,7 @@ def deformable_attention(
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
     auto = "gather" if value.device.type == "cpu" else "reference"
-    if choose("deformable_attention", auto, AVAILABLE) == "reference":
+    if choose("deformable_attention", auto, (value,), NOT_YET) == "reference":
         return deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
     shapes = [size for shape in spatial_shapes for size in shape]
     out: Tensor = deformable_attention_op(value, shapes, sampling_locations, attention_weights)

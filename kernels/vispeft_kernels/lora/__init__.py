@@ -15,13 +15,13 @@ from torch import Tensor
 
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
-from vispeft_kernels.lora import function, reference
-from vispeft_kernels.lora.function import Replay
+from vispeft_kernels.lora import function, ops, reference, steps, triton_steps
+from vispeft_kernels.lora.function import Replay, Steps
+from vispeft_kernels.lora.table import LARGEST_PARTS, LARGEST_RANK
 
 __all__ = ["lora_add", "lora_linear", "lora_update"]
 
-# what `VISPEFT_KERNELS` may ask for by name
-AVAILABLE = ("reference",)
+STEPS: dict[str, Steps] = {"function": steps, "triton": triton_steps}
 
 
 def lora_add(
@@ -29,9 +29,12 @@ def lora_add(
 ) -> Tensor:
     """`y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass, no more."""
     _check(x, y.shape[-1], a, b, starts)
-    if _takes_reference():
+    how = _choose(y, x, a, b, starts)
+    if how == "reference":
         return reference.lora_add(y, x, a, b, scale, starts, dropout)
-    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout, None)
+    if torch.compiler.is_compiling():
+        return ops.lora_add(y, x, a, b, scale, starts, dropout)
+    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout, None, STEPS[how])
 
 
 def lora_linear(
@@ -46,9 +49,12 @@ def lora_linear(
     dropout: float = 0.0,
 ) -> Tensor:
     """`x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out]."""
-    if _takes_reference():
-        _check(x, weight.shape[0], a, b, starts)
+    _check(x, weight.shape[0], a, b, starts)
+    how = _choose(x, weight, a, b, starts)
+    if how == "reference":
         return reference.lora_add(F.linear(x, weight, bias), x, a, b, scale, starts, dropout)
+    if how == "triton":
+        return ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout)
     with torch.no_grad():
         y = F.linear(x, weight, bias)
     return lora_update(y, x, weight, bias, a, b, scale, starts=starts, dropout=dropout)
@@ -74,14 +80,25 @@ def lora_update(
     backward instead of x
     """
     _check(x, y.shape[-1], a, b, starts)
-    if _takes_reference():
+    how = _choose(y, x, a, b, starts)
+    if how == "reference":
         return reference.lora_add(y, x, a, b, scale, starts, dropout)
-    return function.lora(y.detach(), x, weight, bias, a, b, scale, tuple(starts), dropout, replay)
+    if torch.compiler.is_compiling():
+        # y is left to the compiler to drop: the operator makes it again, with the update in it
+        return ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout, dtype=y.dtype)
+    y = y.detach()
+    return function.lora(y, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
 
 
-def _takes_reference() -> bool:
-    """Whether the plain formula serves: under `torch.compile`, which fuses it itself, or where it was asked for."""
-    return torch.compiler.is_compiling() or choose("lora", "function", AVAILABLE) == "reference"
+def _choose(y: Tensor, x: Tensor, a: Tensor, b: Tensor, starts: Sequence[int]) -> str:
+    """What serves; where Triton does not, `torch.compile` fuses the plain formula best by itself."""
+    limits = ""
+    if b.shape[1] > LARGEST_RANK:
+        limits = f"rank {b.shape[1]} is above {LARGEST_RANK}"
+    elif len(starts) > LARGEST_PARTS:
+        limits = f"{len(starts)} parts are more than {LARGEST_PARTS}"
+    how = choose("lora", "function", (y, x, a, b), limits)
+    return "reference" if how == "function" and torch.compiler.is_compiling() else how
 
 
 def _check(x: Tensor, out_features: int, a: Tensor, b: Tensor, starts: Sequence[int]) -> None:

@@ -1,0 +1,327 @@
+"""Deformable attention in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
+
+A bag is one query of one head of one image, with `levels * points` samples. `levels_ptr` [levels, 3] holds the height,
+the width and the first pixel of each level. Where `REFERENCE` is 0, `where_ptr` holds locations and `share_ptr`
+weights; where it is 2 or 4, they hold offsets around the points or boxes of `reference_ptr`, and logits.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _softmax(share_ptr, bag, is_query, samples, BLOCK_S: tl.constexpr):
+    """The largest logit of each bag, and the sum of exponentials above it."""
+    sample = tl.arange(0, BLOCK_S)
+    inside = is_query[:, None] & (sample[None, :] < samples)
+    logits = tl.load(share_ptr + bag[:, None] * samples + sample[None, :], mask=inside, other=0.0).to(tl.float32)
+    logits = tl.where(sample[None, :] < samples, logits, float("-inf"))
+    top = tl.max(logits, 1)
+    return top, tl.sum(tl.exp(logits - top[:, None]), 1)
+
+
+@triton.jit
+def _locate(
+    where_ptr,
+    reference_ptr,
+    at,
+    place,
+    is_query,
+    height,
+    width,
+    points,
+    REFERENCE: tl.constexpr,
+):
+    """A sample's position in pixels, and how many pixels one unit of `where` is. at, place: [BLOCK_Q]."""
+    x = tl.load(where_ptr + 2 * at, mask=is_query, other=0.0).to(tl.float32)
+    y = tl.load(where_ptr + 2 * at + 1, mask=is_query, other=0.0).to(tl.float32)
+    unit_x = tl.zeros_like(x) + width
+    unit_y = tl.zeros_like(y) + height
+    if REFERENCE > 0:
+        center_x = tl.load(reference_ptr + REFERENCE * place, mask=is_query, other=0.0).to(tl.float32)
+        center_y = tl.load(reference_ptr + REFERENCE * place + 1, mask=is_query, other=0.0).to(tl.float32)
+        if REFERENCE == 4:
+            unit_x *= tl.load(reference_ptr + 4 * place + 2, mask=is_query, other=0.0).to(tl.float32) * (0.5 / points)
+            unit_y *= tl.load(reference_ptr + 4 * place + 3, mask=is_query, other=0.0).to(tl.float32) * (0.5 / points)
+        else:
+            unit_x = tl.zeros_like(x) + 1.0
+            unit_y = tl.zeros_like(y) + 1.0
+        x = center_x * width + x * unit_x - 0.5
+        y = center_y * height + y * unit_y - 0.5
+    else:
+        x = x * unit_x - 0.5
+        y = y * unit_y - 0.5
+    return x, y, unit_x, unit_y
+
+
+@triton.jit
+def _corner(plane_ptr, row, column, first, height, width, is_query, stride, channel, is_channel):
+    """Addresses of one corner's channels [BLOCK_Q, BLOCK_D], and which of them lie within the level."""
+    inside = is_query & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pixel = (first + row * width + column).to(tl.int64)
+    return plane_ptr + pixel[:, None] * stride + channel[None, :], inside[:, None] & is_channel[None, :]
+
+
+@triton.jit
+def deformable_fwd_kernel(
+    value_ptr,
+    levels_ptr,
+    where_ptr,
+    share_ptr,
+    reference_ptr,
+    out_ptr,
+    queries,
+    heads,
+    levels,
+    points,
+    dim,
+    image_stride,
+    pixel_stride,
+    head_stride,
+    reference_stride,
+    REFERENCE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """out [B, Q, heads, dim]: the weighted sum of each bag's samples of value [B, S, heads, dim]."""
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    channel = tl.arange(0, BLOCK_D)
+    is_query, is_channel = query < queries, channel < dim
+    bag = (image * queries + query) * heads + head
+    place = image * reference_stride + query
+    samples = levels * points
+    plane_ptr = value_ptr + image * image_stride + head * head_stride
+    if REFERENCE > 0:
+        top, bottom = _softmax(share_ptr, bag, is_query, samples, BLOCK_S)
+    total = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
+    for level in range(levels):
+        height = tl.load(levels_ptr + 3 * level)
+        width = tl.load(levels_ptr + 3 * level + 1)
+        first = tl.load(levels_ptr + 3 * level + 2)
+        for point in range(points):
+            at = bag * samples + level * points + point
+            weight = tl.load(share_ptr + at, mask=is_query, other=0.0).to(tl.float32)
+            if REFERENCE > 0:
+                weight = tl.exp(weight - top) / bottom
+            x, y, _, _ = _locate(where_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE)
+            left, above = tl.floor(x), tl.floor(y)
+            f, g = x - left, y - above
+            column, row = left.to(tl.int32), above.to(tl.int32)
+            p, m = _corner(plane_ptr, row, column, first, height, width, is_query, pixel_stride, channel, is_channel)
+            total += tl.load(p, mask=m, other=0.0).to(tl.float32) * (weight * (1 - g) * (1 - f))[:, None]
+            p, m = _corner(
+                plane_ptr, row, column + 1, first, height, width, is_query, pixel_stride, channel, is_channel
+            )
+            total += tl.load(p, mask=m, other=0.0).to(tl.float32) * (weight * (1 - g) * f)[:, None]
+            p, m = _corner(
+                plane_ptr, row + 1, column, first, height, width, is_query, pixel_stride, channel, is_channel
+            )
+            total += tl.load(p, mask=m, other=0.0).to(tl.float32) * (weight * g * (1 - f))[:, None]
+            p, m = _corner(
+                plane_ptr, row + 1, column + 1, first, height, width, is_query, pixel_stride, channel, is_channel
+            )
+            total += tl.load(p, mask=m, other=0.0).to(tl.float32) * (weight * g * f)[:, None]
+    tl.store(
+        out_ptr + bag[:, None] * dim + channel[None, :],
+        total.to(out_ptr.dtype.element_ty),
+        mask=is_query[:, None] & is_channel[None, :],
+    )
+
+
+@triton.jit
+def deformable_bwd_kernel(
+    grad_ptr,
+    value_ptr,
+    levels_ptr,
+    where_ptr,
+    share_ptr,
+    reference_ptr,
+    sums_ptr,
+    grad_where_ptr,
+    grad_share_ptr,
+    queries,
+    heads,
+    levels,
+    points,
+    dim,
+    pixels,
+    image_stride,
+    pixel_stride,
+    head_stride,
+    reference_stride,
+    NEEDS_VALUE: tl.constexpr,
+    NEEDS_POINTS: tl.constexpr,
+    REFERENCE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """Adds the gradient of value into sums [B, S, heads, dim], float32, and writes those of `where` and `share`."""
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    channel = tl.arange(0, BLOCK_D)
+    is_query, is_channel = query < queries, channel < dim
+    bag = (image * queries + query) * heads + head
+    place = image * reference_stride + query
+    samples = levels * points
+    plane_ptr = value_ptr + image * image_stride + head * head_stride
+    sum_ptr = sums_ptr + (image * pixels * heads + head) * dim
+    grad = tl.load(
+        grad_ptr + bag[:, None] * dim + channel[None, :], mask=is_query[:, None] & is_channel[None, :], other=0.0
+    ).to(tl.float32)
+    sample = tl.arange(0, BLOCK_S)
+    weights = tl.zeros((BLOCK_Q, BLOCK_S), tl.float32)
+    grads = tl.zeros((BLOCK_Q, BLOCK_S), tl.float32)
+    if REFERENCE > 0:
+        top, bottom = _softmax(share_ptr, bag, is_query, samples, BLOCK_S)
+    for level in range(levels):
+        height = tl.load(levels_ptr + 3 * level)
+        width = tl.load(levels_ptr + 3 * level + 1)
+        first = tl.load(levels_ptr + 3 * level + 2)
+        for point in range(points):
+            index = level * points + point
+            at = bag * samples + index
+            weight = tl.load(share_ptr + at, mask=is_query, other=0.0).to(tl.float32)
+            if REFERENCE > 0:
+                weight = tl.exp(weight - top) / bottom
+            x, y, unit_x, unit_y = _locate(
+                where_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE
+            )
+            left, above = tl.floor(x), tl.floor(y)
+            f, g = x - left, y - above
+            column, row = left.to(tl.int32), above.to(tl.int32)
+            if NEEDS_VALUE:
+                stride = heads * dim
+                p, m = _corner(sum_ptr, row, column, first, height, width, is_query, stride, channel, is_channel)
+                tl.atomic_add(p, grad * (weight * (1 - g) * (1 - f))[:, None], mask=m, sem="relaxed")
+                p, m = _corner(sum_ptr, row, column + 1, first, height, width, is_query, stride, channel, is_channel)
+                tl.atomic_add(p, grad * (weight * (1 - g) * f)[:, None], mask=m, sem="relaxed")
+                p, m = _corner(sum_ptr, row + 1, column, first, height, width, is_query, stride, channel, is_channel)
+                tl.atomic_add(p, grad * (weight * g * (1 - f))[:, None], mask=m, sem="relaxed")
+                p, m = _corner(
+                    sum_ptr, row + 1, column + 1, first, height, width, is_query, stride, channel, is_channel
+                )
+                tl.atomic_add(p, grad * (weight * g * f)[:, None], mask=m, sem="relaxed")
+            if NEEDS_POINTS:
+                p, m = _corner(
+                    plane_ptr, row, column, first, height, width, is_query, pixel_stride, channel, is_channel
+                )
+                s00 = tl.sum(tl.load(p, mask=m, other=0.0).to(tl.float32) * grad, 1)
+                p, m = _corner(
+                    plane_ptr, row, column + 1, first, height, width, is_query, pixel_stride, channel, is_channel
+                )
+                s01 = tl.sum(tl.load(p, mask=m, other=0.0).to(tl.float32) * grad, 1)
+                p, m = _corner(
+                    plane_ptr, row + 1, column, first, height, width, is_query, pixel_stride, channel, is_channel
+                )
+                s10 = tl.sum(tl.load(p, mask=m, other=0.0).to(tl.float32) * grad, 1)
+                p, m = _corner(
+                    plane_ptr, row + 1, column + 1, first, height, width, is_query, pixel_stride, channel, is_channel
+                )
+                s11 = tl.sum(tl.load(p, mask=m, other=0.0).to(tl.float32) * grad, 1)
+                over, under = s00 + f * (s01 - s00), s10 + f * (s11 - s10)
+                product = over + g * (under - over)
+                grad_x = weight * unit_x * ((1 - g) * (s01 - s00) + g * (s11 - s10))
+                grad_y = weight * unit_y * (under - over)
+                kind = grad_where_ptr.dtype.element_ty
+                tl.store(grad_where_ptr + 2 * at, grad_x.to(kind), mask=is_query)
+                tl.store(grad_where_ptr + 2 * at + 1, grad_y.to(kind), mask=is_query)
+                if REFERENCE > 0:
+                    is_this = sample[None, :] == index
+                    weights = tl.where(is_this, weight[:, None], weights)
+                    grads = tl.where(is_this, product[:, None], grads)
+                else:
+                    tl.store(grad_share_ptr + at, product.to(grad_share_ptr.dtype.element_ty), mask=is_query)
+    if NEEDS_POINTS and REFERENCE > 0:
+        grads = weights * (grads - tl.sum(weights * grads, 1)[:, None])
+        tl.store(
+            grad_share_ptr + bag[:, None] * samples + sample[None, :],
+            grads.to(grad_share_ptr.dtype.element_ty),
+            mask=is_query[:, None] & (sample[None, :] < samples),
+        )
+
+
+@triton.jit
+def deformable_corners_kernel(
+    levels_ptr,
+    where_ptr,
+    share_ptr,
+    reference_ptr,
+    rows_ptr,
+    weights_ptr,
+    queries,
+    heads,
+    levels,
+    points,
+    pixels,
+    nowhere,
+    reference_stride,
+    REFERENCE: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The row of value [B * S * heads] and the weight of each sample's four corners; `nowhere` outside the level."""
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    is_query = query < queries
+    bag = (image * queries + query) * heads + head
+    place = image * reference_stride + query
+    samples = levels * points
+    if REFERENCE > 0:
+        top, bottom = _softmax(share_ptr, bag, is_query, samples, BLOCK_S)
+    for level in range(levels):
+        height = tl.load(levels_ptr + 3 * level)
+        width = tl.load(levels_ptr + 3 * level + 1)
+        first = tl.load(levels_ptr + 3 * level + 2)
+        for point in range(points):
+            at = bag * samples + level * points + point
+            weight = tl.load(share_ptr + at, mask=is_query, other=0.0).to(tl.float32)
+            if REFERENCE > 0:
+                weight = tl.exp(weight - top) / bottom
+            x, y, _, _ = _locate(where_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE)
+            left, above = tl.floor(x), tl.floor(y)
+            f, g = x - left, y - above
+            for corner in tl.static_range(4):
+                column, row = left.to(tl.int32) + corner % 2, above.to(tl.int32) + corner // 2
+                across = f if corner % 2 else 1 - f
+                down = g if corner // 2 else 1 - g
+                inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+                pixel = image * pixels + first + row * width + column
+                tl.store(rows_ptr + 4 * at + corner, tl.where(inside, pixel * heads + head, nowhere), mask=is_query)
+                tl.store(weights_ptr + 4 * at + corner, weight * across * down, mask=is_query)
+
+
+@triton.jit
+def deformable_gather_kernel(
+    grad_ptr,
+    order_ptr,
+    weights_ptr,
+    ends_ptr,
+    sums_ptr,
+    corners,
+    dim,
+    BLOCK_E: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The gradient of one row of value: the sum over its corners, in their order, of weight times the bag's gradient.
+
+    corners: of one bag, levels * points * 4. order: of all corners by row; ends [rows + 1]: where each row's begin.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    begin, end = tl.load(ends_ptr + row), tl.load(ends_ptr + row + 1)
+    channel = tl.arange(0, BLOCK_D)
+    total = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
+    for start in range(begin, end, BLOCK_E):
+        entry = start + tl.arange(0, BLOCK_E)
+        is_entry = entry < end
+        corner = tl.load(order_ptr + entry, mask=is_entry, other=0)
+        weight = tl.load(weights_ptr + corner, mask=is_entry, other=0.0)
+        grad = tl.load(
+            grad_ptr + (corner // corners)[:, None] * dim + channel[None, :],
+            mask=is_entry[:, None] & (channel[None, :] < dim),
+            other=0.0,
+        )
+        total += grad.to(tl.float32) * weight[:, None]
+    tl.store(sums_ptr + row * dim + channel, tl.sum(total, 0), mask=channel < dim)

@@ -1,0 +1,154 @@
+"""Deformable attention by Triton's kernels, from locations and weights or from offsets and logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from vispeft_kernels.deformable import table
+from vispeft_kernels.deformable.atlas import Shapes
+from vispeft_kernels.deformable.gather import Gradients
+from vispeft_kernels.launch import ceil_div, computable, is_interpreted, start
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where bags look and what each look counts.
+
+    where: [B, Q, heads, levels, points, 2]; share: [B, Q, heads, levels, points]. Without a reference these are
+    locations and weights; with points [B or 1, Q, 2] or boxes [B or 1, Q, 4], offsets around them and logits.
+    """
+
+    where: Tensor
+    share: Tensor
+    reference: Tensor | None = None
+
+    @property
+    def size(self) -> int:
+        """Samples of one bag."""
+        return self.where.shape[3] * self.where.shape[4]
+
+    @property
+    def mode(self) -> int:
+        """What the kernels call REFERENCE."""
+        return 0 if self.reference is None else self.reference.shape[-1]
+
+    def arguments(self) -> list[Tensor | None]:
+        """What the kernels take."""
+        reference = None if self.reference is None else computable(self.reference.contiguous())
+        return [computable(self.where.contiguous()), computable(self.share.contiguous()), reference]
+
+    @property
+    def reference_stride(self) -> int:
+        """Places from one image's reference to the next's."""
+        return 0 if self.reference is None or self.reference.shape[0] == 1 else self.reference.shape[1]
+
+
+def forward(value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
+    """The sum of all weighted samples, [B, Q, heads * dim] in the dtype of `value` [B, S, heads, dim]."""
+    batch, queries, heads, levels, points, _ = samples.where.shape
+    pixels = _rows(value)
+    dim = value.shape[3]
+    out = torch.empty(batch, queries, heads, dim, dtype=pixels.dtype, device=value.device)
+    config = table.forward(dim, samples.size, is_interpreted())
+    start(
+        _kernels().deformable_fwd_kernel,
+        (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),
+        (
+            pixels, _levels(shapes, value.device), *samples.arguments(), out, queries, heads, levels, points, dim,
+            *pixels.stride()[:3], samples.reference_stride,
+        ),
+        {"REFERENCE": samples.mode},
+        config,
+    )  # fmt: skip
+    return out.flatten(2).to(value.dtype)
+
+
+def backward(
+    grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples, needs_value: bool, needs_points: bool
+) -> Gradients:
+    """Gradients of `forward` given that of its result, grad [B, Q, heads * dim]; empty where not needed.
+
+    Sums into the values' gradient are atomic, in float32; where torch asks for deterministic algorithms, corners are
+    sorted by row and each row summed in order instead.
+    """
+    batch, queries, heads, levels, points, _ = samples.where.shape
+    pixels, grads = _rows(value), computable(grad.contiguous())
+    dim = value.shape[3]
+    by_atomics = needs_value and not torch.are_deterministic_algorithms_enabled()
+    sums = torch.zeros(value.shape if by_atomics else (0,), dtype=torch.float32, device=value.device)
+    arguments = samples.arguments()
+    grad_where, grad_share = (
+        torch.empty(one.shape if needs_points else (0,), dtype=one.dtype, device=one.device)
+        for one in arguments[:2]
+        if one is not None
+    )
+    config = table.backward(dim, samples.size, is_interpreted())
+    grid = ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch
+    start(
+        _kernels().deformable_bwd_kernel,
+        grid if by_atomics or needs_points else (0,),
+        (
+            grads, pixels, _levels(shapes, value.device), *arguments, sums, grad_where, grad_share, queries, heads,
+            levels, points, dim, value.shape[1], *pixels.stride()[:3], samples.reference_stride,
+        ),
+        {"NEEDS_VALUE": by_atomics, "NEEDS_POINTS": needs_points, "REFERENCE": samples.mode},
+        config,
+    )  # fmt: skip
+    if needs_value and not by_atomics:
+        sums = _sum_in_order(grads, value, shapes, samples)
+    return Gradients(sums.to(value.dtype), grad_where.to(samples.where.dtype), grad_share.to(samples.share.dtype))
+
+
+def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
+    """The gradient of value [B, S, heads, dim], float32, the same bits every time."""
+    batch, queries, heads, levels, points, _ = samples.where.shape
+    num_rows, dim = value.shape[:3].numel(), value.shape[3]
+    rows = torch.empty(*samples.share.shape, 4, dtype=torch.int64, device=value.device)
+    weights = torch.empty(*samples.share.shape, 4, dtype=torch.float32, device=value.device)
+    config = table.corners(samples.size)
+    start(
+        _kernels().deformable_corners_kernel,
+        (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),
+        (
+            _levels(shapes, value.device), *samples.arguments(), rows, weights, queries, heads, levels, points,
+            value.shape[1], num_rows, samples.reference_stride,
+        ),
+        {"REFERENCE": samples.mode},
+        config,
+    )  # fmt: skip
+    ordered, order = torch.sort(rows.view(-1), stable=True)
+    ends = torch.searchsorted(ordered, torch.arange(num_rows + 1, device=value.device))
+    sums = torch.empty(value.shape, dtype=torch.float32, device=value.device)
+    start(
+        _kernels().deformable_gather_kernel,
+        (num_rows,),
+        (grad, order, weights, ends, sums, 4 * samples.size, dim),
+        {},
+        table.gather(dim),
+    )
+    return sums
+
+
+def _rows(value: Tensor) -> Tensor:
+    """The values with their channels side by side, in a dtype that the kernels can compute in."""
+    return computable(value if value.stride(3) == 1 else value.contiguous())
+
+
+@lru_cache(maxsize=64)
+def _levels(shapes: Shapes, device: torch.device) -> Tensor:
+    """[levels, 3], int32: height, width, and first pixel."""
+    firsts = [sum(height * width for height, width in shapes[:index]) for index in range(len(shapes))]
+    rows = [(height, width, first) for (height, width), first in zip(shapes, firsts, strict=True)]
+    return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+def _kernels() -> ModuleType:
+    """The device code; only here is triton imported."""
+    from vispeft_kernels.deformable import kernel
+
+    return kernel

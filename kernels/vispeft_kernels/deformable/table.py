@@ -1,0 +1,56 @@
+"""How the kernels of deformable attention are cut up, by channels of a head: eight channels, 16 bytes in half
+precision, to a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vispeft_kernels.launch import Config
+
+LARGEST_DIM = 256
+LARGEST_SAMPLES = 512  # of a query in one head, where their softmax is taken in the kernel
+
+
+def _block(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def forward(dim: int, samples: int, is_interpreted: bool = False) -> Config:
+    """For `deformable_fwd_kernel`; samples: levels * points. In the interpreter a program costs more than its work."""
+    channels = max(8, _block(dim))
+    queries = 64 if is_interpreted else max(1, 512 // channels)
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 2, 1)
+
+
+def backward(dim: int, samples: int, is_interpreted: bool = False) -> Config:
+    """For `deformable_bwd_kernel`."""
+    channels = max(8, _block(dim))
+    queries = 64 if is_interpreted else max(1, 256 // channels)
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 1, 1)
+
+
+def corners(samples: int) -> Config:
+    """For `deformable_corners_kernel`."""
+    return Config({"BLOCK_Q": 64, "BLOCK_S": _block(samples)}, 2, 1)
+
+
+def gather(dim: int) -> Config:
+    """For `deformable_gather_kernel`."""
+    return Config({"BLOCK_E": 16, "BLOCK_D": max(8, _block(dim))}, 1, 1)
+
+
+def every_configuration() -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
+    """Each kernel of this operation with each configuration and each kind of work that it may be started with."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for dim in (16, 32, 64, 128):
+            for reference in (0, 2, 4) if dim == 32 else (0,):
+                yield "deformable_fwd_kernel", dtype, forward(dim, 16), {"REFERENCE": reference}
+                for value, points in ((True, True), (False, True), (True, False)):
+                    work = {"REFERENCE": reference, "NEEDS_VALUE": value, "NEEDS_POINTS": points}
+                    yield "deformable_bwd_kernel", dtype, backward(dim, 16), work
+            yield "deformable_gather_kernel", dtype, gather(dim), {}
+    for reference in (0, 2, 4):
+        yield "deformable_corners_kernel", torch.float32, corners(16), {"REFERENCE": reference}

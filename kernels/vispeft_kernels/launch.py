@@ -1,0 +1,106 @@
+"""What Triton kernels of all operations share: whether they can serve, their configurations, and how they are started.
+
+Nothing here imports triton before a kernel is really started, so a machine without it is none the worse.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OLDEST_TRITON = (3, 6)
+OLDEST_CAPABILITY = (8, 0)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMALLEST_DOT = 16  # a tensor core multiplies no less than 16 rows, columns or ranks
+
+
+@dataclass(frozen=True)
+class Config:
+    """How one kernel is cut up: block sizes by the kernel's own names, warps, and stages of its pipelined loop."""
+
+    blocks: Mapping[str, int] = field(hash=False)
+    warps: int
+    stages: int
+
+
+def obstacle(tensors: Sequence[Tensor]) -> str:
+    """Why no Triton kernel can serve these tensors, as a clause; empty where one can."""
+    first = tensors[0]
+    if missing := str(_missing_triton()):
+        return missing
+    if any(tensor.device != first.device for tensor in tensors):
+        return "its tensors are on different devices"
+    wrong = next((tensor.dtype for tensor in tensors if tensor.dtype not in DTYPES), None)
+    if wrong is not None:
+        return f"a tensor is {wrong}; float32, bfloat16 and float16 are served"
+    if first.device.type == "cuda":
+        return str(_weak_device(first.device.index or 0))
+    if first.device.type == "cpu" and is_interpreted():
+        return ""
+    return f"its tensors are on {first.device.type}, not on a CUDA device"
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter: `TRITON_INTERPRET=1`, set before triton was imported."""
+    return os.environ.get("TRITON_INTERPRET", "") == "1"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _missing_triton() -> str:
+    """Why this machine has no Triton that serves; empty where it has."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "triton is not installed"
+    found = tuple(int(part) for part in version.split("+")[0].split(".")[:2])
+    return "" if found >= OLDEST_TRITON else f"triton is {version}, but 3.6 or newer is needed"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _weak_device(index: int) -> str:
+    """Why the CUDA device of this index has no tensor cores of the kind that the kernels use; empty where it has."""
+    if torch.version.hip is not None:
+        return "its tensors are on an AMD device, which nobody has tried"
+    found = torch.cuda.get_device_capability(index)
+    return "" if found >= OLDEST_CAPABILITY else f"the device is sm_{found[0]}{found[1]}, but sm_80 or newer is needed"
+
+
+def start(
+    kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any], config: Config
+) -> None:
+    """Run a kernel over a grid on the device of its first argument; a grid without programs is not started."""
+    if 0 in grid:
+        return
+    with torch.cuda.device(args[0].get_device()):
+        kernel[grid](*args, **config.blocks, **constants, num_warps=config.warps, num_stages=config.stages)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How Triton multiplies float32: as torch does on this machine, in tf32 only where that is allowed."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+
+
+def computable(tensor: Tensor) -> Tensor:
+    """The tensor, as float32 where the interpreter cannot compute in its dtype: bfloat16 there is raw bits."""
+    return tensor.float() if tensor.dtype == torch.bfloat16 and is_interpreted() else tensor
+
+
+def rows_of(tensor: Tensor) -> Tensor:
+    """The tensor [..., C] as rows [M, C] whose columns lie side by side; copied only where they do not."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
+
+
+def padded(size: int) -> int:
+    """The power of two that a block needs for `size` ranks or channels, at least what a tensor core takes."""
+    return max(SMALLEST_DOT, 1 << (size - 1).bit_length())
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
