@@ -1,0 +1,132 @@
+"""AP of resampled sets of images: which images a set holds, and how often, as weights on one sorted list of detections.
+
+A resample in which an image stands three times is scored as if it were three images. Sorting and matching are those of the
+original set; only the counts change, so that thousands of resamples cost seconds.
+
+Letters: `B` resamples, `I` images, `D` detections, `T` IoU thresholds, `K` categories.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispeft.evaluation.accumulate import RECALLS
+from vispeft.evaluation.matching import IOU_THRESHOLDS, Matches
+
+# the IoU thresholds that each figure averages over
+METRICS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
+# recalls that pycocotools' floating-point steps place a hair above the hundredth that they stand for
+_IS_LATE = np.arange(101) / 100 < RECALLS
+# numbers held at once
+_CHUNK = 2**21
+
+
+@dataclass(frozen=True)
+class Records:
+    """All that the AP of one results file depends on: objects of all sizes, 100 detections per image and category.
+
+    image_idx: [D] int64, of each detection, by category and then falling score
+    category_begins: [K + 1] int64, where each category's detections begin
+    is_right, is_ignored: [T, D] bool; what is neither is wrong
+    num_objects: [K, I] int64, objects to be found
+    """
+
+    image_idx: NDArray[np.int64]
+    category_begins: NDArray[np.int64]
+    is_right: NDArray[np.bool_]
+    is_ignored: NDArray[np.bool_]
+    num_objects: NDArray[np.int64]
+
+    @property
+    def num_images(self) -> int:
+        """Images of the whole set, those without objects and detections among them."""
+        return self.num_objects.shape[1]
+
+
+def records_of(matches: Matches, num_images: int, num_categories: int) -> Records:
+    """The records of matched results."""
+    order = np.lexsort((-matches.score, matches.category_idx))
+    is_ignored = matches.is_ignored[0][:, order]
+    is_right = matches.is_matched[0][:, order] & ~is_ignored
+    begins = np.searchsorted(matches.category_idx, np.arange(num_categories + 1))
+    truths = matches.truths
+    is_counted = ~truths.is_ignored[:, 0]
+    cells = truths.category_idx[is_counted] * num_images + truths.image_idx[is_counted]
+    num_objects = np.bincount(cells, minlength=num_categories * num_images).reshape(num_categories, num_images)
+    return Records(matches.image_idx[order], begins, is_right, is_ignored, num_objects)
+
+
+def resample_images(num_images: int, num_resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """How often each image stands in each resample, as many images drawn with replacement as there are: [B, I]."""
+    return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
+
+
+def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP") -> NDArray[np.float64]:
+    """AP, AP50 or AP75 of each weighted set of images: [B], nan where it holds no object. weights: [B, I]."""
+    thresholds = range(len(IOU_THRESHOLDS))[METRICS[metric]]
+    num_objects = weights @ records.num_objects.T  # [B, K]
+    totals = np.zeros(len(weights))
+    float_weights = weights.astype(np.float64)
+    for category in np.flatnonzero(num_objects.any(axis=0)).tolist():
+        rows = slice(*records.category_begins[category : category + 2].tolist())
+        size = max(1, _CHUNK // max(rows.stop - rows.start, 1))
+        for start in range(0, len(weights), size):
+            part = slice(start, start + size)
+            totals[part] += _category_ap(records, rows, float_weights[part], num_objects[part, category], thresholds)
+    num_defined = (num_objects > 0).sum(axis=1)
+    return np.divide(totals, num_defined, out=np.full(len(totals), np.nan), where=num_defined > 0)
+
+
+def plain_ap(records: Records, metric: str = "AP") -> float:
+    """AP, AP50 or AP75 of the set as it is: pycocotools' figure, to rounding; nan where there is no object."""
+    return float(weighted_ap(records, np.ones((1, records.num_images), dtype=np.int64), metric)[0])
+
+
+def _category_ap(
+    records: Records, rows: slice, weights: NDArray[np.float64], num_objects: NDArray[np.int64], thresholds: range
+) -> NDArray[np.float64]:
+    """AP of one category in each of some weighted sets, mean over IoU thresholds: [b]. weights: [b, I]."""
+    is_right, is_ignored = records.is_right[thresholds.start : thresholds.stop, rows], records.is_ignored[:, rows]
+    image_idx = records.image_idx[rows]
+    needed = np.flatnonzero(is_right.any(axis=0))
+    if not len(needed):
+        return np.zeros(len(weights))
+    num_before = np.cumsum(weights[:, image_idx[: needed[-1] + 1]], axis=1)  # [b, n], each detection with itself
+    total = np.zeros(len(weights))
+    for index, threshold in enumerate(thresholds):
+        right = np.flatnonzero(is_right[index])
+        if not len(right):
+            continue
+        num_counted = num_before[:, right]
+        ignored = np.flatnonzero(is_ignored[threshold, : right[-1]])
+        if len(ignored):
+            num_ignored = np.cumsum(weights[:, image_idx[ignored]], axis=1)
+            place = np.searchsorted(ignored, right)
+            num_counted[:, place > 0] -= num_ignored[:, place[place > 0] - 1]
+        num_right = np.cumsum(weights[:, image_idx[right]], axis=1)
+        total += _mean_precision(num_right, num_counted, num_objects)
+    return total / len(thresholds)
+
+
+def _mean_precision(
+    num_right: NDArray[np.float64], num_counted: NDArray[np.float64], num_objects: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The 101-point mean of interpolated precision: [b].
+
+    num_right, num_counted: [b, n], right ones and all that count, up to and with each right detection
+    num_objects: [b]
+    """
+    precision = num_right / (num_counted + np.spacing(1))
+    best_after = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    hundredths = num_right * 100 / np.maximum(num_objects, 1)[:, None]
+    reached = np.floor(hundredths)
+    is_exact = np.nonzero(reached == hundredths)
+    is_late = _IS_LATE[reached[is_exact].astype(np.int64)]
+    reached += 1  # recalls from 0 on that have been reached
+    reached[is_exact] -= is_late
+    reached[:, 1:] -= reached[:, :-1].copy()
+    mean: NDArray[np.float64] = np.einsum("bn,bn->b", best_after, reached) / len(RECALLS)
+    return mean
