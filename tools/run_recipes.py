@@ -4,9 +4,9 @@
     python tools/run_recipes.py --data DIR --out docs/results [--sets facades ...] [--methods full ...]
 
 DIR holds one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe of
-`configs/` and the overrides listed in `METHODS` and `SETS`; its `summary.json` is copied to
-`--out/<set>/<method>.json`. Runs that are there already are not run again. The table is written to `--out/table.md`, as
-it came out.
+`configs/`, the overrides listed in `METHODS` and the augmentation of the set's own recipe, where `SETS` names one; its
+`summary.json` is copied to `--out/<set>/<method>.json`. Runs that are there already are not run again. The table is
+written to `--out/table.md`, as it came out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # name -> recipe and overrides
@@ -29,9 +31,8 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapters x 3": ("bundled_adapter", ("count=3",)),
     "full": ("bundled_full", ()),
 }
-# set -> overrides for all methods: what has no upside may be turned
-TURNED = ("data.augment.vertical_flip=0.5", "data.augment.quarter_turn=0.5")
-SETS: dict[str, tuple[str, ...]] = {"nuclei-histo": TURNED, "facades": (), "fruits-nuts": TURNED}
+# set -> its recipe, whose augmentation all methods have
+SETS = {"nuclei-histo": "nuclei_histo_lora", "facades": "facades_lora", "fruits-nuts": "fruits_nuts_lora"}
 
 
 def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list[str]) -> list[str]:
@@ -44,14 +45,19 @@ def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list
         key, value = override.split("=")
         keys.append(f"peft.deltas={adapters(recipe, **{key: int(value)})}")
     config = ROOT / "configs" / f"{recipe}.yaml"
-    own = SETS.get(data.name, ())
-    return [sys.executable, "-m", "vispeft", "train", str(config), *keys, *own, *extra, "--out", str(run)]
+    return [sys.executable, "-m", "vispeft", "train", str(config), *keys, *own(data.name), *extra, "--out", str(run)]
+
+
+def own(data_set: str) -> list[str]:
+    """Overrides for the augmentation that the recipe of a set has; none for a set without one."""
+    if data_set not in SETS:
+        return []
+    augment = yaml.safe_load((ROOT / "configs" / f"{SETS[data_set]}.yaml").read_text())["data"].get("augment", {})
+    return [f"data.augment.{key}={json.dumps(value)}" for key, value in augment.items()]
 
 
 def adapters(recipe: str, count: int) -> str:
     """The recipe's deltas with another number of adapters per site, as a YAML flow mapping."""
-    import yaml
-
     deltas = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())["peft"]["deltas"]
     return json.dumps({pattern: {**method, "count": count} for pattern, method in deltas.items()})
 
