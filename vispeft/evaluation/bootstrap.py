@@ -1,7 +1,7 @@
 """AP of resampled sets of images: which images a set holds, and how often, as weights on one sorted list of detections.
 
-A resample in which an image stands three times is scored as if it were three images. Sorting and matching are those of the
-original set; only the counts change, so that thousands of resamples cost seconds.
+A resample in which an image stands three times is scored as if it were three images. Sorting and matching are those of
+the original set; only the counts change, so that thousands of resamples cost seconds.
 
 Letters: `B` resamples, `I` images, `D` detections, `T` IoU thresholds, `K` categories.
 """
@@ -43,7 +43,7 @@ class Records:
     @property
     def num_images(self) -> int:
         """Images of the whole set, those without objects and detections among them."""
-        return self.num_objects.shape[1]
+        return int(self.num_objects.shape[1])
 
 
 def records_of(matches: Matches, num_images: int, num_categories: int) -> Records:
@@ -77,7 +77,9 @@ def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP"
             part = slice(start, start + size)
             totals[part] += _category_ap(records, rows, float_weights[part], num_objects[part, category], thresholds)
     num_defined = (num_objects > 0).sum(axis=1)
-    return np.divide(totals, num_defined, out=np.full(len(totals), np.nan), where=num_defined > 0)
+    figures = np.full(len(totals), np.nan)
+    np.divide(totals, num_defined, out=figures, where=num_defined > 0)
+    return figures
 
 
 def plain_ap(records: Records, metric: str = "AP") -> float:

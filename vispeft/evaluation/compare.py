@@ -1,0 +1,284 @@
+"""Which configurations differ in AP, how sure that is, and which of the best is cheapest.
+
+What is resampled: the images of the validation set, with replacement, the same drawing for every configuration (so that
+comparisons are paired), and, where a configuration was trained with several seeds, its seeds, each configuration's on
+its own. What is not: training sets, and the seeds of a configuration that was trained once.
+
+Intervals and p values come from the deviations of the resamples from their own mean (Davison and Hinkley, Bootstrap
+Methods and Their Application, 1997, sections 4.4 and 5.2). Resampling itself lifts AP a little, since interpolation
+takes the best of coarser curves; the figure spoken of is the AP that sets of this size give, which has no such shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispeft.errors import DataError
+from vispeft.evaluation.bootstrap import METRICS, Records, plain_ap, resample_images, weighted_ap
+
+DEFAULT_RESAMPLES = 1000
+# resamples for each comparison, so that the smallest p value survives Holm's correction
+_PER_COMPARISON = 50
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A configuration in a comparison. runs: one per training seed, all on the same images
+
+    trainable_params: what it costs; None if that is not known
+    """
+
+    name: str
+    runs: tuple[Records, ...]
+    trainable_params: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and its interval. resampled_mean: what the resamples came to on average"""
+
+    value: float
+    low: float
+    high: float
+    resampled_mean: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one configuration stands.
+
+    figure: mean over its seeds
+    seed_figures: of each run
+    difference: figure less that of the best; None for the best itself
+    p_value: two-sided, of no difference to the best; corrected_p: the same after Holm's correction
+    is_distinguishable: whether the corrected p is below 1 - level
+    best_share: the share of resamples in which it comes first
+    """
+
+    name: str
+    figure: Estimate
+    seed_figures: tuple[float, ...]
+    difference: Estimate | None
+    p_value: float | None
+    corrected_p: float | None
+    is_distinguishable: bool
+    best_share: float
+    trainable_params: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Configurations compared with the best of them.
+
+    standings: in the order given
+    level: of all intervals
+    best: the name of the configuration with the highest figure
+    equals: the names of those that are not distinguishable from it, highest figure first, the best itself first of all
+    cheapest: of those, the one with the fewest trainable parameters; None where these are not known
+    sentence: what it comes to
+    notes: what else must be known to read the figures
+    """
+
+    metric: str
+    num_images: int
+    num_resamples: int
+    level: float
+    standings: tuple[Standing, ...]
+    best: str
+    equals: tuple[str, ...]
+    cheapest: str | None
+    sentence: str
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def compare(
+    entries: Sequence[Entry],
+    *,
+    metric: str = "AP",
+    num_resamples: int | None = None,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Comparison:
+    """Compare every configuration with the best one.
+
+    metric: AP, AP50 or AP75
+    num_resamples: 1,000, or 50 per comparison if that is more, unless given
+    seed: of the resampling
+    """
+    _check(entries, metric, num_resamples)
+    num_resamples = num_resamples or max(DEFAULT_RESAMPLES, _PER_COMPARISON * (len(entries) - 1))
+    generator = np.random.default_rng(seed)
+    num_images = entries[0].runs[0].num_images
+    weights = resample_images(num_images, num_resamples, generator)
+    seed_figures = [tuple(plain_ap(run, metric) for run in entry.runs) for entry in entries]
+    if np.isnan(seed_figures[0][0]):
+        raise DataError("The annotations hold no object to be found, so that AP is undefined and nothing compares.")
+    samples = np.stack([_resampled(entry, weights, metric, generator) for entry in entries])  # [entries, B]
+    values = np.array([np.mean(figures) for figures in seed_figures])
+    best = min(range(len(entries)), key=lambda index: (-values[index], entries[index].trainable_params or 0, index))
+    differences, difference_samples = values - values[best], samples - samples[best]
+    others = [index for index in range(len(entries)) if index != best]
+    p_values = {index: p_value(differences[index], difference_samples[index]) for index in others}
+    corrected = dict(zip(others, holm([p_values[index] for index in others]), strict=True))
+    shares = _best_shares(samples)
+    standings = tuple(
+        Standing(
+            name=entry.name,
+            figure=estimate(values[index], samples[index], level),
+            seed_figures=seed_figures[index],
+            difference=None if index == best else estimate(differences[index], difference_samples[index], level),
+            p_value=p_values.get(index),
+            corrected_p=corrected.get(index),
+            is_distinguishable=corrected.get(index, 1.0) < 1 - level,
+            best_share=shares[index],
+            trainable_params=entry.trainable_params,
+        )
+        for index, entry in enumerate(entries)
+    )
+    return _concluded(standings, best, metric, num_images, num_resamples, level)
+
+
+def estimate_ap(
+    runs: Sequence[Records], *, metric: str = "AP", num_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> Estimate:
+    """The AP of one configuration, mean over its seeds, with its interval."""
+    return (
+        compare([Entry("", tuple(runs))], metric=metric, num_resamples=num_resamples, seed=seed, level=level)
+        .standings[0]
+        .figure
+    )
+
+
+def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95) -> Estimate:
+    """The interval of a figure from its resamples [B], in which undefined ones (nan) do not count."""
+    mean = float(np.nanmean(samples))
+    tail = (1 - level) / 2
+    lowest, highest = np.nanquantile(samples, [tail, 1 - tail]) - mean
+    return Estimate(float(value), float(value - highest), float(value - lowest), mean)
+
+
+def p_value(difference: float, samples: NDArray[np.float64]) -> float:
+    """How often a difference at least as large, either way, would come about by chance if there were none.
+
+    samples: [B] resampled differences
+    """
+    deviations = samples[~np.isnan(samples)]
+    deviations = np.abs(deviations - deviations.mean())
+    if deviations.max(initial=0.0) < 1e-12:  # nothing varies, as with a single image: nothing can be said
+        return 1.0
+    # equal ones count, rounding aside
+    num_larger = int((deviations >= abs(difference) - 1e-12).sum())
+    return (1 + num_larger) / (1 + len(deviations))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number (Holm, A simple sequentially rejective multiple test procedure, 1979)."""
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def _check(entries: Sequence[Entry], metric: str, num_resamples: int | None) -> None:
+    """Raise a DataError for what cannot be compared."""
+    if metric not in METRICS:
+        raise DataError(f"`metric` must be one of {', '.join(METRICS)}, but is {metric!r}.")
+    if num_resamples is not None and num_resamples < 100:
+        raise DataError(f"`num_resamples` must be at least 100, but is {num_resamples}.")
+    if not entries or not all(entry.runs for entry in entries):
+        raise DataError("A comparison needs at least one configuration, and each of them at least one run.")
+    first = entries[0].runs[0].num_objects
+    for entry in entries:
+        if not all(np.array_equal(run.num_objects, first) for run in entry.runs):
+            raise DataError(f"`{entry.name}` was not scored on the objects that `{entries[0].name}` was scored on.")
+
+
+def _resampled(
+    entry: Entry, weights: NDArray[np.int64], metric: str, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """AP of a configuration over resampled images and seeds: [B].
+
+    Of S seeds, S are drawn with replacement. That shows (S - 1) / S of their variance, so that deviations from the mean
+    over all are stretched by sqrt(S / (S - 1)).
+    """
+    by_seed = np.stack([weighted_ap(run, weights, metric) for run in entry.runs])  # [S, B]
+    num_seeds = len(by_seed)
+    mean: NDArray[np.float64] = by_seed.mean(axis=0)
+    if num_seeds == 1:
+        return mean
+    drawn = resample_images(num_seeds, by_seed.shape[1], generator).T / num_seeds
+    mean += np.sqrt(num_seeds / (num_seeds - 1)) * ((drawn * by_seed).sum(axis=0) - mean)
+    return mean
+
+
+def _best_shares(samples: NDArray[np.float64]) -> list[float]:
+    """The share of resamples in which each comes first; equals share. samples: [entries, B]."""
+    defined = samples[:, ~np.isnan(samples).any(axis=0)]
+    is_first = defined == defined.max(axis=0, initial=-np.inf)
+    shares: list[float] = (is_first / np.maximum(is_first.sum(axis=0), 1)).mean(axis=1).tolist()
+    return shares
+
+
+def _concluded(
+    standings: tuple[Standing, ...], best: int, metric: str, num_images: int, num_resamples: int, level: float
+) -> Comparison:
+    """The comparison with what it comes to."""
+    ranked = sorted(standings, key=lambda one: (one is not standings[best], -one.figure.value))
+    equals = [one for one in ranked if not one.is_distinguishable]
+    costs = [one.trainable_params for one in equals]
+    cheapest = None if None in costs else min(equals, key=lambda one: one.trainable_params or 0.0).name
+    notes = []
+    if num_images < 20:
+        notes.append(f"{num_images} images are few to resample: the intervals are rough, and rather too narrow.")
+    if any(len(one.seed_figures) == 1 for one in standings):
+        notes.append("A configuration that was trained once shows nothing of how much its figure varies with the seed.")
+    smallest = (len(standings) - 1) / (1 + num_resamples)
+    if smallest >= 1 - level:
+        notes.append(
+            f"{num_resamples} resamples cannot tell {len(standings)} configurations apart: no corrected p can be below "
+            f"{smallest:.2g}. Take more resamples."
+        )
+    return Comparison(
+        metric=metric,
+        num_images=num_images,
+        num_resamples=num_resamples,
+        level=level,
+        standings=standings,
+        best=standings[best].name,
+        equals=tuple(one.name for one in equals),
+        cheapest=cheapest,
+        sentence=_sentence(ranked, equals, cheapest, metric, level),
+        notes=tuple(notes),
+    )
+
+
+def _sentence(
+    ranked: Sequence[Standing], equals: Sequence[Standing], cheapest: str | None, metric: str, level: float
+) -> str:
+    best, others = ranked[0], equals[1:]
+    interval = f"{round(100 * level)} % interval {best.figure.low:.3f} to {best.figure.high:.3f}"
+    first = f"{best.name} has the highest {metric}, {best.figure.value:.3f} ({interval})"
+    if len(ranked) == 1:
+        return f"{first}."
+    if not others:
+        return f"{first}, and every other configuration is distinguishable from it."
+    names = ", ".join(one.name for one in others)
+    if len(equals) == len(ranked):
+        found = f"{first}, but none of the others is distinguishable from it: {names}."
+    else:
+        found = f"{first}; not distinguishable from it: {names}."
+    if cheapest is None:
+        return found
+    cost = next(one.trainable_params for one in equals if one.name == cheapest)
+    return f"{found} The cheapest of these {len(equals)} is {cheapest}, with {cost:,.0f} trainable parameters."
