@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.data import read_coco
+from vispeft.data import read_coco, to_annotations
 from vispeft.data.check import check_dataset, write_fixed
 from vispeft.errors import DataError
 
@@ -103,6 +103,30 @@ def test_write_fixed__gives_text_ids_numbers(write: Any, folder: Path, document:
     out = folder.parent / "fixed.json"
     write_fixed(write(document), folder, out)
     assert read_coco(out, folder).num_instances == 3
+
+
+@pytest.mark.parametrize(("key", "reference"), [("images", "image_id"), ("categories", "category_id")])
+@pytest.mark.parametrize("both", [True, False], ids=["both", "references only"])
+def test_write_fixed__reads_ids_that_are_digits_in_quotes(
+    write: Any, folder: Path, document: dict[str, Any], key: str, reference: str, both: bool
+) -> None:
+    wanted = read_coco(write(document), folder)
+    for entry in document["annotations"]:
+        entry[reference] = str(entry[reference])
+    for entry in document[key] if both else ():
+        entry["id"] = str(entry["id"])
+    out = folder.parent / "fixed.json"
+    report = write_fixed(write(document), folder, out)
+    assert report.warnings
+    assert to_annotations(read_coco(out, folder)) == to_annotations(wanted)
+
+
+def test_write_fixed__mends_boxes_in_another_form(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    document["annotations"][0]["bbox"] = [20, 5, 40, 25]
+    out = folder.parent / "fixed.json"
+    write_fixed(write(document), folder, out)
+    assert json.loads(out.read_text())["annotations"][0]["bbox"] == [20, 5, 20, 20]
+    assert check_dataset(out, folder).problems == ()
 
 
 def test_write_fixed__does_not_guess_or_overwrite(write: Any, folder: Path, document: dict[str, Any]) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vispeft.data import (
     CocoSet,
@@ -333,3 +336,112 @@ def test_match_categories__gives_classes_that_val_lacks_an_id(
     matched = match_categories(train, val)
     assert matched.class_names == ("pair", "crate", "box")
     assert matched.category_ids == (3, 8, 7)
+
+
+def test_read_coco__refuses_a_key_with_two_values(tmp_path: Path, folder: Path, document: dict[str, Any]) -> None:
+    path = tmp_path / "annotations.json"
+    text = json.dumps(document)
+    path.write_text(text.replace('"id": 2, "image_id": 1', '"id": 2, "image_id": 2, "image_id": 1'))
+    with pytest.raises(DataError, match=r"`image_id` \(of id 2\): the key stands twice"):
+        read_coco(path, folder)
+    path.write_text(text[:-1] + ', "annotations": []}')
+    with pytest.raises(DataError, match="`annotations`: the key stands twice"):
+        read_coco(path, folder)
+    path.write_text(text.replace('"category_id": 3', '"category_id": 3, "category_id": 3'))
+    assert read_coco(path, folder).report.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("end", "is_cut_off"),
+    [("", False), ("}", False), ("[", False), (-1, True), (-2, True), (-5, True), (-60, True)],
+)
+def test_read_coco__tells_a_cut_off_file_from_a_wrong_one(
+    tmp_path: Path, document: dict[str, Any], end: str | int, is_cut_off: bool
+) -> None:
+    path = tmp_path / "annotations.json"
+    text = json.dumps(document)
+    path.write_text(text[:end] if isinstance(end, int) else text[:-1] + "," + end + "}")
+    with pytest.raises(DataError, match="not valid JSON") as caught:
+        read_coco(path, None)
+    assert ("cut off" in str(caught.value)) is is_cut_off
+
+
+def test_read_coco__says_of_a_compressed_file_that_it_is_one(tmp_path: Path, document: dict[str, Any]) -> None:
+    path = tmp_path / "annotations.json"
+    path.write_bytes(gzip.compress(json.dumps(document).encode()))
+    with pytest.raises(DataError, match="compressed"):
+        read_coco(path, None)
+
+
+def test_read_coco__shows_text_that_looks_like_a_number_in_quotes(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    document["images"][0]["id"] = "1"
+    with pytest.raises(DataError, match=r'id "1": image ids must be integers'):
+        read_coco(write(document), folder)
+
+
+def test_read_coco__takes_the_same_image_entry_twice_as_one(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    document["images"].append(dict(document["images"][0]))
+    coco_set = read_coco(write(document), folder)
+    assert [image.id for image in coco_set.images] == [1, 2]
+    assert [p.kind for p in coco_set.report.problems] == ["same-image-twice"]
+    document["images"][2]["width"] = 47
+    with pytest.raises(DataError, match="image id 1"):
+        read_coco(write(document), folder)
+
+
+@pytest.mark.parametrize("name", ["a\ud800.png", "a\0.png", " "], ids=["surrogate", "null", "blank"])
+def test_read_coco__refuses_what_no_file_can_be_called(
+    write: Any, folder: Path, document: dict[str, Any], name: str
+) -> None:
+    document["images"][0]["file_name"] = name
+    with pytest.raises(DataError, match=r"image 1 \(file_name .*\): must have a `file_name`"):
+        read_coco(write(document), folder)
+
+
+def test_read_coco__warns_of_an_rle_that_was_taken_row_by_row(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    mask = np.zeros((32, 48), int)
+    mask[4:14, 30:44] = 1
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.reshape(-1), [0]])))
+    counts = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
+    document["annotations"][2]["bbox"] = [30, 4, 14, 10]
+    assert read_coco(write(document), folder).report.problems == ()
+    document["annotations"][2]["segmentation"]["counts"] = counts
+    (problem,) = read_coco(write(document), folder).report.warnings
+    assert problem.kind == "bbox-off"
+    assert "annotation 3" in problem.message
+    assert "row by row" in problem.message
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_coco__takes_the_masks_box_for_an_absurd_one(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    document["annotations"][0]["bbox"] = [20, 5, 1e300, 1e300]
+    coco_set = read_coco(write(document), folder)
+    assert coco_set.annotations[0][0].bbox == (20, 5, 20, 20)
+    assert [p.kind for p in coco_set.report.problems] == ["bad-bbox"]
+
+
+def test_read_coco__warns_of_a_stack_of_pictures(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    frames = [Image.fromarray(np.full((32, 48), value, np.uint8)) for value in (10, 200)]
+    frames[0].save(folder / "b.tif", save_all=True, append_images=frames[1:])
+    document["images"][1]["file_name"] = "b.tif"
+    coco_set = read_coco(write(document), folder)
+    (problem,) = coco_set.report.warnings
+    assert "b.tif: several pictures" in problem.message
+    assert int(InstanceDataset(coco_set, EvalTransform(48))[1].image.max()) == 10
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)], ids=str)
+def test_dataset__takes_images_one_pixel_wide(
+    write: Any, folder: Path, document: dict[str, Any], size: tuple[int, int]
+) -> None:
+    height, width = size
+    Image.new("RGB", (width, height)).save(folder / "b.png")
+    document["images"][1] |= {"height": height, "width": width}
+    document["annotations"][2]["segmentation"] = [[0, 0, width, 0, width, height, 0, height]]
+    coco_set = read_coco(write(document), folder).subset([1])
+    for transform in (EvalTransform(1), TrainTransform(64, flip=1, vertical_flip=1, quarter_turn=1)):
+        assert len(InstanceDataset(coco_set, transform)[0].masks) <= 1

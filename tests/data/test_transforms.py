@@ -110,6 +110,12 @@ def test_train_transform__refuses_an_extra_that_normalises() -> None:
         apply(TrainTransform(64, extra=[("Normalize", {})]))
 
 
+def test_train_transform__names_an_extra_that_does_not_suit_an_image() -> None:
+    transform = TrainTransform(32, extra=[("RandomCrop", {"height": 1000, "width": 1000})])
+    with pytest.raises(ConfigError, match="`extra`.*fail on one of"):
+        apply(transform)
+
+
 def test_train_transform__survives_pickling() -> None:
     transform = TrainTransform(96)
     assert torch.equal(apply(pickle.loads(pickle.dumps(transform))).image, apply(transform).image)

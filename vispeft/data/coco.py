@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vispeft.data.files import check_files, keep_inside
+from vispeft.data.identifiers import with_integer_ids
 from vispeft.data.images import LARGEST_IMAGE
 from vispeft.data.instances import read_annotations
 from vispeft.data.problems import CheckReport, Findings, show
 from vispeft.data.sets import Category, CocoSet, Groups, ImageEntry
 from vispeft.data.values import as_integer
 from vispeft.errors import DataError
+
+# gzip, zip, bzip2, xz
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")
 
 
 def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True) -> CocoSet:
@@ -44,7 +50,7 @@ def examine(
     if document is None:
         return None, CheckReport(annotations, findings.problems())
     if repair:
-        document = _with_integer_image_ids(document, findings)
+        document = with_integer_ids(document, findings)
     categories = _read_categories(document["categories"], findings)
     entries = _read_images(document["images"], images, findings)
     if images is not None:
@@ -102,28 +108,6 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     return None if findings.is_refused else document
 
 
-def _with_integer_image_ids(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
-    """The document with every image id that is text replaced by a new integer, in images and annotations alike."""
-    images = [entry for entry in document["images"] if isinstance(entry, dict)]
-    texts = dict.fromkeys(entry["id"] for entry in images if isinstance(entry.get("id"), str))
-    if not texts:
-        return document
-    first = max([as_integer(entry.get("id")) or 0 for entry in images], default=0) + 1
-    numbers = {text: first + place for place, text in enumerate(texts)}
-    for text, number in numbers.items():
-        findings.warn("bad-image-id", "image ids must be integers; given new ones.", f"{show(text)} (now {number})")
-
-    def renumbered(entries: list[Any], key: str) -> list[Any]:
-        is_text = [isinstance(entry, dict) and isinstance(entry.get(key), str) for entry in entries]
-        return [
-            {**entry, key: numbers.get(entry[key], entry[key])} if found else entry
-            for entry, found in zip(entries, is_text, strict=True)
-        ]
-
-    images, annotations = renumbered(document["images"], "id"), renumbered(document["annotations"], "image_id")
-    return {**document, "images": images, "annotations": annotations}
-
-
 def _has_score(entry: Any) -> bool:
     return isinstance(entry, dict) and "score" in entry
 
@@ -143,12 +127,15 @@ def _load_json(path: Path, findings: Findings) -> Any:
     if not content.strip():
         findings.refuse("not-json", "the annotation file is empty.", "")
         return None
+    if content.startswith(_COMPRESSED):
+        findings.refuse("not-json", "is not JSON but a compressed file; unpack it first.", "")
+        return None
     try:
-        return json.loads(content)
+        return json.loads(content, object_pairs_hook=partial(_object, findings))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}, character {error.pos}"
-        cut = "; the file seems to be cut off" if error.pos >= len(error.doc.rstrip()) - 1 else ""
-        findings.refuse("not-json", f"is not valid JSON: {error.msg} at {where}{cut}.", "")
+        cut = "; the file seems to be cut off" if _is_cut_off(error) else ""
+        findings.refuse("not-json", f"is not valid JSON: {error.msg.removesuffix(' at')} at {where}{cut}.", "")
     except UnicodeDecodeError as error:
         findings.refuse("not-json", f"is not valid JSON: it is no UTF-8 text (byte {error.start}).", "")
     except RecursionError:
@@ -156,6 +143,27 @@ def _load_json(path: Path, findings: Findings) -> Any:
     except ValueError as error:
         findings.refuse("not-json", f"is not valid JSON for a COCO file: {error}.", "")
     return None
+
+
+def _object(findings: Findings, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file. A key that it gives two values is told: JSON's readers keep the last, unasked."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key in {key: None for key, value in pairs if found[key] != value}:
+            findings.refuse(
+                "duplicate-key",
+                "the key stands twice in one object, with different values; keep one of them.",
+                f"`{show(key)}`" + (f" (of id {show(found['id'])})" if "id" in found else ""),
+                repair="the key stands twice in one object, with different values; the last one is used.",
+            )
+    return found
+
+
+def _is_cut_off(error: json.JSONDecodeError) -> bool:
+    text = error.doc.rstrip()
+    if error.msg.startswith("Unterminated string"):
+        return True
+    return error.pos >= len(text) - (text[-1:] not in ("]", "}")) and error.msg != "Extra data"
 
 
 def _require_list(document: dict[str, Any], key: str, findings: Findings) -> None:
@@ -217,22 +225,43 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
                 f"images[{place}] with id {shown}",
                 repair="no integer id; left out.",
             )
-        elif not isinstance(file_name, str) or not file_name.strip() or "\0" in file_name:
+        elif not isinstance(file_name, str) or not _can_name_file(file_name):
             findings.refuse(
-                "bad-file-name", "must have a `file_name`.", f"image {identifier}", repair="no `file_name`; left out."
+                "bad-file-name",
+                "must have a `file_name` that a file can have.",
+                f"image {identifier} (file_name {show(file_name)})",
+                repair="no `file_name` that a file can have; left out with its annotations.",
             )
         elif identifier in entries:
-            names = f"image id {identifier} ({show(entries[identifier].file_name)} and {show(file_name)})"
-            findings.refuse("duplicate-image-id", "stands for two images; annotations cannot tell them apart.", names)
+            _tell_double(entries[identifier], item, findings)
         else:
             sides = _sides(item, findings, identifier)
             if sides is not None:
                 entries[identifier] = ImageEntry(identifier, file_name, folder and folder / file_name, *sides)
-    counts = Counter(entry.file_name for entry in entries.values())
+    counts = Counter(os.path.normpath(entry.file_name) for entry in entries.values())
     for file_name, count in counts.items():
         if count > 1:
             findings.warn("same-file-twice", "listed more than once; each entry is used.", show(file_name))
     return entries
+
+
+def _can_name_file(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return bool(text.strip()) and "\0" not in text
+
+
+def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:
+    """A second entry of an image id: the same image again is no harm, another one is."""
+    name = show(item["file_name"])
+    sides = tuple(as_integer(item.get(key)) or 0 for key in ("height", "width"))
+    if (entry.file_name, entry.height, entry.width) == (item["file_name"], *sides):
+        findings.warn("same-image-twice", "the same entry twice; used once.", f"image id {entry.id} ({name})")
+        return
+    names = f"image id {entry.id} ({show(entry.file_name)} and {name})"
+    findings.refuse("duplicate-image-id", "stands for two images; annotations cannot tell them apart.", names)
 
 
 def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tuple[int, int] | None:

@@ -37,6 +37,10 @@ def check_files(
             _tell_unusable(entry, header, counts[entry.id], findings)
         elif (sized := _agree(entry, header, findings)) is not None:
             kept[entry.id] = sized
+            if header.is_stack:
+                findings.warn(
+                    "several-pictures", "several pictures in one file; the first is used.", show(entry.file_name)
+                )
     if not kept and entries and not findings.is_refused:
         findings.refuse("no-usable-image", f"none of the {len(entries)} images can be read from {folder}.", "")
     return kept

@@ -47,7 +47,8 @@ class View:
         left, top = min(self.left // r, reduced_width - 1), min(self.top // r, reduced_height - 1)
         right, bottom = max(-(-self.right // r), left + 1), max(-(-self.bottom // r), top + 1)
         window = _resize(picture.pixels[top:bottom, left:right], self.width, self.height)
-        return np.ascontiguousarray(self._turn(window))
+        # a copy: a side of one pixel counts as contiguous even where it is mirrored, which torch does not take
+        return np.array(self._turn(window), order="C")
 
     def points(self, points: FloatArray) -> FloatArray:
         """Image coordinates as coordinates of the result. points: [P, 2] x, y."""

@@ -28,11 +28,16 @@ _DEPTHS = (8, 10, 12, 16)
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file says of itself. height, width: as shown (EXIF orientation applied), in pixels."""
+    """What a file says of itself.
+
+    height, width: as shown (EXIF orientation applied), in pixels
+    is_stack: it holds several pictures (an animation, or pages), of which the first is read
+    """
 
     height: int
     width: int
     is_turned: bool
+    is_stack: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,9 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(path: Path) -> Image.Image:
+    # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no file.")
     image = Image.open(path, formats=_formats())
     if image.width * image.height > LARGEST_IMAGE:
         raise DataError(
@@ -118,7 +126,9 @@ def _header(image: Image.Image) -> ImageHeader:
     # Pillow's TIFF reader turns the picture, and its size, by itself
     is_turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED
     width, height = (image.height, image.width) if is_turned else (image.width, image.height)
-    return ImageHeader(height, width, is_turned)
+    # an MPO's others are previews and second views of the same scene
+    is_stack = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    return ImageHeader(height, width, is_turned, is_stack)
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:

@@ -9,7 +9,15 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from vispeft.data.problems import Findings, show
-from vispeft.data.segmentation import Flaw, Polygons, Rle, Segmentation, parse_segmentation, to_rle
+from vispeft.data.segmentation import (
+    FARTHEST_COORDINATE,
+    Flaw,
+    Polygons,
+    Rle,
+    Segmentation,
+    parse_segmentation,
+    to_rle,
+)
 from vispeft.data.sets import Annotation, Category, ImageEntry
 from vispeft.data.values import as_integer, as_number
 
@@ -145,9 +153,8 @@ def _bbox_and_area(
             findings.warn("empty-mask", "its mask covers no pixel of the image; left out.", name)
             return None
     bbox, area = _valid_bbox(item, name, findings), _valid_area(item, name, findings)
-    if bbox is not None and isinstance(segmentation, Polygons) and not _is_around(bbox, segmentation):
-        sentence = "`bbox` lies far off the mask, which counts (is it x1, y1, x2, y2, not x, y, width, height?)."
-        findings.warn("bbox-off", sentence, f"{name} {show(list(bbox))}")
+    if bbox is not None and not _is_around(bbox, segmentation):
+        bbox = _told_off(bbox, segmentation, name, findings)
     if bbox is not None and area is not None:
         return bbox, area
     rle = rle or to_rle(segmentation, entry.height, entry.width)
@@ -155,14 +162,29 @@ def _bbox_and_area(
     return bbox or (x, y, width, height), area or float(coco_mask.area(rle))
 
 
+def _told_off(
+    bbox: tuple[float, float, float, float], segmentation: Segmentation, name: str, findings: Findings
+) -> tuple[float, float, float, float] | None:
+    """The box, of which is told that it lies off the mask; None where a file is repaired."""
+    doubt = (
+        "is it x1, y1, x2, y2, not x, y, width, height?"
+        if isinstance(segmentation, Polygons)
+        else "were its `counts` taken row by row, not column by column?"
+    )
+    outcome = "replaced by the mask's" if findings.is_repairing else f"the mask counts ({doubt})"
+    findings.warn("bbox-off", f"`bbox` lies far off the mask; {outcome}.", f"{name} {show(list(bbox))}")
+    return None if findings.is_repairing else bbox
+
+
 def _valid_bbox(item: Mapping[str, Any], name: str, findings: Findings) -> tuple[float, float, float, float] | None:
     raw = item.get("bbox")
     if raw is None or raw == []:
         return None
     numbers = [as_number(v) for v in raw] if isinstance(raw, list) else []
-    if len(numbers) == 4:
-        x, y, width, height = numbers
-        if x is not None and y is not None and width is not None and height is not None and width > 0 and height > 0:
+    sane = [number for number in numbers if number is not None and abs(number) <= FARTHEST_COORDINATE]
+    if len(numbers) == len(sane) == 4:
+        x, y, width, height = sane
+        if width > 0 and height > 0:
             return x, y, width, height
     findings.warn(
         "bad-bbox", "`bbox` is no valid x, y, width, height; the box of the mask is used.", f"{name} {show(raw)}"
@@ -181,11 +203,10 @@ def _valid_area(item: Mapping[str, Any], name: str, findings: Findings) -> float
     return area
 
 
-def _is_around(bbox: tuple[float, float, float, float], polygons: Polygons) -> bool:
-    """True where a box and the polygons' own share at least half of their union."""
+def _is_around(bbox: tuple[float, float, float, float], segmentation: Segmentation) -> bool:
+    """True where a box and the mask's own share at least half of their union."""
     low, high = np.array(bbox[:2]), np.array(bbox[:2]) + bbox[2:]
-    mask_low = np.min([part.min(0) for part in polygons.parts], 0)
-    mask_high = np.max([part.max(0) for part in polygons.parts], 0)
+    mask_low, mask_high = segmentation.extent
     shared = np.clip(np.minimum(high, mask_high) - np.maximum(low, mask_low), 0, None).prod()
     union = (high - low).prod() + (mask_high - mask_low).prod() - shared
     return bool(2 * shared >= union)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from vispeft.errors import DataError
 Severity = Literal["warn", "refuse"]
 
 NAMED_AT_MOST = 5
+
+_LIKE_OTHERS = re.compile(r"[-+]?(?:[\d.]+(?:[eE][-+]?\d+)?|Infinity|NaN)|true|false|null")
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def show(value: Any) -> str:
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
     if isinstance(value, str):
-        text = value if value.strip() == value and value else text
+        # in quotes where "1" would look like 1
+        text = value if value and value.strip() == value and not _LIKE_OTHERS.fullmatch(value) else text
     text = "".join(c if c.isprintable() else "?" for c in text.encode("utf-8", "replace").decode("utf-8"))
     return text if len(text) <= 80 else text[:77] + "..."

@@ -25,6 +25,11 @@ class Polygons:
 
     parts: tuple[FloatArray, ...]
 
+    @property
+    def extent(self) -> tuple[FloatArray, FloatArray]:
+        """Corners of the box around the points, x and y each: the least and the largest."""
+        return np.min([part.min(0) for part in self.parts], 0), np.max([part.max(0) for part in self.parts], 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Rle:
@@ -46,6 +51,18 @@ class Rle:
         lengths = np.diff(ends, prepend=low)
         values = (np.arange(len(lengths)) % 2).astype(np.uint8)
         return np.repeat(values, lengths).reshape(right - left, self.height).T
+
+    @property
+    def extent(self) -> tuple[FloatArray, FloatArray]:
+        """Corners of the box around the object, x and y each: the least, and one past the largest."""
+        ends = np.cumsum(self.runs)[1::2]
+        starts = ends - self.runs[1::2]
+        starts, ends = starts[starts < ends], ends[starts < ends] - 1
+        top, bottom = 0, self.height
+        # a run that goes on in the next column touches both edges
+        if len(ends) and (starts // self.height == ends // self.height).all():
+            top, bottom = int((starts % self.height).min()), int((ends % self.height).max()) + 1
+        return np.array([self.columns[0], top], np.float64), np.array([self.columns[1], bottom], np.float64)
 
 
 Segmentation = Polygons | Rle

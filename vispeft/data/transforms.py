@@ -160,7 +160,7 @@ def _example(
     if not kept.all():
         labels, boxes, masks = labels[kept], boxes[kept], masks[kept]
     return Example(
-        torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+        torch.from_numpy(np.array(image.transpose(2, 0, 1), order="C")),
         torch.from_numpy(labels),
         torch.from_numpy(boxes.astype(np.float32)),
         torch.from_numpy(masks.view(bool)),
@@ -170,13 +170,20 @@ def _example(
 def _with_masks(
     pipeline: Any, image: NDArray[np.uint8], masks: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    done = pipeline(image=image, masks=masks) if len(masks) else pipeline(image=image)
+    try:
+        done = pipeline(image=image, masks=masks) if len(masks) else pipeline(image=image)
+    # albumentations raises what it likes where a transform does not suit an image
+    except Exception as error:
+        height, width = image.shape[:2]
+        raise ConfigError(
+            f"`extra` transforms must take any image, but fail on one of {width}x{height}: {error}."
+        ) from (error)
     image = done["image"]
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ConfigError("`extra` transforms must give RGB images of 8 bits; normalisation is done later.")
     if len(masks) == 0:
         return image, np.zeros((0, *image.shape[:2]), np.uint8)
-    return image, np.ascontiguousarray(np.asarray(done["masks"]) != 0).view(np.uint8)
+    return image, np.array(np.asarray(done["masks"]) != 0, order="C").view(np.uint8)
 
 
 def _colour_jitter(strength: float) -> list[tuple[str, Mapping[str, Any]]]:

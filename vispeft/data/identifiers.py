@@ -1,0 +1,59 @@
+"""Ids that are text, made integers while a COCO file is repaired."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vispeft.data.problems import Findings, show
+from vispeft.data.values import as_integer
+
+
+def with_integer_ids(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
+    """The document with an integer in place of every image and category id that is text, wherever it stands.
+
+    Text that spells an integer no other entry has becomes that integer, other text a new one.
+    """
+    for key, reference, word in (("images", "image_id", "image"), ("categories", "category_id", "category")):
+        numbers, known = _numbers(document[key], word, findings)
+        entries = [_renumbered(entry, "id", numbers, set()) for entry in document[key]]
+        annotations = [_renumbered(entry, reference, numbers, known) for entry in document["annotations"]]
+        changed = sum(new is not old for new, old in zip(annotations, document["annotations"], strict=True))
+        if changed > 0 and not numbers:
+            findings.warn("text-reference", "were text; read as integers.", f"`{reference}` of {changed} annotations")
+        document = {**document, key: entries, "annotations": annotations}
+    return document
+
+
+def _numbers(entries: list[Any], word: str, findings: Findings) -> tuple[dict[str, int], set[int]]:
+    """The integer for each id that is text, and all ids that there then are."""
+    given = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+    known = {number for value in given if (number := as_integer(value)) is not None}
+    numbers: dict[str, int] = {}
+    free = max(known, default=0) + 1
+    for text in dict.fromkeys(value for value in given if isinstance(value, str)):
+        number = _spelt(text)
+        if number is None or number in known:
+            while free in known:
+                free += 1
+            number = free
+        numbers[text] = number
+        known.add(number)
+        sentence = f"{word} ids must be integers; given new ones."
+        findings.warn(f"bad-{word}-id", sentence, f"{show(text)} (now {number})")
+    return numbers, known
+
+
+def _renumbered(entry: Any, key: str, numbers: dict[str, int], known: set[int]) -> Any:
+    """An entry with the integer for its text under `key`, if there is one."""
+    text = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(text, str):
+        return entry
+    number = numbers.get(text)
+    if number is None and (spelt := _spelt(text)) in known:
+        number = spelt
+    return entry if number is None else {**entry, key: number}
+
+
+def _spelt(text: str) -> int | None:
+    """The integer that text spells in plain digits, or None."""
+    return as_integer(int(text)) if text.isascii() and text.isdecimal() and len(text) < 20 else None
