@@ -66,13 +66,15 @@ def table(out: Path) -> str:
     """Every summary under `out` as a Markdown table per set."""
     lines = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):
+        summaries = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        if summaries.keys().isdisjoint(METHODS):
+            continue
         lines += [
             f"### {folder.name}",
             "",
             "| method | trained | mask AP | AP50 | box AP | seconds | peak MB | file KB |",
         ]
         lines.append("|---|---|---|---|---|---|---|---|")
-        summaries = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
         for name in (n for n in METHODS if n in summaries):
             s = summaries[name]
             lines.append(
