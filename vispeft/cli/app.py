@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vispeft.cli import data, inspect, machine, run, sweep
+from vispeft.cli import compare, data, inspect, machine, run, sweep
 from vispeft.cli.terminal import guarded
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.command("evaluate")(run.evaluate)
 app.command("predict")(run.predict)
 app.command("merge")(run.merge)
 app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("plan")(inspect.plan)
 app.command("sites")(inspect.sites)
 app.add_typer(data.app, name="data")
