@@ -91,6 +91,7 @@ CASES = {
     "lora grouped conv weight": Case("grouped.weight", LoRA(rank=2)),
     "adapter": Case("blocks.*.attn.proj", Adapter(width=3), merges=False),
     "adapters 3": Case("blocks.*.attn.proj | blocks.*.mlp.fc2", Adapter(reduction=4, count=3), merges=False),
+    "adapter last": Case("blocks.*.attn.proj", Adapter(width=3, count=2, chain="last"), merges=False),
     "adapter parallel": Case("blocks.*.mlp", Adapter(width=3, parallel=True, act="relu", scale=0.1), merges=False),
     "adapter conv": Case("conv", Adapter(width=3, act="silu"), merges=False),
     "adapter block": Case("blocks.1", Adapter(width=3), merges=False),

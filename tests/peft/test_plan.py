@@ -35,6 +35,8 @@ def test_lora__has_a_scale_of_one_unless_alpha_says_otherwise() -> None:
         ({"method": "lora", "rank": 8, "alpha": "x"}, "`alpha` must be of type float or null"),
         ({"method": "lora", "rank": 8, "parts": "vq"}, "`parts` must be some of q, k, v in this order"),
         ({"method": "lora", "rank": 8, "dropout": 1.0}, "`dropout` must be at least 0 and below 1"),
+        ({"method": "adapter", "width": 8, "chain": "first"}, "`chain` must be one of additive, last"),
+        ({"method": "adapter", "width": 8, "chain": "last", "parallel": True}, "`chain` must be additive"),
         ({"method": "lora", "rank": 8, "alpha": float("nan")}, "`alpha` must be finite"),
         ({"method": "adapter"}, "Exactly one of `width` and `reduction` must be given, but neither is"),
         ({"method": "adapter", "width": 8, "reduction": 4}, "but both are"),

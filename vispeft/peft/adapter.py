@@ -16,6 +16,8 @@ from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add
 from vispeft.errors import PlanError
 from vispeft.peft.delta import Delta, Method, WeightDelta, at_least, reference_tensor, trainable, widths
 
+CHAINS = ("additive", "last")
+
 
 @dataclass(frozen=True)
 class Adapter(Method):
@@ -25,6 +27,9 @@ class Adapter(Method):
     count: adapters at each site, from 0
     parallel: `down` reads the map's input x instead; the outcomes of all `count` are added to y
     act: gelu (exact), relu or silu
+    chain: "additive", or "last": each adapter reads what the one before gave but starts from y again, so that only the
+        last outcome is added. That is what the public code of Abou Baker et al. 2024, https://doi.org/10.3390/make6040133,
+        does; it is here for comparison with it alone
     """
 
     name: ClassVar[str] = "adapter"
@@ -34,6 +39,7 @@ class Adapter(Method):
     parallel: bool = False
     act: str = "gelu"
     scale: float = 1.0
+    chain: str = "additive"
 
     def __post_init__(self) -> None:
         if (self.width is None) == (self.reduction is None):
@@ -46,8 +52,12 @@ class Adapter(Method):
         at_least("count", self.count, 0)
         if self.act not in ACTIVATIONS:
             raise PlanError(f"`act` must be one of {', '.join(ACTIVATIONS)}, but is {self.act!r}.")
-        if not math.isfinite(self.scale):
-            raise PlanError(f"`scale` must be finite, but is {self.scale}.")
+        if not (math.isfinite(self.scale) and self.scale):
+            raise PlanError(f"`scale` must be finite and not 0, or nothing would ever be learnt, but is {self.scale}.")
+        if self.chain not in CHAINS:
+            raise PlanError(f"`chain` must be one of {', '.join(CHAINS)}, but is {self.chain!r}.")
+        if self.parallel and self.chain != "additive":
+            raise PlanError(f"Parallel adapters are not chained: `chain` must be additive, but is {self.chain!r}.")
 
     def for_module(self, module: nn.Module) -> Delta | None:
         """The adapters for any module whose output width can be told; None for a count of 0."""
@@ -89,16 +99,18 @@ class AdapterDelta(Delta):
         if width < 1:
             raise PlanError(f"`reduction` must be at most the site's width {size.outputs}, but is {method.reduction}.")
         self.parallel, self.act, self.scale, self.dim = method.parallel, method.act, method.scale, size.dim
+        self.is_additive = method.chain == "additive"
         like = reference_tensor(base)
         for index in range(method.count):
             self.add_module(str(index), Bottleneck(inputs, width, size.outputs, like))
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """y through every adapter in turn, or with the outcome of every adapter on x."""
-        stream = y.movedim(self.dim, -1)
-        seen = x.movedim(self.dim, -1) if self.parallel else stream
+        start = stream = y.movedim(self.dim, -1)
+        seen = x.movedim(self.dim, -1) if self.parallel else None
         for adapter in self.children():
-            stream = adapter(stream, seen if self.parallel else stream, self.act, self.scale)
+            base_of_sum = stream if self.is_additive else start
+            stream = adapter(base_of_sum, stream if seen is None else seen, self.act, self.scale)
         result = stream.movedim(-1, self.dim)
         # kernels that follow are chosen by memory format, so a channels-first map has to stay one
         return result.contiguous() if y.is_contiguous() else result
