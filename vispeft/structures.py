@@ -109,6 +109,9 @@ class FeatureBatch:
         return FeatureBatch(features, tuple(t.to(device) for t in self.targets), self.metas, self.padded_size)
 
 
+AnyBatch = Batch | FeatureBatch
+
+
 @dataclass(frozen=True)
 class LayerPredictions:
     """What one decoder layer says of every query.

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from lightning_fabric import Fabric
 
-from vispeft.evaluation import postprocess, to_coco_results
+from vispeft.errors import DataError
+from vispeft.evaluation import to_coco_results
+from vispeft.evaluation.postprocess import postprocess
 from vispeft.structures import Batch
 from vispeft.training.validate import gather_objects, predict_dataset
 
@@ -44,8 +46,13 @@ def test_predict_dataset__leaves_modes_as_they_were(
 
 def test_predict_dataset__restores_modes_after_an_error(make_run: Callable[..., Any], fabric: Fabric) -> None:
     model = make_run().make_model().train()
-    with pytest.raises(AttributeError):
-        predict_dataset(fabric, model, [None], CATEGORY_IDS, num_images=1)  # type: ignore[list-item]
+
+    def broken() -> Iterator[Batch]:
+        yield from ()
+        raise DataError("no more images")
+
+    with pytest.raises(DataError):
+        predict_dataset(fabric, model, broken(), CATEGORY_IDS, num_images=1)
     assert all(module.training for module in model.modules())
 
 

@@ -13,10 +13,13 @@ from vispeft.data import (
     InstanceDataset,
     Loader,
     TrainTransform,
-    build_loader,
+    draw_loader,
+    eval_draws,
     match_categories,
     read_coco,
+    train_draws,
 )
+from vispeft.data.sampling import Draws
 from vispeft.errors import ConfigError
 from vispeft.models import MaskDINO
 
@@ -54,7 +57,39 @@ def read_split(split: SplitConfig, key: str) -> CocoSet:
 
 def train_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share, *, start_step: int = 0) -> Loader:
     """Batches for the steps from `start_step` on."""
-    train, augment = config.train, config.data.augment
+    draws = drawn_for_training(config, coco_set, share, start_step=start_step)
+    return loader_of(config, train_dataset(config, coco_set), draws, model)
+
+
+def val_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share) -> Loader:
+    """Every image of a set once, whole."""
+    return loader_of(config, val_dataset(config, coco_set), drawn_for_scoring(config, coco_set, share), model)
+
+
+def drawn_for_training(config: Config, coco_set: CocoSet, share: Share, *, start_step: int = 0) -> Draws:
+    """What is drawn in the steps from `start_step` on."""
+    train = config.train
+    return train_draws(
+        coco_set,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        steps=(train.steps or 0) * train.accumulate,
+        start_step=start_step * train.accumulate,
+        variants=config.data.augment.variants,
+        sampler=config.data.sampler,
+        rank=share.rank,
+        world_size=share.world_size,
+    )
+
+
+def drawn_for_scoring(config: Config, coco_set: CocoSet, share: Share) -> Draws:
+    """Every image of a set once."""
+    return eval_draws(coco_set, batch_size=config.eval.batch_size, rank=share.rank, world_size=share.world_size)
+
+
+def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
+    """Augmented samples. Fixed variants are the same for every `train.seed`."""
+    augment = config.data.augment
     transform = TrainTransform(
         image_size(config),
         scale=augment.scale,
@@ -65,35 +100,24 @@ def train_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Shar
         min_pixels=augment.min_pixels,
         extra=tuple(augment.extra.items()),
     )
-    return build_loader(
-        InstanceDataset(coco_set, transform, seed=train.seed),
-        batch_size=train.batch_size,
-        pixel_mean=model.pixel_mean,
-        pixel_std=model.pixel_std,
-        training=True,
-        workers=train.workers or 0,
-        seed=train.seed,
-        steps=(train.steps or 0) * train.accumulate,
-        start_step=start_step * train.accumulate,
-        sampler=config.data.sampler,
-        size_divisor=model.size_divisor,
-        rank=share.rank,
-        world_size=share.world_size,
-    )
+    return InstanceDataset(coco_set, transform, seed=config.train.seed if augment.variants is None else 0)
 
 
-def val_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share) -> Loader:
-    """Every image of a set once, whole."""
-    return build_loader(
-        InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed),
-        batch_size=config.eval.batch_size,
+def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
+    """Samples as they are."""
+    return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
+
+
+def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: MaskDINO) -> Loader:
+    """A loader of batches as the model takes them."""
+    return draw_loader(
+        dataset,
+        draws,
         pixel_mean=model.pixel_mean,
         pixel_std=model.pixel_std,
-        training=False,
         workers=config.train.workers or 0,
+        seed=config.train.seed,
         size_divisor=model.size_divisor,
-        rank=share.rank,
-        world_size=share.world_size,
     )
 
 

@@ -16,8 +16,9 @@ from vispeft.assemble.saved import LoadedRun
 from vispeft.data import EvalTransform, Sample, collate
 from vispeft.data.images import Picture, read_picture
 from vispeft.errors import DataError
-from vispeft.evaluation import draw_instances, postprocess, to_coco_results
+from vispeft.evaluation import draw_instances, to_coco_results
 from vispeft.evaluation.files import write_json
+from vispeft.evaluation.postprocess import postprocess
 from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import build_fabric
 from vispeft.training.progress import open_progress

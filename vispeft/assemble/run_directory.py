@@ -29,7 +29,10 @@ _PACKAGES = (
     "safetensors",
 )
 # what may differ when a run goes on: where and how long, not what
-_MAY_CHANGE = {"steps", "epochs", "device", "devices", "precision", "workers", "eval_every", "log_every", "patience"}
+_MAY_CHANGE = {
+    *("steps", "epochs", "device", "devices", "precision", "workers"),
+    *("eval_every", "log_every", "patience", "feature_cache"),
+}
 
 
 @dataclass(frozen=True)

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from vispeft import peft
+from vispeft.assemble.features import KeptFeatures, keep_features
 from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.assemble.models import attach, build_base, complete, describe_base
 from vispeft.assemble.run_directory import RunDirectory, describe_environment
 from vispeft.assemble.scoring import flat_metrics, predict_split
 from vispeft.assemble.training import criterion_of, loop_settings_of, optimizer_of, schedule_of
 from vispeft.config import Config
-from vispeft.data import Loader, to_annotations
+from vispeft.data import to_annotations
 from vispeft.evaluation import CocoMetrics, evaluate_coco, write_results
 from vispeft.evaluation.files import read_json, write_json
 from vispeft.models import MaskDINO
 from vispeft.report import write_report
+from vispeft.structures import AnyBatch
 from vispeft.training.checkpoint import Checkpoint, load_checkpoint
 from vispeft.training.devices import build_fabric, describe_device, leave_cores_to_workers
+from vispeft.training.feature_store import FeatureMemory
+from vispeft.training.interrupt import interruptible
 from vispeft.training.logs import RunLog
 from vispeft.training.loop import FitResult, fit
 from vispeft.training.seeds import seed_everything
@@ -47,6 +52,7 @@ class _Run:
     fabric: Fabric
     sets: DataSets
     model: MaskDINO
+    features: KeptFeatures | None = None
 
     @property
     def evaluates_on_the_way(self) -> bool:
@@ -57,6 +63,18 @@ class _Run:
     def share(self) -> Share:
         return Share(self.fabric.global_rank, self.fabric.world_size)
 
+    def trained(self, start_step: int) -> tuple[nn.Module, Iterable[AnyBatch]]:
+        """What training calls, and the batches that it calls it with from `start_step` on."""
+        if self.features is not None and self.features.train is not None:
+            return self.features.rest(self.model), self.features.train
+        return self.model, train_loader(self.config, self.sets.train, self.model, self.share, start_step=start_step)
+
+    def scored(self, model: MaskDINO) -> tuple[nn.Module, Iterable[AnyBatch]]:
+        """What scoring `model` calls, and the batches of every validation image."""
+        if self.features is not None:
+            return self.features.rest(model), self.features.val
+        return model, val_loader(self.config, self.sets.val, model, self.share)
+
 
 def train_run(
     config: Config,
@@ -64,11 +82,13 @@ def train_run(
     *,
     resume: bool = False,
     sets: DataSets | None = None,
+    memory: FeatureMemory | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> RunResult:
     """Train, keep the best adapter, score it on the validation set and write the run directory.
 
     sets: what `read_sets` gave for the same configuration, where several runs share them
+    memory: holds the features that `train.feature_cache: memory` keeps, where several runs share them
     on_evaluation: told step and figures after each evaluation on the way; what it raises ends the run, which can go on
         from there later
     """
@@ -90,6 +110,11 @@ def train_run(
         directory.begin(config, environment, to_annotations(sets.val))
     fabric.barrier()
     checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None
+    start_step = 0 if checkpoint is None else checkpoint.counters.step
+    try:
+        run = replace(run, features=_features(run, start_step, memory or FeatureMemory()))
+    except KeyboardInterrupt:
+        return RunResult(directory.root, start_step, None)
     result = _fit(run, checkpoint, on_evaluation)
     summary = None if result.is_interrupted else _finish(run, result)
     return RunResult(directory.root, result.steps, summary)
@@ -104,6 +129,12 @@ def _check_deltas(run: _Run) -> None:
     peft.check(run.model, batch.images)
 
 
+def _features(run: _Run, start_step: int, memory: FeatureMemory) -> KeptFeatures | None:
+    """Features for the steps from `start_step` on; Ctrl-C stops at once, and what is computed stays."""
+    with interruptible() as interrupt, interrupt.breaks():
+        return keep_features(run.config, run.fabric, run.sets, run.model, start_step=start_step, memory=memory)
+
+
 def _fit(
     run: _Run,
     checkpoint: Checkpoint | None,
@@ -111,7 +142,7 @@ def _fit(
 ) -> FitResult:
     config, model, fabric = run.config, run.model, run.fabric
     start_step = 0 if checkpoint is None else checkpoint.counters.step
-    scored = val_loader(config, run.sets.val, model, run.share)
+    called, batches = run.trained(start_step)
     with RunLog(run.directory.root, start_step=start_step, is_enabled=fabric.is_global_zero) as log:
         return fit(
             fabric=fabric,
@@ -119,20 +150,21 @@ def _fit(
             criterion=criterion_of(config),
             optimizer=optimizer_of(config.train, model),
             schedule=schedule_of(config.train),
-            train_batches=train_loader(config, run.sets.train, model, run.share, start_step=start_step),
-            evaluate=partial(_evaluate, run, scored) if run.evaluates_on_the_way else None,
+            train_batches=batches,
+            evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_on_the_way else None,
             keep_best=partial(_keep, run),
             log=log,
             checkpoint_path=run.directory.checkpoint,
             settings=loop_settings_of(config.train),
             resume=checkpoint,
             on_evaluation=on_evaluation,
+            called=called,
         )
 
 
-def _evaluate(run: _Run, scored: Loader) -> Mapping[str, float]:
+def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
     """COCO figures of the model as it now is, by the names that metrics.jsonl uses."""
-    results = predict_split(run.config, run.fabric, run.sets.val, run.model, scored)
+    results = predict_split(run.config, run.fabric, run.sets.val, *scored)
     return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
 
 
@@ -155,8 +187,7 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     best = build_base(run.config, len(run.sets.train.categories))
     peft.load(best, run.directory.adapter)
     best.to(run.fabric.device)
-    scored = val_loader(run.config, run.sets.val, best, run.share)
-    results = predict_split(run.config, run.fabric, run.sets.val, best, scored)
+    results = predict_split(run.config, run.fabric, run.sets.val, *run.scored(best))
     if run.fabric.is_global_zero:
         write_results(run.directory.predictions, results)
         # from the files as written: whoever scores them again gets the same figures
@@ -186,5 +217,6 @@ def _summary(run: _Run, result: FitResult, metrics: CocoMetrics) -> dict[str, An
         "evaluate_seconds": result.evaluate_seconds,
         "peak_memory_bytes": result.peak_memory_bytes,
         "device": describe_device(run.fabric),
+        **({} if run.features is None else {"feature_cache": run.features.describe()}),
         **metrics.to_dict(),
     }

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lightning_fabric import Fabric
 from torch import nn
 
 from vispeft.config import Config
-from vispeft.data import CocoSet, Loader
+from vispeft.data import CocoSet
 from vispeft.evaluation import CocoMetrics
+from vispeft.structures import AnyBatch
 from vispeft.training.validate import predict_dataset
 
 
 def predict_split(
-    config: Config, fabric: Fabric, coco_set: CocoSet, model: nn.Module, loader: Loader
+    config: Config, fabric: Fabric, coco_set: CocoSet, model: nn.Module, batches: Iterable[AnyBatch]
 ) -> list[dict[str, Any]]:
     """COCO results of every image of a set, the same in every process."""
     num_own = len(range(fabric.global_rank, len(coco_set), fabric.world_size))
     return predict_dataset(
         fabric,
         model,
-        loader,
+        batches,
         coco_set.category_ids,
         num_images=num_own,
         max_detections=config.eval.max_detections,

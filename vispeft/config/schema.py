@@ -19,6 +19,15 @@ Count = Annotated[int, Field(ge=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
 
 
+def checked_cache(value: str) -> str:
+    """`off`, `memory`, or a directory, which need not be there yet."""
+    if not value.strip():
+        raise ConfigError("`train.feature_cache` must be `off`, `memory` or a directory, but is empty.")
+    if value not in ("off", "memory") and Path(value).expanduser().is_file():
+        raise ConfigError(f"`train.feature_cache` must be `off`, `memory` or a directory, but {value} is a file.")
+    return value
+
+
 class Section(BaseModel):
     """A frozen group of keys; a key that it does not know is an error."""
 
@@ -69,6 +78,10 @@ class AugmentConfig(Section):
     quarter_turn: Probability = 0.0
     colour: Probability = Field(0.3, description="Strength of brightness, contrast, saturation and hue changes.")
     min_pixels: Count = Field(4, description="Instances with fewer visible pixels are dropped.")
+    variants: Count | None = Field(
+        None,
+        description="Fixed variants of each image, an epoch for each in turn. Default: each draw is augmented anew.",
+    )
     extra: dict[str, dict[str, Any]] = Field({}, description="Further albumentations transforms: name to options.")
 
 
@@ -122,6 +135,9 @@ class TrainConfig(Section):
     )
     workers: WholeNumber | None = Field(
         None, description="Loader processes. Default: cores less one, at most 8; on a CPU one for every 8 cores."
+    )
+    feature_cache: Annotated[str, AfterValidator(checked_cache)] = Field(
+        "off", description="Where features of the frozen front are kept: `off`, `memory`, or a directory to share."
     )
     eval_every: Count | None = Field(None, description="Steps between evaluations. Default: a fifth of the steps.")
     log_every: Count | None = Field(None, description="Steps between log lines. Default: a hundredth of the steps.")

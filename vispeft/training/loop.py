@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vispeft import peft
 from vispeft.errors import CheckpointError, TrainingError
-from vispeft.structures import Batch
+from vispeft.structures import AnyBatch
 from vispeft.training.checkpoint import Checkpoint, Counters, restore_tensors, save_checkpoint, trained_tensors
 from vispeft.training.devices import uses_loss_scaling
 from vispeft.training.ema import Ema
@@ -88,7 +88,7 @@ def fit(
     criterion: LossFunction,
     optimizer: torch.optim.Optimizer,
     schedule: Schedule,
-    train_batches: Iterable[Batch],
+    train_batches: Iterable[AnyBatch],
     evaluate: Callable[[], Mapping[str, float]] | None,
     keep_best: Callable[[int, Mapping[str, float]], None],
     log: RunLog,
@@ -96,6 +96,7 @@ def fit(
     settings: LoopSettings,
     resume: Checkpoint | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
+    called: nn.Module | None = None,
 ) -> FitResult:
     """Train the trainable parameters of `model`, in place, and leave the last step's values in it.
 
@@ -104,8 +105,9 @@ def fit(
     evaluate: figures of the model as it then is, alike in every process; None: no evaluation, the last weights are kept
     keep_best: called in the first process with step and figures while the model holds the weights to keep
     on_evaluation: called with step and figures after each evaluation, when all is saved; what it raises ends the run
+    called: what takes the batches' inputs in the model's place and holds it: the rest of it, where they are features
     """
-    module, stepper = fabric.setup(LossModule(model, criterion), optimizer)
+    module, stepper = fabric.setup(LossModule(model if called is None else called, criterion), optimizer)
     peft.train_mode(model)
     loop = _Loop(
         fabric=fabric,
@@ -135,7 +137,7 @@ def fit(
     return loop.result(interrupt)
 
 
-def _started(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _started(batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
     """The same batches, of which the first is there already: loader processes, which draw a seed, have started."""
     iterator = iter(batches)
     return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
@@ -191,7 +193,7 @@ class _Loop:
             )
             save_checkpoint(self.checkpoint_path, checkpoint)
 
-    def run(self, batches: Iterator[Batch], interrupt: Interrupt) -> None:
+    def run(self, batches: Iterator[AnyBatch], interrupt: Interrupt) -> None:
         """Step, evaluate and save until the run is over or a stop is asked for."""
         counters, settings = self.counters, self.settings
         with open_progress(
@@ -229,7 +231,7 @@ class _Loop:
             is_interrupted=interrupt.is_requested and (not is_over or counters.is_evaluation_due),
         )
 
-    def _step(self, batches: Iterator[Batch], progress: ProgressReport) -> None:
+    def _step(self, batches: Iterator[AnyBatch], progress: ProgressReport) -> None:
         began = time.monotonic()
         counters, settings = self.counters, self.settings
         self.schedule.apply(self.optimizer, counters.step)
@@ -248,7 +250,7 @@ class _Loop:
         counters.train_seconds += time.monotonic() - began
         self._report(figures, progress)
 
-    def _pass(self, batches: Iterator[Batch], *, is_last: bool) -> _Pass:
+    def _pass(self, batches: Iterator[AnyBatch], *, is_last: bool) -> _Pass:
         """One batch forward and backward."""
         batch = next(batches, None)
         if batch is None:

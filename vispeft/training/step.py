@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vispeft.structures import Batch, DenoisingPredictions, LayerPredictions, Predictions, Targets
+from vispeft.structures import AnyBatch, DenoisingPredictions, LayerPredictions, Predictions, Targets
 
 LossFunction = Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]]
 
@@ -18,7 +18,7 @@ class SealedBatch:
     Mixed precision would otherwise round boxes and pixels on their way in, and frozen dataclasses are refused.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: AnyBatch) -> None:
         self.batch = batch
 
 
@@ -33,8 +33,8 @@ class LossModule(nn.Module):
     def forward(self, sealed: SealedBatch) -> dict[str, Tensor]:
         """Weighted scalar losses by name, float32."""
         batch = sealed.batch
-        predictions = self.model(batch.images, batch.targets)
-        with torch.autocast(batch.images.device.type, enabled=False):
+        predictions: Predictions = self.model(batch.inputs, batch.targets)
+        with torch.autocast(predictions.mask_features.device.type, enabled=False):
             return self.criterion(in_float32(predictions), batch.targets)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -10,8 +11,9 @@ import torch.distributed
 from lightning_fabric import Fabric
 from torch import nn
 
-from vispeft.evaluation import postprocess, to_coco_results
-from vispeft.structures import Batch
+from vispeft.evaluation import to_coco_results
+from vispeft.evaluation.postprocess import postprocess
+from vispeft.structures import AnyBatch
 from vispeft.training.memory import memory_bytes
 from vispeft.training.progress import format_bytes, open_progress
 from vispeft.training.step import in_float32
@@ -22,7 +24,7 @@ T = TypeVar("T")
 def predict_dataset(
     fabric: Fabric,
     model: nn.Module,
-    loader: Collection[Batch] | Iterable[Batch],
+    loader: Iterable[AnyBatch],
     category_ids: Sequence[int],
     *,
     num_images: int,
@@ -69,18 +71,18 @@ def gather_objects(fabric: Fabric, value: T) -> list[T]:
 def _predict_batch(
     fabric: Fabric,
     model: nn.Module,
-    batch: Batch,
+    batch: AnyBatch,
     category_ids: Sequence[int],
     max_detections: int,
     score_threshold: float,
 ) -> dict[int, list[dict[str, Any]]]:
-    images = batch.images.to(fabric.device, non_blocking=True)
+    inputs = replace(batch, targets=()).to(fabric.device).inputs
     with fabric.autocast():
-        predictions = model(images)
+        predictions = model(inputs)
     instances = postprocess(
         in_float32(predictions),
         batch.metas,
-        padded_size=(images.shape[-2], images.shape[-1]),
+        padded_size=batch.padded_size,
         max_detections=max_detections,
         score_threshold=score_threshold,
     )

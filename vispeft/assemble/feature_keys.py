@@ -1,0 +1,94 @@
+"""What kept features were made of, in one word: features are used again only where every part of it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from vispeft.assemble.models import anatomy_of
+from vispeft.config import Config
+from vispeft.data import CocoSet, Draw
+from vispeft.models import MaskDINO
+from vispeft.models.cut import Front
+from vispeft.peft.store import fingerprint
+
+_FORMAT = 1
+# what samples and features are computed by
+_PACKAGES = ("vispeft", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pillow")
+
+
+def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, batch_size: int, arithmetic: str) -> str:
+    """What turns an image into features: the front's weights and anatomy, where it ends, and how it is computed.
+
+    batch_size: of the batches that the front sees; the last bit may depend on it
+    arithmetic: device and precision
+    """
+    weights = {name: tensor for name, tensor in model.state_dict().items() if front.cut.is_in_front(name)}
+    return _digest(
+        {
+            "format": _FORMAT,
+            "packages": {name: _version(name) for name in _PACKAGES},
+            "anatomy": anatomy_of(config.model),
+            "weights": fingerprint(weights, ()),
+            "kept": front.cut.kept,
+            "padded_size": front.padded_size,
+            "pixels": (model.pixel_mean, model.pixel_std),
+            "batch_size": batch_size,
+            "arithmetic": arithmetic,
+        }
+    )
+
+
+class EntryKeys:
+    """Keys of the images of a set: what file, which annotations, how augmented, in which variant.
+
+    how: everything that samples depend on beside their image
+    """
+
+    def __init__(self, coco_set: CocoSet, how: Mapping[str, Any]) -> None:
+        self._coco_set = coco_set
+        self._how = _digest(how)
+        self._image_digests: dict[int, str] = {}
+        self._keys: dict[Draw, str] = {}
+
+    def __call__(self, draw: Draw) -> str:
+        """The key of a draw."""
+        if draw not in self._keys:
+            # augmentation is drawn by place and variant
+            self._keys[draw] = _digest([self._how, self._image_digest(draw.index), draw.index, draw.number])
+        return self._keys[draw]
+
+    def _image_digest(self, index: int) -> str:
+        if index not in self._image_digests:
+            image, annotations = self._coco_set.images[index], self._coco_set.annotations[index]
+            self._image_digests[index] = _digest(
+                [
+                    *(str(image.path), _file_state(image.path), image.height, image.width),
+                    hashlib.sha256(pickle.dumps(annotations, 4)).hexdigest(),
+                ]
+            )
+        return self._image_digests[index]
+
+
+def _file_state(path: Any) -> list[int]:
+    """Size and time of a file's last change; nothing of one that is not there, which loading will complain about."""
+    try:
+        state = path.stat()
+    except (OSError, AttributeError):
+        return []
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
