@@ -23,6 +23,10 @@ from typing import Any
 
 import torch
 import triton
+import vispeft_kernels.adapter.kernel as adapter_kernel
+import vispeft_kernels.adapter.table as adapter_table
+import vispeft_kernels.deformable.kernel as deformable_kernel
+import vispeft_kernels.deformable.table as deformable_table
 import vispeft_kernels.lora.kernel as lora_kernel
 import vispeft_kernels.lora.table as lora_table
 from triton.backends.compiler import GPUTarget
@@ -34,13 +38,36 @@ SHARED_BYTES = {
     89: 99 * 1024,
     90: 227 * 1024,
 }  # CUDA C++ guide, table of technical limits
-OPERATIONS = {"lora": (lora_kernel, lora_table)}
+OPERATIONS = {
+    "lora": (lora_kernel, lora_table),
+    "adapter": (adapter_kernel, adapter_table),
+    "deformable": (deformable_kernel, deformable_table),
+}
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-POINTERS = {"sums_ptr": "*fp32", "tiles_ptr": "*i32", "seed_ptr": "*i64", "levels_ptr": "*i32", "order_ptr": "*i64"}
-OPTIONAL = {"tiles_ptr": "SEGMENTED", "seed_ptr": "DROPOUT", "bias_ptr": "HAS_BIAS"}  # None unless that is true
+POINTERS = {
+    "rows_ptr": "*i64",
+    "weights_ptr": "*fp32",
+    "where_ptr": "*fp32",
+    "share_ptr": "*fp32",
+    "grad_where_ptr": "*fp32",
+    "grad_share_ptr": "*fp32",
+    "reference_ptr": "*fp32",
+    "sums_ptr": "*fp32",
+    "tiles_ptr": "*i32",
+    "seed_ptr": "*i64",
+    "levels_ptr": "*i32",
+    "order_ptr": "*i64",
+    "ends_ptr": "*i64",
+}
+OPTIONAL = {
+    "tiles_ptr": "SEGMENTED",
+    "seed_ptr": "DROPOUT",
+    "bias_ptr": "HAS_BIAS",
+    "reference_ptr": "REFERENCE",
+}  # None unless that is true
 DOT = r"tt\.dot|warp_group_dot"
 # sizes that nothing makes a multiple of 16 in practice
-ODD = ("rows", "threshold", "queries", "points", "levels")
+ODD = ("rows", "threshold", "queries", "points", "levels", "nowhere", "reference_stride", "heads")
 
 
 @dataclass(frozen=True)
@@ -96,7 +123,7 @@ def compile_one(
     return Resources(
         name, arch, TYPES[dtype], " ".join(f"{k}={v}" for k, v in constants.items() if v is not None), config.warps,
         config.stages, registers, stack, shared, tensor_core, wide,
-                seconds, fault,
+        seconds, fault,
     )  # fmt: skip
 
 

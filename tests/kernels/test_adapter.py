@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, bottleneck
-from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, reference
+from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain, reference
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -83,3 +83,53 @@ def test_bottleneck__refuses_what_does_not_fit() -> None:
         bottleneck(x, down_w, down_b, up_w, up_b)
     with pytest.raises(KernelError, match="`activation` must be one of"):
         bottleneck_add(y, x, down_w, down_b, up_w, up_b, "tanh")
+
+
+def chain_tensors(count: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x, down_w, down_b, up_w and up_b of adapters on 5 features over 3."""
+    torch.manual_seed(1)
+    shapes = (2, 4, 5), (count, 3, 5), (count, 3), (count, 5, 3), (count, 5)
+    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_bottleneck_chain__equals_one_adapter_after_the_other(count: int, activation: str) -> None:
+    inputs = chain_tensors(count)
+
+    def chained(x: Tensor, *maps: Tensor) -> Tensor:
+        return bottleneck_chain(x, *(one.unbind() for one in maps), activation, 0.5)
+
+    def one_by_one(x: Tensor, *maps: Tensor) -> Tensor:
+        for one in zip(*maps, strict=True):
+            x = reference.bottleneck_add(x, x, *one, activation, 0.5)
+        return x
+
+    result, wanted = chained(*inputs), one_by_one(*inputs)
+    grad = torch.randn_like(wanted)
+    torch.testing.assert_close(result, wanted)
+    for ours, theirs in zip(
+        torch.autograd.grad(result, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_bottleneck_chain__is_the_identity_while_up_is_zero() -> None:
+    x, down_w, down_b, up_w, up_b = (one.detach() for one in chain_tensors(3, torch.float32))
+    assert torch.equal(bottleneck_chain(x, down_w, down_b, 0 * up_w, 0 * up_b), x)
+
+
+def test_bottleneck_chain__keeps_its_input_once() -> None:
+    x, *maps = chain_tensors(4)
+    known = {one.untyped_storage().data_ptr() for one in (x, *maps)}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        bottleneck_chain(x, *maps)
+    sizes = [size for pointer, size in kept.items() if pointer not in known]
+    weights = sum(one.numel() * 8 for one in (maps[0], maps[2], maps[3]))
+    assert sum(sizes) == 2 * 4 * 4 * 3 * 8 + weights  # all z, and the maps side by side

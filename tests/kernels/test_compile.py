@@ -13,7 +13,7 @@ import triton
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 # one or two of each kernel; the rest is slow
-FEW = {"lora": 17}
+FEW = {"lora": 29, "adapter": 7, "deformable": 11}
 
 
 def compile_kernels(*args: str) -> None:

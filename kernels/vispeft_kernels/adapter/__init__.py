@@ -3,18 +3,21 @@
 Shapes: x [..., in]; y [..., out]; down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out].
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from vispeft_kernels.adapter import function, reference
-from vispeft_kernels.dispatch import choose
+from vispeft_kernels.adapter import chain, function, launch, ops, reference, steps, table
+from vispeft_kernels.adapter.function import Steps
+from vispeft_kernels.dispatch import choose, requested
 from vispeft_kernels.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "bottleneck", "bottleneck_add"]
+__all__ = ["ACTIVATIONS", "bottleneck", "bottleneck_add", "bottleneck_chain"]
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 
-NOT_YET = "it has no triton implementation"
+STEPS: dict[str, Steps] = {"function": steps, "triton": launch}
 
 
 def bottleneck(
@@ -42,9 +45,36 @@ def bottleneck_add(
 ) -> Tensor:
     """`y + scale * up(act(down(x)))` (AdaptFormer, https://arxiv.org/abs/2205.13535). Keeps x and down(x), no more."""
     _check(y, x, down_w, down_b, up_w, up_b, activation)
-    if torch.compiler.is_compiling() or choose("adapter", "function", (x,), NOT_YET) == "reference":
-        return reference.bottleneck_add(y, x, down_w, down_b, up_w, up_b, activation, scale)
-    return function.bottleneck_add(y, x, down_w, down_b, up_w, up_b, activation, scale)
+    maps = down_w, down_b, up_w, up_b
+    width = down_w.shape[0]
+    limits = f"a bottleneck of {width} is wider than {table.LARGEST_WIDTH}" if width > table.LARGEST_WIDTH else ""
+    how = choose("adapter", "function", (y, x, *maps), limits)
+    if how == "triton" and torch.compiler.is_compiling():
+        return ops.bottleneck_add(y, x, *maps, activation, scale)
+    if how == "reference" or torch.compiler.is_compiling():
+        return reference.bottleneck_add(y, x, *maps, activation, scale)
+    return function.bottleneck_add(y, x, *maps, activation, scale, STEPS[how])
+
+
+def bottleneck_chain(
+    x: Tensor,
+    down_w: Sequence[Tensor],
+    down_b: Sequence[Tensor],
+    up_w: Sequence[Tensor],
+    up_b: Sequence[Tensor],
+    activation: str = "gelu",
+    scale: float = 1.0,
+) -> Tensor:
+    """x through one `bottleneck` after the other, in one pass over it; all of one width. Keeps x and every down(x)."""
+    for maps in zip(down_w, down_b, up_w, up_b, strict=True):
+        _check(x, x, *maps, activation)
+    if len(down_w) == 1 or len({one.shape for one in down_w}) > 1 or requested() != "auto":
+        for maps in zip(down_w, down_b, up_w, up_b, strict=True):
+            x = bottleneck(x, *maps, activation, scale)
+        return x
+    down = torch.stack(tuple(down_w)), torch.stack(tuple(down_b))
+    up = torch.stack(tuple(up_w)), torch.stack(tuple(up_b))
+    return chain.bottleneck_chain(x, *down, *up, activation, scale)
 
 
 def _check(y: Tensor, x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str) -> None:

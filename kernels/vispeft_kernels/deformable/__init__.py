@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from vispeft_kernels.deformable import table
 from vispeft_kernels.deformable.ops import deformable_attention_op
 from vispeft_kernels.deformable.reference import deformable_attention_reference
+from vispeft_kernels.deformable.samples import Samples
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
 
-__all__ = ["deformable_attention"]
-
-NOT_YET = "it has no triton implementation"
+__all__ = ["deformable_attention", "deformable_attention_around"]
 
 
 def deformable_attention(
@@ -30,12 +30,60 @@ def deformable_attention(
     the CPU; the reference, which `VISPEFT_KERNELS=reference` chooses, any number of times.
     """
     _check(value, spatial_shapes, sampling_locations, attention_weights)
-    auto = "gather" if value.device.type == "cpu" else "reference"
-    if choose("deformable_attention", auto, (value,), NOT_YET) == "reference":
+    if _choose(value, sampling_locations, attention_weights) == "reference":
         return deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
-    shapes = [size for shape in spatial_shapes for size in shape]
-    out: Tensor = deformable_attention_op(value, shapes, sampling_locations, attention_weights)
+    out: Tensor = deformable_attention_op(value, _flat(spatial_shapes), sampling_locations, attention_weights)
     return out
+
+
+def deformable_attention_around(
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    reference: Tensor,
+    offsets: Tensor,
+    attention_logits: Tensor,
+) -> Tensor:
+    """`deformable_attention` from what its projections say, with no locations and weights made on a GPU.
+
+    reference: [B or 1, Q, 2], points to which offsets are added in pixels of each level, or [B or 1, Q, 4], cxcywh
+    boxes, of whose half size an offset of `points` is one; normalised.
+    offsets: [B, Q, heads, levels, points, 2]; attention_logits: [B, Q, heads, levels, points], the softmax of which is
+    over levels and points. Both may be of half precision: they are read as such and computed in float32.
+    """
+    samples = Samples(offsets, attention_logits, reference)
+    _check(value, spatial_shapes, offsets, attention_logits)
+    _check_reference(reference, offsets)
+    fits = samples.size <= table.LARGEST_SAMPLES and not reference.requires_grad
+    if fits and _choose(value, offsets, attention_logits, reference) == "triton":
+        out: Tensor = deformable_attention_op(value, _flat(spatial_shapes), offsets, attention_logits, reference)
+        return out
+    return deformable_attention(value, spatial_shapes, *samples.resolve(tuple(spatial_shapes)))
+
+
+def _choose(value: Tensor, *points: Tensor) -> str:
+    """What serves: Triton on a GPU, gather-sums on the CPU, the reference elsewhere."""
+    dim = value.shape[3]
+    limits = f"a head has {dim} channels, more than {table.LARGEST_DIM}" if dim > table.LARGEST_DIM else ""
+    auto = "gather" if value.device.type == "cpu" else "reference"
+    return choose("deformable_attention", auto, (value, *points), limits)
+
+
+def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
+    return [size for shape in shapes for size in shape]
+
+
+def _check_reference(reference: Tensor, offsets: Tensor) -> None:
+    """A reference that does not fit is told by name."""
+    shape = list(reference.shape)
+    if (
+        len(shape) != 3
+        or shape[0] not in (1, offsets.shape[0])
+        or shape[1] != offsets.shape[1]
+        or shape[2] not in (2, 4)
+    ):
+        raise KernelError(
+            f"`reference` must be [B or 1, Q, 2 or 4] with B, Q = {list(offsets.shape[:2])}, but has shape {shape}."
+        )
 
 
 def _check(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 
@@ -12,40 +11,8 @@ from torch import Tensor
 from vispeft_kernels.deformable import table
 from vispeft_kernels.deformable.atlas import Shapes
 from vispeft_kernels.deformable.gather import Gradients
+from vispeft_kernels.deformable.samples import Samples
 from vispeft_kernels.launch import ceil_div, computable, is_interpreted, start
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Where bags look and what each look counts.
-
-    where: [B, Q, heads, levels, points, 2]; share: [B, Q, heads, levels, points]. Without a reference these are
-    locations and weights; with points [B or 1, Q, 2] or boxes [B or 1, Q, 4], offsets around them and logits.
-    """
-
-    where: Tensor
-    share: Tensor
-    reference: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Samples of one bag."""
-        return self.where.shape[3] * self.where.shape[4]
-
-    @property
-    def mode(self) -> int:
-        """What the kernels call REFERENCE."""
-        return 0 if self.reference is None else self.reference.shape[-1]
-
-    def arguments(self) -> list[Tensor | None]:
-        """What the kernels take."""
-        reference = None if self.reference is None else computable(self.reference.contiguous())
-        return [computable(self.where.contiguous()), computable(self.share.contiguous()), reference]
-
-    @property
-    def reference_stride(self) -> int:
-        """Places from one image's reference to the next's."""
-        return 0 if self.reference is None or self.reference.shape[0] == 1 else self.reference.shape[1]
 
 
 def forward(value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
@@ -59,7 +26,7 @@ def forward(value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
         _kernels().deformable_fwd_kernel,
         (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),
         (
-            pixels, _levels(shapes, value.device), *samples.arguments(), out, queries, heads, levels, points, dim,
+            pixels, _levels(shapes, value.device), *_arguments(samples), out, queries, heads, levels, points, dim,
             *pixels.stride()[:3], samples.reference_stride,
         ),
         {"REFERENCE": samples.mode},
@@ -81,13 +48,13 @@ def backward(
     dim = value.shape[3]
     by_atomics = needs_value and not torch.are_deterministic_algorithms_enabled()
     sums = torch.zeros(value.shape if by_atomics else (0,), dtype=torch.float32, device=value.device)
-    arguments = samples.arguments()
+    arguments = _arguments(samples)
     grad_where, grad_share = (
         torch.empty(one.shape if needs_points else (0,), dtype=one.dtype, device=one.device)
         for one in arguments[:2]
         if one is not None
     )
-    config = table.backward(dim, samples.size, is_interpreted())
+    config = table.backward(dim, samples.size, samples.mode > 0, is_interpreted())
     grid = ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch
     start(
         _kernels().deformable_bwd_kernel,
@@ -115,7 +82,7 @@ def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples)
         _kernels().deformable_corners_kernel,
         (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),
         (
-            _levels(shapes, value.device), *samples.arguments(), rows, weights, queries, heads, levels, points,
+            _levels(shapes, value.device), *_arguments(samples), rows, weights, queries, heads, levels, points,
             value.shape[1], num_rows, samples.reference_stride,
         ),
         {"REFERENCE": samples.mode},
@@ -137,6 +104,12 @@ def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples)
 def _rows(value: Tensor) -> Tensor:
     """The values with their channels side by side, in a dtype that the kernels can compute in."""
     return computable(value if value.stride(3) == 1 else value.contiguous())
+
+
+def _arguments(samples: Samples) -> list[Tensor | None]:
+    """What the kernels take of samples: where, share and reference."""
+    tensors = samples.where, samples.share, samples.reference
+    return [None if tensor is None else computable(tensor.contiguous()) for tensor in tensors]
 
 
 @lru_cache(maxsize=64)

@@ -25,11 +25,11 @@ def forward(dim: int, samples: int, is_interpreted: bool = False) -> Config:
     return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 2, 1)
 
 
-def backward(dim: int, samples: int, is_interpreted: bool = False) -> Config:
-    """For `deformable_bwd_kernel`."""
+def backward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = False) -> Config:
+    """For `deformable_bwd_kernel`; the softmax that comes with a reference takes twice the threads."""
     channels = max(8, _block(dim))
     queries = 64 if is_interpreted else max(1, 256 // channels)
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 1, 1)
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 1 + has_reference, 1)
 
 
 def corners(samples: int) -> Config:
@@ -50,7 +50,7 @@ def every_configuration() -> Iterator[tuple[str, torch.dtype, Config, dict[str, 
                 yield "deformable_fwd_kernel", dtype, forward(dim, 16), {"REFERENCE": reference}
                 for value, points in ((True, True), (False, True), (True, False)):
                     work = {"REFERENCE": reference, "NEEDS_VALUE": value, "NEEDS_POINTS": points}
-                    yield "deformable_bwd_kernel", dtype, backward(dim, 16), work
+                    yield "deformable_bwd_kernel", dtype, backward(dim, 16, reference > 0), work
             yield "deformable_gather_kernel", dtype, gather(dim), {}
     for reference in (0, 2, 4):
         yield "deformable_corners_kernel", torch.float32, corners(16), {"REFERENCE": reference}
