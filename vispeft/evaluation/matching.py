@@ -128,16 +128,27 @@ def rank_detections(detections: Detections, num_images: int) -> Ranked:
     return Ranked(row[is_scored], cell[is_scored], rank[is_scored])
 
 
-def overlapping_pairs(truths: Truths, detections: Detections, ranked: Ranked, num_images: int) -> Pairs:
-    """All pairs of a cell that overlap by the lowest threshold, in no particular order."""
-    truth_cell = truths.category_idx * num_images + truths.image_idx
-    truth_row = np.argsort(truth_cell, kind="stable")
-    truth_cell = truth_cell[truth_row]
-    shared = np.intersect1d(ranked.cell, truth_cell)
-    starts, stops = (np.searchsorted(ranked.cell, shared, side=side) for side in ("left", "right"))
-    truth_starts, truth_stops = (np.searchsorted(truth_cell, shared, side=side) for side in ("left", "right"))
-    found, sought = take_shapes(detections.shapes, ranked.row), take_shapes(truths.shapes, truth_row)
-    is_crowd = truths.is_crowd[truth_row].astype(np.uint8)
+def overlapping_pairs(
+    truths: Truths,
+    detections: Detections,
+    ranked: Ranked,
+    num_images: int,
+    *,
+    least_iou: float = IOU_THRESHOLDS[0],
+    is_within_category: bool = True,
+) -> Pairs:
+    """All pairs of a cell, or of an image, that overlap by at least so much; in no particular order."""
+    if is_within_category:
+        place, truth_place = ranked.cell, truths.category_idx * num_images + truths.image_idx
+    else:
+        place, truth_place = detections.image_idx[ranked.row], truths.image_idx
+    order, truth_order = np.argsort(place, kind="stable"), np.argsort(truth_place, kind="stable")
+    place, truth_place = place[order], truth_place[truth_order]
+    shared = np.intersect1d(place, truth_place)
+    starts, stops = (np.searchsorted(place, shared, side=side) for side in ("left", "right"))
+    truth_starts, truth_stops = (np.searchsorted(truth_place, shared, side=side) for side in ("left", "right"))
+    found, sought = take_shapes(detections.shapes, ranked.row[order]), take_shapes(truths.shapes, truth_order)
+    is_crowd = truths.is_crowd[truth_order].astype(np.uint8)
     ious = [
         mask_utils.iou(found[start:stop], sought[truth_start:truth_stop], is_crowd[truth_start:truth_stop]).ravel()
         for start, stop, truth_start, truth_stop in zip(
@@ -145,14 +156,12 @@ def overlapping_pairs(truths: Truths, detections: Detections, ranked: Ranked, nu
         )
     ]
     iou = np.concatenate([np.zeros(0), *ious])
-    place = np.flatnonzero(iou >= IOU_THRESHOLDS[0])
+    kept = np.flatnonzero(iou >= least_iou)
     widths = truth_stops - truth_starts
     ends = np.cumsum((stops - starts) * widths)
-    cell = np.searchsorted(ends, place, side="right")
-    inside = place - (ends - (stops - starts) * widths)[cell]
-    return Pairs(
-        starts[cell] + inside // widths[cell], truth_row[truth_starts[cell] + inside % widths[cell]], iou[place]
-    )
+    group = np.searchsorted(ends, kept, side="right")
+    row, column = np.divmod(kept - (ends - (stops - starts) * widths)[group], widths[group])
+    return Pairs(order[starts[group] + row], truth_order[truth_starts[group] + column], iou[kept])
 
 
 def match_pairs(truths: Truths, detections: Detections, ranked: Ranked, pairs: Pairs) -> Matches:
