@@ -65,7 +65,7 @@ class PrecisionRecall:
 class Depth:
     """Everything about one results file.
 
-    kind: "segm", or "bbox" where the results are boxes only
+    kind: "segm", or "bbox" where the results or the annotations are boxes only
     figures: COCO's twelve; boundary: the same with boundary IoU, None for boxes
     interval: of AP, over resampled images
     threshold: the score with the best F1 at IoU 0.5, from which on images and confusion count detections
@@ -99,12 +99,13 @@ def evaluate_depth(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Depth:
-    """Look closely at results, by their masks, or by their boxes if they have no masks.
+    """Look closely at results, by their masks, or by their boxes if they or the annotations have no masks.
 
     num_resamples, seed: of the interval of AP
     """
     scored = read_scored(annotations, results)
-    kind = "bbox" if scored.masks is None else "segm"
+    has_masks = scored.masks is not None and any(rle is not None for rle in scored.truth.rles)
+    kind = "segm" if has_masks else "bbox"
     matches, pairs, overlaps = _matched(scored, kind)
     num_images, num_categories = len(scored.image_ids), len(scored.category_ids)
     num_objects = count_objects(matches, num_categories)

@@ -59,7 +59,8 @@ def score_images(matches: Matches, image_ids: Sequence[int], threshold: float) -
 
 def worst_images(images: Sequence[ImageScore], number: int = 20) -> tuple[int, ...]:
     """The ids of the images with the lowest F1, of equal ones those with the lower AP first; perfect ones left out."""
-    bad = [image for image in images if image.f1 >= 0 and (image.f1 < 1 or -1 < image.ap < 1)]
+    # precision is 1 less a rounding
+    bad = [image for image in images if image.f1 >= 0 and (image.f1 < 1 or -1 < image.ap < 1 - 1e-9)]
     bad.sort(key=lambda image: (image.f1, image.ap, -image.num_wrong - image.num_missed))
     return tuple(image.image_id for image in bad[:number])
 
