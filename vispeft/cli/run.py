@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vispeft.cli.depth import depth_files, write_depth
 from vispeft.cli.terminal import console, say, show_table
 
 if TYPE_CHECKING:
@@ -84,12 +85,22 @@ def evaluate(
     predictions: Annotated[Path | None, typer.Option(help="COCO results file, instead of a run.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO annotations that --predictions belong to.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Look closely too: errors, boundary AP, calibration, images, ...")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where --depth writes. Default: depth.json in the run, or beside --predictions.")
+    ] = None,
 ) -> None:
     """COCO figures of a run's best adapter, or of any results file.
 
     Example: vispeft evaluate runs/bundled_lora-1 --json figures.json
     """
-    metrics = _evaluated(run, checked_words(overrides), predictions, annotations)
+    words = checked_words(overrides)
+    if out is not None and not depth:
+        raise typer.BadParameter("--out says where --depth writes: give --depth too.")
+    close_up = depth_files(run, words, predictions, annotations, out) if depth else None
+    metrics = _evaluated(run, words, predictions, annotations)
     for warning in metrics.warnings:
         say(f"warning: {warning}")
     if json_file is not None:
@@ -98,6 +109,8 @@ def evaluate(
         write_json(json_file, metrics.to_dict(), indent=1)
     _show_figures(metrics.segm, metrics.bbox)
     show_table("Mask AP per category", ("category", "AP"), [(n, _figure(v)) for n, v in metrics.per_category.items()])
+    if close_up is not None:
+        write_depth(*close_up)
 
 
 def predict(

@@ -118,7 +118,7 @@ def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
     text_ends = np.cumsum(sizes)
     ends = np.flatnonzero(codes < 32)  # the last character of each number
     widths = np.diff(ends, prepend=-1)
-    bad = [np.flatnonzero(codes > 63), ends[widths > _MAX_CODE_LENGTH]]
+    bad = [np.flatnonzero(codes > 63), (ends - widths + 1)[widths > _MAX_CODE_LENGTH]]
     is_good[is_good] = codes[text_ends[is_good] - 1] < 32
     is_good[np.searchsorted(text_ends, np.concatenate(bad), side="right")] = False
     values = ((codes[ends] & 31).astype(np.int64) ^ 16) - 16
