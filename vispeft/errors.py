@@ -1,5 +1,11 @@
 """The errors that a user can cause. Every one of them is a `VispeftError` with a message that says what to do."""
 
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
 
 class VispeftError(Exception):
     """Base of every error that vispeft raises on purpose: one message that names what is wrong and the remedy."""
@@ -23,3 +29,26 @@ class CheckpointError(VispeftError):
 
 class TrainingError(VispeftError):
     """A training run that cannot go on: non-finite loss, parameters without gradient, a directory in use."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str], *others: type[Exception]) -> Iterator[None]:
+    """Within, what keeps `path` from being written (a full disk, a read-only place) becomes one clear error.
+
+    others: what a library raises for that beside OSError
+    """
+    kinds: tuple[type[Exception], ...] = (OSError, *others)
+    try:
+        yield
+    except kinds as error:
+        reason = describe_io_error(error)
+        raise CheckpointError(
+            f"`{os.fspath(path)}` cannot be written: {reason}. Make room, or name another place."
+        ) from (error)
+
+
+def describe_io_error(error: Exception) -> str:
+    """What keeps a file from being read or written, in a few words."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return str(error).split("\n")[0].rstrip(".") or type(error).__name__

@@ -38,6 +38,8 @@ def test_lora__has_a_scale_of_one_unless_alpha_says_otherwise() -> None:
         ({"method": "adapter", "width": 8, "chain": "first"}, "`chain` must be one of additive, last"),
         ({"method": "adapter", "width": 8, "chain": "last", "parallel": True}, "`chain` must be additive"),
         ({"method": "lora", "rank": 8, "alpha": float("nan")}, "`alpha` must be finite"),
+        ({"method": "lora", "rank": 8, "alpha": 0.0}, "`alpha` must be finite and not 0"),
+        ({"method": "adapter", "width": 8, "scale": 0.0}, "`scale` must be finite and not 0"),
         ({"method": "adapter"}, "Exactly one of `width` and `reduction` must be given, but neither is"),
         ({"method": "adapter", "width": 8, "reduction": 4}, "but both are"),
         ({"method": "adapter", "width": 8, "count": -1}, "`count` must be at least 0"),

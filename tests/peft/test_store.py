@@ -91,6 +91,34 @@ def test_load__a_full_plan_fits_any_weights_of_the_same_shapes(build: Build, ima
     assert torch.equal(other(images), model(images))
 
 
+def test_load__takes_back_deltas_on_a_base_that_was_trained_in_full(
+    build: Build, images: Tensor, train: Train, tmp_path: Path
+) -> None:
+    model, fresh = build(), build()
+    inject(model, Plan({"blocks.*.attn.qkv": LoRA(2)}, ["**"]))
+    train_mode(model)
+    train(model, images)
+    save(model, tmp_path / "adapter.safetensors")
+    load(fresh, tmp_path / "adapter.safetensors")
+    assert torch.equal(fresh.eval()(images), model.eval()(images))
+
+
+def test_inject__refuses_a_rank_beyond_both_sides_of_a_site(build: Build) -> None:
+    with pytest.raises(PlanError, match=r"`rank` must be at most \d+, the larger side of this site, but is 1000000000"):
+        inject(build(), Plan({"blocks.*.attn.qkv": LoRA(10**9)}))
+
+
+@pytest.mark.parametrize("place", ["file/adapter.safetensors", "folder"])
+def test_save__says_where_it_cannot_write(build: Build, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    model = build()
+    inject(model, PLAN)
+    with pytest.raises(CheckpointError, match=rf"{place}` cannot be written: (File exists|Is a directory)"):
+        save(model, tmp_path / place)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
 def test_load__refuses_another_architecture_by_name(file: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another base: this model has no `\w+"):
         load(nn.Sequential(nn.Linear(2, 2)), file)

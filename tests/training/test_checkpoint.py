@@ -51,10 +51,11 @@ def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Pa
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint(step=4))
     before = path.read_bytes()
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CheckpointError, match=r"last\.pt` cannot be written: no space left"):
         save_checkpoint(path, checkpoint(step=5, tensors={"w": Unwritable()}))  # type: ignore[dict-item]
     assert path.read_bytes() == before
     assert load_checkpoint(path).counters.step == 4
+    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(document), encoding="utf-8")
-        os.replace(partial, path)
+        try:
+            partial.write_text(json.dumps(document), encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error}).") from error

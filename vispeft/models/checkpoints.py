@@ -105,11 +105,14 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"The weights file {path} does not exist.")
+        raise CheckpointError(f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}.")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(f"The weights file {path} cannot be read ({error}). Is it complete?") from error
+        # torch's own advice is to run what a stranger's file says
+        is_pickle = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
+        raise CheckpointError(f"The weights file {path} cannot be read ({reason}). Is it complete?") from error
     for key in ("model", "state_dict"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

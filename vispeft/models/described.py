@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vispeft.errors import CheckpointError
+from vispeft.errors import CheckpointError, writing
 
 _KEY = "vispeft_model"
 _IMAGE_SIZE = "image_size"
@@ -60,15 +60,16 @@ def save_described(
     header = {_KEY: json.dumps(dict(description.anatomy)), **notes}
     if description.image_size is not None:
         header[_IMAGE_SIZE] = str(description.image_size)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    try:
-        # made here first: safetensors itself would make a file that only its owner may read
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(own, partial, metadata=header)
-        partial.chmod(mode)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path, SafetensorError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # made here first: safetensors itself would make a file that only its owner may read
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(own, partial, metadata=header)
+            partial.chmod(mode)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)

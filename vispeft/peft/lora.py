@@ -41,8 +41,8 @@ class LoRA(Method):
         check_parts(self.parts)
         if not 0 <= self.dropout < 1:
             raise PlanError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
-        if self.alpha is not None and not math.isfinite(self.alpha):
-            raise PlanError(f"`alpha` must be finite, but is {self.alpha}.")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha):
+            raise PlanError(f"`alpha` must be finite and not 0, or nothing would ever be learnt, but is {self.alpha}.")
 
     @property
     def scale(self) -> float:
@@ -206,6 +206,9 @@ def add_product(weight: Tensor, a: Tensor, b: Tensor, scale: float, rows: list[s
 
 def _factors(rank: int, rows: list[slice], weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
     """A, Kaiming-uniform as in the paper's code, and B, zero, for each part, stacked."""
+    largest = max(weight.shape[0], weight[0].numel())
+    if rank > largest:
+        raise PlanError(f"`rank` must be at most {largest}, the larger side of this site, but is {rank}.")
     parts, height = len(rows), rows[0].stop - rows[0].start
     a = trainable(parts * rank, *weight.shape[1:], like=weight)
     for part in a.data.chunk(parts):

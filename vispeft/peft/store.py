@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vispeft.errors import CheckpointError, PlanError
+from vispeft.errors import CheckpointError, PlanError, writing
 from vispeft.peft.delta import Method
 from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
 from vispeft.peft.plan import Plan
@@ -55,7 +55,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
         "format": FORMAT,
         "plan": plan.to_dict(),
         "architecture": type(model).__name__,
-        "fingerprint": fingerprint(state, own),
+        "fingerprint": fingerprint(state, own, delta_keys(model, state)),
         "metadata": dict(metadata or {}),
     }
     try:
@@ -119,17 +119,25 @@ def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tenso
     for owner in {name.rpartition(".")[0] for name in keys}:
         names = [name for name, _ in modules[owner].named_buffers(recurse=False)]
         keys |= {f"{owner}.{name}" if owner else name for name in names} & state.keys()
+    return keys | delta_keys(model, state)
+
+
+def delta_keys(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors of the deltas that are attached."""
     prefixes = tuple(f"{item.key}." for item in attached(model))
-    return keys | {key for key in state if key.startswith(prefixes)}
+    return {key for key in state if key.startswith(prefixes)}
 
 
-def fingerprint(state: Mapping[str, Tensor], own: Iterable[str]) -> str:
-    """SHA-256 over the tensors that training does not change; over names and shapes of all if it changes all."""
+def fingerprint(state: Mapping[str, Tensor], own: Iterable[str], deltas: Collection[str] = ()) -> str:
+    """SHA-256 over the tensors that training does not change; over names and shapes of all if it changes all.
+
+    deltas: names of tensors that do not belong to the base
+    """
     own = set(own)
     changing = {state[key].data_ptr() for key in own if state[key].numel()}
     base = [key for key in sorted(state) if key not in own and state[key].data_ptr() not in changing]
     digest = hashlib.sha256()
-    for key in base or sorted(state):
+    for key in base or sorted(state.keys() - set(deltas)):
         tensor = state[key]
         digest.update(f"{key} {list(tensor.shape)}\n".encode())
         if base:
@@ -159,17 +167,18 @@ def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Itera
 
 def write_tensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is there in full or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        # made here first: safetensors itself would make a file that only its owner may read
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(dict(tensors), partial, metadata=metadata)
-        partial.chmod(mode)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(target, SafetensorError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # made here first: safetensors itself would make a file that only its owner may read
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(dict(tensors), partial, metadata=metadata)
+            partial.chmod(mode)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_tensors(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -217,7 +226,7 @@ def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
 def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     """Refuses a model whose frozen tensors are not those that the file was trained on."""
     state = state_tensors(model)
-    found = fingerprint(state, own_keys(model, file.plan.train, state))
+    found = fingerprint(state, own_keys(model, file.plan.train, state), delta_keys(model, state))
     if found != file.fingerprint:
         raise CheckpointError(
             f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vispeft.errors import CheckpointError
+from vispeft.errors import CheckpointError, writing
 
 CHECKPOINT_FILE = Path("checkpoints") / "last.pt"
 _FORMAT = 1
@@ -98,13 +98,18 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically: at any moment `path` is the old one or the new one, whole."""
     content = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint)}
     content["counters"] = dataclasses.asdict(checkpoint.counters)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        torch.save({"format": _FORMAT, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    # torch raises a RuntimeError where the disk is full
+    with writing(path, RuntimeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                torch.save({"format": _FORMAT, **content}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -131,5 +136,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"`{path}` must be a checkpoint of `vispeft train`, but cannot be read: {reason}"
+            f"`{path}` must be a checkpoint of `vispeft train`, but cannot be read: {reason.split('. ')[0]}. "
+            "Delete it, and --resume starts from the first step."
         ) from error
