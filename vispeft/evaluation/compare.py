@@ -126,9 +126,7 @@ def compare(
     values = np.array([np.mean(figures) for figures in seed_figures])
     best = min(range(len(entries)), key=lambda index: (-values[index], entries[index].trainable_params or 0, index))
     differences, difference_samples = values - values[best], samples - samples[best]
-    others = [index for index in range(len(entries)) if index != best]
-    p_values = {index: p_value(differences[index], difference_samples[index]) for index in others}
-    corrected = dict(zip(others, holm([p_values[index] for index in others]), strict=True))
+    tested = _tested(differences, difference_samples, best)
     shares = _best_shares(samples)
     standings = tuple(
         Standing(
@@ -136,9 +134,9 @@ def compare(
             figure=estimate(values[index], samples[index], level),
             seed_figures=seed_figures[index],
             difference=None if index == best else estimate(differences[index], difference_samples[index], level),
-            p_value=p_values.get(index),
-            corrected_p=corrected.get(index),
-            is_distinguishable=corrected.get(index, 1.0) < 1 - level,
+            p_value=None if index == best else tested[index][0],
+            corrected_p=None if index == best else tested[index][1],
+            is_distinguishable=tested[index][1] < 1 - level,
             best_share=shares[index],
             trainable_params=entry.trainable_params,
         )
@@ -220,6 +218,17 @@ def _resampled(
     drawn = resample_images(num_seeds, by_seed.shape[1], generator).T / num_seeds
     mean += np.sqrt(num_seeds / (num_seeds - 1)) * ((drawn * by_seed).sum(axis=0) - mean)
     return mean
+
+
+def _tested(differences: NDArray[np.float64], samples: NDArray[np.float64], best: int) -> list[tuple[float, float]]:
+    """The p value of each difference to the best, and the same corrected for their number; 1 for the best itself.
+
+    differences: [entries]; samples: [entries, B]
+    """
+    plain = [p_value(differences[index], samples[index]) for index in range(len(differences))]
+    corrected = holm(plain[:best] + plain[best + 1 :])
+    corrected.insert(best, 1.0)
+    return list(zip(plain, corrected, strict=True))
 
 
 def _best_shares(samples: NDArray[np.float64]) -> list[float]:
