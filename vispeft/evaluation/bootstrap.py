@@ -67,9 +67,9 @@ def resample_images(num_images: int, num_resamples: int, generator: np.random.Ge
 def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP") -> NDArray[np.float64]:
     """AP, AP50 or AP75 of each weighted set of images: [B], nan where it holds no object. weights: [B, I]."""
     thresholds = range(len(IOU_THRESHOLDS))[METRICS[metric]]
-    num_objects = weights @ records.num_objects.T  # [B, K]
-    totals = np.zeros(len(weights))
     float_weights = weights.astype(np.float64)
+    num_objects = float_weights @ records.num_objects.T.astype(np.float64)  # [B, K], whole numbers
+    totals = np.zeros(len(weights))
     for category in np.flatnonzero(num_objects.any(axis=0)).tolist():
         rows = slice(*records.category_begins[category : category + 2].tolist())
         size = max(1, _CHUNK // max(rows.stop - rows.start, 1))
@@ -88,7 +88,7 @@ def plain_ap(records: Records, metric: str = "AP") -> float:
 
 
 def _category_ap(
-    records: Records, rows: slice, weights: NDArray[np.float64], num_objects: NDArray[np.int64], thresholds: range
+    records: Records, rows: slice, weights: NDArray[np.float64], num_objects: NDArray[np.float64], thresholds: range
 ) -> NDArray[np.float64]:
     """AP of one category in each of some weighted sets, mean over IoU thresholds: [b]. weights: [b, I]."""
     is_right, is_ignored = records.is_right[thresholds.start : thresholds.stop, rows], records.is_ignored[:, rows]
@@ -114,7 +114,7 @@ def _category_ap(
 
 
 def _mean_precision(
-    num_right: NDArray[np.float64], num_counted: NDArray[np.float64], num_objects: NDArray[np.int64]
+    num_right: NDArray[np.float64], num_counted: NDArray[np.float64], num_objects: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """The 101-point mean of interpolated precision: [b].
 
