@@ -1,5 +1,7 @@
-"""One self-contained HTML page for a run, and one for several runs side by side."""
+"""One self-contained HTML page for a run, for several runs side by side, and for a sweep."""
 
-from vispeft.report.pages import write_comparison, write_report
+from vispeft.report.comparison_page import write_comparison
+from vispeft.report.run_page import write_report
+from vispeft.report.sweep_page import write_sweep_report
 
-__all__ = ["write_comparison", "write_report"]
+__all__ = ["write_comparison", "write_report", "write_sweep_report"]

@@ -1,69 +1,182 @@
-"""Line charts as inline SVG whose colours come from the page, so that they follow its light or dark theme."""
+"""Charts whose lines stretch with the page while text and points keep their size: places in percent of the plot.
+
+A template draws them; the colours come from the page, so that they follow its light or dark theme.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from markupsafe import Markup, escape
+from vispeft.report.formats import compact
 
-# in units of the view box, which a phone shows at about one pixel per unit
-_WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 26
-_NUM_COLOURS = 8
+NUM_COLOURS = 8
+NUM_SHAPES = 4
+# beside those: for what stands in no group
+QUIET = NUM_COLOURS
+# of one line: more would not be seen
+_MOST_POINTS = 200
+# values that span more than this factor are told apart on a logarithmic axis alone
+_LOG_SPAN = 12.0
+Format = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where values lie along one side of a plot. low, high: its ends, apart"""
+
+    label: str
+    low: float
+    high: float
+    is_log: bool = False
+    format: Format = compact
+
+    def place(self, value: float) -> float:
+        """Percent of the way from `low` to `high`."""
+        low, high, value = (math.log(each) if self.is_log else each for each in (self.low, self.high, value))
+        return round(100 * (value - low) / (high - low), 2)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Place and text of round numbers."""
+        values = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
+        return [(self.place(value), self.format(value)) for value in values]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart. points: x and y, by ascending x"""
+    """One line of a chart.
+
+    points: x and y, by ascending x
+    key: of what it belongs to, for highlighting and details; empty if there is nothing to tell
+    colour: its number, or None for the place in the chart
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
+    key: str = ""
+    colour: int | None = None
+    is_dashed: bool = False
 
 
-def line_chart(series: Sequence[Series], *, title: str, from_zero: bool = False) -> Markup:
-    """A chart of values over training steps with its legend, or nothing if there are no points to draw.
+@dataclass(frozen=True)
+class Dot:
+    """One point that can be looked at and followed.
+
+    key: of what it belongs to
+    label: all that is to be said of it, for those who do not see the chart
+    low, high: its interval along y; None where there is none
+    is_strong: drawn filled, the others as outlines
+    text: written beside it where there is room
+    """
+
+    x: float
+    y: float
+    key: str
+    label: str
+    link: str = ""
+    colour: int = 0
+    low: float | None = None
+    high: float | None = None
+    is_strong: bool = True
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot with its axes. lines, dots: as placed, in percent; legend: name and number of colour"""
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: Sequence[Mapping[str, object]]
+    dots: Sequence[Mapping[str, object]]
+    legend: Sequence[tuple[str, int]] = ()
+    is_tall: bool = False
+    note: str = ""
+
+
+def line_chart(series: Sequence[Series], *, title: str, x_label: str = "step", from_zero: bool = False) -> Chart | None:
+    """Values over training steps, or nothing if there are no points to draw.
 
     from_zero: whether the vertical axis starts at 0 rather than at the lowest value
     """
     series = [line for line in series if line.points]
     if not series:
-        return Markup("")
-    x_low, x_high = _span(x for line in series for x, _ in line.points)
-    y_low, y_high = _span(y for line in series for _, y in line.points)
-    frame = _Frame(min(x_low, 0.0), x_high, min(y_low, 0.0) if from_zero else y_low, y_high)
-    parts = [*_grid(frame)]
-    legend = []
-    for idx, line in enumerate(series):
-        colour = f"series-{idx % _NUM_COLOURS}"
-        parts.append(_line(frame, line, colour))
-        legend.append(f'<span class="{colour}"><i></i>{escape(line.name)}</span>')
-    return Markup(
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)} over training steps">'
-        f'{"".join(parts)}</svg><div class="legend">{"".join(legend)}</div></figure>'
-    )
+        return None
+    x = axis([0.0, *(x for line in series for x, _ in line.points)], x_label)
+    y = axis([*([0.0] if from_zero else []), *(y for line in series for _, y in line.points)], "")
+    lines = [placed_line(line, idx, x, y) for idx, line in enumerate(series)]
+    legend = [(line.name, _colour(line, idx)) for idx, line in enumerate(series)] if len(series) <= NUM_COLOURS else []
+    return Chart(title, x, y, lines, (), legend)
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """Where values lie in the picture."""
+def axis(values: Iterable[float], label: str, *, may_be_log: bool = False, format: Format = compact) -> Axis:
+    """An axis that all values lie on, logarithmic where it may be and they span much; a little room at open ends."""
+    listed = list(values)
+    low, high = min(listed), max(listed)
+    if may_be_log and low > 0 and high / low > _LOG_SPAN:
+        return Axis(label, low / 1.3, high * 1.3, True, format)
+    if high <= low:
+        # one value, in the middle
+        room = abs(low) / 10 or 0.5
+        return Axis(label, low - room, high + room, False, format)
+    room = (high - low) * 0.05
+    return Axis(label, low if low == 0 else low - room, high + room, False, format)
 
-    x_low: float
-    x_high: float
-    y_low: float
-    y_high: float
 
-    def x(self, value: float) -> float:
-        """Horizontal position of a step."""
-        share = (value - self.x_low) / (self.x_high - self.x_low)
-        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
+def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
+    """A line as the template draws it: places, and a mark for every point where there are few."""
+    points = thinned(line.points)
+    places = [(x.place(px), round(100 - y.place(py), 2)) for px, py in points]
+    return {
+        "name": line.name,
+        "points": " ".join(f"{px:g},{py:g}" for px, py in places),
+        "marks": places if len(places) <= 12 else [],
+        "colour": _colour(line, idx),
+        "key": line.key,
+        "is_dashed": line.is_dashed,
+        "last": f"{points[-1][1]:.4g}",
+    }
 
-    def y(self, value: float) -> float:
-        """Vertical position of a value."""
-        share = (value - self.y_low) / (self.y_high - self.y_low)
-        return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+
+def placed_dots(dots: Sequence[Dot], x: Axis, y: Axis) -> list[dict[str, object]]:
+    """Dots as the template draws them; of texts that would cover each other the first stands."""
+    taken: list[tuple[float, float]] = []
+    placed: list[dict[str, object]] = []
+    for dot in dots:
+        left, bottom = x.place(dot.x), y.place(dot.y)
+        has_room = all(abs(left - px) > 14 or abs(bottom - py) > 7 for px, py in taken)
+        if dot.text and has_room:
+            taken.append((left, bottom))
+        placed.append(
+            {
+                "dot": dot,
+                "left": left,
+                "bottom": bottom,
+                "bar": None
+                if dot.low is None or dot.high is None
+                else (100 - y.place(dot.high), 100 - y.place(dot.low)),
+                "shape": dot.colour % NUM_SHAPES,
+                "text": dot.text if has_room else "",
+                "is_left": left > 55,
+            }
+        )
+    return placed
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
+    """At most `most` points: means over equal stretches where there are more, the last point as it is."""
+    if len(points) <= most:
+        return list(points)
+    edges = [round(idx * (len(points) - 1) / (most - 1)) for idx in range(most)]
+    means = [
+        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
+        for part in (points[first:last] for first, last in pairwise(edges))
+    ]
+    return [*means, points[-1]]
 
 
 def ticks(low: float, high: float, num: int = 5) -> list[float]:
@@ -76,34 +189,16 @@ def ticks(low: float, high: float, num: int = 5) -> list[float]:
     return [round(idx * step, 12) for idx in range(first, last + 1)]
 
 
-def _span(values: Iterable[float]) -> tuple[float, float]:
-    """Lowest and highest value, apart even if all are equal."""
-    listed = list(values)
-    low, high = min(listed), max(listed)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two values for a logarithmic axis, two at least where that is possible."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(float(each) for each in range(1, 10))):
+        found = [round(factor * 10.0**decade, 12) for decade in decades for factor in factors]
+        found = [value for value in found if low <= value <= high]
+        if len(found) >= 3:
+            return found[:: math.ceil(len(found) / 6)]
+    return found
 
 
-def _grid(frame: _Frame) -> Iterable[str]:
-    """Lines and numbers of both axes."""
-    for value in ticks(frame.y_low, frame.y_high):
-        y = frame.y(value)
-        yield f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
-        yield f'<text x="{_LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>'
-    for value in ticks(frame.x_low, frame.x_high):
-        yield f'<text x="{frame.x(value)}" y="{_HEIGHT - 8}" text-anchor="middle">{_short(value)}</text>'
-
-
-def _line(frame: _Frame, line: Series, colour: str) -> str:
-    """One polyline, with a dot for every point where there are few; a tooltip names each dot's value."""
-    positions = [(frame.x(x), frame.y(y)) for x, y in line.points]
-    path = " ".join(f"{x},{y}" for x, y in positions)
-    shapes = f'<polyline points="{path}"/>'
-    if len(positions) <= 30:
-        for (x, y), (step, value) in zip(positions, line.points, strict=True):
-            tooltip = f"{escape(line.name)} {value:.4g} at step {step:g}"
-            shapes += f'<circle cx="{x}" cy="{y}" r="3"><title>{tooltip}</title></circle>'
-    return f'<g class="{colour}">{shapes}</g>'
-
-
-def _short(step: float) -> str:
-    return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"
+def _colour(line: Series, idx: int) -> int:
+    return idx % NUM_COLOURS if line.colour is None else line.colour

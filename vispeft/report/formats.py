@@ -47,3 +47,16 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or NOTHING
     return NOTHING if value is None else str(value)
+
+
+def compact(value: float) -> str:
+    """A number in as few characters as an axis has room for: 1.2M, 35k, 0.05."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= (10_000 if unit == "k" else size):
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def count(value: Any) -> str:
+    """A whole number with its thousands apart."""
+    return formatted(value, "{:,.0f}")

@@ -15,12 +15,15 @@ from vispeft.evaluation import read_results
 from vispeft.evaluation.annotations import GroundTruth, read_ground_truth
 from vispeft.evaluation.files import read_json
 
+_DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.images")
+
 
 @dataclass(frozen=True)
 class RunFiles:
     """The contents of one run directory; what is not there is empty.
 
     images_path: the folder of the validation images, or None if the configuration names none
+    data: `key=value` words for the data paths of the configuration, where all are given
     metrics: the lines of metrics.jsonl
     truth: the validation annotations really scored
     predictions: COCO results
@@ -29,6 +32,7 @@ class RunFiles:
     path: Path
     config_text: str
     images_path: Path | None
+    data: Sequence[str]
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
@@ -49,31 +53,38 @@ def read_run(run_dir: Path) -> RunFiles:
             f"`{run_dir}` must be a run directory, but has no config.yaml. Name a directory of `vispeft train`."
         )
     config_text = config_path.read_text(encoding="utf-8")
+    data = _data_section(config_text, config_path)
     truth_path, predictions_path = run_dir / "annotations_val.json", run_dir / "predictions_val.json"
     return RunFiles(
         path=run_dir,
         config_text=config_text,
-        images_path=_images_path(config_text, config_path),
-        summary=_read_object(run_dir / "summary.json"),
-        environment=_read_object(run_dir / "environment.json"),
-        metrics=_read_lines(run_dir / "metrics.jsonl"),
+        images_path=Path(data["val.images"]) if "val.images" in data else None,
+        data=[f"data.{key}={value}" for key, value in data.items()] if len(data) == len(_DATA_KEYS) else [],
+        summary=read_object(run_dir / "summary.json"),
+        environment=read_object(run_dir / "environment.json"),
+        metrics=read_lines(run_dir / "metrics.jsonl"),
         truth=read_ground_truth(truth_path) if truth_path.exists() else None,
         predictions=read_results(predictions_path) if predictions_path.exists() else [],
     )
 
 
-def _images_path(config_text: str, config_path: Path) -> Path | None:
+def _data_section(config_text: str, config_path: Path) -> dict[str, str]:
+    """The data paths that a configuration names, such as `val.images`."""
     try:
         config = yaml.safe_load(config_text)
     except yaml.YAMLError as error:
         raise DataError(f"`{config_path}` is not valid YAML: {error}.") from error
-    node: Any = config
-    for key in ("data", "val", "images"):
-        node = node.get(key) if isinstance(node, dict) else None
-    return Path(node) if isinstance(node, str) else None
+    found = {}
+    for key in _DATA_KEYS:
+        node: Any = config
+        for part in ("data", *key.split(".")):
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, str):
+            found[key] = node
+    return found
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is no file."""
     value = read_json(path) if path.exists() else {}
     if not isinstance(value, dict):
@@ -83,7 +94,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl that can be read: an interrupted run may leave half a line."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

@@ -1,72 +1,150 @@
-"""A handful of validation images with what is there and what was found."""
+"""Validation images with what is there and what was found: some spread over the set, and those that went worst."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
 
 from vispeft.data.images import read_picture
 from vispeft.errors import VispeftError
-from vispeft.evaluation import draw_instances
 from vispeft.evaluation.annotations import GroundTruth
-from vispeft.evaluation.rle import to_rle
+from vispeft.report.overlays import Item, Matching, Outline, items_of, label_size, match, outlines
 from vispeft.report.run_files import RunFiles
-from vispeft.structures import Instances
 
-_MAX_SIDE = 720
-_JPEG_QUALITY = 82
+_MAX_SIDE = 640
+# bytes of one picture in a page
+_MOST_BYTES = 120_000
 _DRAWN_SCORE = 0.5
+# the least width of a picture in its own units, so that lines and labels are fine
+_MIN_UNITS = 320
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture. source: a data URI that holds it"""
+    """The outlines over one picture. note: how many were found, or how many are right"""
 
     caption: str
-    source: str
+    note: str
+    outlines: Sequence[Outline]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A validation image: its truth, and what each of some runs found."""
+    """A validation image: its truth, and what each of some runs found.
+
+    source: a data URI that holds the picture
+    width, height: of the picture, in the units of the outlines
+    text_size: of labels, in those units
+    """
 
     file_name: str
-    panels: tuple[Panel, ...]
+    source: str
+    width: float
+    height: float
+    text_size: float
+    panels: Sequence[Panel]
 
 
 @dataclass(frozen=True)
 class Samples:
     """Pictures for a page. note: what one has to know of them, or why there are none"""
 
-    shown: tuple[Sample, ...]
+    shown: Sequence[Sample]
+    worst: Sequence[Sample]
     note: str
 
 
-def draw_samples(runs: Mapping[str, RunFiles], *, num_images: int) -> Samples:
-    """Truth and predictions of images spread evenly over the validation set, which all runs must share."""
+@dataclass(frozen=True)
+class _Found:
+    """What a run found from a score on. by_image: results of each image"""
+
+    name: str
+    threshold: float
+    by_image: Mapping[int, Sequence[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class _Gallery:
+    """All that pictures are made of. folder: of the validation images"""
+
+    truth: GroundTruth
+    folder: Path
+    runs: Sequence[_Found]
+
+    @cached_property
+    def annotated(self) -> Mapping[int, Sequence[Mapping[str, Any]]]:
+        """Annotations of each image."""
+        grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        for annotation in self.truth.annotations:
+            grouped[annotation["image_id"]].append(annotation)
+        return grouped
+
+    def truths(self, image: Mapping[str, Any]) -> list[Item]:
+        """The annotated objects of an image."""
+        entries = [entry for entry in self.annotated.get(image["id"], []) if not entry["iscrowd"]]
+        return items_of(entries, image["height"], image["width"])
+
+    def found(self, image: Mapping[str, Any], run: _Found) -> tuple[list[Item], Matching]:
+        """What a run found in an image, and which of it is right; what lies on a crowd of its class is left out."""
+        items, truths = items_of(run.by_image.get(image["id"], []), image["height"], image["width"]), self.truths(image)
+        matching = match(truths, items)
+        crowds = [entry for entry in self.annotated.get(image["id"], []) if entry["iscrowd"]]
+        crowds_of = items_of(crowds, image["height"], image["width"])
+        if not crowds_of or not items:
+            return items, matching
+        overlaps = mask_utils.iou([one.rle for one in items], [one.rle for one in crowds_of], [1] * len(crowds_of))
+        kept = [
+            item
+            for index, item in enumerate(items)
+            if matching.iou[index] is not None
+            or not any(
+                overlaps[index, place] >= 0.5 and crowd.category_id == item.category_id
+                for place, crowd in enumerate(crowds_of)
+            )
+        ]
+        return kept, match(truths, kept)
+
+
+def draw_samples(runs: Mapping[str, RunFiles], *, num_images: int, num_worst: int = 0) -> Samples:
+    """Truth and predictions of images spread evenly over the validation set, which all runs must share.
+
+    num_worst: how many more images to show, those that the first run got wrong most
+    """
     first = next(iter(runs.values()))
     truth, folder = first.truth, first.images_path
     if truth is None or folder is None or not any(run.predictions for run in runs.values()):
-        return Samples((), "No pictures: there are no predictions, or the configuration names no validation images.")
+        return Samples(
+            (), (), "No pictures: there are no predictions, or the configuration names no validation images."
+        )
     if any(run.truth != truth for run in runs.values()):
-        return Samples((), "No pictures: the runs were not scored on the same validation annotations.")
-    thresholds = {name: _threshold(run.predictions, truth) for name, run in runs.items()}
-    shown, missing = [], []
-    for image in _spread(truth, num_images):
-        try:
-            shown.append(_sample(image, folder, truth, runs, thresholds))
-        except VispeftError as error:
-            missing.append(str(error))
-    note = "Predictions are shown from a score of " + _listed(thresholds)
-    return Samples(tuple(shown), ". ".join([note, *(f"Not shown: {text.rstrip('.')}" for text in missing[:3])]) + ".")
+        return Samples((), (), "No pictures: the runs were not scored on the same validation annotations.")
+    gallery = _Gallery(truth, folder, [_found(name, run.predictions, truth) for name, run in runs.items()])
+    missing: list[str] = []
+    shown = _drawn(gallery, _spread(gallery, num_images), missing)
+    worst = _drawn(gallery, _worst(gallery, num_worst), missing)
+    shares = [f"{run.threshold:.2f}" if len(runs) == 1 else f"{run.threshold:.2f} ({run.name})" for run in gallery.runs]
+    note = "Predictions are shown from a score of " + ", ".join(shares)
+    texts = dict.fromkeys(missing)
+    return Samples(shown, worst, ". ".join([note, *(f"Not shown: {text.rstrip('.')}" for text in [*texts][:3])]) + ".")
+
+
+def _found(name: str, predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> _Found:
+    threshold = _threshold(predictions, truth)
+    known = truth.category_names
+    grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for result in predictions:
+        if result["score"] >= threshold and result["category_id"] in known:
+            grouped[result["image_id"]].append(result)
+    return _Found(name, threshold, grouped)
 
 
 def _threshold(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> float:
@@ -81,64 +159,108 @@ def _threshold(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> 
     return float(min(_DRAWN_SCORE, scores[min(num_annotations, len(scores)) - 1]))
 
 
-def _listed(thresholds: Mapping[str, float]) -> str:
-    if len(thresholds) == 1:
-        return f"{next(iter(thresholds.values())):.2f}"
-    return ", ".join(f"{value:.2f} ({name})" for name, value in thresholds.items())
-
-
-def _spread(truth: GroundTruth, num_images: int) -> list[dict[str, Any]]:
+def _spread(gallery: _Gallery, num_images: int) -> list[dict[str, Any]]:
     """Images that have annotations, evenly spread over the file; if none has any, of all images."""
-    counts = Counter(annotation["image_id"] for annotation in truth.annotations)
-    images = [image for image in truth.images if counts[image["id"]]] or truth.images
+    images = [image for image in gallery.truth.images if image["id"] in gallery.annotated] or gallery.truth.images
     num_shown = min(num_images, len(images))
     return [images[(2 * idx + 1) * len(images) // (2 * num_shown)] for idx in range(num_shown)]
 
 
-def _sample(
-    image: Mapping[str, Any],
-    folder: Path,
-    truth: GroundTruth,
-    runs: Mapping[str, RunFiles],
-    thresholds: Mapping[str, float],
-) -> Sample:
-    """One image, drawn with its truth and with every run's predictions."""
-    file_name = str(image.get("file_name"))
-    pixels = read_picture(folder / file_name).pixels
-    class_idx = {category_id: idx for idx, category_id in enumerate(truth.category_names)}
-    names = list(truth.category_names.values())
-    annotated = [annotation for annotation in truth.annotations if not annotation["iscrowd"]]
-    panels = [
-        _panel("truth", draw_instances(pixels, _instances(annotated, image, class_idx), names, show_scores=False))
-    ]
-    for name, run in runs.items():
-        found = _instances(run.predictions, image, class_idx)
-        panels.append(_panel(name, draw_instances(pixels, found, names, threshold=thresholds[name])))
-    return Sample(file_name, tuple(panels))
+def _worst(gallery: _Gallery, num_images: int) -> list[dict[str, Any]]:
+    """Images in which the first run got the least right; of equals those with more that went wrong."""
+    if not num_images:
+        return []
+    judged = []
+    for place, image in enumerate(gallery.truth.images):
+        _, matching = gallery.found(image, gallery.runs[0])
+        num_errors = matching.num_wrong + len(matching.found_by) - matching.num_found
+        if num_errors:
+            judged.append((matching.score, -num_errors, place))
+    return [gallery.truth.images[place] for _, _, place in sorted(judged)[:num_images]]
 
 
-def _instances(items: Sequence[Mapping[str, Any]], image: Mapping[str, Any], class_idx: Mapping[int, int]) -> Instances:
-    """Annotations or results of one image as instances, best first; annotations count as certain."""
-    here = [item for item in items if item["image_id"] == image["id"] and item["category_id"] in class_idx]
-    kept: dict[str, list[Any]] = defaultdict(list)
-    for item in sorted(here, key=lambda item: -item.get("score", 1.0)):
+def _drawn(gallery: _Gallery, images: Sequence[Mapping[str, Any]], missing: list[str]) -> list[Sample]:
+    """Samples of images; what cannot be read is told in `missing`."""
+    samples = []
+    for image in images:
         try:
-            kept["rles"].append(to_rle(item.get("segmentation"), image["height"], image["width"]))
-        except ValueError:
-            continue
-        kept["scores"].append(item.get("score", 1.0))
-        kept["labels"].append(class_idx[item["category_id"]])
-    return Instances(
-        scores=torch.tensor(kept["scores"], dtype=torch.float32),
-        labels=torch.tensor(kept["labels"], dtype=torch.int64),
-        boxes_xyxy=torch.zeros(len(kept["rles"]), 4),
-        rles=kept["rles"],
-    )
+            samples.append(_sample(gallery, image))
+        except VispeftError as error:
+            missing.append(str(error))
+    return samples
 
 
-def _panel(caption: str, picture: Image.Image) -> Panel:
-    """A picture as JPEG in a data URI, no larger than a page can show."""
+def _sample(gallery: _Gallery, image: Mapping[str, Any]) -> Sample:
+    """One image with its truth and with every run's predictions."""
+    file_name = str(image.get("file_name"))
+    picture = Image.fromarray(read_picture(gallery.folder / file_name).pixels)
+    factor = max(1.0, _MIN_UNITS / picture.width) if picture.width < _MIN_UNITS else 1.0
+    factor *= min(1.0, _MAX_SIDE / max(picture.width * factor, picture.height * factor))
+    size = round(picture.width * factor, 1), round(picture.height * factor, 1)
+    truths = gallery.truths(image)
+    found = [gallery.found(image, run) for run in gallery.runs]
+    first = found[0][1]
+    hues = _hues(truths, len(gallery.truth.category_names))
+    names = gallery.truth.category_names
+    shows_names = len(names) > 1
+    labels = [names[one.category_id] if shows_names else "" for one in truths]
+    is_found = [one is not None for one in first.found_by] if len(found) == 1 else [True] * len(truths)
+    states = ["found" if one else "missed" for one in is_found] if len(found) == 1 else [""] * len(truths)
+    titles = [
+        ", ".join(filter(None, (names[one.category_id], state))) for one, state in zip(truths, states, strict=True)
+    ]
+    drawn, left_out = outlines(truths, titles, labels, hues, is_found, factor=factor, size=size)
+    panels = [Panel("truth", _counted(f"{len(truths)} objects", left_out), drawn)]
+    for run, (items, matching) in zip(gallery.runs, found, strict=True):
+        panels.append(_prediction(run.name, items, matching, truths, hues, names, factor, size))
+    return Sample(file_name, _jpeg(picture), *size, label_size(size[0]), panels)
+
+
+def _prediction(
+    name: str,
+    items: Sequence[Item],
+    matching: Matching,
+    truths: Sequence[Item],
+    truth_hues: Sequence[int],
+    names: Mapping[int, str],
+    factor: float,
+    size: tuple[float, float],
+) -> Panel:
+    """What a run found, in the colours of what it found; what is wrong in colours of its own."""
+    of = {detection: index for index, detection in enumerate(matching.found_by) if detection is not None}
+    own = _hues(items, len(names), first=len(truths))
+    hues = [truth_hues[of[index]] if index in of else own[index] for index in range(len(items))]
+    scores = [f"{item.score or 0.0:.2f}" for item in items]
+    labels = [
+        f"{names[item.category_id]} {score}" if len(names) > 1 else score
+        for item, score in zip(items, scores, strict=True)
+    ]
+    titles = [
+        f"{names[item.category_id]}, score {score}, " + ("wrong" if iou is None else f"right, IoU {iou:.2f}")
+        for item, score, iou in zip(items, scores, matching.iou, strict=True)
+    ]
+    is_right = [iou is not None for iou in matching.iou]
+    drawn, left_out = outlines(items, titles, labels, hues, is_right, factor=factor, size=size)
+    note = f"{matching.num_found} of {len(truths)} found, {matching.num_wrong} wrong"
+    return Panel(name, _counted(note, left_out), drawn)
+
+
+def _hues(items: Sequence[Item], num_classes: int, first: int = 0) -> list[int]:
+    """Numbers that become colours: of the class, or of the instance where there is one class only."""
+    return [item.category_id if num_classes > 1 else first + index for index, item in enumerate(items)]
+
+
+def _counted(note: str, left_out: int) -> str:
+    return f"{note}; {left_out} more not drawn" if left_out else note
+
+
+def _jpeg(picture: Image.Image) -> str:
+    """The picture in a data URI of a bounded size, no larger than a page can show."""
+    picture = picture.convert("RGB")
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return Panel(caption, "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"))
+    for quality in (84, 72, 60, 45, 30, 15):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True)
+        if buffer.tell() <= _MOST_BYTES:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

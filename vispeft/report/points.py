@@ -1,0 +1,140 @@
+"""The configurations of a sweep, their figures over the seeds, and how they are told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vispeft.report.sweep_files import AP, Interval, SweepFiles, Trial
+
+_LAST_PART = re.compile(r"[^.\"]+$")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A configuration over its seeds.
+
+    key: names it within a page; number: of its first trial
+    title: short enough for a chart
+    trials: those that are complete, or all where none is
+    ap: mean over the seeds; interval: of it, or None; over_seeds: the interval is their range
+    group: what it has in common with others of its colour
+    """
+
+    key: str
+    number: int
+    title: str
+    labels: Mapping[str, Any]
+    trials: Sequence[Trial]
+    ap: float | None
+    interval: Interval | None
+    is_over_seeds: bool
+    group: str
+    settings: Mapping[str, Any]
+
+    def mean(self, name: str) -> float | None:
+        """The mean of a figure over its complete trials."""
+        values = [trial.figures[name] for trial in self.trials if trial.state == "complete" and name in trial.figures]
+        return sum(values) / len(values) if values else None
+
+    @property
+    def nearest(self) -> Trial:
+        """The trial whose AP is nearest to the mean: the one to look at."""
+        here = [trial for trial in self.trials if trial.path is not None] or list(self.trials)
+        ap = self.ap
+        return here[0] if ap is None else min(here, key=lambda trial: abs(trial.figures.get(AP, -1.0) - ap))
+
+    @property
+    def is_complete(self) -> bool:
+        return self.ap is not None
+
+
+def points_of(sweep: SweepFiles) -> list[Point]:
+    """Every configuration of a sweep, in the order of its first trial."""
+    grouped: dict[str, list[Trial]] = {}
+    for trial in sweep.trials:
+        grouped.setdefault(repr(sorted(trial.labels.items(), key=lambda item: item[0])), []).append(trial)
+    names = short_names(dict.fromkeys(name for trial in sweep.trials for name in trial.labels))
+    return [_point(trials, names, sweep) for trials in grouped.values()]
+
+
+def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
+    """The last part of each dotted key, or as much of its end as tells them apart."""
+    short = {}
+    for name in names:
+        found = _LAST_PART.search(name)
+        short[name] = found.group(0) if found else name
+    taken = list(short.values())
+    return {name: last if taken.count(last) == 1 else name.replace("peft.deltas.", "") for name, last in short.items()}
+
+
+def title_of(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """Such as `adapters, count 2, lr 0.001`."""
+    told = [str(value) if name == "variant" else f"{names[name]} {_shown(value)}" for name, value in labels.items()]
+    return ", ".join(told) or "the configuration itself"
+
+
+def ranked(points: Sequence[Point]) -> list[Point]:
+    """Configurations by falling AP; a mean over fewer seeds than others have is not compared with theirs."""
+    most = max((len(point.trials) for point in points if point.ap is not None), default=0)
+    found = [point for point in points if point.ap is not None and len(point.trials) == most]
+    return sorted(found, key=lambda point: -(point.ap or 0.0))
+
+
+def front_of(points: Sequence[Point], cost: str) -> list[Point]:
+    """Those that no other beats in AP and in a cost, the cheapest first."""
+    front: list[Point] = []
+    priced = [(point, point.mean(cost)) for point in ranked(points)]
+    best = float("-inf")
+    for point, _ in sorted(
+        (pair for pair in priced if pair[1] is not None), key=lambda pair: (pair[1] or 0.0, -(pair[0].ap or 0.0))
+    ):
+        if point.ap is not None and point.ap > best:
+            front.append(point)
+            best = point.ap
+    return front
+
+
+def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles) -> Point:
+    complete = [trial for trial in trials if trial.state == "complete" and trial.figures.get(AP, -1) >= 0]
+    values = [trial.figures[AP] for trial in complete]
+    ap = sum(values) / len(values) if values else None
+    number = trials[0].number
+    # a comparison names a configuration by its first complete trial
+    found = sweep.verdict.intervals.get(complete[0].number) if sweep.verdict and complete else None
+    over_seeds = Interval(ap, min(values), max(values)) if ap is not None and len(values) > 1 else None
+    labels = trials[0].labels
+    return Point(
+        key=f"c{number}",
+        number=complete[0].number if complete else number,
+        title=title_of(labels, names),
+        labels=labels,
+        trials=complete or trials,
+        ap=ap,
+        interval=found or over_seeds,
+        is_over_seeds=found is None,
+        group=_group(labels, names),
+        settings=next((trial.settings for trial in trials if trial.settings), {}),
+    )
+
+
+def _group(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    """The variant, or else the first value that is no number."""
+    if "variant" in labels:
+        return str(labels["variant"])
+    for name, value in labels.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return f"{names[name]} {_shown(value)}"
+    return "all configurations"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def run_page_of(trial: Trial) -> Path | None:
+    """The report of a trial, where it is there."""
+    return trial.path / "report.html" if trial.path is not None else None

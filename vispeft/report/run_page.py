@@ -1,0 +1,145 @@
+"""The page of one run: what of it goes where. How it looks stands in `templates/`."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vispeft.report.charts import Chart, Series, line_chart
+from vispeft.report.formats import defined, figure
+from vispeft.report.page import Cell, NextStep, environment_facts, run_facts, write_page
+from vispeft.report.run_files import RunFiles, read_run
+from vispeft.report.samples import draw_samples
+from vispeft.report.trained import read_trained
+
+METRIC_MEANINGS = {
+    "AP": "average precision over IoU 0.50 to 0.95",
+    "AP50": "average precision at IoU 0.50",
+    "AP75": "average precision at IoU 0.75",
+    "APs": "AP of small objects (under 32² pixels)",
+    "APm": "AP of medium objects (32² to 96²)",
+    "APl": "AP of large objects (over 96²)",
+    "AR1": "average recall with 1 detection per image",
+    "AR10": "average recall with 10",
+    "AR100": "average recall with 100",
+    "ARs": "AR of small objects",
+    "ARm": "AR of medium objects",
+    "ARl": "AR of large objects",
+}
+_NUM_SPREAD, _NUM_WORST = 6, 6
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` into a run directory, from its files and the validation images. Returns the page's path.
+
+    The page stays below 5 MB: twelve pictures of at most 160 kB with at most 60 kB of outlines for each side.
+    """
+    run = read_run(run_dir)
+    return write_page(
+        run_dir / "report.html",
+        "run.html.j2",
+        title=run_dir.resolve().name,
+        kind="run",
+        facts=run_facts(run.summary),
+        charts=_charts(run),
+        metrics=_metric_rows(run.summary),
+        categories=category_rows({"": run}),
+        samples=draw_samples({"prediction": run}, num_images=_NUM_SPREAD, num_worst=_NUM_WORST),
+        trained=read_trained(run_dir / "adapter.safetensors"),
+        config=run.config_text,
+        environment=environment_facts(run.environment),
+        steps=_next_steps(run),
+    )
+
+
+def category_rows(runs: Mapping[str, RunFiles]) -> list[list[Cell]]:
+    """Category, validation instances, and mask AP in each run; those with most instances first."""
+    first = next(iter(runs.values()))
+    counts: Counter[str] = Counter()
+    if first.truth is not None:
+        names = first.truth.category_names
+        counts.update(names[item["category_id"]] for item in first.truth.annotations if not item["iscrowd"])
+    tables = [run.summary.get("per_category", {}) for run in runs.values()]
+    listed = sorted(dict.fromkeys(name for table in tables for name in table), key=lambda name: -counts[name])
+    return [
+        [
+            Cell(name, name),
+            Cell(f"{counts[name]:,}", counts[name]),
+            *(Cell(figure(table.get(name)), defined(table.get(name))) for table in tables),
+        ]
+        for name in listed
+    ]
+
+
+def _charts(run: RunFiles) -> list[Chart]:
+    train_keys = dict.fromkeys(key for line in run.metrics if line.get("split") == "train" for key in line)
+    parts = [key for key in train_keys if key.startswith("loss_")]
+    rates = [key for key in train_keys if key == "lr" or key.startswith("lr_")]
+    scores = {"mask AP": "segm/AP", "mask AP50": "segm/AP50", "box AP": "bbox/AP"}
+    charts = [
+        line_chart(
+            [Series(name, run.series("val", key)) for name, key in scores.items()], title="Validation", from_zero=True
+        ),
+        line_chart([Series("loss", run.series("train", "loss"))], title="Training loss"),
+        line_chart(
+            [Series(key.removeprefix("loss_"), run.series("train", key)) for key in parts],
+            title="Parts of the training loss",
+        ),
+        line_chart(
+            [Series(key.removeprefix("lr_"), run.series("train", key)) for key in rates],
+            title="Learning rate",
+            from_zero=True,
+        ),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, meaning, mask figure and box figure of the twelve COCO numbers."""
+    segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
+    if not segm and not bbox:
+        return []
+    return [(name, text, figure(segm.get(name)), figure(bbox.get(name))) for name, text in METRIC_MEANINGS.items()]
+
+
+def _next_steps(run: RunFiles) -> list[NextStep]:
+    """What one would do with the run now."""
+    path, summary = str(run.path), run.summary
+    if not summary:
+        return [
+            NextStep(
+                "The run is not finished. Go on where it was:",
+                shlex.join(["vispeft", "train", f"{path}/config.yaml", "--resume", "--out", path]),
+            )
+        ]
+    found = [
+        NextStep(
+            "Find objects in your own images:", shlex.join(["vispeft", "predict", path, "IMAGES", "--out", "found"])
+        )
+    ]
+    scores, steps = run.series("val", "segm/AP"), summary.get("steps")
+    if len(scores) > 1 and isinstance(steps, int) and scores[-1][1] >= max(score for _, score in scores):
+        longer = ["vispeft", "train", f"{path}/config.yaml", f"train.steps={2 * steps}"]
+        found.append(
+            NextStep("AP was highest at the last evaluation: it may rise further in more steps.", shlex.join(longer))
+        )
+    if "adapter" in summary.get("methods", []):
+        found.append(
+            NextStep("Adapters do not merge into the weights; the adapter file beside this page is the result.")
+        )
+    else:
+        merged = ["vispeft", "merge", path, "--out", "merged.safetensors"]
+        found.append(NextStep("One plain checkpoint, as fast as the base model:", shlex.join(merged)))
+    found.append(
+        NextStep(
+            "Is it better than another run, and how sure is that?",
+            shlex.join(["vispeft", "compare", path, "OTHER_RUN"]),
+        )
+    )
+    if run.data:
+        sweep = ["vispeft", "sweep", "configs/sweep_adapters_per_block.yaml", *run.data]
+        found.append(NextStep("How many adapters per block, or LoRA where, for this data?", shlex.join(sweep)))
+    return found

@@ -1,0 +1,182 @@
+"""What a sweep's directory holds, read back for a report: its table, and of each trial the run that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vispeft.errors import DataError
+from vispeft.evaluation.files import read_json
+from vispeft.report.formats import defined
+from vispeft.report.run_files import read_lines, read_object
+
+AP = "segm/AP"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    labels: what was chosen for it, the variant included
+    settings: every key of its configuration with its value, `train.seed` aside; empty where its directory is not here
+    path: its run directory, or None
+    scores, losses: step and mask AP, step and training loss
+    """
+
+    number: int
+    labels: Mapping[str, Any]
+    seed: int
+    state: str
+    figures: Mapping[str, float]
+    message: str
+    path: Path | None
+    settings: Mapping[str, Any]
+    scores: Sequence[tuple[float, float]]
+    losses: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure of a configuration, from `low` to `high`."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `vispeft.evaluation.compare` found over a sweep's configurations.
+
+    intervals, differences: by the number of a configuration's first trial; differences to the best
+    equals: those first numbers that are not distinguishable from the best
+    """
+
+    sentence: str
+    notes: Sequence[str]
+    level: float
+    num_images: int
+    num_resamples: int
+    intervals: Mapping[int, Interval]
+    differences: Mapping[int, tuple[Interval, float]]
+    equals: frozenset[int]
+    cheapest: int | None
+    best: int
+
+
+@dataclass(frozen=True)
+class SweepFiles:
+    """The contents of a sweep's directory.
+
+    sweep_text: of sweep.yaml
+    verdict: None where there is none for these trials
+    """
+
+    path: Path
+    results: Mapping[str, Any]
+    sweep_text: str
+    trials: Sequence[Trial]
+    verdict: Verdict | None
+
+    def count(self, state: str) -> int:
+        """How many trials are in a state."""
+        return sum(trial.state == state for trial in self.trials)
+
+
+def read_sweep(sweep_dir: Path) -> SweepFiles:
+    """Read a sweep's directory."""
+    results_path = sweep_dir / "results.json"
+    if not results_path.is_file():
+        raise DataError(
+            f"`{sweep_dir}` must be a sweep's directory, but has no results.json. `vispeft sweep` writes it."
+        )
+    results = read_object(results_path)
+    sweep_path = sweep_dir / "sweep.yaml"
+    trials = [_trial(entry, sweep_dir) for entry in results.get("trials", [])]
+    return SweepFiles(
+        path=sweep_dir,
+        results=results,
+        sweep_text=sweep_path.read_text(encoding="utf-8") if sweep_path.is_file() else "",
+        trials=trials,
+        verdict=_verdict(sweep_dir / "comparison.json", trials),
+    )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value
+
+
+def _trial(entry: Mapping[str, Any], sweep_dir: Path) -> Trial:
+    run_dir = sweep_dir / "trials" / f"{entry['trial']:04d}"
+    path = run_dir if (run_dir / "config.yaml").is_file() else None
+    lines = [] if path is None else read_lines(path / "metrics.jsonl")
+    labels = {"variant": entry["variant"]} if entry.get("variant") is not None else {}
+    return Trial(
+        number=entry["trial"],
+        labels={**labels, **entry["parameters"]},
+        seed=entry["seed"],
+        state=entry["state"],
+        figures=entry["figures"],
+        message=entry["message"],
+        path=path,
+        settings={} if path is None else _settings(path / "config.yaml"),
+        scores=_series(lines, "val", AP),
+        losses=_series(lines, "train", "loss"),
+    )
+
+
+def _series(lines: Sequence[Mapping[str, Any]], split: str, key: str) -> list[tuple[float, float]]:
+    values = {
+        line["step"]: line[key]
+        for line in lines
+        if line.get("split") == split and isinstance(line.get(key), (int, float))
+    }
+    return sorted((step, value) for step, value in values.items() if split == "train" or defined(value) is not None)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The keys of a configuration that say what was trained; those of a file that cannot be read are none."""
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return {key: value for key, value in flat(config if isinstance(config, dict) else {}) if key != "train.seed"}
+
+
+def _verdict(path: Path, trials: Sequence[Trial]) -> Verdict | None:
+    """The comparison that stands in a file, if it is of the trials that are complete now."""
+    content = read_json(path) if path.is_file() else None
+    complete = sorted(trial.number for trial in trials if trial.state == "complete")
+    if not isinstance(content, dict) or content.get("complete") != complete:
+        return None
+    firsts = [standing["trials"][0] for standing in content["standings"]]
+    numbers = {standing["name"]: first for standing, first in zip(content["standings"], firsts, strict=True)}
+    return Verdict(
+        sentence=content["sentence"],
+        notes=content["notes"],
+        level=content["level"],
+        num_images=content["num_images"],
+        num_resamples=content["num_resamples"],
+        intervals={first: _interval(one["figure"]) for first, one in zip(firsts, content["standings"], strict=True)},
+        differences={
+            first: (_interval(one["difference"]), one["corrected_p"])
+            for first, one in zip(firsts, content["standings"], strict=True)
+            if one["difference"] is not None
+        },
+        equals=frozenset(numbers[name] for name in content["equals"]),
+        cheapest=numbers.get(content["cheapest"]),
+        best=numbers[content["best"]],
+    )
+
+
+def _interval(estimate: Mapping[str, float]) -> Interval:
+    return Interval(estimate["value"], estimate["low"], estimate["high"])

@@ -1,0 +1,195 @@
+"""The page of a sweep: what of it goes where. How it looks stands in `templates/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted
+from vispeft.report.page import Cell, Fact, link_to, write_page
+from vispeft.report.points import Point, front_of, points_of, run_page_of
+from vispeft.report.sweep_charts import colours_of, curve_charts, front_charts, parameter_charts
+from vispeft.report.sweep_files import AP, SweepFiles, Trial, read_sweep
+from vispeft.report.sweep_text import cheapest_of, conclusion, equals_of, next_steps
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table. key: of the configuration it belongs to; marks: words that stand beside its first cell"""
+
+    key: str
+    cells: Sequence[Cell]
+    marks: Sequence[str] = ()
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class Tip:
+    """What is told of a configuration wherever it is pointed at."""
+
+    key: str
+    title: str
+    facts: Sequence[Fact]
+
+
+CONFIGURATION_COLUMNS = (
+    "configuration",
+    "seeds",
+    "mask AP",
+    "interval",
+    "less the best",
+    "p",
+    "trained",
+    "time",
+    "memory",
+    "file",
+)
+TRIAL_COLUMNS = ("trial", "configuration", "seed", "state", "mask AP", "AP50", "box AP", "trained", "time", "memory")
+
+
+def write_sweep_report(sweep_dir: Path) -> Path:
+    """Write `report.html` into a sweep's directory, from its files. Returns the page's path.
+
+    The page has some 5 kB for each trial: curves of at most 60 points, and a row; a thousand trials are about 5 MB.
+    """
+    page = sweep_dir / "report.html"
+    sweep = read_sweep(sweep_dir)
+    points = points_of(sweep)
+    colours = colours_of(points)
+    names = {trial.number: point for point in points for trial in sweep.trials if trial.labels == point.labels}
+    return write_page(
+        page,
+        "sweep.html.j2",
+        title=str(sweep.results.get("name", sweep_dir.name)),
+        kind="sweep",
+        conclusion=conclusion(sweep, points),
+        facts=_facts(sweep, points),
+        fronts=front_charts(points, colours, page),
+        parameters=parameter_charts(points, page),
+        curves=curve_charts(sweep, points, colours),
+        verdict=sweep.verdict,
+        configurations=_configuration_rows(sweep, points, page),
+        configuration_columns=CONFIGURATION_COLUMNS,
+        trials=[_trial_row(trial, names[trial.number], page) for trial in sweep.trials],
+        trial_columns=TRIAL_COLUMNS,
+        lost=[
+            _lost(trial, names[trial.number], sweep) for trial in sweep.trials if trial.state in ("failed", "pruned")
+        ],
+        tips=[_tip(point, sweep) for point in points],
+        steps=next_steps(sweep, points),
+        config=sweep.sweep_text,
+    )
+
+
+def _facts(sweep: SweepFiles, points: Sequence[Point]) -> list[Fact]:
+    """How far the sweep is, and its best."""
+    equals = equals_of(sweep, points)
+    found = []
+    if equals:
+        best, cheapest = equals[0], cheapest_of(equals) or equals[0]
+        found = [
+            Fact("highest mask AP", figure(best.ap), best.title),
+            Fact("as good, and cheapest", f"{count(cheapest.mean('trainable_params'))}", f"trained: {cheapest.title}"),
+            Fact(
+                "not distinguishable", f"{len(equals)}", f"of {sum(one.is_complete for one in points)} configurations"
+            ),
+        ]
+    done, total = sweep.count("complete"), sweep.results.get("num_runs", len(sweep.trials))
+    states = [
+        f"{number} {state}" for state in ("failed", "pruned", "running", "waiting") if (number := sweep.count(state))
+    ]
+    seconds = sum(trial.figures.get("train_seconds", 0.0) for trial in sweep.trials)
+    return [
+        *found,
+        Fact("trials complete", f"{done} of {total}", ", ".join(states)),
+        Fact("training time", duration(seconds), "of all trials"),
+        Fact("chosen by", str(sweep.results.get("sampler", NOTHING)), ", ".join(sweep.results.get("objectives", {}))),
+    ]
+
+
+def _configuration_rows(sweep: SweepFiles, points: Sequence[Point], page: Path) -> list[Row]:
+    """Every configuration that has a complete trial, the best first."""
+    equals = equals_of(sweep, points)
+    cheapest = cheapest_of(equals) if len(equals) > 1 else None
+    front = front_of(points, "trainable_params")
+    rows = []
+    for point in sorted((one for one in points if one.is_complete), key=lambda one: -(one.ap or 0.0)):
+        marks = [
+            text
+            for text, holds in (
+                ("best", bool(equals) and point is equals[0]),
+                ("as good", point in equals[1:]),
+                ("cheapest of these", point is cheapest),
+                ("front", point in front),
+            )
+            if holds
+        ]
+        rows.append(Row(point.key, _configuration_cells(point, sweep, page), marks))
+    return rows
+
+
+def _configuration_cells(point: Point, sweep: SweepFiles, page: Path) -> list[Cell]:
+    target = run_page_of(point.nearest)
+    interval = point.interval
+    difference = sweep.verdict.differences.get(point.number) if sweep.verdict else None
+    spread = NOTHING if interval is None else f"{figure(interval.low)} to {figure(interval.high)}"
+    lower = (
+        NOTHING
+        if difference is None
+        else f"{difference[0].value:+.3f} [{difference[0].low:+.3f}, {difference[0].high:+.3f}]"
+    )
+    p_value = None if difference is None else difference[1]
+    return [
+        Cell(point.title, point.title, link_to(target, page) if target else ""),
+        Cell(str(len(point.trials)), len(point.trials)),
+        Cell(figure(point.ap), point.ap),
+        Cell(spread, None if interval is None else interval.low),
+        Cell(lower, None if difference is None else difference[0].value),
+        Cell(NOTHING if p_value is None else f"{p_value:.3f}", p_value),
+        *_cost_cells(point.mean("trainable_params"), point.mean("train_seconds"), point.mean("peak_memory_bytes")),
+        Cell(byte_size(point.mean("adapter_bytes")), point.mean("adapter_bytes")),
+    ]
+
+
+def _trial_row(trial: Trial, point: Point, page: Path) -> Row:
+    target = run_page_of(trial)
+    figures = trial.figures
+    return Row(
+        point.key,
+        [
+            Cell(str(trial.number), trial.number, link_to(target, page) if target else ""),
+            Cell(point.title, point.title),
+            Cell(str(trial.seed), trial.seed),
+            Cell(trial.state, trial.state),
+            *(Cell(figure(figures.get(name)), defined(figures.get(name))) for name in (AP, "segm/AP50", "bbox/AP")),
+            *_cost_cells(*(figures.get(name) for name in ("trainable_params", "train_seconds", "peak_memory_bytes"))),
+        ],
+        state=trial.state,
+    )
+
+
+def _cost_cells(params: float | None, seconds: float | None, memory: float | None) -> list[Cell]:
+    return [Cell(count(params), params), Cell(duration(seconds), seconds), Cell(byte_size(memory), memory)]
+
+
+def _lost(trial: Trial, point: Point, sweep: SweepFiles) -> tuple[Trial, str, str]:
+    """A trial that failed or was stopped early, the title of its configuration, and the address of its log."""
+    log = Path("logs") / f"{trial.number:04d}.txt"
+    return trial, point.title, log.as_posix() if (sweep.path / log).is_file() else ""
+
+
+def _tip(point: Point, sweep: SweepFiles) -> Tip:
+    interval = point.interval
+    spread = "" if interval is None else f" ({figure(interval.low)} to {figure(interval.high)})"
+    seeds = ", ".join(figure(trial.figures.get(AP)) for trial in point.trials) if len(point.trials) > 1 else ""
+    told = [
+        Fact("mask AP", f"{figure(point.ap)}{spread}"),
+        Fact("by seed", seeds),
+        Fact("trained", count(point.mean("trainable_params"))),
+        Fact("of all", formatted(point.mean("trainable_percent"), "{:.2f} %")),
+        Fact("time", duration(point.mean("train_seconds"))),
+        Fact("memory", byte_size(point.mean("peak_memory_bytes"))),
+        *(Fact(name, str(value)) for name, value in point.labels.items()),
+    ]
+    return Tip(point.key, point.title, [fact for fact in told if fact.value not in ("", NOTHING)])

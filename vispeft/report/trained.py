@@ -1,0 +1,107 @@
+"""What a run trained, and where, as its adapter file tells."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+
+from safetensors import safe_open
+
+from vispeft import peft
+from vispeft.peft.delta import Method
+
+_NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of the model. num_params: trained in it; share: of all that were trained, 0..1"""
+
+    name: str
+    num_params: int
+    share: float
+
+
+@dataclass(frozen=True)
+class TrainedSites:
+    """Sites of one pattern that were trained in one way. pattern: block numbers as `*`"""
+
+    pattern: str
+    how: str
+    num_sites: int
+    num_params: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Everything that was trained: by region, most first, and by pattern in the order of the model."""
+
+    regions: tuple[Region, ...]
+    sites: tuple[TrainedSites, ...]
+
+    @property
+    def num_params(self) -> int:
+        return sum(region.num_params for region in self.regions)
+
+
+def read_trained(adapter_path: Path) -> Trained | None:
+    """What an adapter file holds, or None where there is none."""
+    if not adapter_path.is_file():
+        return None
+    plan = peft.describe(adapter_path).plan
+    with safe_open(adapter_path, "pt") as file:
+        sizes = {key: _num_values(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    params: Counter[tuple[str, str]] = Counter()
+    sites: Counter[tuple[str, str]] = Counter()
+    regions: Counter[str] = Counter()
+    for site, methods in plan.deltas.items():
+        for method in methods if isinstance(methods, Sequence) else (methods,):
+            # two deltas of one kind at one site share a prefix: what is counted is taken away
+            own = sum(sizes.pop(key) for key in [*sizes] if key.startswith(f"{site}.{method.name}."))
+            place = (_NUMBER.sub("*", site), describe_method(method))
+            params[place] += own
+            sites[place] += 1
+            regions[region_of(site)] += own
+    owners: set[str] = set()
+    for name in plan.train:
+        owner = name.rpartition(".")[0]
+        place = (_NUMBER.sub("*", owner), "trained in full")
+        params[place] += sizes.get(name, 0)
+        sites[place] += owner not in owners
+        owners.add(owner)
+        regions[region_of(name)] += sizes.get(name, 0)
+    total = sum(regions.values()) or 1
+    return Trained(
+        tuple(Region(name, number, number / total) for name, number in regions.most_common()),
+        tuple(TrainedSites(pattern, how, sites[pattern, how], number) for (pattern, how), number in params.items()),
+    )
+
+
+def region_of(name: str) -> str:
+    """The part of a model that a module or parameter belongs to, as people call it."""
+    first, _, rest = name.partition(".")
+    if first == "decoder" and rest.split(".")[0].endswith("_embed"):
+        return "heads"
+    if name.startswith("backbone.pyramid"):
+        return "feature pyramid"
+    return first.replace("_", " ")
+
+
+def describe_method(method: Method) -> str:
+    """Such as `lora, rank 8, parts qv`: what differs from the method's defaults."""
+    told = [
+        f"{field.name} {value}"
+        for field in fields(method)
+        if (value := getattr(method, field.name)) != field.default or field.default is MISSING
+    ]
+    return ", ".join([method.name, *told])
+
+
+def _num_values(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
