@@ -24,17 +24,15 @@ def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, w
 
     region: [h, w] bool, whose first pixel lies at row `top` and column `left` of the mask
     """
-    padded = np.zeros((region.shape[1], region.shape[0] + 2), dtype=np.int8)  # columns first, as COCO counts
-    padded[:, 1:-1] = region.T
-    changes = np.diff(padded, axis=1)
-    starts, ends = (
-        (left + column) * height + top + row for column, row in (np.nonzero(changes == 1), np.nonzero(changes == -1))
-    )
-    is_gap = starts[1:] != ends[:-1]  # a run that goes on at the top of the next column is one run
-    bounds = np.empty(2 * (int(is_gap.sum()) + min(len(starts), 1)), dtype=np.int64)
-    bounds[0::2] = np.concatenate([starts[:1], starts[1:][is_gap]])
-    bounds[1::2] = np.concatenate([ends[:-1][is_gap], ends[-1:]])
-    counts = np.diff(bounds, prepend=0, append=height * width)
+    framed = np.zeros((region.shape[1], region.shape[0] + 2), dtype=bool)  # columns first, as COCO counts
+    framed[:, 1:-1] = region.T
+    flat = framed.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), framed.shape[1])
+    bounds = (left + column) * height + top + row  # where runs start and end, in turn
+    is_kept = np.ones(len(bounds), dtype=bool)
+    # a run that goes on at the top of the next column is one run
+    is_kept[1:-1] = np.repeat(bounds[1:-1:2] != bounds[2:-1:2], 2)
+    counts = np.diff(bounds[is_kept], prepend=0, append=height * width)
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
     return compress({"size": [height, width], "counts": counts.tolist()})
