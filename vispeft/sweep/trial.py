@@ -17,6 +17,7 @@ from vispeft.config import Config
 from vispeft.errors import TrainingError, VispeftError
 from vispeft.sweep.storage import STORAGE_ERRORS, beating
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
+from vispeft.training.feature_store import FeatureMemory
 from vispeft.training.logs import METRICS_FILE, read_metrics
 from vispeft.training.memory import release_memory
 
@@ -40,10 +41,14 @@ class Outcome:
 
 
 class SharedSets:
-    """Data sets that trials of one process share: read once for each pair of annotation files and folders."""
+    """What trials of one process share: data sets, read once for each pair of annotation files and folders, and memory.
+
+    memory: holds the features that `train.feature_cache: memory` keeps
+    """
 
     def __init__(self) -> None:
         self._sets: dict[str, DataSets] = {}
+        self.memory = FeatureMemory()
 
     def of(self, config: Config) -> DataSets:
         """The data sets that a configuration names."""
@@ -90,6 +95,7 @@ def _trained(shared: SharedStudy, claim: Claim, directory: RunDirectory, sets: S
         directory,
         resume=is_begun,
         sets=sets.of(config),
+        memory=sets.memory,
         on_evaluation=partial(_evaluated, shared, claim, directory),
     )
     if result.summary is None:
