@@ -1,6 +1,6 @@
 """What kept features save: trials of a sweep one by one without them, with them in memory, and in a directory.
 
-    python tools/bench_cache.py [--images 16] [--steps 12] [--trials 3] [--json tools/results/feature_cache_cpu.json]
+    python tools/bench_cache.py [--images 16] [--steps 24] [--trials 3] [--json tools/results/feature_cache_cpu.json]
 
 Trials of the bundled base on synthetic shapes differ in their learning rate, as in a sweep: with the heads alone (the
 cut is behind the pixel decoder), with LoRA in the pixel decoder (behind the backbone), and with adapters in the ViT's
@@ -67,7 +67,7 @@ def configuration(folder: Path, plan: dict[str, Any], args: argparse.Namespace) 
         "train": {
             "steps": args.steps,
             "batch_size": args.batch,
-            "eval_every": args.steps // 2,
+            "eval_every": args.steps,
             "workers": 0,
             "device": "cpu",
             "log_every": 1,
@@ -121,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=16, help="training images; half as many are scored")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--variants", type=int, default=2)
     parser.add_argument("--trials", type=int, default=3, choices=range(1, len(RATES) + 1))

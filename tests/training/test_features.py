@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from vispeft.data import Draw, ImageEntry
 from vispeft.structures import Batch, ImageMeta, Targets
-from vispeft.training.feature_store import FeatureMemory
+from vispeft.training.feature_store import DirectoryStore, FeatureMemory
 from vispeft.training.features import (
     FeatureLoader,
     FillReport,
@@ -158,3 +160,56 @@ def test_make_entry__is_undone_by_join_entries() -> None:
     assert torch.equal(batch.features[0][0], image)
     assert torch.equal(batch.targets[0].masks, targets.masks)
     assert batch.metas == (meta,)
+
+
+FILLING = """
+import sys, time
+from pathlib import Path
+import torch
+from vispeft.data import Draw
+from vispeft.structures import Batch, ImageMeta, Targets
+from vispeft.training.feature_store import DirectoryStore
+from vispeft.training.features import fill
+
+def batches_of(batches):
+    for draws in batches:
+        time.sleep(0.05)
+        images = torch.stack([torch.full((3, 8, 8), float(draw.index)) for draw in draws])
+        nothing = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0, 8, 8, dtype=torch.bool))
+        yield Batch(images, (nothing,) * len(draws), (ImageMeta(1, "a.jpg", 8, 8, 8, 8),) * len(draws))
+
+print("ready", flush=True)
+sys.stdin.readline()
+store = DirectoryStore(Path(sys.argv[1]))
+first = int(sys.argv[2])
+needed = {str(index): Draw(index) for index in range(first, first + 8)}
+report = fill(
+    store, needed, batches_of=batches_of, front=lambda images: [images.mean(1)], batch_size=2, bytes_each=256,
+    device=torch.device("cpu"), description="features",
+)
+assert all(float(store.get(key)["feature.0"].mean()) == float(key) for key in needed)
+print(report.num_computed, flush=True)
+"""
+
+
+def test_fill__two_processes_compute_nothing_twice(tmp_path: Path) -> None:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", FILLING, str(tmp_path / "features"), first],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in ("0", "4")
+    ]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    computed = [int(worker.communicate()[0]) for worker in workers]
+    # 8 images each, of which they share 4
+    assert sum(computed) == 12
+    assert DirectoryStore(tmp_path / "features").lacking(str(index) for index in range(12)) == []

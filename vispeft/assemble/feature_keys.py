@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from importlib import metadata
@@ -21,10 +22,9 @@ _FORMAT = 1
 _PACKAGES = ("vispeft", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pillow")
 
 
-def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, batch_size: int, arithmetic: str) -> str:
+def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, arithmetic: str) -> str:
     """What turns an image into features: the front's weights and anatomy, where it ends, and how it is computed.
 
-    batch_size: of the batches that the front sees; the last bit may depend on it
     arithmetic: device and precision
     """
     weights = {name: tensor for name, tensor in model.state_dict().items() if front.cut.is_in_front(name)}
@@ -37,7 +37,6 @@ def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, batch_si
             "kept": front.cut.kept,
             "padded_size": front.padded_size,
             "pixels": (model.pixel_mean, model.pixel_std),
-            "batch_size": batch_size,
             "arithmetic": arithmetic,
         }
     )
@@ -67,7 +66,7 @@ class EntryKeys:
             image, annotations = self._coco_set.images[index], self._coco_set.annotations[index]
             self._image_digests[index] = _digest(
                 [
-                    *(str(image.path), _file_state(image.path), image.height, image.width),
+                    *(os.path.abspath(str(image.path)), _file_state(image.path), image.height, image.width),
                     hashlib.sha256(pickle.dumps(annotations, 4)).hexdigest(),
                 ]
             )

@@ -93,7 +93,10 @@ def _kept(
     model.to(fabric.device)
     peft.train_mode(model)
     memory.begin_run()
-    keeper = _Keeper(config, fabric, model, _front(config, fabric, sets, model), memory)
+    front, kind = _front(config, fabric, sets, model), fabric.device.type
+    arithmetic = f"{kind} {choose_precision(kind, config.train.precision)}"
+    fingerprint = front_fingerprint(config, model, front, arithmetic=arithmetic)
+    keeper = _Keeper(config, fabric, model, front, fingerprint, memory)
     augment = config.data.augment
     train, report = None, FillReport()
     if augment.variants is None:
@@ -109,7 +112,7 @@ def _kept(
         report += trained
     draws = drawn_for_scoring(config, sets.val, Share())
     val, scored = keeper.keep(val_dataset(config, sets.val), draws, {}, config.eval.batch_size, "validation")
-    return KeptFeatures(keeper.front, train, val, report + scored)
+    return KeptFeatures(front, train, val, report + scored)
 
 
 def _front(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> Front:
@@ -128,6 +131,7 @@ class _Keeper:
     fabric: Fabric
     model: MaskDINO
     front: Front
+    fingerprint: str
     memory: FeatureMemory
 
     def keep(
@@ -154,8 +158,7 @@ class _Keeper:
             return self.front(self.model, images)
 
     def _store(self, batch_size: int) -> FeatureStore:
-        kind = self.fabric.device.type
-        arithmetic = f"{kind} {choose_precision(kind, self.config.train.precision)}"
-        name = front_fingerprint(self.config, self.model, self.front, batch_size=batch_size, arithmetic=arithmetic)
+        # the last bit may depend on how many images the front sees at once
+        name = f"{self.fingerprint}-{batch_size}"
         place = self.config.train.feature_cache
         return self.memory.store(name) if place == MEMORY else DirectoryStore(Path(place).expanduser() / name)

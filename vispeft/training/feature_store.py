@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sqlite3
 import uuid
 import warnings
 import zlib
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vispeft.errors import TrainingError
+from vispeft.errors import TrainingError, writing
 from vispeft.peft.store import write_tensors
 from vispeft.training.locks import FileLock
 from vispeft.training.memory import available_memory_bytes
@@ -166,20 +167,29 @@ class DirectoryStore:
 
     def room(self, wanted: int) -> int | None:
         """Bytes that may still be kept."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
         return int(_SHARE_OF_DISK * shutil.disk_usage(self.root).free)
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[None]:
         """Within, no other process fills the directory; it waits for one that does."""
-        while (lock := FileLock.try_hold(self.root / "filling.lock", patience_seconds=1.0)) is None:
-            pass
+        lock = self._held()
         try:
             for left in self.root.glob("*.partial"):
                 left.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
+
+    def _held(self) -> FileLock:
+        path, is_waiting = self.root / "filling.lock", False
+        with writing(self.root, sqlite3.Error):
+            while (lock := FileLock.try_hold(path, patience_seconds=1.0)) is None:
+                if not is_waiting:
+                    warnings.warn(f"`{self.root}` is being filled by another process: waiting for it.", stacklevel=4)
+                is_waiting = True
+        return lock
 
     def _look(self) -> None:
         """Note the entries of shards that were not there before."""

@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+
+from vispeft.config import parse_config
+from vispeft.errors import ConfigError
+
+
+@pytest.mark.parametrize("place", ["off", "memory", "runs/features"])
+def test_feature_cache__is_a_word_or_a_directory(place: str) -> None:
+    assert parse_config({"train": {"feature_cache": place}}).train.feature_cache == place
+
+
+def test_feature_cache__refuses_what_cannot_be_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for value, said in (("", "is empty"), (str(tmp_path / "file"), "is a file")):
+        with pytest.raises(
+            ConfigError, match=f"`train.feature_cache` must be `off`, `memory` or a directory, but .*{said}"
+        ):
+            parse_config({"train": {"feature_cache": value}})
+
+
+def test_variants__are_at_least_one() -> None:
+    assert parse_config({}).data.augment.variants is None
+    with pytest.raises(ConfigError, match=r"`data\.augment\.variants`"):
+        parse_config({"data": {"augment": {"variants": 0}}})
