@@ -173,3 +173,14 @@ def test_run_sweep__a_storage_that_fails_costs_no_trial(folder: Any, monkeypatch
         ):
             swept(folder, section)
     assert [row.state for row in swept(folder, section).results.rows] == ["complete"] * 2
+
+
+def test_run_sweep__computes_frozen_features_once(folder: Any) -> None:
+    overrides = ["train.feature_cache=memory", "data.augment.variants=1", "peft.deltas={}", "train.steps=1"]
+    result = swept(folder, {"space": {"train.lr": [1e-3, 1e-2]}}, *overrides)
+    found = [
+        json.loads((result.directory.root / "trials" / number / "summary.json").read_text())["feature_cache"]
+        for number in ("0001", "0002")
+    ]
+    # one step of two images, and three images to score on
+    assert [(one["computed"], one["reused"]) for one in found] == [(5, 0), (0, 5)]
