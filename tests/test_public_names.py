@@ -11,6 +11,7 @@ import vispeft
 NAMES = [
     "IA3",
     "Adapter",
+    "DoRA",
     "LoRA",
     "Plan",
     "ScaleShift",

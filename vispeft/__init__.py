@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vispeft.peft import (
         IA3,
         Adapter,
+        DoRA,
         LoRA,
         Plan,
         ScaleShift,
@@ -41,6 +42,7 @@ _HOMES = {
         (
             "IA3",
             "Adapter",
+            "DoRA",
             "LoRA",
             "Plan",
             "ScaleShift",
@@ -61,6 +63,7 @@ _HOMES = {
 __all__ = [
     "IA3",
     "Adapter",
+    "DoRA",
     "LoRA",
     "Plan",
     "ScaleShift",

@@ -17,7 +17,7 @@ def test_methods_from__gives_the_method() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"rank": 8}, ["`peft.deltas.a.b` must be like", "lora, adapter", "quotes"]),
+        ({"rank": 8}, ["`peft.deltas.a.b` must be like", "lora, dora, adapter", "quotes"]),
         ({"method": "lorra", "rank": 8}, ["`peft.deltas.a.b.method`", "`lora`", "'lorra'"]),
         ({"method": ["lora"]}, ["`peft.deltas.a.b.method`"]),
         ({"method": "lora", "rnak": 8}, ["`peft.deltas.a.b.rnak`", "nearest is `peft.deltas.a.b.rank`"]),

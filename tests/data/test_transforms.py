@@ -112,7 +112,7 @@ def test_train_transform__refuses_an_extra_that_normalises() -> None:
 
 def test_train_transform__names_an_extra_that_does_not_suit_an_image() -> None:
     transform = TrainTransform(32, extra=[("RandomCrop", {"height": 1000, "width": 1000})])
-    with pytest.raises(ConfigError, match="`extra`.*fail on one of"):
+    with pytest.raises(ConfigError, match=r"`extra`.*fail on one of"):
         apply(transform)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.peft import IA3, Adapter, LoRA, Method, Plan, ScaleShift
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift
 
 
 class Attention(nn.Module):
@@ -89,6 +89,14 @@ CASES = {
     "lora mha out": Case("self_attn.out_proj.weight", LoRA(rank=2)),
     "lora read weight": Case("reader.weight", LoRA(rank=2)),
     "lora grouped conv weight": Case("grouped.weight", LoRA(rank=2)),
+    "dora widening": Case("blocks.*.mlp.fc1", DoRA(rank=2, alpha=4)),
+    "dora narrowing": Case("blocks.*.mlp.fc2", DoRA(rank=2)),
+    "dora fused whole": Case("blocks.*.attn.qkv", DoRA(rank=2)),
+    "dora fused q v": Case("blocks.*.attn.qkv", DoRA(rank=2, alpha=6, parts="qv")),
+    "dora conv": Case("conv", DoRA(rank=2, alpha=4)),
+    "dora mha q v": Case("self_attn.in_proj_weight", DoRA(rank=2, parts="qv")),
+    "dora read weight": Case("reader.weight", DoRA(rank=2)),
+    "dora grouped conv weight": Case("grouped.weight", DoRA(rank=2)),
     "adapter": Case("blocks.*.attn.proj", Adapter(width=3), merges=False),
     "adapters 3": Case("blocks.*.attn.proj | blocks.*.mlp.fc2", Adapter(reduction=4, count=3), merges=False),
     "adapter last": Case("blocks.*.attn.proj", Adapter(width=3, count=2, chain="last"), merges=False),
@@ -103,6 +111,7 @@ CASES = {
     "ia3": Case("blocks.*.mlp.fc1", IA3()),
     "ia3 fused k v": Case("blocks.*.attn.qkv", IA3(parts="kv")),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
+    "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),
 }
 

@@ -1,8 +1,6 @@
-import xml.etree.ElementTree as ElementTree
-
 import pytest
 
-from vispeft.report.charts import Series, line_chart, ticks
+from vispeft.report.charts import Axis, Dot, Series, axis, line_chart, log_ticks, placed_dots, thinned, ticks
 
 
 @pytest.mark.parametrize(
@@ -31,15 +29,49 @@ def test_ticks__are_round_numbers_within(low, high, expected):
 )
 @pytest.mark.parametrize("from_zero", [False, True])
 def test_line_chart__stays_inside_its_frame(points, from_zero):
-    markup = line_chart([Series("a & b", points), Series("empty", [])], title="t", from_zero=from_zero)
-    chart = ElementTree.fromstring(str(markup))
-    (line,) = chart.iter("polyline")
-    for pair in line.get("points").split():
+    chart = line_chart([Series("a", points), Series("empty", [])], title="t", from_zero=from_zero)
+    (line,) = chart.lines
+    for pair in line["points"].split():
         x, y = map(float, pair.split(","))
-        assert 46 <= x <= 408
-        assert 10 <= y <= 224
-    assert [text for text in chart.itertext() if "empty" in text] == []
+        assert 0 <= x <= 100
+        assert 0 <= y <= 100
+    assert len(line["points"].split()) <= 200
+    assert all(0 <= place <= 100 for place, _ in [*chart.x.ticks, *chart.y.ticks])
+    assert [name for name, _ in chart.legend] == ["a"]
 
 
 def test_line_chart__of_nothing_is_nothing():
-    assert line_chart([Series("a", [])], title="t") == ""
+    assert line_chart([Series("a", [])], title="t") is None
+
+
+def test_axis__is_logarithmic_where_values_span_much():
+    assert axis([1e4, 3e6], "parameters", may_be_log=True).is_log
+    assert not axis([1e4, 3e4], "parameters", may_be_log=True).is_log
+    assert not axis([0, 3e6], "parameters", may_be_log=True).is_log
+    scale = Axis("", 1, 100, True)
+    assert [scale.place(value) for value in (1, 10, 100)] == [0, 50, 100]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1000), (3e4, 2.9e6), (1, 13), (1e-5, 1e-3)])
+def test_log_ticks__are_few_and_within(low, high):
+    found = log_ticks(low, high)
+    assert 2 <= len(found) <= 7
+    assert all(low <= value <= high for value in found)
+
+
+def test_thinned__keeps_few_points_and_the_last():
+    points = [(step, step**0.5) for step in range(1000)]
+    found = thinned(points, 50)
+    assert len(found) == 50
+    assert found[-1] == points[-1]
+    assert thinned(points[:50], 50) == points[:50]
+
+
+def test_placed_dots__texts_do_not_cover_each_other():
+    scale = Axis("", 0, 1)
+    dots = [
+        Dot(0.5, 0.5, "a", "", text="first"),
+        Dot(0.52, 0.51, "b", "", text="second"),
+        Dot(0.1, 0.1, "c", "", text="x"),
+    ]
+    assert [placed["text"] for placed in placed_dots(dots, scale, scale)] == ["first", "", "x"]

@@ -44,7 +44,19 @@ def read_sets(config: Config) -> DataSets:
     """Both data sets, read and checked; what was left out of them becomes warnings."""
     train = read_split(config.data.train, "data.train")
     val = read_split(config.data.val, "data.val")
+    _warn_of_untaught_classes(train)
     return DataSets(train, match_categories(train, val))
+
+
+def _warn_of_untaught_classes(train: CocoSet) -> None:
+    untaught = set(range(len(train.categories)))
+    for group in train.annotations:
+        untaught -= {annotation.category_idx for annotation in group}
+        if not untaught:
+            return
+    names = [f"`{train.class_names[idx]}`" for idx in sorted(untaught)]
+    named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
 
 
 def read_split(split: SplitConfig, key: str) -> CocoSet:

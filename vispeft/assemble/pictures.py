@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ from vispeft.assemble.loaders import image_size
 from vispeft.assemble.saved import LoadedRun
 from vispeft.data import EvalTransform, Sample, collate
 from vispeft.data.images import Picture, read_picture
-from vispeft.errors import DataError
+from vispeft.errors import DataError, writing
 from vispeft.evaluation import draw_instances, to_coco_results
 from vispeft.evaluation.files import write_json
-from vispeft.evaluation.postprocess import postprocess
+from vispeft.evaluation.postprocessing import postprocess
 from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import build_fabric
 from vispeft.training.progress import open_progress
@@ -42,26 +43,46 @@ def predict_images(
 
     threshold: lowest score of an instance that is drawn and written
     """
-    files = find_images(paths)
-    out.mkdir(parents=True, exist_ok=True)
+    files = find_images(paths, out)
+    names = overlay_names(files)
+    _make_folder(out, files, names)
     fabric = build_fabric(device, run.config.train.precision)
     run.model.to(fabric.device)
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
-    names = overlay_names(files)
     with open_progress("predict", len(files), unit="image") as progress:
         for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
-            picture = read_picture(path)
+            progress.update(number)
+            try:
+                picture = read_picture(path)
+            except DataError as error:
+                if len(files) == 1:
+                    raise
+                warnings.warn(f"{error} It is left out.", stacklevel=2)
+                continue
             height, width = picture.pixels.shape[:2]
             instances = _predict(run, fabric, picture, number, str(path), threshold)
-            draw_instances(picture.pixels, instances, run.class_names, threshold=threshold).save(out / name)
+            overlay = draw_instances(picture.pixels, instances, run.class_names, threshold=threshold)
+            with writing(out / name):
+                overlay.save(out / name)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})
-            progress.update(number)
+    if not images:
+        raise DataError(f"None of the {len(files)} images could be read.")
     categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
     write_json(out / "predictions.json", results)
     write_json(out / "images.json", {"images": images, "annotations": [], "categories": categories})
-    return PredictionReport(len(files), len(results))
+    return PredictionReport(len(images), len(results))
+
+
+def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None:
+    """Make the folder for the overlays, if none of them would stand in an image's place."""
+    originals = {path.resolve() for path in files}
+    for name in names:
+        if (out / name).resolve() in originals:
+            raise DataError(f"The overlay `{out / name}` would replace that very image. Give another --out.")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
 
 
 def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:
@@ -87,13 +108,19 @@ def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name
     )[0]
 
 
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """The image files that paths name: files as they are, and those in folders, by name."""
+def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """The image files that paths name: files as they are, and those in folders, by name.
+
+    out: a folder inside of those whose pictures are overlays of an earlier time, not images
+    """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
+            skipped = None if out is None or out.resolve() == path.resolve() else out.resolve()
             inside = sorted(
-                each for each in path.rglob("*") if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file()
+                each
+                for each in path.rglob("*")
+                if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file() and skipped not in each.resolve().parents
             )
             if not inside:
                 raise DataError(f"`{path}` must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but holds none.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.config import Config, dump_config, load_config
-from vispeft.errors import ConfigError, TrainingError
+from vispeft.errors import ConfigError, TrainingError, writing
 from vispeft.evaluation.files import write_json
 from vispeft.training.checkpoint import CHECKPOINT_FILE
 from vispeft.training.logs import METRICS_FILE, TENSORBOARD_DIR
@@ -75,8 +75,9 @@ class RunDirectory:
 
     def begin(self, config: Config, environment: dict[str, Any], annotations: dict[str, Any]) -> None:
         """Make the directory and write what is known before the first step."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        _write_text(self.config, dump_config(config))
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            _write_text(self.config, dump_config(config))
         write_json(self.environment, environment, indent=1)
         write_json(self.annotations, annotations)
 

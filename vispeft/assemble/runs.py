@@ -20,6 +20,7 @@ from vispeft.assemble.scoring import flat_metrics, predict_split
 from vispeft.assemble.training import criterion_of, loop_settings_of, optimizer_of, schedule_of
 from vispeft.config import Config
 from vispeft.data import to_annotations
+from vispeft.errors import ConfigError
 from vispeft.evaluation import CocoMetrics, evaluate_coco, write_results
 from vispeft.evaluation.files import read_json, write_json
 from vispeft.models import MaskDINO
@@ -96,6 +97,13 @@ def train_run(
     config = complete(config, len(sets.train))
     if resume:
         directory.check_continues(config)
+    checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None
+    start_step = 0 if checkpoint is None else checkpoint.counters.step
+    if start_step > (config.train.steps or 0):
+        raise ConfigError(
+            f"`train.steps` must be at least the {start_step} steps that `{directory.root}` has done, "
+            f"but is {config.train.steps}."
+        )
     train = config.train
     fabric = build_fabric(train.device, train.precision, train.devices)
     if fabric.device.type == "cpu" and train.workers:
@@ -109,8 +117,6 @@ def train_run(
         environment = describe_environment(describe_device(fabric), train.seed)
         directory.begin(config, environment, to_annotations(sets.val))
     fabric.barrier()
-    checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None
-    start_step = 0 if checkpoint is None else checkpoint.counters.step
     try:
         run = replace(run, features=_features(run, start_step, memory or FeatureMemory()))
     except KeyboardInterrupt:

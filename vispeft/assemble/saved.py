@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vispeft import peft
 from vispeft.assemble.loaders import Share, image_size, read_split, val_loader
@@ -15,8 +16,9 @@ from vispeft.assemble.run_directory import RunDirectory
 from vispeft.assemble.scoring import predict_split
 from vispeft.config import Config
 from vispeft.data import Category, CocoSet, match_categories, to_annotations
-from vispeft.errors import CheckpointError
+from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.evaluation.files import read_json
 from vispeft.models import MaskDINO
 from vispeft.models.described import Description, save_described
 from vispeft.training.devices import build_fabric
@@ -43,12 +45,41 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     config = directory.load_config(overrides)
     if not directory.adapter.is_file():
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
-    class_names = tuple(peft.describe(directory.adapter).metadata["class_names"])
+    class_names = _class_names(directory.adapter)
+    category_ids = _category_ids(directory.annotations, class_names)
     model = build_base(config, len(class_names))
     peft.load(model, directory.adapter)
     model.eval()
-    categories = {entry["name"]: entry["id"] for entry in json.loads(directory.annotations.read_text())["categories"]}
-    return LoadedRun(directory, config, model, class_names, tuple(categories[name] for name in class_names))
+    return LoadedRun(directory, config, model, class_names, category_ids)
+
+
+def _class_names(adapter: Path) -> tuple[str, ...]:
+    """The classes that a run's adapter file names."""
+    names = dict(peft.describe(adapter).metadata).get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
+            "For a file of `vispeft.save`, use `vispeft.load`."
+        )
+    return tuple(names)
+
+
+def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, ...]:
+    """The validation file's own id of each class."""
+    document = read_json(annotations)
+    entries = document.get("categories") if isinstance(document, dict) else None
+    found: dict[Any, int] = {
+        entry.get("name"): entry["id"]
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+    }
+    lacking = [name for name in class_names if name not in found]
+    if lacking:
+        raise DataError(
+            f"`{annotations}` must list the classes of its run, but lacks {', '.join(lacking[:5])}. "
+            "Put the file back as `vispeft train` wrote it."
+        )
+    return tuple(found[name] for name in class_names)
 
 
 def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:

@@ -67,9 +67,14 @@ def train(
     keep_freed_memory()
     loaded = load_config(config, checked_words(overrides))
     directory = begun_run_directory(out, config.stem) if resume else new_run_directory(out, config.stem)
-    result = train_run(loaded, directory, resume=resume)
+    go_on = f"Go on with: vispeft train {config} ... --out {directory.root} --resume"
+    try:
+        result = train_run(loaded, directory, resume=resume)
+    except KeyboardInterrupt as error:
+        say(f"Stopped. {go_on if directory.config.exists() else 'Nothing was written yet.'}")
+        raise typer.Exit(INTERRUPTED) from error
     if result.summary is None:
-        say(f"Stopped after step {result.step}. Go on with: vispeft train {config} ... --out {directory.root} --resume")
+        say(f"Stopped after step {result.step}. {go_on}")
         raise typer.Exit(INTERRUPTED)
     _show_figures(result.summary["segm"], result.summary["bbox"])
     console().print(

@@ -70,6 +70,7 @@ def _show(result: SweepResult) -> None:
     if failed:
         say(f"{failed} of {len(results.rows)} trials failed; their logs stand in {result.directory.root}/logs.")
     console().print(_conclusion(results, result.directory.root))
+    console().print(f"Look at {result.directory.report}.")
     if results.best is None:
         raise typer.Exit(1)
 

@@ -35,16 +35,22 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
 def guarded(command: Callable[[], None], *, is_debug: bool) -> int:
     """Run a command. Its errors end in one message on standard error and a status; with `is_debug` in a traceback."""
-    from vispeft.errors import VispeftError
+    from vispeft.errors import VispeftError, describe_io_error
 
     warnings.showwarning = _show_warning
     try:
         command()
     except VispeftError as error:
         return _failed(str(error), is_debug)
-    except MemoryError:
-        return _failed("The machine is out of memory. Lower `train.batch_size` or `model.image_size`.", is_debug)
+    except OSError as error:
+        return _failed(f"A file cannot be read or written: {describe_io_error(error)}.", is_debug)
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _failed(
+                "There is not enough memory. Lower `train.batch_size` or `model.image_size`, or set "
+                "`model.activation_checkpointing=true`.",
+                is_debug,
+            )
         if _is_kernel_error(error):
             return _failed(str(error), is_debug)
         first_line = (str(error).strip().splitlines() or ["no message"])[0]
@@ -59,6 +65,13 @@ def _failed(message: str, is_debug: bool) -> int:
         traceback.print_exc()
     say(f"error: {message}")
     return 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether it is Python's, CUDA's or torch's own word for a lack of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _is_kernel_error(error: Exception) -> bool:

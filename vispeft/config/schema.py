@@ -127,7 +127,7 @@ class TrainConfig(Section):
         None, description="Steps between checkpoints beside those at evaluations. Default: none beside them."
     )
     patience: Count | None = Field(None, description="Stop after this many evaluations without a better mask AP.")
-    seed: WholeNumber = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `mps`, or one GPU as `cuda:1`.")
     devices: Count = Field(1, description="Processes on this machine, one device each (DDP).")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

@@ -181,7 +181,7 @@ def _read_categories(raw: list[Any], findings: Findings) -> dict[int, Category]:
     for place, entry in enumerate(raw):
         identifier = as_integer(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
-        if identifier is None or not isinstance(name, str) or not name.strip():
+        if identifier is None or not isinstance(name, str) or not _is_text(name):
             findings.refuse(
                 "bad-category",
                 "must be an object with an integer `id` and a `name`.",
@@ -225,7 +225,7 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
                 f"images[{place}] with id {shown}",
                 repair="no integer id; left out.",
             )
-        elif not isinstance(file_name, str) or not _can_name_file(file_name):
+        elif not isinstance(file_name, str) or not _is_text(file_name):
             findings.refuse(
                 "bad-file-name",
                 "must have a `file_name` that a file can have.",
@@ -245,12 +245,13 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
     return entries
 
 
-def _can_name_file(text: str) -> bool:
+def _is_text(value: str) -> bool:
+    """Whether it says something, in characters that can be printed and written to a file."""
     try:
-        os.fsencode(text)
+        value.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return bool(text.strip()) and "\0" not in text
+    return bool(value.strip()) and "\0" not in value
 
 
 def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:

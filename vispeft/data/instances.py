@@ -19,7 +19,7 @@ from vispeft.data.segmentation import (
     to_rle,
 )
 from vispeft.data.sets import Annotation, Category, ImageEntry
-from vispeft.data.values import as_integer, as_number
+from vispeft.data.values import as_integer, as_number, new_ids
 
 SMALL = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
@@ -71,9 +71,8 @@ class _UniqueIds:
     """Gives annotations without a usable id of their own a new one, above all others."""
 
     def __init__(self, raw: list[Any]) -> None:
-        given = [as_integer(item.get("id")) for item in raw if isinstance(item, dict)]
-        self._next = max([i for i in given if i is not None], default=0) + 1
-        self._next = max(self._next, 1)
+        given = (as_integer(item.get("id")) for item in raw if isinstance(item, dict))
+        self._free = new_ids({identifier for identifier in given if identifier is not None})
         self._used: set[int] = set()
 
     def assign(self, annotation: Annotation, item: Mapping[str, Any], name: str, findings: Findings) -> Annotation:
@@ -89,8 +88,7 @@ class _UniqueIds:
             findings.warn("annotation-id-zero", "pycocotools cannot score ids below 1; given a new one.", name)
         else:
             findings.warn("duplicate-annotation-id", "id used more than once; all are kept, with new ids.", name)
-        self._next += 1
-        return _with_id(annotation, self._next - 1)
+        return _with_id(annotation, next(self._free))
 
 
 def _with_id(a: Annotation, identifier: int) -> Annotation:

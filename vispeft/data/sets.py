@@ -12,6 +12,7 @@ import numpy as np
 
 from vispeft.data.problems import CheckReport
 from vispeft.data.segmentation import Rle, Segmentation, to_rle
+from vispeft.data.values import new_ids
 from vispeft.errors import DataError
 
 
@@ -140,11 +141,8 @@ def match_categories(train: CocoSet, val: CocoSet) -> CocoSet:
             f"categories of {train.annotations_path} ({', '.join(train.class_names[:20])}) do not have. Classes are "
             "matched by name: use the same names in both files."
         )
-    free = max(ids.values(), default=0) + 1
-    categories = []
-    for name in train.class_names:
-        categories.append(Category(ids.get(name, free), name))
-        free += name not in ids
+    free = new_ids(set(ids.values()))
+    categories = [Category(ids[name] if name in ids else next(free), name) for name in train.class_names]
     new_idx = [known.get(name, -1) for name in val.class_names]
 
     def moved(groups: Groups) -> Groups:

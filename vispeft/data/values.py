@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Set
 from typing import Any
 
 LARGEST_ID = 2**63 - 1
+
+
+def new_ids(used: Set[int]) -> Iterator[int]:
+    """Positive integers that are not in use: those above all others, as far as 64 bits go."""
+    above = range(max(0, *used, 0) + 1, LARGEST_ID + 1)
+    return itertools.chain(above, (number for number in itertools.count(1) if number not in used))
 
 
 def as_number(value: Any) -> float | None:

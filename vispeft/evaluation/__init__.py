@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vispeft.evaluation.coco_eval import CocoMetrics, evaluate_coco
     from vispeft.evaluation.pictures import draw_instances, side_by_side
-    from vispeft.evaluation.postprocess import postprocess
+    from vispeft.evaluation.postprocessing import postprocess
     from vispeft.evaluation.results import read_results, to_coco_results, write_results
 
 _HOMES = {
     "CocoMetrics": "coco_eval",
     "draw_instances": "pictures",
     "evaluate_coco": "coco_eval",
-    "postprocess": "postprocess",
+    "postprocess": "postprocessing",
     "read_results": "results",
     "side_by_side": "pictures",
     "to_coco_results": "results",

@@ -4,6 +4,7 @@ from vispeft.peft.adapter import Adapter
 from vispeft.peft.budget import Count, count
 from vispeft.peft.check import check
 from vispeft.peft.delta import Delta, Method, WeightDelta
+from vispeft.peft.dora import DoRA
 from vispeft.peft.inject import disabled, inject, merge, remove
 from vispeft.peft.lora import LoRA
 from vispeft.peft.modes import train_mode
@@ -20,6 +21,7 @@ __all__ = [
     "AdapterFile",
     "Count",
     "Delta",
+    "DoRA",
     "LoRA",
     "Method",
     "Names",

@@ -59,38 +59,42 @@ class LoRA(Method):
                 return ConvLoRA(self, module)
             case _:
                 raise PlanError(
-                    f"`lora` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
+                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
                     f"{type(module).__name__}."
                 )
 
     def for_parameter(self, parameter: Tensor) -> WeightDelta:
         """The delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
+        self._check_parameter(parameter)
+        return WeightLoRA(self, parameter)
+
+    def _check_parameter(self, parameter: Tensor) -> None:
         if parameter.ndim not in (2, 4):
             raise PlanError(
-                f"`lora` serves parameters [out, in] and [out, in, kh, kw], but this one is {list(parameter.shape)}."
+                f"`{self.name}` serves parameters [out, in] and [out, in, kh, kw], but this one is "
+                f"{list(parameter.shape)}."
             )
         if self.dropout:
             raise PlanError(
                 f"`dropout` must be 0 on a parameter, which never sees the input, but is {self.dropout}. "
                 f"Set it to 0, or name a module that is called."
             )
-        return WeightLoRA(self, parameter)
 
     def _check_conv(self, module: nn.Conv2d) -> None:
         is_plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
         if not is_plain:
             raise PlanError(
-                f"`lora` cannot follow the padding or weights of a {type(module).__name__}. "
+                f"`{self.name}` cannot follow the padding or weights of a {type(module).__name__}. "
                 f"Name its `weight` parameter instead."
             )
         if module.padding_mode != "zeros":
             raise PlanError(
-                f"`lora` serves convolutions padded with zeros, but this one's padding is {module.padding_mode!r}. "
-                f"Name its `weight` parameter instead."
+                f"`{self.name}` serves convolutions padded with zeros, but this one's padding is "
+                f"{module.padding_mode!r}. Name its `weight` parameter instead."
             )
         if module.groups > 1:
             raise PlanError(
-                f"`lora` serves convolutions with 1 group, but this one has {module.groups}. "
+                f"`{self.name}` serves convolutions with 1 group, but this one has {module.groups}. "
                 f"Name its `weight` parameter instead."
             )
 

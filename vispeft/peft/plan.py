@@ -9,11 +9,18 @@ from typing import Any
 from vispeft.errors import PlanError
 from vispeft.peft.adapter import Adapter
 from vispeft.peft.delta import Method
+from vispeft.peft.dora import DoRA
 from vispeft.peft.lora import LoRA
 from vispeft.peft.scale_shift import IA3, ScaleShift
 from vispeft.peft.site import nearest
 
-METHODS: dict[str, type[Method]] = {"lora": LoRA, "adapter": Adapter, "scale_shift": ScaleShift, "ia3": IA3}
+METHODS: dict[str, type[Method]] = {
+    "lora": LoRA,
+    "dora": DoRA,
+    "adapter": Adapter,
+    "scale_shift": ScaleShift,
+    "ia3": IA3,
+}
 
 
 @dataclass(frozen=True)

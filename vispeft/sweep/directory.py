@@ -41,6 +41,14 @@ class SweepDirectory:
     def best(self) -> Path:
         return self.root / "best.yaml"
 
+    @property
+    def comparison(self) -> Path:
+        return self.root / "comparison.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
     def trial(self, index: int) -> RunDirectory:
         """The run directory of a trial. People count from 1."""
         return RunDirectory(self.root / "trials" / f"{index + 1:04d}")

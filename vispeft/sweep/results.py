@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.config import dump_config
 from vispeft.evaluation.files import write_json
+from vispeft.report import write_sweep_report
 from vispeft.sweep.directory import write_text
 from vispeft.sweep.schema import DIRECTIONS
 from vispeft.sweep.space import VARIANT, Labels, describe_point
@@ -84,13 +85,17 @@ class Configuration:
 class Results:
     """The table of a sweep: rows in the order of their numbers.
 
-    best: by the mean of the first objective over the seeds; of equals the first. front: those that no other beats in
-    every objective, the best first
+    ranked: configurations with as many complete seeds as any other, by the mean of the first objective over them
+    best: the first of these. front: those that no other beats in every objective, the best first
     """
 
     rows: Sequence[Row]
-    best: Configuration | None
+    ranked: Sequence[Configuration]
     front: Sequence[Configuration]
+
+    @property
+    def best(self) -> Configuration | None:
+        return self.ranked[0] if self.ranked else None
 
     def count(self, state: str) -> int:
         """How many runs are in a state."""
@@ -107,11 +112,11 @@ def collect(shared: SharedStudy) -> Results:
     found = [configuration for configuration in found if len(configuration.rows) == most]
     found.sort(key=lambda configuration: configuration.figure, reverse=DIRECTIONS[objectives[0]] == "maximize")
     front = [one for one in found if not any(_beats(other, one) for other in found)]
-    return Results(rows, found[0] if found else None, front)
+    return Results(rows, found, front)
 
 
 def write_results(shared: SharedStudy, results: Results) -> None:
-    """results.json, results.csv and best.yaml, each whole or not at all."""
+    """results.json, results.csv, best.yaml and report.html, each whole or not at all."""
     directory, sweep = shared.directory, shared.sweep
     content = {
         "name": sweep.name,
@@ -128,6 +133,7 @@ def write_results(shared: SharedStudy, results: Results) -> None:
     write_text(directory.results_csv, _csv(results.rows, [d.name for d in sweep.space.dimensions]))
     if results.best is not None:
         write_text(directory.best, _best_yaml(shared, results.best))
+    write_sweep_report(directory.root)
 
 
 def _is_defined(trial: FrozenTrial) -> bool:

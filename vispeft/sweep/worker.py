@@ -17,6 +17,7 @@ import torch
 from optuna.trial import TrialState
 
 from vispeft.errors import TrainingError
+from vispeft.sweep.comparing import compare_configurations
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.results import Results, collect, write_results
 from vispeft.sweep.storage import STORAGE_ERRORS
@@ -57,6 +58,8 @@ def run_sweep(sweep: Sweep, directory: SweepDirectory, say: Say, *, retries_fail
     else:
         is_interrupted = _run_workers(sweep, directory, session, say)
     results = collect(shared)
+    if not is_interrupted and _is_complete(shared):
+        compare_configurations(directory, results, say)
     write_results(shared, results)
     return SweepResult(directory, results, is_interrupted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,15 @@ def check_gradients(model: nn.Module, *, may_rest: Collection[str] = ()) -> None
             f"Every trainable parameter must get a gradient, but after the first step {len(idle)} got none: {listed}. "
             "They take no part in the loss. Leave them out of `peft.deltas` and `peft.train`."
         )
+
+
+def warn_of_no_instances() -> None:
+    """Say that a whole run went by without an instance to learn from."""
+    warnings.warn(
+        "No training step saw a single instance, so that nothing was learnt but the background. Train for more steps, "
+        "or look at what augmentation leaves of the instances: vispeft data show.",
+        stacklevel=2,
+    )
 
 
 def _images(batches: Sequence[BatchLosses]) -> str:

@@ -21,7 +21,7 @@ from vispeft.structures import AnyBatch
 from vispeft.training.checkpoint import Checkpoint, Counters, restore_tensors, save_checkpoint, trained_tensors
 from vispeft.training.devices import uses_loss_scaling
 from vispeft.training.ema import Ema
-from vispeft.training.guards import BatchLosses, check_finite, check_gradients
+from vispeft.training.guards import BatchLosses, check_finite, check_gradients, warn_of_no_instances
 from vispeft.training.interrupt import Interrupt, interruptible
 from vispeft.training.logs import RunLog
 from vispeft.training.memory import memory_bytes, peak_memory_bytes, reset_peak_memory
@@ -206,6 +206,8 @@ class _Loop:
                 was_evaluated = self._evaluate_if_due(progress, interrupt)
                 if not was_evaluated and _is_multiple(counters.step, settings.checkpoint_every):
                     self.save()
+        if counters.step >= settings.steps and not counters.has_checked_gradients:
+            warn_of_no_instances()
         if self._must_stop(interrupt):
             self.save()
 

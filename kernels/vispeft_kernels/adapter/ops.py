@@ -105,8 +105,8 @@ def _(
     needs_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     width, outputs = down_w.shape[0], up_w.shape[0]
-    shapes = x.shape if needs_x else (0,), down_w.shape, (width,), up_w.shape, (outputs,)
-    return tuple(x.new_empty(shape) for shape in shapes)
+    maps = x.new_empty(down_w.shape), x.new_empty(width), x.new_empty(up_w.shape), x.new_empty(outputs)
+    return x.new_empty(x.shape if needs_x else 0), *maps
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

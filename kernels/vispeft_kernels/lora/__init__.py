@@ -17,9 +17,10 @@ from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
 from vispeft_kernels.lora import function, ops, reference, steps, triton_steps
 from vispeft_kernels.lora.function import Replay, Steps
+from vispeft_kernels.lora.scaled import scaled, scaled_lora
 from vispeft_kernels.lora.table import LARGEST_PARTS, LARGEST_RANK
 
-__all__ = ["lora_add", "lora_linear", "lora_update"]
+__all__ = ["lora_add", "lora_linear", "lora_update", "scaled"]
 
 STEPS: dict[str, Steps] = {"function": steps, "triton": triton_steps}
 
@@ -72,21 +73,27 @@ def lora_update(
     starts: Sequence[int] = (0,),
     dropout: float = 0.0,
     replay: Replay | None = None,
+    gain: Tensor | None = None,
 ) -> Tensor:
     """`lora_linear` where `y = x weight^T + bias` is there already and is the caller's alone: y is overwritten.
 
     The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
     replay: a function of rows and a tensor of x's shape from which it makes x again; that tensor is then kept for
     backward instead of x
+    gain: [out]; the result z is then scaled about the bias, `bias + gain * (z - bias)`, which keeps no more
     """
     _check(x, y.shape[-1], a, b, starts)
     how = _choose(y, x, a, b, starts)
     if how == "reference":
-        return reference.lora_add(y, x, a, b, scale, starts, dropout)
+        z = reference.lora_add(y, x, a, b, scale, starts, dropout)
+        return z if gain is None else scaled(z, gain, bias)
     if torch.compiler.is_compiling():
         # y is left to the compiler to drop: the operator makes it again, with the update in it
-        return ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout, dtype=y.dtype)
+        z = ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout, dtype=y.dtype)
+        return z if gain is None else scaled(z, gain, bias)
     y = y.detach()
+    if gain is not None:
+        return scaled_lora(y, x, weight, bias, a, b, scale, gain, tuple(starts), dropout, replay, STEPS[how])
     return function.lora(y, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vispeft_kernels.lora.dropout import Seed, blocks, masks, new_seed
 
-__all__ = ["Rows", "gradients", "linear", "new_seed", "update_"]
+__all__ = ["Rows", "expand_", "gradients", "linear", "new_seed", "update_"]
 
 Starts = tuple[int, ...]
 
@@ -42,7 +42,7 @@ def _shrink(rows: Tensor, a: Tensor, dropout: float, seed: Seed) -> Tensor:
     return hidden.div_(1 - dropout)
 
 
-def _expand_(y: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts) -> None:
+def expand_(y: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts) -> None:
     """y += scale * h b^T in place, part by part. y: [M, N]."""
     width = b.shape[0] // len(starts)
     for start, h, part in zip(starts, hidden.chunk(len(starts), 1), b.chunk(len(starts)), strict=True):
@@ -91,7 +91,7 @@ def update_(
 ) -> Tensor:
     """Adds `scale * (dropout(x) a^T) b^T` to y [M, N] in place; returns h = dropout(x) a^T [M, parts * r]."""
     hidden = _shrink(rows, a, dropout, seed)
-    _expand_(y, hidden, b, scale, starts)
+    expand_(y, hidden, b, scale, starts)
     return hidden
 
 

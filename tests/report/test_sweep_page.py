@@ -1,0 +1,129 @@
+import json
+import re
+
+import pytest
+
+from vispeft.errors import DataError
+from vispeft.report import write_report, write_sweep_report
+from vispeft.report.points import front_of, points_of, short_names
+from vispeft.report.sweep_charts import colours_of, front_charts, parameter_charts
+from vispeft.report.sweep_files import read_sweep
+from vispeft.report.sweep_text import conclusion, next_steps
+
+
+@pytest.fixture
+def sweep_dir(make_sweep, tmp_path):
+    return make_sweep(tmp_path / "sweep")
+
+
+def test_write_sweep_report__holds_every_trial_without_scripts(sweep_dir):
+    page = write_sweep_report(sweep_dir).read_text()
+    body = re.sub(r"<(script|style|template).*?</\1>", "", page, flags=re.S)
+    assert body.count('<span class="state complete">') == 8
+    assert "out of &lt;memory&gt;" in body
+    assert "stopped early by the asha pruner" in body
+    assert "vispeft sweep" in body
+    assert 'href="logs/0009.txt"' in body
+    assert not re.search(r"https?://|url\(|@import|\bnan\b", page)
+
+
+def test_write_sweep_report__links_to_the_pages_of_runs_that_are_there(sweep_dir):
+    assert 'href="trials/0003/report.html"' not in write_sweep_report(sweep_dir).read_text()
+    write_report(sweep_dir / "trials" / "0003")
+    assert 'href="trials/0003/report.html"' in write_sweep_report(sweep_dir).read_text()
+
+
+def test_write_sweep_report__of_a_sweep_that_has_only_begun(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps({"name": "new", "num_runs": 4, "trials": []}))
+    page = write_sweep_report(tmp_path).read_text()
+    assert "No trial is complete yet." in page
+    assert "4 trials are left" in page
+
+
+def test_write_sweep_report__needs_a_sweep(tmp_path):
+    with pytest.raises(DataError, match=r"must be a sweep's directory, but has no results\.json"):
+        write_sweep_report(tmp_path)
+
+
+def test_write_sweep_report__grows_by_a_few_kilobytes_per_trial(make_sweep, tmp_path):
+    small = write_sweep_report(make_sweep(tmp_path / "a", counts=range(5))).stat().st_size
+    large = write_sweep_report(make_sweep(tmp_path / "b", counts=range(20))).stat().st_size
+    assert (large - small) / 30 < 5000
+
+
+def test_points__are_means_over_seeds(sweep_dir):
+    points = points_of(read_sweep(sweep_dir))
+    assert [point.title for point in points[:2]] == ["head only", "adapters, count 1"]
+    assert points[1].ap == pytest.approx(0.315)
+    assert (points[1].interval.low, points[1].interval.high) == pytest.approx((0.31, 0.32))
+    assert points[-1].ap is None
+
+
+def test_front_of__no_other_is_cheaper_and_better(sweep_dir):
+    front = front_of(points_of(read_sweep(sweep_dir)), "trainable_params")
+    assert [point.title for point in front] == ["head only", "adapters, count 1", "adapters, count 2"]
+
+
+def test_front_charts__one_for_each_cost_that_is_known(sweep_dir):
+    points = points_of(read_sweep(sweep_dir))
+    choices = front_charts(points, colours_of(points), sweep_dir / "report.html")
+    assert [choice.key for choice in choices] == ["trainable_params", "train_seconds", "adapter_bytes"]
+    assert all(len(choice.chart.dots) == 4 for choice in choices)
+
+
+def test_parameter_charts__a_configuration_without_deltas_has_no_adapters(sweep_dir):
+    (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
+    assert choice.label == "adapters per block"
+    assert sorted(placed["dot"].x for placed in choice.chart.dots) == [0, 1, 2, 3]
+    assert len(choice.chart.lines) == 1
+
+
+def test_conclusion__over_seeds_names_the_equals_and_the_cheapest(sweep_dir):
+    sweep = read_sweep(sweep_dir)
+    told = " ".join(conclusion(sweep, points_of(sweep)))
+    assert "Highest so far: adapters, count 2, mask AP 0.415 (mean over 2 seeds)" in told
+    assert "head only" not in told
+
+
+def test_conclusion__one_seed_says_nothing_of_differences(make_sweep, tmp_path):
+    sweep = read_sweep(make_sweep(tmp_path / "one", seeds=(1,)))
+    assert "nothing can be said" in " ".join(conclusion(sweep, points_of(sweep)))
+
+
+def test_conclusion__is_that_of_the_comparison_of_the_same_trials(sweep_dir):
+    numbers = [[1, 2], [3, 4], [5, 6], [7, 8]]
+    figure = {"value": 0.4, "low": 0.3, "high": 0.5, "resampled_mean": 0.4}
+    standings = [
+        {
+            "name": f"n{i}",
+            "trials": pair,
+            "figure": figure,
+            "difference": None if i == 2 else figure,
+            "corrected_p": 0.5,
+        }
+        for i, pair in enumerate(numbers)
+    ]
+    content = {"complete": list(range(1, 9)), "sentence": "n2 is best.", "notes": [], "level": 0.95, "num_images": 2}
+    content |= {"num_resamples": 1000, "standings": standings, "best": "n2", "equals": ["n2", "n1"], "cheapest": "n1"}
+    (sweep_dir / "comparison.json").write_text(json.dumps(content))
+    sweep = read_sweep(sweep_dir)
+    points = points_of(sweep)
+    assert conclusion(sweep, points) == ["n2 is best."]
+    assert (points[2].interval.low, points[2].is_over_seeds) == (0.3, False)
+    assert "trials/0003" in next_steps(sweep, points)[1].command
+    (sweep_dir / "comparison.json").write_text(json.dumps(content | {"complete": [1]}))
+    assert read_sweep(sweep_dir).verdict is None
+
+
+def test_next_steps__of_a_sweep_with_failures_begin_with_them(sweep_dir):
+    sweep = read_sweep(sweep_dir)
+    assert "--retry-failed" in next_steps(sweep, points_of(sweep))[0].command
+
+
+def test_short_names__tell_keys_apart():
+    assert short_names(["train.lr", 'peft.deltas."@a.b".count']) == {
+        "train.lr": "lr",
+        'peft.deltas."@a.b".count': "count",
+    }
+    names = short_names(['peft.deltas."@a".rank', 'peft.deltas."@b".rank'])
+    assert list(names.values()) == ['"@a".rank', '"@b".rank']
