@@ -24,12 +24,15 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
             self.open.append(tag)
+        self._keep(tag, attrs)
+
+    def handle_startendtag(self, tag, attrs):
+        self._keep(tag, attrs)
+
+    def _keep(self, tag, attrs):
         place = self.sources if tag in ("img", "image", "script", "link") else self.links
         place += [value for name, value in attrs if name in ("href", "src", "srcset", "action")]
         self.ids += [value for name, value in attrs if name == "id"]
-
-    def handle_startendtag(self, tag, attrs):
-        pass
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
