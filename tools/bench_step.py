@@ -9,7 +9,7 @@ machine falls on every one of them. The time is the processor time of the median
 machine does not count), of which the table shows the median over rounds. `kept` is the size of the distinct storages
 that autograd keeps for the backward pass, parameters excluded: exact and independent of the device. `rss` is the peak
 of the process, `+rss` its growth over the steps.
-`peft_*` is LoRA of Hugging Face's `peft` library, for comparison, where it is installed.
+`peft_*` is LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.peft import Adapter, LoRA, Plan, inject, train_mode
+from vispeft.peft import Adapter, DoRA, LoRA, Plan, inject, train_mode
 from vispeft.structures import Targets
 
 RANK, ALPHA, DROPOUT, WIDTH = 8, 16.0, 0.05, 64
@@ -66,9 +66,11 @@ def vit_plans() -> dict[str, Plan | None]:
         "lora": Plan({VIT_SITES: LoRA(RANK, ALPHA)}, head),
         "lora_dropout": Plan({VIT_SITES: LoRA(RANK, ALPHA, dropout=DROPOUT)}, head),
         "lora_from_6": Plan({VIT_SITES.replace("*", "[6:]"): LoRA(RANK, ALPHA)}, head),
+        "dora": Plan({VIT_SITES: DoRA(RANK, ALPHA)}, head),
         "full": Plan.full(),
         "peft_lora": None,
         "peft_lora_dropout": None,
+        "peft_dora": None,
     }
 
 
@@ -84,7 +86,7 @@ def build_vit(method: str, args: argparse.Namespace) -> tuple[nn.Module, Callabl
         inject(model, plan)
         train_mode(model)
     elif method.startswith("peft_"):
-        model = peft_model(model, DROPOUT if method == "peft_lora_dropout" else 0.0)
+        model = peft_model(model, DROPOUT if method == "peft_lora_dropout" else 0.0, use_dora=method == "peft_dora")
     else:
         model.requires_grad_(False)
         images.requires_grad_(method == "floor")
@@ -129,12 +131,17 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> tuple[nn.Module, C
     return model, lambda: torch.stack(list(criterion(model(images, targets), targets).values())).sum()
 
 
-def peft_model(model: nn.Module, dropout: float) -> nn.Module:
-    """The same LoRA by the `peft` library."""
+def peft_model(model: nn.Module, dropout: float, *, use_dora: bool) -> nn.Module:
+    """The same LoRA or DoRA by the `peft` library."""
     import peft
 
     config = peft.LoraConfig(
-        r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, target_modules=PEFT_TARGETS, modules_to_save=["head"]
+        r=RANK,
+        lora_alpha=ALPHA,
+        lora_dropout=dropout,
+        use_dora=use_dora,
+        target_modules=PEFT_TARGETS,
+        modules_to_save=["head"],
     )
     wrapped: nn.Module = peft.get_peft_model(model, config)
     return wrapped
@@ -275,7 +282,11 @@ def main() -> None:
     found = run_rounds(methods, args)
     print(table(found))
     if args.json:
-        versions = {name: version(name) for name in ("torch", "timm", "peft") if name != "peft" or "peft_lora" in found}
+        versions = {
+            name: version(name)
+            for name in ("torch", "timm", "peft")
+            if name != "peft" or any(method.startswith("peft_") for method in found)
+        }
         settings = {
             name: getattr(args, name) for name in ("model", "image_size", "batch", "steps", "warmup", "repeats")
         }

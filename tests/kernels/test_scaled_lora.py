@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from vispeft_kernels.lora import lora_add, lora_update, scaled
 
 # out, in, starts: a map that widens keeps its output, one that narrows makes it again
@@ -114,6 +115,15 @@ def test_lora_update__with_a_gain_keeps_an_output_only_where_the_map_widens(name
     assert (result.untyped_storage().data_ptr() in kept) == bool(copies)
     # x, weight, bias, a, b and gain, and h of rank size
     assert len(kept) == 7 + copies
+
+
+@pytest.mark.parametrize("name", ["widening", "narrowing"])
+def test_lora_update__with_a_gain_frees_its_output_with_the_graph(name: str) -> None:
+    x, weight, bias, *rest = tensors(*SHAPES[name])
+    result = updated(x, weight, bias, *rest)
+    memory = StorageWeakRef(result.untyped_storage())
+    del result
+    assert memory.expired()
 
 
 def test_lora_update__a_gain_of_zero_leaves_every_gradient_finite() -> None:

@@ -134,6 +134,8 @@ class _Watch:
         """A watch from now on. coming: how many writes more are known of."""
         probe = tensor.view(-1)[:0]
         probe.set_(probe.new_empty(0).untyped_storage())
+        # detached, or it would hold its base, which holds the graph that holds the watch
+        probe = probe.detach()
         return cls(probe, probe._version + coming)
 
     @property
