@@ -170,12 +170,14 @@ def test_evaluate_coco__no_results_are_all_zero():
     annotations, _ = _data(0, sparse=False)
     metrics = evaluate_coco(annotations, [])
     assert {metrics.segm["AP"], metrics.segm["AR100"], metrics.bbox["AP"], metrics.per_category["class 1"]} == {0.0}
+    assert "empty list" in metrics.warnings[0]
 
 
 def test_evaluate_coco__no_annotations_are_undefined():
     annotations, results = _data(0)
     metrics = evaluate_coco(annotations | {"annotations": []}, results)
     assert set(metrics.segm.values()) == set(metrics.bbox.values()) == set(metrics.per_category.values()) == {-1.0}
+    assert "no object to be found" in metrics.warnings[0]
 
 
 def test_evaluate_coco__annotation_id_zero_is_renumbered_with_a_warning():
@@ -228,6 +230,15 @@ def test_evaluate_coco__boxes_only():
     assert set(metrics.segm.values()) == {-1.0}
     assert list(metrics.bbox.values()) == _independent(annotations, results, "bbox").stats.tolist()
     assert "boxes only" in metrics.warnings[-1]
+
+
+def test_evaluate_coco__boxes_without_end_are_scored_without_a_word(recwarn):
+    annotations, results = _data(1)
+    for result in results[::3]:
+        result["bbox"] = [0, 0, 1e300, 1e300]
+    metrics = evaluate_coco(annotations, results)
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+    assert list(metrics.bbox.values()) == _independent(annotations, results, "bbox").stats.tolist()
 
 
 def test_evaluate_coco__masks_only():
@@ -296,6 +307,8 @@ def test_evaluate_coco__refuses_by_name(change, message):
         (lambda a: a.update(segmentation={"size": [1, 1], "counts": [7]}), "do not add up"),
         (lambda a: a.update(bbox=[0, 0, float("nan"), 1]), "is not a box"),
         (lambda a: a.update(image_id=5), "does not list"),
+        (lambda a: a.update(iscrowd="0"), "`iscrowd` that is neither 0 nor 1"),
+        (lambda a: a.update(area=float("nan")), "`area` that is not a number"),
         (lambda a: (a.pop("segmentation"), a.pop("bbox")), "neither a box nor a mask"),
     ],
 )

@@ -143,7 +143,32 @@ def test_holm__keeps_the_order() -> None:
 
 def test_p_value__is_two_sided_and_counts_itself() -> None:
     samples = np.linspace(-1, 1, 99) + 5
-    assert p_value(0.0, samples) == 1
-    assert p_value(2.0, samples) == pytest.approx(0.01)
-    assert p_value(-2.0, samples) == pytest.approx(0.01)
-    assert p_value(0.5, np.zeros(99)) == 1
+    assert p_value(0.0, samples, 100) == 1
+    assert p_value(2.0, samples, 100) == pytest.approx(0.01)
+    assert p_value(-2.0, samples, 100) == pytest.approx(0.01)
+
+
+def test_p_value__a_difference_that_never_varies_is_one() -> None:
+    assert p_value(0.5, np.full(99, 0.5), 100) == pytest.approx(0.01)
+    assert p_value(0.0, np.zeros(99), 100) == 1
+
+
+@pytest.mark.parametrize(("num_images", "least"), [(1, 1.0), (2, 0.5), (5, 0.0625), (5000, 0.01)])
+def test_p_value__few_images_can_agree_by_chance(num_images: int, least: float) -> None:
+    assert p_value(0.5, np.full(99, 0.5), num_images) == pytest.approx(least)
+
+
+def test_compare__nothing_found_is_distinguishable_from_everything_found() -> None:
+    all_found = _run(1.0, 0)
+    nothing = np.zeros_like(all_found.is_right)
+    none_found = Records(
+        all_found.image_idx, all_found.category_begins, nothing, all_found.is_ignored, all_found.num_objects
+    )
+    found = compare([Entry("all", (all_found,)), Entry("none", (none_found,))], num_resamples=100)
+    assert found.equals == ("all",)
+
+
+def test_compare__few_images_tell_nothing_apart() -> None:
+    found = compare([Entry("good", (_run(0.9, 0, 3),)), Entry("poor", (_run(0.1, 0, 3),))], num_resamples=100)
+    assert found.equals == ("good", "poor")
+    assert any("3 images cannot tell 2 configurations apart" in note for note in found.notes)

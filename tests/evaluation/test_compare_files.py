@@ -84,6 +84,40 @@ def test_read_contest__boxes_only_compares_boxes(make_run: MakeRun) -> None:
     assert "b: boxes only" in contest.warnings[-1]
 
 
+def test_read_contest__annotations_of_boxes_compare_boxes(make_run: MakeRun) -> None:
+    folder = make_run("a")
+    path = folder / "annotations_val.json"
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    path.write_text(json.dumps(content))
+    contest = read_contest([folder])
+    assert contest.kind == "bbox"
+    assert "annotations are boxes only" in contest.warnings[-1]
+    expected = evaluate_coco(path, folder / "predictions_val.json").bbox["AP"]
+    found = compare([one.entry for one in contest.contenders], num_resamples=100)
+    assert found.standings[0].figure.value == pytest.approx(expected, abs=1e-12)
+
+
+def test_read_contest__says_that_nothing_was_detected(make_run: MakeRun) -> None:
+    contest = read_contest([make_run("a"), make_run("none", rank=8, keep=0)])
+    assert contest.warnings == ("none: an empty list of results; nothing was detected.",)
+
+
+def test_read_contest__costs_that_are_no_numbers_are_unknown(make_run: MakeRun) -> None:
+    folder = make_run("a")
+    (folder / "summary.json").write_text('{"trainable_params": "many", "train_seconds": NaN, "adapter_bytes": true}')
+    (contender,) = read_contest([folder]).contenders
+    assert contender.entry.trainable_params is None
+    assert contender.mean("train_seconds") is None
+    assert contender.mean("adapter_bytes") is None
+
+
+def test_read_contest__what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere` is not there"):
+        read_contest([tmp_path / "nowhere"])
+
+
 def test_read_contest__the_same_annotations_written_otherwise_are_the_same(make_run: MakeRun) -> None:
     folder, other = make_run("a"), make_run("b", rank=8)
     path = other / "annotations_val.json"
@@ -104,9 +138,12 @@ def test_read_contest__refuses_an_unfinished_run(name: str, make_run: MakeRun) -
         read_contest([folder])
 
 
-@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: ["), ("config.yaml", "3"), ("summary.json", "[]")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("config.yaml", "a: ["), ("config.yaml", "\0"), ("config.yaml", "3"), ("summary.json", "[]")]
+)
 def test_read_contest__refuses_broken_files(name: str, text: str, make_run: MakeRun) -> None:
     folder = make_run("a")
     (folder / name).write_text(text)
-    with pytest.raises(DataError, match=name):
+    with pytest.raises(DataError, match=name) as caught:
         read_contest([folder])
+    assert "\n" not in str(caught.value)

@@ -56,13 +56,14 @@ def test_write_results__keeps_the_old_file_when_it_fails(tmp_path):
     ("text", "message"),
     [
         ("", "not valid JSON"),
-        ("[{", "line 1, column 3"),
+        ("[{", "line 1, column 3.*write or copy it again"),
+        ("{}\n{}", "line 2, column 1.*It must hold one value"),
         ("[" * 100_000, "not a usable JSON file"),
         ("\xff\xfe[", "JSON"),
         ("1" * 5000, "not a usable JSON file"),
-        ('{"images": [], "annotations": []}', "holds a object. This looks like an annotation file"),
+        ('{"images": [], "annotations": []}', "holds an object. This looks like an annotation file"),
         ('"results"', "holds a string"),
-        ("null", "holds a null"),
+        ("null", "holds null"),
         ("3", "holds a number"),
         ("[1]", "result 0 .* must be an object, but is a number"),
     ],
@@ -110,7 +111,7 @@ def test_read_results__missing_keys(tmp_path):
 
 
 def test_read_results__missing_file_and_folder(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"none.json` cannot be read: .*Check the path"):
         read_results(tmp_path / "none.json")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot be read: .*Give a JSON file"):
         read_results(tmp_path)

@@ -176,6 +176,9 @@ def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, log: _Log) -> 
     """Add `area`, `bbox` and `iscrowd` where they are missing. False if there is nothing to take them from."""
     bbox, area, is_crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd")
     has_box = is_box(bbox)
+    if is_crowd not in (0, 1, None):
+        log.add("with an `iscrowd` that is neither 0 nor 1; not scored", annotation["id"])
+        return False
     if not has_box and rle is None:
         log.add("with neither a box nor a mask; not scored", annotation["id"])
         return False
@@ -184,6 +187,8 @@ def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, log: _Log) -> 
             log.add("with a `bbox` that is not a box; it is taken from the mask", annotation["id"])
         annotation["bbox"] = mask_utils.toBbox(rle).tolist()
     if not is_number(area):
+        if area is not None:
+            log.add("with an `area` that is not a number; it is taken from the mask, or else the box", annotation["id"])
         box = annotation["bbox"]
         annotation["area"] = box[2] * box[3] if rle is None else float(mask_utils.area(rle))
     annotation["iscrowd"] = int(bool(is_crowd))

@@ -84,7 +84,9 @@ class Scored:
             boxes = np.array(mask_utils.toBbox(self.masks), dtype=np.float64).reshape(-1, 4)
             return Detections(*places, np.asarray(self.mask_areas), score, boxes)
         boxes = np.array([result["bbox"] for result in self.results], dtype=np.float64).reshape(-1, 4)
-        return Detections(*places, boxes[:, 2] * boxes[:, 3], score, boxes)
+        with np.errstate(over="ignore"):  # a box without end is larger than every range of sizes
+            area = boxes[:, 2] * boxes[:, 3]
+        return Detections(*places, area, score, boxes)
 
     def match(self, kind: str) -> Matches:
         """Which detection takes which object, by masks or by boxes."""
@@ -113,6 +115,10 @@ def evaluate_coco(
     scored = read_scored(annotations, results)
     warnings = list(scored.truth.warnings)
     num_categories = len(scored.category_ids)
+    if not scored.results:
+        warnings.append("The results are an empty list: nothing was detected, so that no figure is above 0.")
+    if all(entry["iscrowd"] for entry in scored.truth.annotations):
+        warnings.append("The annotations hold no object to be found, so that all figures are undefined (-1).")
     if scored.masks is None:
         warnings.append("The results are boxes only, so that the mask figures are undefined (-1).")
         segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories

@@ -126,7 +126,7 @@ def compare(
     values = np.array([np.mean(figures) for figures in seed_figures])
     best = min(range(len(entries)), key=lambda index: (-values[index], entries[index].trainable_params or 0, index))
     differences, difference_samples = values - values[best], samples - samples[best]
-    tested = _tested(differences, difference_samples, best)
+    tested = _tested(differences, difference_samples, best, num_images)
     shares = _best_shares(samples)
     standings = tuple(
         Standing(
@@ -164,18 +164,21 @@ def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95) ->
     return Estimate(float(value), float(value - highest), float(value - lowest), mean)
 
 
-def p_value(difference: float, samples: NDArray[np.float64]) -> float:
+def p_value(difference: float, samples: NDArray[np.float64], num_images: int) -> float:
     """How often a difference at least as large, either way, would come about by chance if there were none.
 
     samples: [B] resampled differences
     """
     deviations = samples[~np.isnan(samples)]
     deviations = np.abs(deviations - deviations.mean())
-    if deviations.max(initial=0.0) < 1e-12:  # nothing varies, as with a single image: nothing can be said
-        return 1.0
     # equal ones count, rounding aside
     num_larger = int((deviations >= abs(difference) - 1e-12).sum())
-    return (1 + num_larger) / (1 + len(deviations))
+    return max((1 + num_larger) / (1 + len(deviations)), _least_p(num_images))
+
+
+def _least_p(num_images: int) -> float:
+    """How often so many images would all agree on which is better by chance (the sign test): no p can be below."""
+    return 2.0 ** (1 - num_images)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -220,12 +223,14 @@ def _resampled(
     return mean
 
 
-def _tested(differences: NDArray[np.float64], samples: NDArray[np.float64], best: int) -> list[tuple[float, float]]:
+def _tested(
+    differences: NDArray[np.float64], samples: NDArray[np.float64], best: int, num_images: int
+) -> list[tuple[float, float]]:
     """The p value of each difference to the best, and the same corrected for their number; 1 for the best itself.
 
     differences: [entries]; samples: [entries, B]
     """
-    plain = [p_value(differences[index], samples[index]) for index in range(len(differences))]
+    plain = [p_value(differences[index], samples[index], num_images) for index in range(len(differences))]
     corrected = holm(plain[:best] + plain[best + 1 :])
     corrected.insert(best, 1.0)
     return list(zip(plain, corrected, strict=True))
@@ -247,17 +252,6 @@ def _concluded(
     equals = [one for one in ranked if not one.is_distinguishable]
     costs = [one.trainable_params for one in equals]
     cheapest = None if None in costs else min(equals, key=lambda one: one.trainable_params or 0.0).name
-    notes = []
-    if num_images < 20:
-        notes.append(f"{num_images} images are few to resample: the intervals are rough, and rather too narrow.")
-    if any(len(one.seed_figures) == 1 for one in standings):
-        notes.append("A configuration that was trained once shows nothing of how much its figure varies with the seed.")
-    smallest = (len(standings) - 1) / (1 + num_resamples)
-    if smallest >= 1 - level:
-        notes.append(
-            f"{num_resamples} resamples cannot tell {len(standings)} configurations apart: no corrected p can be below "
-            f"{smallest:.2g}. Take more resamples."
-        )
     return Comparison(
         metric=metric,
         num_images=num_images,
@@ -268,8 +262,28 @@ def _concluded(
         equals=tuple(one.name for one in equals),
         cheapest=cheapest,
         sentence=_sentence(ranked, equals, cheapest, metric, level),
-        notes=tuple(notes),
+        notes=_notes(standings, num_images, num_resamples, level),
     )
+
+
+def _notes(standings: Sequence[Standing], num_images: int, num_resamples: int, level: float) -> tuple[str, ...]:
+    notes = []
+    if num_images < 20:
+        few = "1 image is" if num_images == 1 else f"{num_images} images are"
+        notes.append(f"{few} few to resample: the intervals are rough, and rather too narrow.")
+    if any(len(one.seed_figures) == 1 for one in standings):
+        notes.append("A configuration that was trained once shows nothing of how much its figure varies with the seed.")
+    num_others = len(standings) - 1
+    for least, number, what in (
+        (1 / (1 + num_resamples), num_resamples, "resamples"),
+        (_least_p(num_images), num_images, "images"),
+    ):
+        if num_others * least >= 1 - level:
+            notes.append(
+                f"{number} {what} cannot tell {num_others + 1} configurations apart: no corrected p can be below "
+                f"{min(1.0, num_others * least):.2g}. Take more {what}."
+            )
+    return tuple(notes)
 
 
 def _sentence(

@@ -18,6 +18,7 @@ from vispeft.evaluation.bootstrap import Records, records_of
 from vispeft.evaluation.coco_eval import Scored, read_scored
 from vispeft.evaluation.compare import Entry
 from vispeft.evaluation.files import read_json
+from vispeft.evaluation.rle import is_number
 
 # what differs between runs of one configuration, or has no part in what it comes to
 _NOT_THE_CONFIGURATION = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
@@ -51,7 +52,7 @@ class Contender:
     def mean(self, key: str) -> float | None:
         """The mean of a number of summary.json over the runs; None where one lacks it."""
         values = [source.summary.get(key) for source in self.sources]
-        numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+        numbers = [value for value in values if is_number(value)]
         return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
 
 
@@ -59,8 +60,8 @@ class Contender:
 class Contest:
     """Everything to be compared.
 
-    kind: "segm", or "bbox" where some results have no masks
-    warnings: what is odd about the annotations, one sentence each
+    kind: "segm", or "bbox" where the annotations or some results have no masks
+    warnings: what is odd about the annotations and the results, one sentence each
     """
 
     contenders: tuple[Contender, ...]
@@ -78,12 +79,7 @@ def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_g
     names = _distinct([source.name for source in sources], [str(path) for path in paths])
     truth = _common_truth(sources)
     scored = [read_scored(truth, source.results) for source in sources]
-    has_masks = [one.masks is not None for one in scored]
-    kind = "segm" if all(has_masks) else "bbox"
-    warnings = list(truth.warnings)
-    if kind == "bbox":
-        without = [name for name, has in zip(names, has_masks, strict=True) if not has]
-        warnings.append(f"{', '.join(without)}: boxes only, so that boxes are compared and not masks.")
+    kind, warnings = _kind(truth, scored, names)
     groups = _groups(sources) if is_grouped else [[index] for index in range(len(sources))]
     titles = _distinct([_title([names[index] for index in group]) for group in groups], [names[g[0]] for g in groups])
     contenders = []
@@ -92,12 +88,14 @@ def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_g
         entry = Entry(title, tuple(_records(scored[index], kind) for index in group))
         plain = Contender(entry, members)
         contenders.append(Contender(Entry(title, entry.runs, plain.mean("trainable_params")), members))
-    return Contest(tuple(contenders), kind, tuple(warnings))
+    return Contest(tuple(contenders), kind, (*truth.warnings, *warnings))
 
 
 def find_source(path: Path, annotations: Path | None = None) -> Source:
     """The files of a run directory, or a results file with its annotations."""
     if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"`{path}` is not there. Name a run directory, or a results file with --annotations.")
         if annotations is None:
             raise DataError(
                 f"`{path}` must be a run directory, or --annotations must name the file that these results belong to."
@@ -123,8 +121,9 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"`{path}` cannot be read: {error}.") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0].rstrip(".:")
+        raise DataError(f"`{path}` cannot be read: {reason}. Put it back as `vispeft train` wrote it.") from error
     if not isinstance(config, dict):
         raise DataError(f"`{path}` must hold a configuration, but does not.")
     return config
@@ -151,6 +150,18 @@ def _scored_part(truth: GroundTruth) -> tuple[Any, ...]:
     keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
     annotations = [tuple(entry[key] for key in keys) for entry in truth.annotations]
     return truth.image_sizes, sorted(category["id"] for category in truth.categories), annotations, truth.rles
+
+
+def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) -> tuple[str, list[str]]:
+    """What is compared, and what has to be said of the results."""
+    empty = [name for name, one in zip(names, scored, strict=True) if not one.results]
+    warnings = [f"{', '.join(empty)}: an empty list of results; nothing was detected."] if empty else []
+    if truth.annotations and all(rle is None for rle in truth.rles):
+        return "bbox", [*warnings, "The annotations are boxes only, so that boxes are compared and not masks."]
+    without = [name for name, one in zip(names, scored, strict=True) if one.masks is None]
+    if without:
+        return "bbox", [*warnings, f"{', '.join(without)}: boxes only, so that boxes are compared and not masks."]
+    return "segm", warnings
 
 
 def _groups(sources: Sequence[Source]) -> list[list[int]]:

@@ -15,11 +15,14 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DataError(f"`{path}` cannot be read: {error.strerror or error}.") from error
+        remedy = "Give a JSON file." if path.is_dir() else "Check the path."
+        raise DataError(f"`{path}` cannot be read: {error.strerror or error}. {remedy}") from error
     except json.JSONDecodeError as error:
+        is_several = error.msg == "Extra data"  # such as one object per line
+        remedy = "It must hold one value." if is_several else "If the file was cut off, write or copy it again."
         raise DataError(
             f"`{path}` is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno} (character"
-            f" {error.pos}). If the file was cut off, write or copy it again."
+            f" {error.pos}). {remedy}"
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"`{path}` is not a usable JSON file: {error}.") from error

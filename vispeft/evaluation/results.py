@@ -57,7 +57,7 @@ def check_result_list(results: Any, source: str) -> None:
     """Raise a DataError unless `results` is a list of COCO results (boxes, masks or both). source: for the message."""
     if not isinstance(results, list):
         hint = " This looks like an annotation file." if isinstance(results, dict) and "images" in results else ""
-        raise DataError(f"`{source}` must hold a list of COCO results, but holds a {_json_type(results)}.{hint}")
+        raise DataError(f"`{source}` must hold a list of COCO results, but holds {_json_type(results)}.{hint}")
     for idx, result in enumerate(results):
         reason = _fault(result)
         if reason:
@@ -108,7 +108,7 @@ def result_masks(
             shapes[index] = to_rle(shapes[index], *sizes[index])
         except ValueError as error:
             where = f"`{source}`: result {index} (counted from 0), for image id {results[index]['image_id']}"
-            raise DataError(f"{where}, cannot be scored: {error}.") from error
+            raise DataError(f"{where}, cannot be scored: it comes {error}.") from error
         areas[index] = mask_utils.area(shapes[index])
     return shapes, areas
 
@@ -123,7 +123,7 @@ def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
 def _fault(result: Any) -> str:
     """What is wrong with one result, to follow "result 3"; empty if nothing is."""
     if not isinstance(result, dict):
-        return f"must be an object, but is a {_json_type(result)}"
+        return f"must be an object, but is {_json_type(result)}"
     for key in ("image_id", "category_id"):
         if not is_integer(result.get(key)):
             return f"must have an integer `{key}`, but has {_shown(result, key)}"
@@ -148,10 +148,10 @@ def _shown(result: Mapping[str, Any], key: str) -> str:
 
 
 def _json_type(value: Any) -> str:
-    """JSON's word for the type of a value."""
+    """JSON's word for the type of a value, with its article."""
     if value is None or isinstance(value, bool):
-        return "null" if value is None else "boolean"
-    for kind, word in ((dict, "object"), (list, "list"), (str, "string")):
+        return "null" if value is None else "a boolean"
+    for kind, word in ((dict, "an object"), (list, "a list"), (str, "a string")):
         if isinstance(value, kind):
             return word
-    return "number"
+    return "a number"

@@ -7,7 +7,7 @@ or in an endless allocation rather than in an exception.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,9 @@ def check_polygons(polygons: Any) -> None:
         raise ValueError("with a polygon of two points")
     for polygon in polygons:
         if len(polygon) < 4 or len(polygon) % 2 or not all(is_number(value) for value in polygon):
-            raise ValueError("with a polygon that is not a list of finite numbers x1, y1, x2, y2, ...")
+            raise ValueError(
+                "with a polygon that is not a list of at least two points x1, y1, x2, y2 in finite numbers"
+            )
         points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         outline = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
         if outline > _MAX_OUTLINE or np.abs(points).max() > _MAX_OUTLINE:
@@ -128,6 +130,6 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a JSON value is a finite number (true and false are not)."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
