@@ -1,12 +1,12 @@
 #!/usr/bin/env python
 """Adapt the bundled base to real COCO sets by every method at the same budget, and write the table of what came out.
 
-    python tools/run_recipes.py --data DIR --out docs/results [--sets facades ...] [--methods full ...]
+    python tools/run_recipes.py --data DIR [--sets facades ...] [--methods full ...]
 
 DIR holds one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe of
 `configs/`, the overrides listed in `METHODS` and the augmentation of the set's own recipe, where `SETS` names one; its
-`summary.json` is copied to `--out/<set>/<method>.json`. Runs that are there already are not run again. The table is
-written to `--out/table.md`, as it came out.
+`summary.json` is copied to `--out/<set>/<method>.json`. Runs that are there already are not run again. The table of all
+is written into `--page`, between its two marks, as it came out.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- real sets -->", "<!-- end of real sets -->"
 # name -> recipe and overrides
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "head only": ("bundled_head", ()),
@@ -86,11 +87,22 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def write_table(out: Path, page: Path) -> None:
+    """Put the table of what is under `out` into a page."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if END not in rest:
+        raise SystemExit(f"`{page}` must have a line {BEGIN} and after it a line {END}, between which the table goes.")
+    page.write_text(f"{before}{BEGIN}\n\n{table(out)}\n{END}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Parse the command line, run what is missing, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="where the summaries go")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="where the table goes")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where the run directories go")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
@@ -110,8 +122,8 @@ def main() -> None:
             subprocess.run(line, check=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(run / "summary.json", kept)
-            (args.out / "table.md").write_text(table(args.out))
-    (args.out / "table.md").write_text(table(args.out))
+            write_table(args.out, args.page)
+    write_table(args.out, args.page)
 
 
 if __name__ == "__main__":

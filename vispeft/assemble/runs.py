@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -193,11 +194,13 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     best = build_base(run.config, len(run.sets.train.categories))
     peft.load(best, run.directory.adapter)
     best.to(run.fabric.device)
+    began = time.monotonic()
     results = predict_split(run.config, run.fabric, run.sets.val, *run.scored(best))
     if run.fabric.is_global_zero:
         write_results(run.directory.predictions, results)
         # from the files as written: whoever scores them again gets the same figures
         metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
+        result = replace(result, evaluate_seconds=result.evaluate_seconds + time.monotonic() - began)
         if not run.evaluates_on_the_way:
             with RunLog(run.directory.root, start_step=result.steps) as log:
                 log.write(result.steps, "val", flat_metrics(metrics))
