@@ -151,6 +151,14 @@ def find_fault(stack: int, shared: int, tensor_core: int, arch: int, dtype: torc
     return ""
 
 
+def line_of(one: Resources) -> str:
+    return (
+        f"{one.kernel:28}sm_{one.arch} {one.dtype:5}{one.registers:4} regs{one.shared_bytes:8} B shared"
+        f"{one.tensor_core_instructions:5} mma{one.wide_loads:5} wide{one.seconds:6.1f} s  {one.fault or 'ok':28}"
+        f"w{one.warps} s{one.stages} {one.constants}"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=sorted(OPERATIONS), help="one operation's kernels")
@@ -165,24 +173,12 @@ def main() -> None:
     for operation, (module, table) in OPERATIONS.items():
         if args.only not in (None, operation):
             continue
-        seen: set[str] = set()
-        for name, dtype, config, work in table.every_configuration():
-            key = f"{name} {dtype} {config} {work}"
-            if key in seen or args.match not in name:
-                continue
-            seen.add(key)
-            if (len(seen) - 1) % args.every:
-                continue
-            for arch in args.arch or (80, 90):
-                one = compile_one(module, name, dtype, config, work, arch)
-                found.append(one)
-                print(
-                    f"{one.kernel:28}sm_{one.arch} {one.dtype:5}{one.registers:4} regs{one.shared_bytes:8} B shared"
-                    f"{one.tensor_core_instructions:5} mma{one.wide_loads:5} wide{one.seconds:6.1f} s"
-                    f"  {one.fault or 'ok':28}"
-                    f"w{one.warps} s{one.stages} {one.constants}",
-                    flush=True,
-                )
+        for arch in args.arch or (80, 90):
+            # one of each: configurations of different sizes may be the same
+            work = {f"{one}": one for one in table.every_configuration(arch) if args.match in one[0]}
+            for one in list(work.values())[:: args.every]:
+                found.append(compile_one(module, *one, arch))
+                print(line_of(found[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
     sys.exit(any(one.fault for one in found))

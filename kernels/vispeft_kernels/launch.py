@@ -71,6 +71,14 @@ def _weak_device(index: int) -> str:
     return "" if found >= OLDEST_CAPABILITY else f"the device is sm_{found[0]}{found[1]}, but sm_80 or newer is needed"
 
 
+def capability(device: torch.device) -> int:
+    """The device's compute capability as one number, 80 or 90; the newest known one in the interpreter."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 def start(
     kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: Mapping[str, Any], config: Config
 ) -> None:

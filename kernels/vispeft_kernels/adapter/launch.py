@@ -28,7 +28,7 @@ def forward(
     width = down_w.shape[0]
     out = torch.empty(stream.shape, dtype=stream.dtype, device=x.device)
     z = torch.empty(rows.shape[0], width, dtype=stream.dtype, device=x.device)
-    config = table.rows(width, stream.dtype)
+    config = table.forward(width, stream.dtype)
     start(
         _kernels().adapter_fwd_kernel,
         (ceil_div(rows.shape[0], config.blocks["BLOCK_M"]),),
@@ -57,7 +57,7 @@ def backward(
     grad_z = torch.empty_like(kept)
     hidden = torch.empty(rows, width + table.ONES, dtype=kept.dtype, device=kept.device)
     grad_x = torch.empty(rows if needs_x else 0, inputs, dtype=kept.dtype, device=kept.device)
-    config = table.rows(width, kept.dtype)
+    config = table.backward(width, kept.dtype)
     start(
         _kernels().adapter_bwd_kernel,
         (ceil_div(rows, config.blocks["BLOCK_M"]),),

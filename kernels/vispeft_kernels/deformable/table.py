@@ -20,21 +20,22 @@ def _block(size: int) -> int:
 
 def forward(dim: int, samples: int, is_interpreted: bool = False) -> Config:
     """For `deformable_fwd_kernel`; samples: levels * points. In the interpreter a program costs more than its work."""
-    channels = max(8, _block(dim))
-    queries = 64 if is_interpreted else max(1, 512 // channels)
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 2, 1)
+    channels, block = max(8, _block(dim)), _block(samples)
+    queries = 64 if is_interpreted else max(1, min(512 // channels, 2048 // block))
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, 2, 1)
 
 
 def backward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = False) -> Config:
     """For `deformable_bwd_kernel`; the softmax that comes with a reference takes twice the threads."""
-    channels = max(8, _block(dim))
-    queries = 64 if is_interpreted else max(1, 256 // channels)
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": _block(samples)}, 1 + has_reference, 1)
+    channels, block = max(8, _block(dim)), _block(samples)
+    queries = 64 if is_interpreted else max(1, min(256 // channels, 1024 // block))
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, 1 + has_reference, 1)
 
 
 def corners(samples: int) -> Config:
     """For `deformable_corners_kernel`."""
-    return Config({"BLOCK_Q": 64, "BLOCK_S": _block(samples)}, 2, 1)
+    block = _block(samples)
+    return Config({"BLOCK_Q": max(4, min(64, 2048 // block)), "BLOCK_S": block}, 2, 1)
 
 
 def gather(dim: int) -> Config:
@@ -42,15 +43,16 @@ def gather(dim: int) -> Config:
     return Config({"BLOCK_E": 16, "BLOCK_D": max(8, _block(dim))}, 1, 1)
 
 
-def every_configuration() -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
-    """Each kernel of this operation with each configuration and each kind of work that it may be started with."""
+def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
+    """Each kernel of this operation with each configuration and each kind of work, on any `arch`."""
     for dtype in (torch.bfloat16, torch.float32):
-        for dim in (16, 32, 64, 128):
-            for reference in (0, 2, 4) if dim == 32 else (0,):
-                yield "deformable_fwd_kernel", dtype, forward(dim, 16), {"REFERENCE": reference}
+        for dim, samples in ((8, 16), (16, 16), (32, 16), (64, 16), (128, 16), (256, 16), (32, 64), (8, 512)):
+            for reference in (0, 2, 4) if dim in (8, 32) else (0,):
+                yield "deformable_fwd_kernel", dtype, forward(dim, samples), {"REFERENCE": reference}
                 for value, points in ((True, True), (False, True), (True, False)):
                     work = {"REFERENCE": reference, "NEEDS_VALUE": value, "NEEDS_POINTS": points}
-                    yield "deformable_bwd_kernel", dtype, backward(dim, 16, reference > 0), work
+                    yield "deformable_bwd_kernel", dtype, backward(dim, samples, reference > 0), work
             yield "deformable_gather_kernel", dtype, gather(dim), {}
-    for reference in (0, 2, 4):
-        yield "deformable_corners_kernel", torch.float32, corners(16), {"REFERENCE": reference}
+    for samples in (16, 64, 512):
+        for reference in (0, 2, 4):
+            yield "deformable_corners_kernel", torch.float32, corners(samples), {"REFERENCE": reference}

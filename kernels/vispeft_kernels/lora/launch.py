@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.dispatch import requested
-from vispeft_kernels.launch import Config, ceil_div, computable, padded, precision, rows_of, start
+from vispeft_kernels.launch import Config, capability, ceil_div, computable, padded, precision, rows_of, start
 from vispeft_kernels.lora import table
 
 Starts = tuple[int, ...]
@@ -235,12 +235,10 @@ def product_for(x: Tensor, columns: int, rank: int, way: str, dropout: Dropout =
     Where kernels are asked for by name, unknown shapes take the first candidate.
     """
     has_dropout = dropout.seed is not None
-    first = table.products(rank, x.dtype, has_dropout)[0] if requested() == "triton" else None
-    if x.device.type != "cuda":
-        return first
-    major, minor = torch.cuda.get_device_capability(x.device)
+    arch = capability(x.device)
+    first = table.products(rank, x.dtype, arch, has_dropout)[0] if requested() == "triton" else None
     name = str(x.dtype).removeprefix("torch.")
-    shape = table.Shape(10 * major + minor, way, x.shape[1], columns, padded(rank), name, has_dropout)
+    shape = table.Shape(arch, way, x.shape[1], columns, padded(rank), name, has_dropout)
     return table.best_product(shape, x.dtype) or first
 
 

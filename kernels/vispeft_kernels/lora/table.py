@@ -33,9 +33,18 @@ HALF_PRODUCTS: tuple[Product, ...] = (
     ((128, 64, 64, 8), 4, 4),
     ((64, 128, 64, 8), 4, 4),
 )
+# before sm_90 a product's operands pass through registers, and its shared memory may be half as large
+HALF_PRODUCTS_80: tuple[Product, ...] = (
+    ((128, 128, 32, 8), 8, 4),
+    ((128, 256, 32, 8), 8, 3),
+    ((256, 128, 32, 8), 8, 3),
+    ((128, 128, 64, 8), 8, 3),
+    ((64, 128, 32, 8), 4, 4),
+    ((128, 64, 32, 8), 4, 4),
+)
 SINGLE_PRODUCTS: tuple[Product, ...] = (((64, 64, 32, 8), 8, 2), ((32, 64, 32, 8), 4, 2))
-# elements of a block; with dropout a larger one does not fit the registers
-LARGEST_BLOCK, LARGEST_MASKED = 256 * 128, 128 * 128
+# elements of a block to a thread; with dropout more do not fit the registers
+LARGEST_SHARE, LARGEST_MASKED = 128, 64
 
 
 def is_half(dtype: torch.dtype) -> bool:
@@ -47,7 +56,7 @@ def shrink(ranks: int, dtype: torch.dtype) -> Config:
     block = min(padded(ranks), 128)
     if not is_half(dtype):
         return Config({"BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_R": min(block, 64)}, 4, 2)
-    return Config({"BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_R": block}, 4, 4 if block <= 64 else 3)
+    return Config({"BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_R": block}, _warps(block), 3)
 
 
 def expand(rank: int, dtype: torch.dtype) -> Config:
@@ -61,13 +70,13 @@ def grad(rank: int, dtype: torch.dtype) -> Config:
     """For `lora_grad_kernel`; all ranks of one part lie in one block, so that the gradient is read once."""
     block = padded(rank)
     if not is_half(dtype):
-        rows, warps = {16: (64, 4), 32: (64, 4), 256: (16, 8)}.get(block, (32, 8))
+        rows, warps = {16: (64, 4), 32: (64, 4), 64: (32, 8)}.get(block, (16, 8))
         return Config({"BLOCK_M": rows, "BLOCK_N": 32, "BLOCK_R": block}, warps, 2 if block <= 64 else 1)
     if block <= 32:
         return Config({"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_R": block}, 4, 3)
     if block <= 128:
         return Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": block}, 8, 3)
-    return Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_R": block}, 8, 2)
+    return Config({"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_R": block}, 8, 2)
 
 
 def grad_a(ranks: int, dtype: torch.dtype) -> Config:
@@ -75,20 +84,25 @@ def grad_a(ranks: int, dtype: torch.dtype) -> Config:
     if not is_half(dtype):
         blocks = {"CHUNK": CHUNK, "BLOCK_M": 32, "BLOCK_K": 64, "BLOCK_R": min(padded(ranks), 32)}
         return Config(blocks, 4, 2)
-    blocks = {"CHUNK": CHUNK, "BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_R": min(padded(ranks), 128)}
-    return Config(blocks, 4, 3)
+    block = min(padded(ranks), 128)
+    return Config({"CHUNK": CHUNK, "BLOCK_M": 64, "BLOCK_K": 64, "BLOCK_R": block}, _warps(block), 3)
 
 
-def products(rank: int, dtype: torch.dtype, has_dropout: bool = False) -> list[Config]:
-    """The candidates for `lora_linear_kernel`, best guess first; rank: of one part."""
-    table = HALF_PRODUCTS if is_half(dtype) else SINGLE_PRODUCTS
-    largest = LARGEST_MASKED if has_dropout else LARGEST_BLOCK
+def _warps(block: int) -> int:
+    """Four warps are best; with a block of 32 ranks ptxas lets them spill although registers are free."""
+    return 8 if block == 32 else 4
+
+
+def products(rank: int, dtype: torch.dtype, arch: int, has_dropout: bool = False) -> list[Config]:
+    """The candidates for `lora_linear_kernel`, best guess first; rank: of one part; arch: 80, 90."""
+    table = SINGLE_PRODUCTS if not is_half(dtype) else HALF_PRODUCTS if arch >= 90 else HALF_PRODUCTS_80
+    largest = LARGEST_MASKED if has_dropout else LARGEST_SHARE
     return [
         Config(
             {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": group, "BLOCK_R": min(padded(rank), k)}, warps, stages
         )
         for (m, n, k, group), warps, stages in table
-        if m * n <= largest
+        if m * n <= largest * 32 * warps
     ]
 
 
@@ -124,31 +138,26 @@ def _measured() -> dict[str, int]:
 def best_product(shape: Shape, dtype: torch.dtype) -> Config | None:
     """The candidate to use; None where none was measured to win, which is to say for any shape not in the table."""
     index = _measured().get(shape.key)
-    return None if index is None else products(shape.rank, dtype, shape.has_dropout)[index]
+    return None if index is None else products(shape.rank, dtype, shape.arch, shape.has_dropout)[index]
 
 
-def every_configuration() -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
+def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
     """Each kernel of this operation with each configuration and each kind of work that it may be started with."""
-    ieee = {"PRECISION": "ieee"}
-    for dtype, how in ((torch.bfloat16, ieee), (torch.float32, ieee), (torch.float32, {"PRECISION": "tf32"})):
+    for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32")):
+        how = {"PRECISION": precision}
         for rank in (16, 32, 64, 128, 256):
-            for dropout in (False, True):
-                work = {"SEGMENTED": False, "DROPOUT": dropout, **how}
+            for segmented, dropout in ((False, False), (False, True), (True, False)):
+                work = {"SEGMENTED": segmented, "DROPOUT": dropout, **how}
                 yield "lora_shrink_kernel", dtype, shrink(rank, dtype), work
                 yield "lora_grad_a_kernel", dtype, grad_a(rank, dtype), work
                 yield "lora_expand_kernel", dtype, expand(rank, dtype), {**work, "B_BY_RANK": dropout, "HAS_Y": True}
-            yield "lora_grad_kernel", dtype, grad(rank, dtype), {"PARTS": 1, "SEGMENTED": False, **how}
-            for config in products(rank, dtype):
-                work = {"DROPOUT": False, **how}
-                forward, backward = {"WEIGHT_BY_FEATURE": False, "HAS_BIAS": True}, {"WEIGHT_BY_FEATURE": True}
-                yield "lora_linear_kernel", dtype, config, {"PARTS": 1, **forward, **work}
-                yield "lora_linear_kernel", dtype, config, {"PARTS": 1, "HAS_BIAS": False, **backward, **work}
-    half = torch.bfloat16
-    segmented = {"SEGMENTED": True, **ieee}
-    yield "lora_shrink_kernel", half, shrink(16, half), {"DROPOUT": False, **segmented}
-    yield "lora_grad_kernel", half, grad(16, half), {"PARTS": 3, **segmented}
-    work = {"HAS_BIAS": False, **ieee}
-    for config in products(16, half):
-        yield "lora_linear_kernel", half, config, {"PARTS": 3, "WEIGHT_BY_FEATURE": False, "DROPOUT": False, **work}
-    for config in products(16, half, has_dropout=True):
-        yield "lora_linear_kernel", half, config, {"PARTS": 1, "WEIGHT_BY_FEATURE": True, "DROPOUT": True, **work}
+            for parts, segmented in ((1, False), (3, False), (1, True)):
+                yield "lora_grad_kernel", dtype, grad(rank, dtype), {"PARTS": parts, "SEGMENTED": segmented, **how}
+            for dropout in (False, True):
+                backward = {"PARTS": 1, "WEIGHT_BY_FEATURE": True, "HAS_BIAS": False, "DROPOUT": dropout, **how}
+                yield from (
+                    ("lora_linear_kernel", dtype, one, backward) for one in products(rank, dtype, arch, dropout)
+                )
+            for parts in (1, LARGEST_PARTS):
+                forward = {"PARTS": parts, "WEIGHT_BY_FEATURE": False, "HAS_BIAS": True, "DROPOUT": False, **how}
+                yield from (("lora_linear_kernel", dtype, one, forward) for one in products(rank, dtype, arch))
