@@ -52,13 +52,13 @@ def predict_images(
     images: list[dict[str, Any]] = []
     with open_progress("predict", len(files), unit="image") as progress:
         for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
-            progress.update(number)
             try:
                 picture = read_picture(path)
             except DataError as error:
                 if len(files) == 1:
                     raise
                 warnings.warn(f"{error} It is left out.", stacklevel=2)
+                progress.update(number)
                 continue
             height, width = picture.pixels.shape[:2]
             instances = _predict(run, fabric, picture, number, str(path), threshold)
@@ -67,6 +67,7 @@ def predict_images(
                 overlay.save(out / name)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})
+            progress.update(number)
     if not images:
         raise DataError(f"None of the {len(files)} images could be read.")
     categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
