@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 
 import yaml
+from marked_pages import put
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- real sets -->", "<!-- end of real sets -->"
 # name -> recipe and overrides
 METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "head only": ("bundled_head", ()),
@@ -87,16 +87,6 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
-def write_table(out: Path, page: Path) -> None:
-    """Put the table of what is under `out` into a page."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if END not in rest:
-        raise SystemExit(f"`{page}` must have a line {BEGIN} and after it a line {END}, between which the table goes.")
-    page.write_text(f"{before}{BEGIN}\n\n{table(out)}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Parse the command line, run what is missing, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,8 +112,8 @@ def main() -> None:
             subprocess.run(line, check=True)
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(run / "summary.json", kept)
-            write_table(args.out, args.page)
-    write_table(args.out, args.page)
+            put(args.page, "real sets", table(args.out))
+    put(args.page, "real sets", table(args.out))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,161 @@
+#!/usr/bin/env python
+"""The study as a page: the sweeps of configs/study*.yaml as tables and plots in docs/study.md.
+
+    python tools/study_page.py --sweeps runs/study-nuclei-histo runs/study-facades ...   # takes in what they came to
+    python tools/study_page.py                                                            # draws from what is there
+
+What a sweep's directory says is copied to `--raw/<its name>.json`: every trial's figures, and the comparison with its
+intervals. Tables and plots are made from these files alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from marked_pages import put
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
+KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "figures")
+
+
+def take_in(sweep: Path, raw: Path) -> None:
+    """Copy what a sweep came to, without the paths of its machine."""
+    results = json.loads((sweep / "results.json").read_text())
+    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in results["trials"]]
+    comparison = None
+    if (sweep / "comparison.json").is_file():
+        comparison = json.loads((sweep / "comparison.json").read_text())
+    environment = json.loads(next((sweep / "trials").glob("*/environment.json")).read_text())
+    machine = {key: environment[key] for key in ("device", "seed", "versions", "packages") if key in environment}
+    machine.pop("seed", None)
+    content = {"sampler": results["sampler"], "num_runs": results["num_runs"], "machine": machine}
+    raw.mkdir(parents=True, exist_ok=True)
+    (raw / f"{sweep.name}.json").write_text(
+        json.dumps({**content, "trials": trials, "comparison": comparison}, indent=1) + "\n"
+    )
+
+
+def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """The figures of each variant's complete trials, in the order of the sweep."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in content["trials"]:
+        if trial["state"] == "complete":
+            found.setdefault(trial["variant"], []).append(trial["figures"])
+    return found
+
+
+def standings(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Where each variant stands in the comparison; none before all trials are done."""
+    variants = {trial["trial"]: trial["variant"] for trial in content["trials"]}
+    entries = (content["comparison"] or {"standings": []})["standings"]
+    return {variants[one["trials"][0]]: one for one in entries}
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """A row per variant: what it trains, its AP with the interval, how it differs from the best, what it takes."""
+    compared = standings(content)
+    lines = [
+        "| configuration | trained | mask AP | of each seed | to the best | corrected p | AP50 | seconds | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for variant, runs in complete(content).items():
+        first, standing = runs[0], compared.get(variant)
+        ap = mean(run["segm/AP"] for run in runs)
+        interval = difference = p = ""
+        if standing:
+            interval = f" [{standing['figure']['low']:.3f}, {standing['figure']['high']:.3f}]"
+            gap = standing["difference"]
+            difference = "best" if gap is None else f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+            p = "" if gap is None else f"{standing['corrected_p']:.3f}"
+        seeds = " ".join(f"{run['segm/AP']:.3f}" for run in runs)
+        lines.append(
+            f"| {variant} | {first['trainable_params']:,} ({first['trainable_percent']:.2f} %) | {ap:.3f}{interval} "
+            f"| {seeds} | {difference} | {p} | {mean(run['segm/AP50'] for run in runs):.3f} "
+            f"| {mean(run['train_seconds'] for run in runs):.0f} "
+            f"| {max(run['peak_memory_bytes'] for run in runs) / 1e6:.0f} |"
+        )
+    sentence = (content["comparison"] or {}).get("sentence")
+    done = sum(len(runs) for runs in complete(content).values())
+    note = sentence or f"{done} of {content['num_runs']} trials are done; intervals come when all are."
+    return "\n".join([*lines, "", note])
+
+
+def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Mask AP against adapters per block, one panel per set, with the intervals and each seed."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(contents), figsize=(3.4 * len(contents), 3), squeeze=False, layout="constrained")
+    for panel, (name, content) in zip(axes[0], contents.items(), strict=True):
+        compared, runs = standings(content), complete(content)
+        there = [variant for variant in COUNTS if variant in runs]
+        means = [mean(run["segm/AP"] for run in runs[variant]) for variant in there]
+        panel.plot([COUNTS[variant] for variant in there], means, color="tab:blue", marker="o", zorder=2)
+        for variant, ap in zip(there, means, strict=True):
+            at = COUNTS[variant]
+            panel.scatter(
+                [at] * len(runs[variant]), [run["segm/AP"] for run in runs[variant]], s=8, color="0.4", zorder=3
+            )
+            if variant in compared:
+                figures = compared[variant]["figure"]
+                panel.errorbar(
+                    at, ap, [[ap - figures["low"]], [figures["high"] - ap]], color="tab:blue", alpha=0.5, capsize=3
+                )
+        if "full" in runs:
+            panel.axhline(mean(run["segm/AP"] for run in runs["full"]), color="0.3", linestyle="--", linewidth=1)
+            panel.annotate("full", (0, mean(run["segm/AP"] for run in runs["full"])), va="bottom", fontsize=8)
+        panel.set(title=name, xlabel="adapters per block", xticks=range(5))
+    axes[0][0].set_ylabel("mask AP")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_costs(content: Mapping[str, Any], path: Path) -> None:
+    """Mask AP against trained parameters, with intervals and names."""
+    import matplotlib.pyplot as plt
+
+    compared, runs = standings(content), complete(content)
+    figure, panel = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for variant, figures in runs.items():
+        x, y = figures[0]["trainable_params"], mean(run["segm/AP"] for run in figures)
+        if variant in compared:
+            interval = compared[variant]["figure"]
+            panel.errorbar(x, y, [[y - interval["low"]], [interval["high"] - y]], color="0.7", capsize=2, zorder=1)
+        panel.scatter([x], [y], s=20, color="tab:orange" if "LoRA" in variant else "tab:blue", zorder=2)
+        panel.annotate(variant, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+    panel.set(xscale="log", xlabel="trained parameters", ylabel="mask AP")
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def write(names: Iterable[str], raw: Path, page: Path) -> None:
+    """Tables into the page, plots beside the raw files."""
+    contents = {name: json.loads((raw / f"{name}.json").read_text()) for name in names}
+    for name, content in contents.items():
+        put(page, name, table(content))
+        draw_costs(content, raw / f"{name}.svg")
+    counted = {name.removeprefix("study-"): one for name, one in contents.items() if re.match(r"study-", name)}
+    if counted:
+        draw_counts(counted, raw / "adapters_per_block.svg")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parse the command line, take in the sweeps, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sweeps", type=Path, nargs="*", default=[], help="directories of sweeps to take in first")
+    parser.add_argument("--raw", type=Path, default=ROOT / "docs" / "study")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
+    args = parser.parse_args(words)
+    for sweep in args.sweeps:
+        take_in(sweep, args.raw)
+    write(sorted(path.stem for path in args.raw.glob("*.json")), args.raw, args.page)
+
+
+if __name__ == "__main__":
+    main()
