@@ -1,6 +1,17 @@
 import pytest
 
-from vispeft.report.charts import Axis, Dot, Series, axis, line_chart, log_ticks, placed_dots, thinned, ticks
+from vispeft.report.charts import (
+    Axis,
+    Dot,
+    Series,
+    axis,
+    line_chart,
+    log_ticks,
+    placed_dots,
+    thinned,
+    ticks,
+    value_axis,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,11 +78,43 @@ def test_thinned__keeps_few_points_and_the_last():
     assert thinned(points[:50], 50) == points[:50]
 
 
-def test_placed_dots__texts_do_not_cover_each_other():
+def test_placed_dots__texts_cover_neither_each_other_nor_a_dot():
     scale = Axis("", 0, 1)
     dots = [
         Dot(0.5, 0.5, "a", "", text="first"),
-        Dot(0.52, 0.51, "b", "", text="second"),
-        Dot(0.1, 0.1, "c", "", text="x"),
+        Dot(0.53, 0.5, "b", "", text="second"),
+        Dot(0.515, 0.5, "c", "", text="third"),
+        Dot(0.02, 0.1, "d", "", text="at the left end"),
+        Dot(0.98, 0.1, "e", "", text="at the right end"),
     ]
-    assert [placed["text"] for placed in placed_dots(dots, scale, scale)] == ["first", "", "x"]
+    placed = placed_dots(dots, scale, scale)
+    assert [one["text"] for one in placed] == ["first", "second", "", "at the left end", "at the right end"]
+    assert [one["is_left"] for one in placed] == [True, False, False, False, True]
+
+
+def test_placed_dots__a_phone_has_room_for_fewer_texts():
+    scale = Axis("", 0, 1)
+    dots = [Dot(x, 0.5, f"{x}", "", text="ten letters") for x in (0.3, 0.44, 0.8)]
+    placed = placed_dots(dots, scale, scale)
+    assert all(one["text"] for one in placed)
+    assert [one["is_roomy"] for one in placed] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_log", "expected"),
+    [
+        ([0, 1, 2, 3, 4], False, [0, 1, 2, 3, 4]),
+        ([32, 4, 8, 16, 8], True, [4, 8, 16, 32]),
+        ([0, 4, 32], False, [0, 4, 32]),
+        ([1, 1], False, [1]),
+    ],
+)
+def test_value_axis__has_ticks_at_what_was_chosen(values, is_log, expected):
+    found = value_axis(values, "")
+    assert found.is_log == is_log
+    assert [text for _, text in found.ticks] == [str(value) for value in expected]
+    assert all(0 < place < 100 for place, _ in found.ticks)
+
+
+def test_value_axis__of_many_values_has_round_ticks():
+    assert len(value_axis(range(100), "").ticks) < 10

@@ -6,7 +6,7 @@ import pytest
 from vispeft.errors import DataError
 from vispeft.report import write_report, write_sweep_report
 from vispeft.report.points import front_of, points_of, short_names
-from vispeft.report.sweep_charts import colours_of, front_charts, parameter_charts
+from vispeft.report.sweep_charts import colours_of, curve_charts, front_charts, parameter_charts
 from vispeft.report.sweep_files import read_sweep
 from vispeft.report.sweep_text import conclusion, next_steps
 
@@ -76,6 +76,45 @@ def test_parameter_charts__a_configuration_without_deltas_has_no_adapters(sweep_
     assert choice.label == "adapters per block"
     assert sorted(placed["dot"].x for placed in choice.chart.dots) == [0, 1, 2, 3]
     assert len(choice.chart.lines) == 1
+
+
+def test_parameter_charts__what_else_differs_is_not_the_same_without_deltas(sweep_dir):
+    for number in ("0001", "0002"):
+        path = sweep_dir / "trials" / number / "config.yaml"
+        path.write_text(path.read_text() + "loss: {num_points: 7}\n")
+    (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
+    assert sorted(placed["dot"].x for placed in choice.chart.dots) == [1, 2, 3]
+
+
+def test_points__of_many_variants_are_grouped_by_method(make_sweep, tmp_path):
+    path = make_sweep(tmp_path / "many", counts=range(10), lost=False)
+    results = json.loads((path / "results.json").read_text())
+    for trial in results["trials"]:
+        trial["variant"], trial["parameters"] = f"variant {(trial['trial'] - 1) // 2}", {}
+    (path / "results.json").write_text(json.dumps(results))
+    points = points_of(read_sweep(path))
+    assert [point.group for point in points] == ["variant 0", *["adapter"] * 9]
+
+
+def test_curve_charts__are_means_over_seeds(sweep_dir):
+    metrics = sweep_dir / "trials" / "0002" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('{"step": 4, "split": "val"', '{"step": 5, "split": "val"'))
+    sweep = read_sweep(sweep_dir)
+    points = points_of(sweep)
+    scores, losses = curve_charts(sweep, points, colours_of(points))
+    assert [line["name"] for line in scores.lines] == ["mean of 2 seeds"] * 4
+    # the steps that both seeds have
+    assert [len(line["points"].split()) for line in scores.lines] == [1, 2, 2, 2]
+    assert scores.lines[1]["last"] == "0.315"
+    assert [len(line["points"].split()) for line in losses.lines] == [4] * 4
+
+
+def test_curve_charts__what_was_scored_once_has_no_curve(sweep_dir):
+    for path in (sweep_dir / "trials").glob("*/metrics.jsonl"):
+        path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if '"step": 8' not in line))
+    sweep = read_sweep(sweep_dir)
+    points = points_of(sweep)
+    assert [chart.title for chart in curve_charts(sweep, points, colours_of(points))] == ["Training loss"]
 
 
 def test_conclusion__over_seeds_names_the_equals_and_the_cheapest(sweep_dir):

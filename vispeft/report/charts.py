@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vispeft.report.formats import compact
@@ -20,18 +20,32 @@ QUIET = NUM_COLOURS
 _MOST_POINTS = 200
 # values that span more than this factor are told apart on a logarithmic axis alone
 _LOG_SPAN = 12.0
+# chosen numbers that span this factor, such as ranks of 4 to 32, stand at equal distances
+_LOG_CHOICES = 8.0
+# percent between two ticks
+_TICK_ROOM = 5.0
+# pixels of the largest and the least plot that a page has, and of a text
+_WIDE, _NARROW = (880.0, 384.0), (290.0, 304.0)
+_CHARACTER, _WIDEST_TEXT = 7.4, 208.0
 Format = Callable[[float], str]
+# left, bottom, right, top
+Rectangle = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Where values lie along one side of a plot. low, high: its ends, apart"""
+    """Where values lie along one side of a plot.
+
+    low, high: its ends, apart
+    values: where its ticks stand; none for round numbers
+    """
 
     label: str
     low: float
     high: float
     is_log: bool = False
     format: Format = compact
+    values: Sequence[float] = ()
 
     def place(self, value: float) -> float:
         """Percent of the way from `low` to `high`."""
@@ -40,8 +54,8 @@ class Axis:
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Place and text of round numbers."""
-        values = log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high)
+        """Place and text of each tick."""
+        values = self.values or (log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high))
         return [(self.place(value), self.format(value)) for value in values]
 
 
@@ -127,6 +141,22 @@ def axis(values: Iterable[float], label: str, *, may_be_log: bool = False, forma
     return Axis(label, low if low == 0 else low - room, high + room, False, format)
 
 
+def value_axis(values: Iterable[float], label: str) -> Axis:
+    """An axis for a few numbers that were chosen, with ticks at these and room at both ends."""
+    listed = sorted(set(values))
+    low, high = listed[0], listed[-1]
+    is_log = low > 0 and len(listed) > 2 and high / low >= _LOG_CHOICES
+    if is_log:
+        room = (high / low) ** 0.05
+        found = Axis(label, low / room, high * room, True)
+    else:
+        span = (high - low) * 0.05 or abs(low) / 10 or 0.5
+        found = Axis(label, low - span, high + span)
+    places = [found.place(value) for value in listed]
+    has_room = all(second - first >= _TICK_ROOM for first, second in pairwise(places))
+    return replace(found, values=tuple(listed)) if has_room else found
+
+
 def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
     """A line as the template draws it: places, and a mark for every point where there are few."""
     points = thinned(line.points)
@@ -143,14 +173,13 @@ def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
 
 
 def placed_dots(dots: Sequence[Dot], x: Axis, y: Axis) -> list[dict[str, object]]:
-    """Dots as the template draws them; of texts that would cover each other the first stands."""
-    taken: list[tuple[float, float]] = []
+    """Dots as the template draws them; of texts that would cover each other or a dot the first stands."""
+    places = [(x.place(dot.x), y.place(dot.y)) for dot in dots]
+    wide, narrow = ([_square(*place, size) for place in places] for size in (_WIDE, _NARROW))
     placed: list[dict[str, object]] = []
-    for dot in dots:
-        left, bottom = x.place(dot.x), y.place(dot.y)
-        has_room = all(abs(left - px) > 14 or abs(bottom - py) > 7 for px, py in taken)
-        if dot.text and has_room:
-            taken.append((left, bottom))
+    for dot, (left, bottom) in zip(dots, places, strict=True):
+        side = _free_side(dot.text, left, bottom, _WIDE, wide)
+        is_roomy = side is not None and _free_side(dot.text, left, bottom, _NARROW, narrow, (side,)) is not None
         placed.append(
             {
                 "dot": dot,
@@ -160,11 +189,42 @@ def placed_dots(dots: Sequence[Dot], x: Axis, y: Axis) -> list[dict[str, object]
                 if dot.low is None or dot.high is None
                 else (100 - y.place(dot.high), 100 - y.place(dot.low)),
                 "shape": dot.colour % NUM_SHAPES,
-                "text": dot.text if has_room else "",
-                "is_left": left > 55,
+                "text": dot.text if side is not None else "",
+                "is_left": side == "left",
+                "is_roomy": is_roomy,
             }
         )
     return placed
+
+
+def _free_side(
+    text: str,
+    left: float,
+    bottom: float,
+    size: tuple[float, float],
+    taken: list[Rectangle],
+    sides: Sequence[str] = ("left", "right"),
+) -> str | None:
+    """The side of a dot on which a text covers nothing in a plot of so many pixels, which it takes then; or None."""
+    x, y = left / 100 * size[0], bottom / 100 * size[1]
+    width = min(_CHARACTER * len(text), _WIDEST_TEXT)
+    for side in sides if text else ():
+        first = x - 8 - width if side == "left" else x + 8
+        box = (first, y + 3, first + width, y + 18)
+        if first >= -30 and first + width <= size[0] + 10 and not any(_overlap(box, other) for other in taken):
+            taken.append(box)
+            return side
+    return None
+
+
+def _square(left: float, bottom: float, size: tuple[float, float]) -> Rectangle:
+    """What a dot covers in a plot of so many pixels."""
+    x, y = left / 100 * size[0], bottom / 100 * size[1]
+    return x - 6, y - 6, x + 6, y + 6
+
+
+def _overlap(first: Rectangle, second: Rectangle) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:

@@ -34,11 +34,16 @@ class NextStep:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that sorts. order: what it is sorted by; None where it has no value"""
+    """A cell of a table that sorts.
+
+    order: what it is sorted by; None where it has no value
+    span: begin, middle and end of an interval that is drawn beside the text, in percent
+    """
 
     text: str
     order: float | str | None = None
     link: str = ""
+    span: tuple[float, float, float] | None = None
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:

@@ -11,6 +11,8 @@ from typing import Any
 from vispeft.report.sweep_files import AP, Interval, SweepFiles, Trial
 
 _LAST_PART = re.compile(r"[^.\"]+$")
+# more than these do not get a colour each
+_MOST_VARIANTS = 7
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def points_of(sweep: SweepFiles) -> list[Point]:
     for trial in sweep.trials:
         grouped.setdefault(repr(sorted(trial.labels.items(), key=lambda item: item[0])), []).append(trial)
     names = short_names(dict.fromkeys(name for trial in sweep.trials for name in trial.labels))
-    return [_point(trials, names, sweep) for trials in grouped.values()]
+    variants = {trial.labels.get("variant") for trial in sweep.trials}
+    return [_point(trials, names, sweep, by_method=len(variants) > _MOST_VARIANTS) for trials in grouped.values()]
 
 
 def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
@@ -98,7 +101,7 @@ def front_of(points: Sequence[Point], cost: str) -> list[Point]:
     return front
 
 
-def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles) -> Point:
+def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles, *, by_method: bool) -> Point:
     complete = [trial for trial in trials if trial.state == "complete" and trial.figures.get(AP, -1) >= 0]
     values = [trial.figures[AP] for trial in complete]
     ap = sum(values) / len(values) if values else None
@@ -107,6 +110,7 @@ def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles)
     found = sweep.verdict.intervals.get(complete[0].number) if sweep.verdict and complete else None
     over_seeds = Interval(ap, min(values), max(values)) if ap is not None and len(values) > 1 else None
     labels = trials[0].labels
+    settings = next((trial.settings for trial in trials if trial.settings), {})
     return Point(
         key=f"c{number}",
         number=complete[0].number if complete else number,
@@ -116,9 +120,15 @@ def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles)
         ap=ap,
         interval=found or over_seeds,
         is_over_seeds=found is None,
-        group=_group(labels, names),
-        settings=next((trial.settings for trial in trials if trial.settings), {}),
+        group=_methods(settings) or _group(labels, names) if by_method else _group(labels, names),
+        settings=settings,
     )
+
+
+def _methods(settings: Mapping[str, Any]) -> str:
+    """The methods of a configuration's deltas, such as `adapter, lora`; empty if it has none."""
+    found = {value for key, value in settings.items() if key.startswith("peft.deltas.") and key.endswith(".method")}
+    return ", ".join(sorted(map(str, found)))
 
 
 def _group(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vispeft.report.charts import NUM_COLOURS, QUIET, Chart, Dot, Format, Series, axis, placed_dots, placed_line
+from vispeft.report.charts import (
+    NUM_COLOURS,
+    QUIET,
+    Chart,
+    Dot,
+    Format,
+    Series,
+    axis,
+    placed_dots,
+    placed_line,
+    value_axis,
+)
 from vispeft.report.formats import byte_size, compact, duration, figure
 from vispeft.report.page import link_to
 from vispeft.report.points import Point, front_of, run_page_of, short_names
@@ -105,21 +116,14 @@ def parameter_charts(points: Sequence[Point], page: Path) -> list[Choice]:
 
 
 def curve_charts(sweep: SweepFiles, points: Sequence[Point], colours: Colours) -> list[Chart]:
-    """Validation AP and training loss of every trial over its steps."""
-    of = {trial.number: point for point in points for trial in sweep.trials if trial.labels == point.labels}
+    """Validation AP and training loss over the steps; nothing of what was looked at once only."""
     charts = []
-    for title, series in (
-        ("Validation mask AP", {trial.number: trial.scores for trial in sweep.trials}),
-        ("Training loss", {trial.number: trial.losses for trial in sweep.trials}),
+    for title, series_of in (
+        ("Validation mask AP", lambda trial: trial.scores),
+        ("Training loss", lambda trial: trial.losses),
     ):
-        lines = [
-            Series(
-                _trial_name(trial), _smooth(series[trial.number]), of[trial.number].key, colours.of(of[trial.number])
-            )
-            for trial in sweep.trials
-            if series[trial.number]
-        ]
-        if lines:
+        lines = [line for point in points for line in _curves(point, sweep, series_of, colours.of(point))]
+        if any(len(line.points) > 1 for line in lines):
             x = axis([0.0, *(x for line in lines for x, _ in line.points)], "step")
             y = axis([value for line in lines for _, value in line.points], "")
             placed = [placed_line(line, 0, x, y) for line in lines]
@@ -127,6 +131,30 @@ def curve_charts(sweep: SweepFiles, points: Sequence[Point], colours: Colours) -
                 placed = [{**line, "marks": []} for line in placed]
             charts.append(Chart(title, x, y, placed, (), colours.legend))
     return charts
+
+
+def _curves(
+    point: Point, sweep: SweepFiles, series_of: Callable[[Trial], Sequence[tuple[float, float]]], colour: int
+) -> list[Series]:
+    """The mean of a configuration's complete trials, and each other trial, dashed."""
+    trials = [trial for trial in sweep.trials if trial.labels == point.labels and series_of(trial)]
+    complete = [trial for trial in trials if trial.state == "complete"]
+    lines = []
+    if complete:
+        name = f"mean of {len(complete)} seeds" if len(complete) > 1 else _trial_name(complete[0])
+        lines.append(Series(name, _smooth(_mean_curve([series_of(trial) for trial in complete])), point.key, colour))
+    return lines + [
+        Series(_trial_name(trial), _smooth(series_of(trial)), point.key, colour, is_dashed=True)
+        for trial in trials
+        if trial not in complete
+    ]
+
+
+def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean at the steps that all curves have."""
+    values = [dict(curve) for curve in curves]
+    shared = [step for step, _ in curves[0] if all(step in one for one in values)]
+    return [(step, sum(one[step] for one in values) / len(values)) for step in shared]
 
 
 def _parameter_chart(
@@ -138,23 +166,25 @@ def _parameter_chart(
     page: Path,
 ) -> Chart:
     """AP against one key; configurations without any delta stand at 0 of what a delta has, on every line."""
-    groups: dict[str, list[tuple[float, Point]]] = {}
+    groups: dict[str, list[int]] = {}
     others = [other for other in varied if other != key and not _follows(values, key, other)]
     with_key = [index for index, one in enumerate(values) if _is_number(one.get(key))]
     short = short_names([other for other in others if len({repr(values[i].get(other)) for i in with_key}) > 1])
     for index in with_key:
         title = ", ".join(f"{name} {values[index][other]}" for other, name in short.items() if other in values[index])
-        groups.setdefault(title, []).append((float(values[index][key]), points[index]))
-    bare = [point for point, one in zip(points, values, strict=True) if _has_no_delta(one)] if _is_counted(key) else []
-    for members in groups.values():
-        members += [(0.0, point) for point in bare]
-        members.sort(key=lambda member: member[0])
-    flat = [member for members in groups.values() for member in members]
-    x = axis([place for place, _ in flat], label, may_be_log=True)
+        groups.setdefault(title, []).append(index)
+    lists, bare = [], []
+    for indices in groups.values():
+        found = _without_delta(points, values, indices) if _is_counted(key) else []
+        members = [(0.0, point) for point in found] + [(float(values[index][key]), points[index]) for index in indices]
+        lists.append(sorted(members, key=lambda member: member[0]))
+        bare += found
+    flat = [member for members in lists for member in members]
+    x = value_axis([place for place, _ in flat], label)
     y = axis([value for _, point in flat for value in _extent(point)], "mask AP")
     has_lines = len(groups) <= _MOST_LINES
     lines, dots, legend = [], [], []
-    for number, (title, members) in enumerate(groups.items()):
+    for number, (title, members) in enumerate(zip(groups, lists, strict=True)):
         colour = number if has_lines else 0
         if has_lines:
             lines.append(placed_line(Series(title or label, _means(members), colour=colour), number, x, y))
@@ -262,8 +292,21 @@ def _is_counted(key: str) -> bool:
     return key.startswith("peft.deltas.") and key.rpartition(".")[2] in _COUNTED
 
 
-def _has_no_delta(values: Mapping[str, Any]) -> bool:
-    return bool(values) and "model.name" in values and not any(key.startswith("peft.deltas.") for key in values)
+def _without_delta(points: Sequence[Point], values: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Point]:
+    """Configurations that have no delta at all, and are else like one of those with these indices."""
+    alike = [_beside_deltas(values[index]) for index in indices]
+    return [
+        point
+        for point, one in zip(points, values, strict=True)
+        if "model.name" in one
+        and not any(key.startswith("peft.deltas.") for key in one)
+        and _beside_deltas(one) in alike
+    ]
+
+
+def _beside_deltas(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is set beside the deltas and what concerns them alone."""
+    return {key: value for key, value in values.items() if not key.startswith(("peft.deltas.", "train.methods."))}
 
 
 def _axis_name(key: str, names: Mapping[str, str]) -> str:

@@ -107,8 +107,10 @@ def read_sweep(sweep_dir: Path) -> SweepFiles:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings."""
+    """Dotted keys and values of nested mappings; places in lists of mappings are numbers."""
     for key, value in values.items():
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            value = {str(place): item for place, item in enumerate(value)}
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{key}.")
         else:

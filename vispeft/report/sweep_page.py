@@ -57,6 +57,7 @@ def write_sweep_report(sweep_dir: Path) -> Path:
     sweep = read_sweep(sweep_dir)
     points = points_of(sweep)
     colours = colours_of(points)
+    curves = curve_charts(sweep, points, colours)
     names = {trial.number: point for point in points for trial in sweep.trials if trial.labels == point.labels}
     return write_page(
         page,
@@ -67,7 +68,8 @@ def write_sweep_report(sweep_dir: Path) -> Path:
         facts=_facts(sweep, points),
         fronts=front_charts(points, colours, page),
         parameters=parameter_charts(points, page),
-        curves=curve_charts(sweep, points, colours),
+        curves=curves,
+        dashed=any(line["is_dashed"] for chart in curves for line in chart.lines),
         verdict=sweep.verdict,
         configurations=_configuration_rows(sweep, points, page),
         configuration_columns=CONFIGURATION_COLUMNS,
@@ -88,23 +90,27 @@ def _facts(sweep: SweepFiles, points: Sequence[Point]) -> list[Fact]:
     found = []
     if equals:
         best, cheapest = equals[0], cheapest_of(equals) or equals[0]
-        found = [
-            Fact("highest mask AP", figure(best.ap), best.title),
-            Fact("as good, and cheapest", f"{count(cheapest.mean('trainable_params'))}", f"trained: {cheapest.title}"),
-            Fact(
-                "not distinguishable", f"{len(equals)}", f"of {sum(one.is_complete for one in points)} configurations"
-            ),
-        ]
+        interval = best.interval
+        spread = "" if interval is None else f", {figure(interval.low)} to {figure(interval.high)}"
+        found = [Fact("highest mask AP", figure(best.ap), best.title + spread)]
+        if len(equals) > 1:
+            total = sum(one.is_complete for one in points)
+            trained = f"{count(cheapest.mean('trainable_params'))} trained"
+            found.append(Fact("as good as the best", f"{len(equals)} of {total}", "configurations, itself included"))
+            found.append(Fact("cheapest of these", cheapest.title, trained))
     done, total = sweep.count("complete"), sweep.results.get("num_runs", len(sweep.trials))
     states = [
         f"{number} {state}" for state in ("failed", "pruned", "running", "waiting") if (number := sweep.count(state))
     ]
+    objectives = sweep.results.get("objectives", {})
     seconds = sum(trial.figures.get("train_seconds", 0.0) for trial in sweep.trials)
     return [
         *found,
         Fact("trials complete", f"{done} of {total}", ", ".join(states)),
         Fact("training time", duration(seconds), "of all trials"),
-        Fact("chosen by", str(sweep.results.get("sampler", NOTHING)), ", ".join(sweep.results.get("objectives", {}))),
+        Fact(
+            "search", str(sweep.results.get("sampler", NOTHING)), ", ".join(objectives) if len(objectives) > 1 else ""
+        ),
     ]
 
 
@@ -114,7 +120,9 @@ def _configuration_rows(sweep: SweepFiles, points: Sequence[Point], page: Path) 
     cheapest = cheapest_of(equals) if len(equals) > 1 else None
     front = front_of(points, "trainable_params")
     rows = []
-    for point in sorted((one for one in points if one.is_complete), key=lambda one: -(one.ap or 0.0)):
+    shown = sorted((one for one in points if one.is_complete), key=lambda one: -(one.ap or 0.0))
+    ends = [end for one in shown if one.interval for end in (one.interval.low, one.interval.high)]
+    for point in shown:
         marks = [
             text
             for text, holds in (
@@ -125,11 +133,12 @@ def _configuration_rows(sweep: SweepFiles, points: Sequence[Point], page: Path) 
             )
             if holds
         ]
-        rows.append(Row(point.key, _configuration_cells(point, sweep, page), marks))
+        rows.append(Row(point.key, _configuration_cells(point, sweep, page, ends), marks))
     return rows
 
 
-def _configuration_cells(point: Point, sweep: SweepFiles, page: Path) -> list[Cell]:
+def _configuration_cells(point: Point, sweep: SweepFiles, page: Path, ends: Sequence[float]) -> list[Cell]:
+    """ends: of all intervals, which are drawn side by side"""
     target = run_page_of(point.nearest)
     interval = point.interval
     difference = sweep.verdict.differences.get(point.number) if sweep.verdict else None
@@ -144,12 +153,23 @@ def _configuration_cells(point: Point, sweep: SweepFiles, page: Path) -> list[Ce
         Cell(point.title, point.title, link_to(target, page) if target else ""),
         Cell(str(len(point.trials)), len(point.trials)),
         Cell(figure(point.ap), point.ap),
-        Cell(spread, None if interval is None else interval.low),
+        Cell(spread, None if interval is None else interval.low, span=_span(point, ends)),
         Cell(lower, None if difference is None else difference[0].value),
         Cell(NOTHING if p_value is None else f"{p_value:.3f}", p_value),
         *_cost_cells(point.mean("trainable_params"), point.mean("train_seconds"), point.mean("peak_memory_bytes")),
         Cell(byte_size(point.mean("adapter_bytes")), point.mean("adapter_bytes")),
     ]
+
+
+def _span(point: Point, ends: Sequence[float]) -> tuple[float, float, float] | None:
+    """Where an interval begins, where its figure lies and where it ends, in percent of all intervals' room."""
+    if point.interval is None or point.ap is None or max(ends) <= min(ends):
+        return None
+    room = (max(ends) - min(ends)) / 100
+    low, middle, high = (
+        round((value - min(ends)) / room, 1) for value in (point.interval.low, point.ap, point.interval.high)
+    )
+    return low, middle, high
 
 
 def _trial_row(trial: Trial, point: Point, page: Path) -> Row:
