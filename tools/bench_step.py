@@ -279,6 +279,7 @@ def main() -> None:
     unknown = [method for method in methods if method not in plans]
     if unknown:
         sys.exit(f"`--methods` must be some of {', '.join(plans)}, but has {', '.join(unknown)}.")
+    load_before = os.getloadavg()[0]
     found = run_rounds(methods, args)
     print(table(found))
     if args.json:
@@ -293,6 +294,8 @@ def main() -> None:
         report = {
             "command": " ".join(["python", "tools/bench_step.py", *sys.argv[1:]]),
             "machine": MACHINE,
+            # how many processes ran or waited over the last minute: more than cores is a busy machine
+            "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
             **settings,
             "rank": RANK,
             "versions": versions,

@@ -113,32 +113,32 @@ class WeightDoRA(WeightLoRA):
 def gains(weight: Tensor, a: Tensor, b: Tensor, m: Tensor, scale: float, rows: list[slice]) -> Tensor:
     """`(||W|| + m) / ||W + scale * B A||` for each row of W [out, ...], in m's precision; one for rows of no part.
 
-    By `||V||^2 = ||W||^2 + 2 s (W A^T) . B + s^2 (B (A A^T)) . B`, so nothing of W's size is made. Differentiable in m
-    alone. A row of zeros has no direction that could be kept: there the gain is `1 + m`.
+    Differentiable in m alone. A row of zeros has no direction that could be kept: there the gain is `1 + m`.
     """
     parts = len(rows)
     pieces, end = [], 0
     for part, a_part, b_part, m_part in zip(rows, a.chunk(parts), b.chunk(parts), m.chunk(parts), strict=True):
-        length, growth = _lengths(weight[part].flatten(1), a_part.flatten(1), b_part.flatten(1), scale)
-        pieces += [m.new_ones(part.start - end), (1 + m_part / length) / growth]
+        start, slope = _line(weight[part].flatten(1), a_part.flatten(1), b_part.flatten(1), scale)
+        pieces += [m.new_ones(part.start - end), torch.addcmul(start, slope, m_part)]
         end = part.stop
     return torch.cat([*pieces, m.new_ones(weight.shape[0] - end)])
 
 
 @torch.no_grad()
-def _lengths(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """`||W||` by row, and how many times longer a row of `W + scale * B A` is; one and one for a row of zeros.
+def _line(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The gain of each row at `m = 0`, and by how much it grows with m. weight: [n, in]; a: [r, in]; b: [n, r].
 
-    weight: [n, in]; a: [r, in]; b: [n, r]
+    By `||V||^2 = ||W||^2 + s B . (2 W A^T + s B A A^T)`, so nothing of W's size is made.
     """
     with torch.autocast(weight.device.type, enabled=False):
         length = torch.linalg.vector_norm(weight, dim=1, dtype=a.dtype)
-        cross = ((weight @ a.to(weight.dtype).t()).to(a.dtype) * b).sum(1)
-        change = scale * (2 * cross + scale * ((b @ (a @ a.t())) * b).sum(1))
+        cross = (weight @ a.to(weight.dtype).t()).to(a.dtype)
+        change = scale * (b * torch.addmm(cross, b, a @ a.t(), beta=2, alpha=scale)).sum(1)
         square = length.square()
         is_zero = square == 0
         ratio = (1 + change / square).clamp_min(torch.finfo(a.dtype).eps)
-        return length.masked_fill(is_zero, 1), ratio.masked_fill(is_zero, 1).sqrt()
+        start = ratio.masked_fill(is_zero, 1).sqrt().reciprocal()
+        return start, start / length.masked_fill(is_zero, 1)
 
 
 def _merged(

@@ -2,8 +2,10 @@
 
 With `z = x W^T + c + s h b^T`, the result is `y' = c + g (z - c)`, and the gradient of g is the sum over rows of the
 incoming one times `z - c`. Where the map widens (fused qkv, the first map of an MLP), y' is kept for that: what comes
-next, attention or an activation, keeps it anyway. Elsewhere, as before a residual sum, and where y' was written to, z
-is made again from x, block by block. So x and h are all that is kept beyond what is kept without the gain.
+next, attention or an activation, keeps it anyway. Elsewhere, as before a residual sum, and where y' was written to, it
+is taken from the product `G = dy'^T x` of W's size: with `V = W + s b a`, the gradient of g is the row sum of `G V`,
+elementwise. G gives those of a and b as well (with dropout they see another x), and `g V` that of x. So nothing is kept
+beyond what is kept without the gain.
 """
 
 from __future__ import annotations
@@ -91,29 +93,35 @@ class _ScaledLora(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, a, b, gain, hidden, out = ctx.saved_tensors
         _, needs_x, needs_weight, needs_bias, _, _, needs_gain = ctx.needs_input_grad[:7]
-        scale, starts, _, _ = ctx.options
-        grad_gain = grad_weight = None
+        scale, starts, dropout, _ = ctx.options
+        is_kept, grad_gain = out is not None and ctx.watch.is_whole, None
         with torch.autocast(grad.device.type, enabled=False):
             flat, by_row = grad.reshape(-1, grad.shape[-1]), gain.unsqueeze(1)
             rows = Rows(x.reshape(-1, x.shape[-1]), ctx.remake, flat.dtype)
-            if needs_gain and out is not None and ctx.watch.is_whole:
-                grad_gain = _gain_from_output(flat, out.view(flat.shape), gain, bias)
-            elif needs_gain:
-                grad_gain = _gain_from_input(flat, rows, weight, hidden, b.to(flat.dtype), scale, starts, gain.dtype)
-            # the gains go onto the small tensors: g W in place of a scaled gradient of the output's size
-            on_b = torch.cat([by_row[start : start + b.shape[0] // len(starts)] for start in starts])
-            factors = a.to(flat.dtype), (on_b * b).to(flat.dtype)
-            base = (by_row * weight).to(flat.dtype) if needs_x else weight
-            grad_x, grad_a, grad_b = ctx.steps.gradients(flat, rows, base, hidden, *factors, *ctx.options, needs_x)
-            if needs_weight:
-                grad_weight = by_row * (flat.t() @ rows[:])
+            product = flat.t() @ rows[:] if needs_weight or (needs_gain and not is_kept) else None
+            if product is not None and not dropout:
+                merged = _merged(weight, a, b, gain.dtype, scale, starts)
+                grad_gain = (product * merged).sum(1)
+                grad_x = flat @ merged.mul_(by_row).to(flat.dtype) if needs_x else None
+                grad_a, grad_b = _factor_gradients(by_row * product, a, b, scale, starts)
+            else:
+                # the gains go onto the small tensors: g W in place of a scaled gradient of the output's size
+                on_b = torch.cat([by_row[start : start + b.shape[0] // len(starts)] for start in starts])
+                base = (by_row * weight).to(flat.dtype) if needs_x else weight
+                factors = a.to(flat.dtype), (on_b * b).to(flat.dtype)
+                grad_x, grad_a, grad_b = ctx.steps.gradients(flat, rows, base, hidden, *factors, *ctx.options, needs_x)
+                if needs_gain and is_kept:
+                    grad_gain = _gain_from_output(flat, out.view(flat.shape), gain, bias)
+                elif product is not None:
+                    grad_gain = _gain_from_gradients(product, weight, grad_b, b, gain.dtype, starts)
+                grad_b = on_b * grad_b
         return (
             None,
             None if grad_x is None else grad_x.view(x.shape).to(ctx.x_dtype),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
+            (by_row * product).to(weight.dtype) if needs_weight else None,
             flat.sum(0).to(bias.dtype) if needs_bias else None,
             grad_a.to(a.dtype),
-            (on_b * grad_b).to(b.dtype),
+            grad_b.to(b.dtype),
             grad_gain,
             *(None,) * 7,
         )
@@ -159,14 +167,30 @@ def _gain_from_output(grad: Tensor, out: Tensor, gain: Tensor, bias: Tensor | No
     return torch.where(gain == 0, 0, total / gain)
 
 
-def _gain_from_input(
-    grad: Tensor, x: Rows, weight: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts, dtype: torch.dtype
+def _gain_from_gradients(
+    product: Tensor, weight: Tensor, grad_b: Tensor, b: Tensor, dtype: torch.dtype, starts: Starts
 ) -> Tensor:
-    """Gradient of the gain [N] in `dtype`, with `z - c` made again from x. grad: [M, N]."""
-    total = grad.new_zeros(grad.shape[1], dtype=dtype)
-    weight = weight.to(grad.dtype)
-    for block in blocks(grad):
-        z = x[block] @ weight.t()
-        expand_(z, hidden[block], b, scale, starts)
-        total += z.mul_(grad[block]).sum(0, dtype=dtype)
+    """Gradient of the gain [N] in `dtype`: row by row, weights times the gradients they would have without gains."""
+    total = (product * weight).sum(1, dtype=dtype)
+    width = b.shape[0] // len(starts)
+    for start, share in zip(starts, (grad_b * b).sum(1, dtype=dtype).chunk(len(starts)), strict=True):
+        total[start : start + width] += share
     return total
+
+
+def _merged(weight: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype, scale: float, starts: Starts) -> Tensor:
+    """`W + scale * b a` [N, K], a new tensor in `dtype`."""
+    merged = weight.to(dtype, copy=True)
+    expand_(merged.t(), a.to(dtype).t(), b.to(dtype), scale, starts)
+    return merged
+
+
+def _factor_gradients(grad: Tensor, a: Tensor, b: Tensor, scale: float, starts: Starts) -> tuple[Tensor, Tensor]:
+    """Gradients of a and b from that of `W + scale * b a` [N, K]."""
+    width, parts = b.shape[0] // len(starts), len(starts)
+    rows = [scale * grad[start : start + width] for start in starts]
+    a_parts, b_parts = a.to(grad.dtype).chunk(parts), b.to(grad.dtype).chunk(parts)
+    return (
+        torch.cat([part.t() @ row for part, row in zip(b_parts, rows, strict=True)]),
+        torch.cat([row @ part.t() for part, row in zip(a_parts, rows, strict=True)]),
+    )
