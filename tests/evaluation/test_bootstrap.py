@@ -71,7 +71,7 @@ def test_weighted_ap__in_parts_is_the_same(adversarial_case: Function, monkeypat
     records = _records(*adversarial_case(2))
     weights = resample_images(10, 50, np.random.default_rng(0))
     whole = weighted_ap(records, weights)
-    monkeypatch.setattr("vispeft.evaluation.bootstrap._CHUNK", 1)
+    monkeypatch.setattr("vispeft.evaluation.bootstrap._NUM_TOGETHER", 7)
     np.testing.assert_array_equal(weighted_ap(records, weights), whole)
 
 

@@ -8,10 +8,13 @@ Letters: `B` resamples, `I` images, `D` detections, `T` IoU thresholds, `K` cate
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from vispeft.evaluation.accumulate import RECALLS
 from vispeft.evaluation.matching import IOU_THRESHOLDS, Matches
@@ -20,8 +23,8 @@ from vispeft.evaluation.matching import IOU_THRESHOLDS, Matches
 METRICS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
 # recalls that pycocotools' floating-point steps place a hair above the hundredth that they stand for
 _IS_LATE = np.arange(101) / 100 < RECALLS
-# numbers held at once
-_CHUNK = 2**21
+# resamples scored together: what they need of one category stays within a core's cache
+_NUM_TOGETHER = 128
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,20 @@ def resample_images(num_images: int, num_resamples: int, generator: np.random.Ge
 def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP") -> NDArray[np.float64]:
     """AP, AP50 or AP75 of each weighted set of images: [B], nan where it holds no object. weights: [B, I]."""
     thresholds = range(len(IOU_THRESHOLDS))[METRICS[metric]]
-    float_weights = weights.astype(np.float64)
-    num_objects = float_weights @ records.num_objects.T.astype(np.float64)  # [B, K], whole numbers
+    by_image = np.ascontiguousarray(weights.T, dtype=np.float64)  # [I, B]
+    num_objects = records.num_objects.astype(np.float64) @ by_image  # [K, B], whole numbers
     totals = np.zeros(len(weights))
-    for category in np.flatnonzero(num_objects.any(axis=0)).tolist():
-        rows = slice(*records.category_begins[category : category + 2].tolist())
-        size = max(1, _CHUNK // max(rows.stop - rows.start, 1))
-        for start in range(0, len(weights), size):
-            part = slice(start, start + size)
-            totals[part] += _category_ap(records, rows, float_weights[part], num_objects[part, category], thresholds)
-    num_defined = (num_objects > 0).sum(axis=1)
+
+    def add_up(start: int) -> None:
+        part = slice(start, start + _NUM_TOGETHER)
+        some = np.ascontiguousarray(by_image[:, part])
+        for category in np.flatnonzero(num_objects[:, part].any(axis=1)).tolist():
+            rows = slice(*records.category_begins[category : category + 2].tolist())
+            totals[part] += _category_ap(records, rows, some, num_objects[category, part], thresholds)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and scipy let other threads work meanwhile
+        list(pool.map(add_up, range(0, len(weights), _NUM_TOGETHER)))
+    num_defined = (num_objects > 0).sum(axis=0)
     figures = np.full(len(totals), np.nan)
     np.divide(totals, num_defined, out=figures, where=num_defined > 0)
     return figures
@@ -90,27 +97,38 @@ def plain_ap(records: Records, metric: str = "AP") -> float:
 def _category_ap(
     records: Records, rows: slice, weights: NDArray[np.float64], num_objects: NDArray[np.float64], thresholds: range
 ) -> NDArray[np.float64]:
-    """AP of one category in each of some weighted sets, mean over IoU thresholds: [b]. weights: [b, I]."""
+    """AP of one category in each of some weighted sets, mean over IoU thresholds: [b]. weights: [I, b]."""
     is_right, is_ignored = records.is_right[thresholds.start : thresholds.stop, rows], records.is_ignored[:, rows]
     image_idx = records.image_idx[rows]
     needed = np.flatnonzero(is_right.any(axis=0))
     if not len(needed):
-        return np.zeros(len(weights))
-    num_before = np.cumsum(weights[:, image_idx[: needed[-1] + 1]], axis=1)  # [b, n], each detection with itself
-    total = np.zeros(len(weights))
+        return np.zeros(weights.shape[1])
+    num_before = _sums_up_to(needed, image_idx, weights)  # [n, b]
+    total = np.zeros(weights.shape[1])
     for index, threshold in enumerate(thresholds):
         right = np.flatnonzero(is_right[index])
         if not len(right):
             continue
-        num_counted = num_before[:, right]
+        num_counted = num_before[np.searchsorted(needed, right)]
         ignored = np.flatnonzero(is_ignored[threshold, : right[-1]])
         if len(ignored):
-            num_ignored = np.cumsum(weights[:, image_idx[ignored]], axis=1)
+            num_ignored = np.cumsum(weights[image_idx[ignored]], axis=0)
             place = np.searchsorted(ignored, right)
-            num_counted[:, place > 0] -= num_ignored[:, place[place > 0] - 1]
-        num_right = np.cumsum(weights[:, image_idx[right]], axis=1)
+            num_counted[place > 0] -= num_ignored[place[place > 0] - 1]
+        num_right = np.cumsum(weights[image_idx[right]], axis=0)
         total += _mean_precision(num_right, num_counted, num_objects)
     return total / len(thresholds)
+
+
+def _sums_up_to(
+    places: NDArray[np.int64], image_idx: NDArray[np.int64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How many detections stand up to and with each of some places: [n, b]. weights: [I, b]."""
+    begins = np.concatenate([np.zeros(1, dtype=np.int64), places + 1])
+    images = image_idx[: begins[-1]]
+    between = csr_matrix((np.ones(len(images)), images, begins), shape=(len(places), len(weights)))
+    sums: NDArray[np.float64] = between @ weights
+    return np.cumsum(sums, axis=0, out=sums)
 
 
 def _mean_precision(
@@ -118,17 +136,19 @@ def _mean_precision(
 ) -> NDArray[np.float64]:
     """The 101-point mean of interpolated precision: [b].
 
-    num_right, num_counted: [b, n], right ones and all that count, up to and with each right detection
+    num_right, num_counted: [n, b], right ones and all that count, up to and with each right detection; overwritten
     num_objects: [b]
     """
-    precision = num_right / (num_counted + np.spacing(1))
-    best_after = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    hundredths = num_right * 100 / np.maximum(num_objects, 1)[:, None]
+    num_counted += np.spacing(1)
+    best_after = np.maximum.accumulate((num_right / num_counted)[::-1], axis=0)[::-1]
+    hundredths = num_right
+    hundredths *= 100
+    hundredths /= np.maximum(num_objects, 1)
     reached = np.floor(hundredths)
     is_exact = np.nonzero(reached == hundredths)
     is_late = _IS_LATE[reached[is_exact].astype(np.int64)]
     reached += 1  # recalls from 0 on that have been reached
     reached[is_exact] -= is_late
-    reached[:, 1:] -= reached[:, :-1].copy()
-    mean: NDArray[np.float64] = np.einsum("bn,bn->b", best_after, reached) / len(RECALLS)
+    reached[1:] -= reached[:-1].copy()
+    mean: NDArray[np.float64] = np.einsum("nb,nb->b", best_after, reached) / len(RECALLS)
     return mean
