@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft import Adapter, LoRA, Plan, inject, load_peft, save_peft
+from vispeft.peft import Adapter, DoRA, LoRA, Plan, inject, load_peft, save_peft
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -35,6 +35,7 @@ PLANS = {
     ),
     "fused parts": Plan({"blocks.*.attn.qkv": LoRA(2, 6, parts="qv")}, ["bn", "head"]),
     "attention": Plan({"self_attn.in_proj_weight": LoRA(2, 6, parts="v")}, ["head"]),
+    "dora": Plan({"blocks.*.mlp.fc1": DoRA(2, 8), "conv": DoRA(3), "blocks.1.attn.qkv": DoRA(2, parts="qv")}, ["head"]),
     "attention, both": Plan({"self_attn.in_proj_weight": LoRA(2, 6), "self_attn.out_proj.weight": LoRA(3)}),
 }
 
@@ -64,19 +65,21 @@ def test_save_peft__is_the_same_function_in_the_library(
     torch.testing.assert_close(theirs(images), model(images))
 
 
-@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
 def test_load_peft__is_the_same_function_as_in_the_library(
-    use_rslora: bool, build: Build, images: Tensor, shake: Shake, tmp_path: Path
+    options: dict[str, bool], build: Build, images: Tensor, shake: Shake, tmp_path: Path
 ) -> None:
     peft = pytest.importorskip("peft", reason="the peft library is an extra")
+    # the library has no DoRA for attentions
+    attention = [] if "use_dora" in options else ["self_attn"]
     config = peft.LoraConfig(
         r=2,
         lora_alpha=6,
-        target_modules=["fc1", "qkv", "conv", "self_attn"],
+        target_modules=["fc1", "qkv", "conv", *attention],
         rank_pattern={"fc1": 3},
         alpha_pattern={"conv": 5},
         modules_to_save=["head", "bn"],
-        use_rslora=use_rslora,
+        **options,
     )
     theirs = peft.get_peft_model(build(), config)
     shake(theirs)
@@ -84,7 +87,8 @@ def test_load_peft__is_the_same_function_as_in_the_library(
     ours = build()
     load_peft(ours, tmp_path)
     torch.testing.assert_close(ours(images), theirs(images))
-    assert {item.site for item in attached(ours)} >= {"conv", "self_attn.in_proj_weight", "self_attn.out_proj.weight"}
+    projections = {"self_attn.in_proj_weight", "self_attn.out_proj.weight"} if attention else set()
+    assert {item.site for item in attached(ours)} >= {"conv", *projections}
     assert ours.head.weight.requires_grad
 
 
@@ -93,7 +97,7 @@ def test_load_peft__refuses_what_has_no_counterpart(build: Build, tmp_path: Path
     inject(model, PLANS["linear and conv"])
     save_peft(model, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    for change, message in (({"peft_type": "VERA"}, "VERA"), ({"use_dora": True}, "use_dora")):
+    for change, message in (({"peft_type": "VERA"}, "VERA"), ({"use_dora": True}, "no lora_magnitude_vector")):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):
             load_peft(build(), tmp_path)
@@ -112,3 +116,39 @@ def test_save_peft__refuses_adapters_by_name(build: Build, tmp_path: Path) -> No
     inject(model, Plan({"blocks.0.attn.proj": Adapter(width=2)}))
     with pytest.raises(PlanError, match=r"`blocks\.0\.attn\.proj\.adapter` has no counterpart"):
         save_peft(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan({"conv": DoRA(2), "reader": LoRA(2)}), r"at every site or at none, but here `reader` has LoRA"),
+        (Plan({"self_attn.in_proj_weight": DoRA(2)}), r"`self_attn\.in_proj_weight\.dora` has no counterpart"),
+    ],
+    ids=["mixed", "attention"],
+)
+def test_save_peft__refuses_dora_where_the_library_has_none(
+    plan: Plan, message: str, build: Build, tmp_path: Path
+) -> None:
+    model = build()
+    inject(model, plan)
+    with pytest.raises(PlanError, match=message):
+        save_peft(model, tmp_path)
+
+
+def test_save_peft__refuses_dora_on_a_row_of_zeros(build: Build, tmp_path: Path) -> None:
+    model = build()
+    with torch.no_grad():
+        model.reader.weight[2] = 0
+    inject(model, Plan({"reader": DoRA(2)}))
+    with pytest.raises(PlanError, match="a row of zeros"):
+        save_peft(model, tmp_path)
+
+
+def test_load_peft__refuses_magnitudes_of_another_size(build: Build, tmp_path: Path) -> None:
+    model = build()
+    inject(model, PLANS["dora"])
+    save_peft(model, tmp_path)
+    other = build()
+    other.conv = nn.Conv2d(3, 6, 3)
+    with pytest.raises(CheckpointError, match=r"`conv` has 8 magnitudes in the file, but is a Conv2d of another size"):
+        load_peft(other, tmp_path)

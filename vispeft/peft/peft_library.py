@@ -1,9 +1,10 @@
-"""Adapter directories of Hugging Face's `peft` library: LoRA and parameters trained in full, read and written.
+"""Adapter directories of Hugging Face's `peft` library: LoRA, DoRA and parameters trained in full, read and written.
 
-`adapter_model.safetensors` holds `base_model.model.<site>.lora_A.weight` [r, in, ...], `lora_B.weight` [out, r, ...]
-and tensors trained in full by their own names; `adapter_config.json` the ranks and scales. nn.MultiheadAttention has
-both of its projections adapted there, under `<site>` and `<site>.base_layer.out_proj`; here they are the parameters
-`in_proj_weight` and `out_proj.weight`. Such a directory names no base: a wrong one of the same shapes is not refused.
+`adapter_model.safetensors` holds `base_model.model.<site>.lora_A.weight` [r, in, ...], `lora_B.weight` [out, r, ...],
+for DoRA `lora_magnitude_vector` [out] or [1, out, 1, 1], and tensors trained in full by their own names;
+`adapter_config.json` the ranks and scales. nn.MultiheadAttention has both of its projections adapted there, under
+`<site>` and `<site>.base_layer.out_proj`; here they are the parameters `in_proj_weight` and `out_proj.weight`. Such a
+directory names no base: a wrong one of the same shapes is not refused.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
 from vispeft.peft.delta import Delta, WeightDelta
+from vispeft.peft.dora import ConvDoRA, DoRA, LinearDoRA, WeightDoRA
 from vispeft.peft.inject import attached, inject, is_injected, remove
 from vispeft.peft.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA
 from vispeft.peft.plan import Plan
@@ -33,20 +36,27 @@ _OUT_PROJ = ".base_layer.out_proj"
 _OUT_PROJ_TIMES = 2.0
 
 # options that change what the tensors mean, with the value under which they do not
-_PLAIN = {"use_dora": False, "use_qalora": False, "use_bdlora": None, "lora_bias": False, "fan_in_fan_out": False}
+_PLAIN = {"use_qalora": False, "use_bdlora": None, "lora_bias": False, "fan_in_fan_out": False}
 
 
 @dataclass(frozen=True)
 class _Factors:
-    """Factors of one site as the library has them: a [r, in, ...], b [out, r, ...], and the scale of their product."""
+    """Tensors of one site as the library has them.
+
+    a: [r, in, ...]
+    b: [out, r, ...]
+    scale: of their product
+    magnitude: lengths of the weight's rows [out], for DoRA
+    """
 
     a: Tensor
     b: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
 
 def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Injects the LoRA of a `peft` directory into a model without a plan, in place, and loads its tensors."""
+    """Injects the LoRA or DoRA of a `peft` directory into a model without a plan, in place, and loads its tensors."""
     source = Path(directory)
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
@@ -59,8 +69,11 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     for name, pair in factors.items():
         site = _our_site(name, modules, source)
         rank = pair.a.shape[0]
-        plan[site] = LoRA(rank, None if pair.scale == 1 else pair.scale * rank)
-        state |= {f"{site}.lora.a": pair.a, f"{site}.lora.b": pair.b}
+        kind = LoRA if pair.magnitude is None else DoRA
+        plan[site] = kind(rank, None if pair.scale == 1 else pair.scale * rank)
+        state |= {f"{site}.{kind.name}.a": pair.a, f"{site}.{kind.name}.b": pair.b}
+        if pair.magnitude is not None:
+            state[f"{site}.{kind.name}.m"] = _growth(modules[name], pair.magnitude, name, source)
     parameters = dict(model.named_parameters())
     trained = tuple(name for name in full if name in parameters)
     try:
@@ -75,7 +88,7 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
 
 def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Writes the model's LoRA and what it trained in full as a directory that the `peft` library reads.
+    """Writes the model's LoRA or DoRA and what it trained in full as a directory that the `peft` library reads.
 
     Parts of a fused projection become one pair of factors with zeros between the parts, so that the library computes
     the same.
@@ -86,11 +99,15 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     factors = _their_factors(model)
     tensors = {f"{_PREFIX}{name}.lora_A.weight": pair.a for name, pair in factors.items()}
     tensors |= {f"{_PREFIX}{name}.lora_B.weight": pair.b for name, pair in factors.items()}
+    for name, pair in factors.items():
+        if pair.magnitude is not None:
+            shape = (1, -1, 1, 1) if pair.a.ndim == 4 else (-1,)
+            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = pair.magnitude.view(shape)
     prefixes = tuple(f"{item.key}." for item in attached(model))
     full = {key: state[key] for key in own if not prefixes or not key.startswith(prefixes)}
     bare = sorted(key for key in full if "." not in key)
     if bare or not factors:
-        what = f"`{bare[0]}`, a parameter of the model itself" if bare else "a plan without LoRA"
+        what = f"`{bare[0]}`, a parameter of the model itself" if bare else "a plan without LoRA or DoRA"
         raise PlanError(f"The peft library has no counterpart for {what}. Save it with `save`.")
     tensors |= {f"{_PREFIX}{key}": value for key, value in full.items()}
     cpu = {key: value.detach().cpu().clone().contiguous() for key, value in sorted(tensors.items())}
@@ -127,7 +144,10 @@ def _split(
         a, b = names.pop(f"{site}.lora_A.weight"), names.pop(f"{site}.lora_B.weight", None)
         if b is None:
             raise CheckpointError(f"`{source}` is damaged: `{site}` has lora_A, but no lora_B.")
-        factors[site] = _Factors(a, b, _scale(site, a.shape[0], config))
+        magnitude = names.pop(f"{site}.lora_magnitude_vector", None) if config.get("use_dora") else None
+        if magnitude is None and config.get("use_dora"):
+            raise CheckpointError(f"`{source}` is damaged: `{site}` has DoRA, but no lora_magnitude_vector.")
+        factors[site] = _Factors(a, b, _scale(site, a.shape[0], config), magnitude)
     odd = [name for name in names if "lora_" in name]
     if odd:
         raise CheckpointError(f"`{source}` has tensors that have no counterpart here: {', '.join(sorted(odd)[:3])}.")
@@ -162,6 +182,12 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
         if name is None or name in factors:
             raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save`.")
         factors[name] = _whole(item.delta)
+    plain = [name for name, pair in factors.items() if pair.magnitude is None]
+    if 0 < len(plain) < len(factors):
+        raise PlanError(
+            f"The peft library has DoRA at every site or at none, but here `{plain[0]}` has LoRA and others have DoRA. "
+            f"Save it with `save`."
+        )
     for name in [name for name in factors if isinstance(modules.get(name), nn.MultiheadAttention)]:
         _complete_attention(factors, name, modules[name])
     for name in [name.removesuffix(_OUT_PROJ) for name in factors if name.endswith(_OUT_PROJ)]:
@@ -174,7 +200,7 @@ def _their_site(site: str, delta: Delta | WeightDelta, modules: Mapping[str, nn.
     """The library's name of our site, or None where it has none."""
     if isinstance(delta, LinearLoRA | ConvLoRA):
         return site
-    if isinstance(delta, WeightLoRA):
+    if isinstance(delta, WeightLoRA) and not isinstance(delta, WeightDoRA):
         for suffix, theirs in ((".in_proj_weight", ""), (".out_proj.weight", _OUT_PROJ)):
             owner = site.removesuffix(suffix)
             if owner != site and isinstance(modules.get(owner), nn.MultiheadAttention):
@@ -186,13 +212,40 @@ def _whole(delta: Delta | WeightDelta) -> _Factors:
     """One pair of factors for the whole map: parts side by side in a, block by block in b."""
     assert isinstance(delta, LinearLoRA | ConvLoRA | WeightLoRA)
     parts, first = len(delta.rows), delta.rows[0]
+    magnitude = _magnitude(delta) if isinstance(delta, LinearDoRA | ConvDoRA) else None
     if first.stop - first.start == delta.outputs:
-        return _Factors(delta.a, delta.b, delta.scale)
+        return _Factors(delta.a, delta.b, delta.scale, magnitude)
     b = delta.b.new_zeros(delta.outputs, delta.a.shape[0])
     rank = delta.b.shape[1]
     for index, (rows, part) in enumerate(zip(delta.rows, delta.b.chunk(parts), strict=True)):
         b[rows, index * rank : (index + 1) * rank] = part.detach()
-    return _Factors(delta.a, b, delta.scale)
+    return _Factors(delta.a, b, delta.scale, magnitude)
+
+
+def _magnitude(delta: LinearDoRA | ConvDoRA) -> Tensor:
+    """The lengths that the rows of the merged weight have [out]: those of the frozen rows, and what they grew by."""
+    (base,) = delta.bases
+    magnitude = _row_lengths(base.weight, delta.m.dtype)
+    if not magnitude.all():
+        raise PlanError("The peft library cannot do DoRA on a weight with a row of zeros. Save it with `save`.")
+    for rows, growth in zip(delta.rows, delta.m.detach().chunk(len(delta.rows)), strict=True):
+        magnitude[rows] += growth
+    return magnitude
+
+
+def _growth(module: nn.Module, magnitude: Tensor, name: str, source: Path) -> Tensor:
+    """By how much the library's magnitudes of a module exceed the lengths of its rows [out]."""
+    if not isinstance(module, nn.Linear | nn.Conv2d) or magnitude.numel() != module.weight.shape[0]:
+        raise CheckpointError(
+            f"`{source}` does not fit this model: `{name}` has {magnitude.numel()} magnitudes in the file, but is a "
+            f"{type(module).__name__} of another size or kind in the model."
+        )
+    return torch.sub(magnitude.flatten(), _row_lengths(module.weight, magnitude.dtype).to(magnitude.device))
+
+
+def _row_lengths(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The length of each row of a weight [out, ...], in `dtype`."""
+    return torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=dtype)
 
 
 def _complete_attention(factors: dict[str, _Factors], name: str, attention: nn.Module) -> None:
@@ -230,7 +283,7 @@ def _config(factors: Mapping[str, _Factors], full: list[str]) -> dict[str, Any]:
         "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
         "use_rslora": False,
-        "use_dora": False,
+        "use_dora": any(pair.magnitude is not None for pair in factors.values()),
         "inference_mode": True,
         "base_model_name_or_path": None,
         "task_type": None,
