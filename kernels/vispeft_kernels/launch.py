@@ -22,11 +22,21 @@ SMALLEST_DOT = 16  # a tensor core multiplies no less than 16 rows, columns or r
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is cut up: block sizes by the kernel's own names, warps, and stages of its pipelined loop."""
+    """How one kernel is cut up: block sizes by the kernel's own names, warps, and stages of its pipelined loop.
+
+    registers: that a thread may have at most; where it is given, ptxas does not spill to have fewer
+    """
 
     blocks: Mapping[str, int] = field(hash=False)
     warps: int
     stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told beside the blocks."""
+        limit = {} if self.registers is None else {"maxnreg": self.registers}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
 def obstacle(tensors: Sequence[Tensor]) -> str:
@@ -86,7 +96,7 @@ def start(
     if 0 in grid:
         return
     with torch.cuda.device(args[0].get_device()):
-        kernel[grid](*args, **config.blocks, **constants, num_warps=config.warps, num_stages=config.stages)
+        kernel[grid](*args, **config.blocks, **constants, **config.options)
 
 
 def precision(dtype: torch.dtype) -> str:

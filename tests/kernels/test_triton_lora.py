@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import lora_add, lora_linear
-from vispeft_kernels.lora import launch, lora_update, ops
-from vispeft_kernels.lora.launch import Dropout, Segments
+from vispeft_kernels.lora import launch, lora_segments, lora_update, ops
+from vispeft_kernels.lora.launch import Dropout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # of the largest entry of a tensor; kernels/README.md has the same table
@@ -154,22 +154,39 @@ def test_mask__drops_the_asked_share_whatever_the_blocks_and_differs_by_seed() -
     assert float(torch.corrcoef(columns[:64]).fill_diagonal_(0).abs().max()) < 0.45  # 130 rows, 64 columns
 
 
-def test_segments__each_run_of_rows_has_its_own_adapter() -> None:
-    lengths, dtype = (70, 1, 0, 39), torch.float32
-    case = Case(sum(lengths), 36, 50, 3)
-    x = case.tensors(dtype)[0][0]
-    a, b = torch.randn(4, 3, 36, device=DEVICE), torch.randn(4, 50, 3, device=DEVICE)
-    y, grad = torch.randn(2, case.rows, 50, device=DEVICE)
-    segments = Segments(lengths)
-    hidden = launch.shrink(x, a, segments=segments)
-    out = launch.expand_(y.clone(), hidden, b, 0.5, (0,), segments=segments)
-    grad_hidden, grad_b = launch.grad_hidden_and_b(grad, hidden, b, 0.5, (0,), segments)
-    grad_a = launch.grad_a(x, grad_hidden, segments=segments)
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).to(DEVICE)
-    leaves = [one.double().requires_grad_() for one in (a, b)]
-    update = torch.einsum("mk,mrk,mnr->mn", x.double(), leaves[0][owner], leaves[1][owner])
-    wanted = torch.autograd.grad(y.double() + 0.5 * update, leaves, grad.double())
-    assert_near([out, grad_a, grad_b], [y.double() + 0.5 * update.detach(), *wanted], dtype)
+@EACH_DTYPE
+@pytest.mark.parametrize("starts", [(0,), (0, 34)], ids=["whole", "q and v"])
+def test_lora_segments__gives_each_run_of_rows_its_own_adapter(starts: tuple[int, ...], dtype: torch.dtype) -> None:
+    lengths, parts = (70, 1, 0, 39), len(starts)
+    x = Case(sum(lengths), 36, 51, 3).tensors(dtype)[0]
+    width = 51 if parts == 1 else 17
+    a, b = torch.randn(4, parts * 3, 36, device=DEVICE), torch.randn(4, parts * width, 3, device=DEVICE)
+    inputs = [torch.randn(1, sum(lengths), 51, device=DEVICE).to(dtype), x, a.to(dtype), b.to(dtype)]
+    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).tolist()
+
+    def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        zero = y.new_zeros(51, 36)
+        rows = [explicit(row, zero, None, a[i], b[i], starts) for row, i in zip(x[0], owner, strict=True)]
+        return y + torch.stack(rows)
+
+    ours = run(lambda *t: lora_segments(*t, 0.5, lengths, starts=starts), inputs)
+    assert_near(ours, run(truth, [one.double() for one in inputs]), dtype)
+
+
+def test_lora_segments__dropout_has_the_gradients_of_the_mask_that_its_seed_draws() -> None:
+    lengths = (20, 13)
+    y, x = torch.randn(33, 18, device=DEVICE), torch.randn(33, 24, device=DEVICE)
+    a, b = torch.randn(2, 3, 24, device=DEVICE), torch.randn(2, 18, 3, device=DEVICE)
+    torch.manual_seed(3)
+    mask = launch.mask(33, 24, Dropout(0.4, launch.new_seed(x))).double() / 0.6
+
+    def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        runs = zip(x.mul(mask).split(lengths), a, b, strict=True)
+        return y + torch.cat([0.5 * F.linear(F.linear(x, a), b) for x, a, b in runs])
+
+    torch.manual_seed(3)
+    ours = run(lambda *t: lora_segments(*t, 0.5, lengths, dropout=0.4), [y, x, a, b])
+    assert_near(ours, run(truth, [one.double() for one in (y, x, a, b)]), torch.float32)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])

@@ -21,7 +21,7 @@ def forward(value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
     pixels = _rows(value)
     dim = value.shape[3]
     out = torch.empty(batch, queries, heads, dim, dtype=pixels.dtype, device=value.device)
-    config = table.forward(dim, samples.size, is_interpreted())
+    config = table.forward(dim, samples.size, samples.mode > 0, is_interpreted())
     start(
         _kernels().deformable_fwd_kernel,
         (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),

@@ -13,23 +13,32 @@ from vispeft_kernels.launch import Config
 LARGEST_DIM = 256
 LARGEST_SAMPLES = 512  # of a query in one head, where their softmax is taken in the kernel
 
+LARGEST_REGISTERS = 255
+
 
 def _block(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def forward(dim: int, samples: int, is_interpreted: bool = False) -> Config:
+def forward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = False) -> Config:
     """For `deformable_fwd_kernel`; samples: levels * points. In the interpreter a program costs more than its work."""
     channels, block = max(8, _block(dim)), _block(samples)
-    queries = 64 if is_interpreted else max(1, min(512 // channels, 2048 // block))
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, 2, 1)
+    warps = 4 if has_reference else 2
+    queries = 256 * warps // channels
+    if has_reference:
+        queries = min(queries, max(1, 2048 // block))
+    queries = 64 if is_interpreted else max(1, queries)
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, warps, 1, LARGEST_REGISTERS)
 
 
 def backward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = False) -> Config:
-    """For `deformable_bwd_kernel`; the softmax that comes with a reference takes twice the threads."""
+    """For `deformable_bwd_kernel`; the softmax that comes with a reference takes twice the threads, few queries."""
     channels, block = max(8, _block(dim)), _block(samples)
-    queries = 64 if is_interpreted else max(1, min(256 // channels, 1024 // block))
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, 1 + has_reference, 1)
+    queries = 256 // channels
+    if has_reference:
+        queries = min(queries, 256 // block)
+    queries = 64 if is_interpreted else max(1, queries)
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, 1 + has_reference, 1, LARGEST_REGISTERS)
 
 
 def corners(samples: int) -> Config:
@@ -48,7 +57,7 @@ def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, d
     for dtype in (torch.bfloat16, torch.float32):
         for dim, samples in ((8, 16), (16, 16), (32, 16), (64, 16), (128, 16), (256, 16), (32, 64), (8, 512)):
             for reference in (0, 2, 4) if dim in (8, 32) else (0,):
-                yield "deformable_fwd_kernel", dtype, forward(dim, samples), {"REFERENCE": reference}
+                yield "deformable_fwd_kernel", dtype, forward(dim, samples, reference > 0), {"REFERENCE": reference}
                 for value, points in ((True, True), (False, True), (True, False)):
                     work = {"REFERENCE": reference, "NEEDS_VALUE": value, "NEEDS_POINTS": points}
                     yield "deformable_bwd_kernel", dtype, backward(dim, samples, reference > 0), work

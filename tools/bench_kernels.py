@@ -1,0 +1,124 @@
+"""Time every kernel of this project against the frozen limit, plain torch, `torch.compile` and public libraries.
+
+    python tools/bench_kernels.py                         # on a GPU: all kernels at realistic sizes, bfloat16
+    python tools/bench_kernels.py --device cpu --quick    # small sizes, for a look at whether everything runs
+    python tools/bench_kernels.py --device cpu            # on a CPU: one image, float32, one thread
+    python tools/bench_kernels.py --only lora --dtypes bfloat16 float16 float32 --skip compile peft
+    python tools/bench_kernels.py --tune                  # find where the fused product wins, write its table
+
+Writes `tools/results/kernels_<device>.json` and a plot beside it, and prints a table and the cases that are lost.
+Every implementation is compared with float64 first, outputs and gradients. `compile` is `torch.compile` of the plain
+formula; `peft` and `deformops` are there where they are installed. A ratio is to the frozen maps alone, with the
+gradient of their inputs, for LoRA; to the plain formula for adapters; to `grid_sample` for deformable attention. Peak
+memory is what one call takes above its inputs; kept memory what its forward pass leaves for the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import bench_kernels_adapter
+import bench_kernels_deformable
+import bench_kernels_lora
+import torch
+from bench_kernels_measure import Ceilings, Figure, Settings, measure_case, measure_ceilings
+from bench_kernels_report import losses, plot, table
+from bench_kernels_tune import tune
+
+KERNELS = {
+    "lora": bench_kernels_lora.cases,
+    "adapter": bench_kernels_adapter.cases,
+    "deformable": bench_kernels_deformable.cases,
+}
+LIBRARIES = ("torch", "triton", "peft", "deformops")
+RESULTS = Path(__file__).parent / "results"
+
+
+def measure(kernels: list[str], settings: list[Settings], scale: str) -> tuple[list[Figure], dict[str, Ceilings]]:
+    """Every figure, told as it comes, and the ceilings by dtype."""
+    figures: list[Figure] = []
+    ceilings: dict[str, Ceilings] = {}
+    for one in settings:
+        found = ceilings[str(one.dtype).removeprefix("torch.")] = measure_ceilings(one)
+        for kernel in kernels:
+            for case in KERNELS[kernel](scale):
+                print(f"{case.kernel}: {case.name}", file=sys.stderr, flush=True)
+                figures += measure_case(case, one, found)
+                torch.compiler.reset()
+                if one.device.type == "cuda":
+                    torch.cuda.empty_cache()
+    return figures, ceilings
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return {"python": platform.python_version(), **found}
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, and as part of a file's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", nargs="+", choices=sorted(KERNELS), default=list(KERNELS), help="these kernels")
+    parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--skip", nargs="+", default=[], help="implementations: compile, peft, deformops, compiled")
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, nothing compiled")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--tune", action="store_true", help="write the table of the fused product and stop")
+    parser.add_argument("--output", type=Path, help="the JSON file; the plot has its name")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures, writes and shows."""
+    args = parse_arguments()
+    device = torch.device(args.device)
+    torch.set_num_threads(1)
+    if args.tune:
+        tune(device)
+        return
+    dtypes = args.dtypes or (["bfloat16"] if device.type == "cuda" else ["float32"])
+    skip = frozenset([*args.skip, *(("compile", "compiled") if args.quick else ())])
+    rounds = 3 if args.quick else args.rounds
+    settings = [
+        Settings(device, getattr(torch, dtype), rounds, 1 if args.quick else 20, not args.no_graphs, skip)
+        for dtype in dtypes
+    ]
+    figures, ceilings = measure(
+        args.only, settings, "quick" if args.quick else "gpu" if device.type == "cuda" else "cpu"
+    )
+    name = device_name(device)
+    path = args.output or RESULTS / f"kernels_{name.lower().replace(' ', '_')}.json"
+    report = {
+        "command": " ".join(["python", "tools/bench_kernels.py", *sys.argv[1:]]),
+        "device": name,
+        "versions": versions(),
+        "rounds": rounds,
+        "ceilings": {dtype: asdict(one) for dtype, one in ceilings.items()},
+        "figures": [asdict(one) for one in figures],
+    }
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    plot(figures, path.with_suffix(".png"), f"{name}, torch {torch.__version__}")
+    print(table(figures, ceilings))
+    print(f"\n{losses(figures)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    main()

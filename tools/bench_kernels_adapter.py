@@ -1,0 +1,83 @@
+"""Cases of `bench_kernels.py`: the bottleneck adapter after a map of a ViT, and adapters one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from bench_kernels_measure import PASSES, Case, Entry, Tensors, compiled, plain, vit_sizes
+from torch import Tensor
+from vispeft_kernels.adapter import STEPS, bottleneck, bottleneck_chain, function, reference
+
+MAPS = "down_w", "down_b", "up_w", "up_b"
+
+
+@dataclass(frozen=True)
+class Size:
+    """count: adapters one after the other."""
+
+    name: str
+    rows: int
+    channels: int
+    width: int
+    count: int = 1
+
+    def draw(self) -> Tensors:
+        generator = torch.Generator().manual_seed(0)
+        n, c, w = self.count, self.channels, self.width
+        shapes = {"down_w": (n, w, c), "down_b": (n, w), "up_w": (n, c, w), "up_b": (n, c)}
+        maps = {name: shape[-1] ** -0.5 * torch.randn(shape, generator=generator) / 2 for name, shape in shapes.items()}
+        return {"x": torch.randn(self.rows, c, generator=generator), **maps}
+
+    def least(self) -> dict[str, tuple[float, float]]:
+        """Elements moved and operations done by a kernel that reads the stream once each way, z kept."""
+        stream, kept = float(self.rows * self.channels), float(self.rows * self.width * self.count)
+        flops = 4.0 * self.channels * kept
+        return {
+            PASSES[0]: (2 * stream + kept, flops),
+            PASSES[1]: (2 * stream + kept + 3 * stream + kept, 3 * flops),
+        }
+
+    def case(self) -> Case:
+        def eager(x: Tensor, **maps: Tensor) -> list[Tensor]:
+            for one in zip(*(maps[name] for name in MAPS), strict=True):
+                x = reference.bottleneck_add(x, x, *one, "gelu", 1.0)
+            return [x]
+
+        def in_torch(x: Tensor, **maps: Tensor) -> list[Tensor]:
+            for one in zip(*(maps[name] for name in MAPS), strict=True):
+                x = function.bottleneck_add(x, x, *one, "gelu", 1.0, STEPS["function"])
+            return [x]
+
+        def ours(x: Tensor, **maps: Tensor) -> list[Tensor]:
+            for one in zip(*(maps[name] for name in MAPS), strict=True):
+                x = bottleneck(x, *one)
+            return [x]
+
+        def chain(x: Tensor, **maps: Tensor) -> list[Tensor]:
+            return [bottleneck_chain(x, *(list(maps[name]) for name in MAPS))]
+
+        trained = "x", *MAPS
+        entries = {
+            "eager": Entry(plain(eager, *trained)),
+            "compile": Entry(compiled(eager, *trained)),
+            "vispeft, in torch": Entry(plain(in_torch, *trained), is_ours=True),
+            "vispeft": Entry(plain(ours, *trained), is_ours=True),
+            "vispeft, compiled": Entry(compiled(ours, *trained), is_ours=True),
+        }
+        if self.count > 1:
+            entries["vispeft, chain"] = Entry(plain(chain, *trained), is_ours=True)
+        return Case("adapter", self.name, self.draw, entries, "eager", "eager", self.least())
+
+
+def cases(scale: str) -> Iterator[Case]:
+    """After a map of a ViT with patches of 16: at 640 px, batch 5, and at 1024 px, batch 8."""
+    if scale == "quick":
+        yield Size("small adapter", 50, 32, 8).case()
+        yield Size("small chain of 2", 50, 32, 8, 2).case()
+        return
+    for model, channels, pixels, rows in vit_sizes(scale):
+        for width in (64, 128, 256):
+            yield Size(f"{model}, {pixels}, bottleneck {width}", rows, channels, width).case()
+        yield Size(f"{model}, {pixels}, 3 adapters of bottleneck 64 in a chain", rows, channels, 64, 3).case()
