@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +38,10 @@ from vispeft.structures import Targets
 RANK, ALPHA, DROPOUT, WIDTH = 8, 16.0, 0.05, 64
 VIT_SITES = "blocks.*.attn.qkv | blocks.*.attn.proj | blocks.*.mlp.fc1 | blocks.*.mlp.fc2"
 VIT_ADAPTERS = "blocks.*.attn.proj | blocks.*.mlp.fc2"
-PEFT_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+PEFT_TARGETS = r"(.*\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
+MASK_DINO_HEADS = ("decoder.class_embed", "decoder.label_embed", "decoder.mask_embed", "decoder.bbox_embed")
+DEFORMABLE = "**.sampling_offsets | **.value_proj"
+PEFT_DEFORMABLE = r".*\.(sampling_offsets|value_proj)"
 MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
 
 
@@ -86,7 +89,8 @@ def build_vit(method: str, args: argparse.Namespace) -> tuple[nn.Module, Callabl
         inject(model, plan)
         train_mode(model)
     elif method.startswith("peft_"):
-        model = peft_model(model, DROPOUT if method == "peft_lora_dropout" else 0.0, use_dora=method == "peft_dora")
+        dropout = DROPOUT if method == "peft_lora_dropout" else 0.0
+        model = peft_model(model, PEFT_TARGETS, ["head"], dropout, use_dora=method == "peft_dora")
     else:
         model.requires_grad_(False)
         images.requires_grad_(method == "floor")
@@ -95,16 +99,19 @@ def build_vit(method: str, args: argparse.Namespace) -> tuple[nn.Module, Callabl
 
 def mask_dino_plans() -> dict[str, Plan | None]:
     """The plans of the segmentation model by method name."""
-    heads = ("decoder.class_embed.**", "decoder.label_embed.**", "decoder.mask_embed.**", "decoder.bbox_embed.**")
-    deformable = "**.sampling_offsets | **.value_proj"
+    heads = tuple(f"{head}.**" for head in MASK_DINO_HEADS)
+    everywhere = " | ".join([DEFORMABLE, *(f"**.{site}" for site in VIT_SITES.split(" | "))])
     attention = "pixel_decoder.layers.*.self_attn | decoder.layers.*.self_attn | decoder.layers.*.cross_attn"
     return {
         "forward": None,
         "head": Plan.head_only(*heads),
         "adapter": Plan({attention: Adapter(reduction=4, act="relu")}, heads),
-        "lora": Plan({deformable: LoRA(RANK, ALPHA)}, heads),
-        "lora_dropout": Plan({deformable: LoRA(RANK, ALPHA, dropout=DROPOUT)}, heads),
+        "lora": Plan({DEFORMABLE: LoRA(RANK, ALPHA)}, heads),
+        "lora_dropout": Plan({DEFORMABLE: LoRA(RANK, ALPHA, dropout=DROPOUT)}, heads),
+        "lora_everywhere": Plan({everywhere: LoRA(RANK, ALPHA)}, heads),
         "full": Plan.full(),
+        "peft_lora": None,
+        "peft_lora_everywhere": None,
     }
 
 
@@ -116,11 +123,14 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> tuple[nn.Module, C
     side = args.image_size
     model = build_model("mask_dino", backbone="vit_tiny_patch16_224", num_classes=5, image_size=side, size="tiny")
     plan = mask_dino_plans()[method]
-    if plan is None:
-        model.requires_grad_(False)
-    else:
+    if plan is not None:
         inject(model, plan)
         train_mode(model)
+    elif method.startswith("peft_"):
+        targets = PEFT_DEFORMABLE if method == "peft_lora" else f"{PEFT_DEFORMABLE}|{PEFT_TARGETS}"
+        model = peft_model(model, targets, MASK_DINO_HEADS)
+    else:
+        model.requires_grad_(False)
     images = torch.randn(args.batch, 3, side, side)
     masks = torch.zeros(3, side, side, dtype=torch.bool)
     for index in range(3):
@@ -131,19 +141,16 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> tuple[nn.Module, C
     return model, lambda: torch.stack(list(criterion(model(images, targets), targets).values())).sum()
 
 
-def peft_model(model: nn.Module, dropout: float, *, use_dora: bool) -> nn.Module:
-    """The same LoRA or DoRA by the `peft` library."""
+def peft_model(
+    model: nn.Module, targets: str, heads: Sequence[str], dropout: float = 0.0, *, use_dora: bool = False
+) -> nn.Module:
+    """The same LoRA or DoRA by the `peft` library; heads are trained as they are."""
     import peft
 
-    config = peft.LoraConfig(
-        r=RANK,
-        lora_alpha=ALPHA,
-        lora_dropout=dropout,
-        use_dora=use_dora,
-        target_modules=PEFT_TARGETS,
-        modules_to_save=["head"],
-    )
+    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, use_dora=use_dora, target_modules=targets)
     wrapped: nn.Module = peft.get_peft_model(model, config)
+    for head in heads:
+        model.get_submodule(head).requires_grad_(True)
     return wrapped
 
 
