@@ -39,13 +39,17 @@ def explicit(
     return F.linear(x, gain[:, None] * merged, bias)
 
 
+@pytest.mark.parametrize("is_frozen", [True, False], ids=["frozen", "trained"])
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_lora_update__with_a_gain_is_the_explicit_formula_in_values_and_every_gradient(
-    shape: tuple[int, int, tuple[int, ...]], has_bias: bool
+    shape: tuple[int, int, tuple[int, ...]], has_bias: bool, is_frozen: bool
 ) -> None:
     x, weight, bias, *rest = tensors(*shape)
-    inputs = (x, weight, bias, *rest) if has_bias else (x, weight, *rest)
+    base = (weight, bias) if has_bias else (weight,)
+    for tensor in base:
+        tensor.requires_grad_(not is_frozen)
+    inputs = (x, *rest) if is_frozen else (x, *base, *rest)
     offset = bias if has_bias else None
     result, wanted = updated(x, weight, offset, *rest, starts=shape[2]), explicit(x, weight, offset, *rest, shape[2])
     torch.testing.assert_close(result, wanted)
@@ -84,8 +88,8 @@ def test_lora_update__with_a_gain_may_be_followed_by_an_operation_in_place(
         torch.testing.assert_close(ours, theirs)
 
 
-def test_lora_update__with_a_gain_draws_the_mask_of_dropout_again() -> None:
-    shape = SHAPES["q and v"]
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_lora_update__with_a_gain_draws_the_mask_of_dropout_again(shape: tuple[int, int, tuple[int, ...]]) -> None:
     x, weight, bias, *rest = tensors(*shape)
     torch.manual_seed(1)
     result = updated(x, weight, bias, *rest, starts=shape[2], dropout=0.5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
-from vispeft.peft import IA3, Adapter, LoRA, Plan, ScaleShift, inject, merge, remove, train_mode
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Plan, ScaleShift, inject, merge, remove, train_mode
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -21,6 +21,8 @@ MIXED = Plan(
         "blocks.*.attn.proj": Adapter(width=3, count=2),
         "blocks.*.mlp.fc2": [LoRA(2), ScaleShift()],
         "blocks.0.mlp.fc1": IA3(),
+        "blocks.1.mlp.fc1": DoRA(2),
+        "grouped.weight": DoRA(2),
         "conv": LoRA(2),
         "reader.weight": LoRA(2),
     },
@@ -119,16 +121,21 @@ def kept_mb(model: nn.Module, images: Tensor) -> int:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_inject__lora_keeps_no_more_for_backward_than_an_input_gradient_does(dropout: float, build: Build) -> None:
+@pytest.mark.parametrize("kind", [LoRA, DoRA])
+def test_inject__low_rank_methods_keep_no_more_for_backward_than_an_input_gradient_does(
+    kind: type[LoRA], dropout: float, build: Build
+) -> None:
     """Behind norms and activations, x is taken again from what they keep; only rank-sized tensors are added."""
     images = torch.randn(4, 3, 16, 16)
     base, model = build(), build()
     base.requires_grad_(False)
-    inject(model, Plan({"blocks.*.mlp.fc1 | blocks.*.mlp.fc2 | blocks.*.attn.qkv": LoRA(1, dropout=dropout)}))
+    inject(model, Plan({"blocks.*.mlp.fc1 | blocks.*.mlp.fc2 | blocks.*.attn.qkv": kind(1, dropout=dropout)}))
     train_mode(model)
     floor = kept_mb(base, images.clone().requires_grad_())
     rows = 4 * 9 * 9
-    assert kept_mb(model, images.clone().requires_grad_()) <= floor + 6 * rows * 4
+    # of the two blocks' three maps with 48 features in all: a gain and its slope in m
+    gains = 2 * 48 * 2 if kind is DoRA else 0
+    assert kept_mb(model, images.clone().requires_grad_()) <= floor + (6 * rows + gains) * 4
 
 
 def test_replay__is_not_taken_from_a_tensor_that_was_written_to() -> None:

@@ -240,12 +240,13 @@ def _growth(module: nn.Module, magnitude: Tensor, name: str, source: Path) -> Te
             f"`{source}` does not fit this model: `{name}` has {magnitude.numel()} magnitudes in the file, but is a "
             f"{type(module).__name__} of another size or kind in the model."
         )
-    return torch.sub(magnitude.flatten(), _row_lengths(module.weight, magnitude.dtype).to(magnitude.device))
+    return magnitude.flatten() - _row_lengths(module.weight, magnitude.dtype).to(magnitude.device)
 
 
 def _row_lengths(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The length of each row of a weight [out, ...], in `dtype`."""
-    return torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=dtype)
+    lengths: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=dtype)
+    return lengths
 
 
 def _complete_attention(factors: dict[str, _Factors], name: str, attention: nn.Module) -> None:
