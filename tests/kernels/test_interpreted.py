@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run natively here")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("name", ["lora", "adapter", "deformable"])
+@pytest.mark.parametrize("name", ["lora", "adapter", "deformable", "sites"])
 def test_kernels__pass_their_tests_in_the_interpreter(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", HERE / f"test_triton_{name}.py"],
