@@ -7,13 +7,21 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_PROCESSES ?= 2
 
-.PHONY: quickstart test lint check format clean
+.PHONY: quickstart test test-browser test-postgresql lint check format clean
 
 quickstart: $(READY)  ## fine-tune the bundled base on the CPU by four methods and compare them
 	$(BIN)/vispeft quickstart
 
 test: $(READY)  ## unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+# -rs names what is not installed: a skipped test has proven nothing
+test-browser: $(VENV)/.ready-browser  ## the reports in headless Chromium (apt-get install chromium)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/report/test_browser.py
+
+test-postgresql: $(READY)  ## sweeps over a PostgreSQL server of the tests' own (apt-get install postgresql)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/sweep/test_locks.py tests/sweep/test_processes.py \
+		tests/sweep/test_study.py -k "postgresql or killed_workers"
 
 lint: $(READY)  ## format, style, types, layers
 	$(BIN)/ruff format --check
@@ -36,4 +44,8 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
 		$(PYTHON) -m pip --python $(BIN)/python install pip; }
 	$(PIP) install -e ".[dev]"
+	touch $@
+
+$(VENV)/.ready-browser: $(READY)
+	$(PIP) install -e ".[browser]"
 	touch $@

@@ -108,7 +108,7 @@
   };
   for (const dot of all(".dot")) {
     dot.addEventListener("pointerenter", () => point(dot));
-    dot.addEventListener("pointerleave", hide);
+    dot.addEventListener("pointerleave", event => { if (event.pointerType !== "touch") hide(); });
     dot.addEventListener("focus", () => point(dot));
     dot.addEventListener("blur", hide);
     // a finger cannot hover: its first touch tells, its second follows
@@ -120,6 +120,7 @@
       touched = dot;
     });
   }
+  document.addEventListener("pointerdown", event => { if (!event.target.closest(".dot")) hide(); });
   for (const row of all("tr[data-key]")) {
     row.addEventListener("pointerenter", () => mark(row.dataset.key));
     row.addEventListener("pointerleave", () => mark(""));
@@ -156,7 +157,10 @@
       all("g.line", area).forEach(each => each.classList.toggle("is-near", each === line));
       show(details(line.dataset.key, at), size.left + size.width * found.x / 100, size.top + size.height * found.y / 100);
     });
-    area.addEventListener("pointerleave", () => { hide(); lines.forEach(line => line.classList.remove("is-near")); });
+    area.addEventListener("pointerleave", event => {
+      if (event.pointerType !== "touch") hide();
+      lines.forEach(line => line.classList.remove("is-near"));
+    });
   }
   addEventListener("scroll", () => { if (!document.activeElement?.matches(".dot")) hide(); }, { passive: true });
 })();
