@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
-from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add
+from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain
 
 from vispeft.errors import PlanError
 from vispeft.peft.delta import Delta, Method, WeightDelta, at_least, reference_tensor, trainable, widths
@@ -108,9 +108,15 @@ class AdapterDelta(Delta):
         """y through every adapter in turn, or with the outcome of every adapter on x."""
         start = stream = y.movedim(self.dim, -1)
         seen = x.movedim(self.dim, -1) if self.parallel else None
-        for adapter in self.children():
-            base_of_sum = stream if self.is_additive else start
-            stream = adapter(base_of_sum, stream if seen is None else seen, self.act, self.scale)
+        adapters = [adapter for adapter in self.children() if isinstance(adapter, Bottleneck)]
+        if self.is_additive and seen is None:
+            down = [one.down_w for one in adapters], [one.down_b for one in adapters]
+            up = [one.up_w for one in adapters], [one.up_b for one in adapters]
+            stream = bottleneck_chain(stream, *down, *up, activation=self.act, scale=self.scale)
+        else:
+            for adapter in adapters:
+                base_of_sum = stream if self.is_additive else start
+                stream = adapter(base_of_sum, stream if seen is None else seen, self.act, self.scale)
         result = stream.movedim(-1, self.dim)
         # kernels that follow are chosen by memory format, so a channels-first map has to stay one
         return result.contiguous() if y.is_contiguous() else result

@@ -65,10 +65,14 @@ def bottleneck_chain(
     activation: str = "gelu",
     scale: float = 1.0,
 ) -> Tensor:
-    """x through one `bottleneck` after the other, in one pass over it; all of one width. Keeps x and every down(x)."""
+    """x through one `bottleneck` after the other, in one pass over it. Keeps x and every down(x), no more.
+
+    Adapters of different widths, one alone, and a mode asked for by name go one by one.
+    """
     for maps in zip(down_w, down_b, up_w, up_b, strict=True):
         _check(x, x, *maps, activation)
-    if len(down_w) == 1 or len({one.shape for one in down_w}) > 1 or requested() != "auto":
+    is_uniform = len(down_w) > 1 and len({one.shape for one in down_w}) == 1
+    if not is_uniform or requested() != "auto" or torch.compiler.is_compiling():
         for maps in zip(down_w, down_b, up_w, up_b, strict=True):
             x = bottleneck(x, *maps, activation, scale)
         return x
