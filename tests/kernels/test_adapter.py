@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, bottleneck
-from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain, reference
+from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain, ops, reference
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -77,6 +77,11 @@ def test_bottleneck_add__compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(compiled(*inputs), bottleneck_add(*inputs))
 
 
+def test_bottleneck_op__passes_opcheck_on_the_cpu() -> None:
+    y, x, *maps = tensors(torch.float32)
+    torch.library.opcheck(ops.bottleneck_op, (y, x, *maps, "silu", 0.5))
+
+
 def test_bottleneck__refuses_what_does_not_fit() -> None:
     y, x, down_w, down_b, up_w, up_b = tensors()
     with pytest.raises(KernelError, match="`up_w` must be"):
@@ -112,6 +117,16 @@ def test_bottleneck_chain__equals_one_adapter_after_the_other(count: int, activa
         torch.autograd.grad(result, inputs, grad), torch.autograd.grad(wanted, inputs, grad), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_bottleneck_chain__compiles_without_a_graph_break() -> None:
+    x, *maps = chain_tensors(2, torch.float32)
+
+    def call(x: Tensor) -> Tensor:
+        return bottleneck_chain(x, *(one.unbind() for one in maps), "gelu", 0.5)
+
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), call(x))
 
 
 def test_bottleneck_chain__is_the_identity_while_up_is_zero() -> None:

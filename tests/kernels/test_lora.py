@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, lora_add, lora_linear
-from vispeft_kernels.lora import lora_segments, lora_update, reference
+from vispeft_kernels.lora import lora_segments, lora_update, ops, reference
 from vispeft_kernels.lora.dropout import CPU_ROWS, masks
 
 STARTS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
@@ -188,6 +188,25 @@ def test_lora_linear__compiles_without_a_graph_break() -> None:
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_lora_segments__compiles_without_a_graph_break() -> None:
+    x, _, _, a, b, y = tensors((0,), dtype=torch.float32)
+
+    def call(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return lora_segments(y, x, a, b, 0.5, (3, 5))
+
+    inputs = y, x, torch.stack([a, 2 * a]), torch.stack([b, -b])
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), call(*inputs))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_ops__pass_opcheck_on_the_cpu(dropout: float) -> None:
+    x, weight, bias, a, b, y = tensors((0, 6), dtype=torch.float32)
+    seed = torch.tensor([7]) if dropout else None
+    torch.library.opcheck(ops.lora_linear_op, (x, weight, bias, a, b, seed, 0.5, [0, 6], dropout))
+    torch.library.opcheck(ops.lora_add_op, (y, x, a, b, seed, 0.5, [0, 6], dropout))
 
 
 def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
