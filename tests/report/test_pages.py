@@ -87,7 +87,8 @@ def test_write_report__escapes_what_the_data_says(run_dir):
 
 def test_write_report__draws_curves_without_missing_values(run_dir):
     page = write_report(run_dir).read_text()
-    assert page.count("<polyline") == 3
+    # the loss; precision by recall at three thresholds; calibration and its ideal
+    assert page.count("<polyline") == 1 + 3 + 2
     assert "loss ends at 1.25" in page
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", " ".join(Outline(page).texts[3:-1]))
 
@@ -141,6 +142,25 @@ def test_write_comparison__has_a_row_and_a_panel_per_run(make_run, tmp_path):
     assert len(outline.sources) == 2
     assert sum(link.startswith("#image-") for link in outline.links) == 2 * 2
     assert outline.texts.count("full") >= 3
+
+
+def test_write_comparison__begins_with_what_can_be_told_apart(make_run, tmp_path):
+    runs = {name: make_run(tmp_path / name, images=tmp_path / "images") for name in ("lora", "full")}
+    texts = Outline(write_comparison(runs, tmp_path / "comparison.html").read_text()).texts
+    ap = json.loads((runs["lora"] / "summary.json").read_text())["segm"]["AP"]
+    sentence = next(text for text in texts if "highest AP" in text)
+    assert f"{ap:.3f}" in sentence
+    assert "distinguishable" in sentence
+    assert any("trained once" in text for text in texts)
+    assert texts.index(sentence) < texts.index("Learning curves")
+    assert "95 % interval" in texts
+
+
+def test_write_comparison__sorts_by_value_not_by_text(make_run, tmp_path):
+    sizes = {"a": 900, "b": 5_000_000, "c": 70_000}
+    runs = {name: make_run(tmp_path / name, figures={"adapter_bytes": size}) for name, size in sizes.items()}
+    page = write_comparison(runs, tmp_path / "comparison.html").read_text()
+    assert all(re.search(rf'data-order="{size}(\.0)?"', page) for size in sizes.values())
 
 
 def test_write_comparison__runs_on_other_annotations_share_no_pictures(make_run, tmp_path):

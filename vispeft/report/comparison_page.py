@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from vispeft.errors import DataError
+from vispeft.evaluation.compare import Comparison, compare
+from vispeft.evaluation.compare_files import read_contest
 from vispeft.report.charts import Chart, Series, line_chart
-from vispeft.report.page import link_to, run_facts, write_page
+from vispeft.report.formats import figure
+from vispeft.report.page import Cell, Interval, link_to, run_facts, span_of, write_page
 from vispeft.report.run_files import RunFiles, read_run
 from vispeft.report.run_page import category_rows
 from vispeft.report.samples import draw_samples
+
+_COLUMNS = [fact.name for fact in run_facts({})]
+# in all runs; more take longer than a few seconds, and are left to `vispeft compare`
+_MOST_PREDICTIONS = 40_000
 
 
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
@@ -18,25 +26,61 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     if not runs:
         raise DataError("`runs` must name at least one run directory to compare, but is empty.")
     read = {name: read_run(path) for name, path in runs.items()}
+    comparison, categories = _compared(read), category_rows(read)
     return write_page(
         out,
         "comparison.html.j2",
         title="Comparison of " + ", ".join(read),
         kind="comparison",
-        rows=[
-            (name, link_to(path / "report.html", out), [fact.value for fact in run_facts(read[name].summary)])
-            for name, path in runs.items()
-        ],
-        columns=[fact.name for fact in run_facts({})],
+        conclusion=[comparison.sentence, *comparison.notes] if comparison is not None else [],
+        rows=_rows(read, comparison, out),
+        columns=["run", "mask AP", *(["95 % interval"] if comparison is not None else []), *_COLUMNS[1:]],
         names=list(read),
         charts=_charts(read),
-        categories=category_rows(read),
+        categories=categories if len(categories) > 1 else [],
         samples=draw_samples(read, num_images=4),
     )
+
+
+def _compared(runs: Mapping[str, RunFiles]) -> Comparison | None:
+    """Which runs differ; None if they were not scored alike, or have more predictions than are soon resampled."""
+    num_predictions = sum(len(run.predictions) for run in runs.values())
+    if len(runs) < 2 or num_predictions > _MOST_PREDICTIONS or not all(run.predictions for run in runs.values()):
+        return None
+    try:
+        contest = read_contest([run.path for run in runs.values()], is_grouped=False)
+        entries = [replace(one.entry, name=name) for name, one in zip(runs, contest.contenders, strict=True)]
+        return compare(entries)
+    except DataError:
+        return None
+
+
+def _rows(runs: Mapping[str, RunFiles], comparison: Comparison | None, out: Path) -> list[list[Cell]]:
+    """A row for each run, with the interval of its AP if there is one."""
+    intervals = [
+        Interval(one.figure.value, one.figure.low, one.figure.high)
+        for one in (comparison.standings if comparison else ())
+    ]
+    ends = [end for one in intervals for end in (one.low, one.high)]
+    rows = []
+    for place, (name, run) in enumerate(runs.items()):
+        score, *rest = [Cell(fact.value, fact.order) for fact in run_facts(run.summary)]
+        row = [Cell(name, name, link_to(run.path / "report.html", out)), score]
+        if intervals:
+            interval = intervals[place]
+            text = f"{figure(interval.low)} to {figure(interval.high)}"
+            row.append(Cell(text, interval.low, span=span_of(interval, ends)))
+        rows.append([*row, *rest])
+    return rows
 
 
 def _charts(runs: Mapping[str, RunFiles]) -> list[Chart]:
     scores = [Series(name, run.series("val", "segm/AP")) for name, run in runs.items()]
     losses = [Series(name, run.series("train", "loss")) for name, run in runs.items()]
-    charts = [line_chart(scores, title="Validation mask AP", from_zero=True), line_chart(losses, title="Training loss")]
+    # one evaluation has no curve
+    has_curve = any(len(line.points) > 1 for line in scores)
+    charts = [
+        line_chart(scores, title="Validation mask AP", from_zero=True) if has_curve else None,
+        line_chart(losses, title="Training loss"),
+    ]
     return [chart for chart in charts if chart is not None]

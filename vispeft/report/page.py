@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,30 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vispeft.errors import DataError
-from vispeft.report.formats import NOTHING, byte_size, count, duration, figure, formatted, plain
+from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted, plain
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One figure with its name, as a page shows it. note: what it means"""
+    """One figure with its name, as a page shows it.
+
+    note: what it means
+    order: what a table sorts it by; None where it has no value
+    """
 
     name: str
     value: str
     note: str = ""
+    order: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and from where to where it may be."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -71,19 +85,32 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
     """The outcome of a run in the order of interest."""
     segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
+    scores = (("mask AP", segm.get("AP")), ("mask AP50", segm.get("AP50")), ("box AP", bbox.get("AP")))
+    costs: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+        ("trainable", "trainable_percent", lambda value: formatted(value, "{:.2f} %")),
+        ("adapter file", "adapter_bytes", byte_size),
+        ("training time", "train_seconds", duration),
+        ("peak memory", "peak_memory_bytes", byte_size),
+    )
     trained = count(summary.get("trainable_params"))
     return [
-        Fact("mask AP", figure(segm.get("AP"))),
-        Fact("mask AP50", figure(segm.get("AP50"))),
-        Fact("box AP", figure(bbox.get("AP"))),
-        Fact("trainable", formatted(summary.get("trainable_percent"), "{:.2f} %"), trained),
-        Fact("adapter file", byte_size(summary.get("adapter_bytes"))),
-        Fact("training time", duration(summary.get("train_seconds"))),
-        Fact("peak memory", byte_size(summary.get("peak_memory_bytes"))),
-        Fact("steps", formatted(summary.get("steps"), "{:,}")),
-        Fact("methods", plain(summary.get("methods", NOTHING))),
-        Fact("device", plain(summary.get("device", NOTHING))),
+        *(Fact(name, figure(value), order=defined(value)) for name, value in scores),
+        *(
+            Fact(name, show(summary.get(key)), trained if name == "trainable" else "", defined(summary.get(key)))
+            for name, key, show in costs
+        ),
     ]
+
+
+def told_in_short(summary: Mapping[str, Any]) -> str:
+    """What was trained, for how long and where, such as `lora, full · 200 steps · cpu`."""
+    steps = summary.get("steps")
+    parts = (
+        plain(summary.get("methods", [])),
+        f"{steps:,} steps" if isinstance(steps, int) else "",
+        plain(summary.get("device", "")),
+    )
+    return " · ".join(part for part in parts if part not in ("", NOTHING))
 
 
 def environment_facts(environment: Mapping[str, Any]) -> list[Fact]:
@@ -93,6 +120,17 @@ def environment_facts(environment: Mapping[str, Any]) -> list[Fact]:
         is_command = name == "command_line" and isinstance(value, list)
         facts.append(Fact(name.replace("_", " "), shlex.join(map(str, value)) if is_command else plain(value)))
     return facts
+
+
+def span_of(interval: Interval | None, ends: Sequence[float]) -> tuple[float, float, float] | None:
+    """Where an interval begins, where its figure lies and where it ends, in percent of the room of all `ends`."""
+    if interval is None or max(ends) <= min(ends):
+        return None
+    room = (max(ends) - min(ends)) / 100
+    low, middle, high = (
+        round((value - min(ends)) / room, 1) for value in (interval.low, interval.value, interval.high)
+    )
+    return low, middle, high
 
 
 def link_to(target: Path, page: Path) -> str:

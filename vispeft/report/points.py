@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vispeft.report.sweep_files import AP, Interval, SweepFiles, Trial
+from vispeft.report.page import Interval
+from vispeft.report.sweep_files import AP, SweepFiles, Trial
 
 _LAST_PART = re.compile(r"[^.\"]+$")
 # more than these do not get a colour each

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vispeft.report.charts import Chart, Series, line_chart
-from vispeft.report.formats import defined, figure
-from vispeft.report.page import Cell, NextStep, environment_facts, run_facts, write_page
+from vispeft.report.close_up import CATEGORY_COLUMNS, MOST_PREDICTIONS, CloseUp, look_closely
+from vispeft.report.formats import NOTHING, defined, figure
+from vispeft.report.page import Cell, Fact, NextStep, environment_facts, run_facts, told_in_short, write_page
 from vispeft.report.run_files import RunFiles, read_run
 from vispeft.report.samples import draw_samples
 from vispeft.report.trained import read_trained
@@ -38,21 +40,39 @@ def write_report(run_dir: Path) -> Path:
     The page stays below 5 MB: twelve pictures of at most 160 kB with at most 60 kB of outlines for each side.
     """
     run = read_run(run_dir)
+    close_up, categories = look_closely(run), category_rows({"": run})
     return write_page(
         run_dir / "report.html",
         "run.html.j2",
         title=run_dir.resolve().name,
         kind="run",
-        facts=run_facts(run.summary),
+        short=told_in_short(run.summary),
+        facts=_facts(run.summary, close_up),
         charts=_charts(run),
-        metrics=_metric_rows(run.summary),
-        categories=category_rows({"": run}),
-        samples=draw_samples({"prediction": run}, num_images=_NUM_SPREAD, num_worst=_NUM_WORST),
+        metrics=_metric_rows(run.summary, close_up),
+        close_up=close_up,
+        category_columns=CATEGORY_COLUMNS if close_up else ("category", "instances", "mask AP"),
+        categories=close_up.categories if close_up else categories if len(categories) > 1 else [],
+        samples=draw_samples(
+            {"prediction": run},
+            num_images=_NUM_SPREAD,
+            num_worst=_NUM_WORST,
+            threshold=close_up.threshold if close_up else None,
+        ),
         trained=read_trained(run_dir / "adapter.safetensors"),
         config=run.config_text,
         environment=environment_facts(run.environment),
         steps=_next_steps(run),
     )
+
+
+def _facts(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[Fact]:
+    """The outcome; how sure it is beside the first figure."""
+    first, *rest = run_facts(summary)
+    if close_up is None or first.order is None:
+        return [first, *rest]
+    spread = f"{figure(close_up.interval.low)} to {figure(close_up.interval.high)} (95 % interval over images)"
+    return [replace(first, note=spread), *rest]
 
 
 def category_rows(runs: Mapping[str, RunFiles]) -> list[list[Cell]]:
@@ -78,11 +98,12 @@ def _charts(run: RunFiles) -> list[Chart]:
     train_keys = dict.fromkeys(key for line in run.metrics if line.get("split") == "train" for key in line)
     parts = [key for key in train_keys if key.startswith("loss_")]
     rates = [key for key in train_keys if key == "lr" or key.startswith("lr_")]
-    scores = {"mask AP": "segm/AP", "mask AP50": "segm/AP50", "box AP": "bbox/AP"}
+    names = {"mask AP": "segm/AP", "mask AP50": "segm/AP50", "box AP": "bbox/AP"}
+    scores = [Series(name, run.series("val", key)) for name, key in names.items()]
+    # one evaluation has no curve
+    has_curve = any(len(line.points) > 1 for line in scores)
     charts = [
-        line_chart(
-            [Series(name, run.series("val", key)) for name, key in scores.items()], title="Validation", from_zero=True
-        ),
+        line_chart(scores, title="Validation", from_zero=True) if has_curve else None,
         line_chart([Series("loss", run.series("train", "loss"))], title="Training loss"),
         line_chart(
             [Series(key.removeprefix("loss_"), run.series("train", key)) for key in parts],
@@ -97,12 +118,15 @@ def _charts(run: RunFiles) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+def _metric_rows(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[tuple[str, str, str, str]]:
     """Name, meaning, mask figure and box figure of the twelve COCO numbers."""
     segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
     if not segm and not bbox:
         return []
-    return [(name, text, figure(segm.get(name)), figure(bbox.get(name))) for name, text in METRIC_MEANINGS.items()]
+    rows = [(name, text, figure(segm.get(name)), figure(bbox.get(name))) for name, text in METRIC_MEANINGS.items()]
+    if close_up is not None and close_up.boundary_ap is not None:
+        rows.insert(3, ("boundary AP", "AP by how well outlines fit", figure(close_up.boundary_ap), NOTHING))
+    return rows
 
 
 def _next_steps(run: RunFiles) -> list[NextStep]:
@@ -133,6 +157,10 @@ def _next_steps(run: RunFiles) -> list[NextStep]:
     else:
         merged = ["vispeft", "merge", path, "--out", "merged.safetensors"]
         found.append(NextStep("One plain checkpoint, as fast as the base model:", shlex.join(merged)))
+    if len(run.predictions) > MOST_PREDICTIONS and not (run.path / "depth.json").is_file():
+        found.append(
+            NextStep("What is AP lost by, and how sure is it?", shlex.join(["vispeft", "evaluate", path, "--depth"]))
+        )
     found.append(
         NextStep(
             "Is it better than another run, and how sure is that?",

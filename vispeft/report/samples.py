@@ -114,10 +114,13 @@ class _Gallery:
         return kept, match(truths, kept)
 
 
-def draw_samples(runs: Mapping[str, RunFiles], *, num_images: int, num_worst: int = 0) -> Samples:
+def draw_samples(
+    runs: Mapping[str, RunFiles], *, num_images: int, num_worst: int = 0, threshold: float | None = None
+) -> Samples:
     """Truth and predictions of images spread evenly over the validation set, which all runs must share.
 
     num_worst: how many more images to show, those that the first run got wrong most
+    threshold: the score from which on predictions are drawn; None for as many as there are annotations
     """
     first = next(iter(runs.values()))
     truth, folder = first.truth, first.images_path
@@ -127,7 +130,7 @@ def draw_samples(runs: Mapping[str, RunFiles], *, num_images: int, num_worst: in
         )
     if any(run.truth != truth for run in runs.values()):
         return Samples((), (), "No pictures: the runs were not scored on the same validation annotations.")
-    gallery = _Gallery(truth, folder, [_found(name, run.predictions, truth) for name, run in runs.items()])
+    gallery = _Gallery(truth, folder, [_found(name, run.predictions, truth, threshold) for name, run in runs.items()])
     missing: list[str] = []
     shown = _drawn(gallery, _spread(gallery, num_images), missing)
     worst = _drawn(gallery, _worst(gallery, num_worst), missing)
@@ -137,8 +140,8 @@ def draw_samples(runs: Mapping[str, RunFiles], *, num_images: int, num_worst: in
     return Samples(shown, worst, ". ".join([note, *(f"Not shown: {text.rstrip('.')}" for text in [*texts][:3])]) + ".")
 
 
-def _found(name: str, predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> _Found:
-    threshold = _threshold(predictions, truth)
+def _found(name: str, predictions: Sequence[Mapping[str, Any]], truth: GroundTruth, threshold: float | None) -> _Found:
+    threshold = _threshold(predictions, truth) if threshold is None else threshold
     known = truth.category_names
     grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for result in predictions:

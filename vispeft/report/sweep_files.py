@@ -12,6 +12,7 @@ import yaml
 from vispeft.errors import DataError
 from vispeft.evaluation.files import read_json
 from vispeft.report.formats import defined
+from vispeft.report.page import Interval
 from vispeft.report.run_files import read_lines, read_object
 
 AP = "segm/AP"
@@ -37,15 +38,6 @@ class Trial:
     settings: Mapping[str, Any]
     scores: Sequence[tuple[float, float]]
     losses: Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure of a configuration, from `low` to `high`."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted
-from vispeft.report.page import Cell, Fact, link_to, write_page
+from vispeft.report.page import Cell, Fact, link_to, span_of, write_page
 from vispeft.report.points import Point, front_of, points_of, run_page_of
 from vispeft.report.sweep_charts import colours_of, curve_charts, front_charts, parameter_charts
 from vispeft.report.sweep_files import AP, SweepFiles, Trial, read_sweep
@@ -153,23 +153,12 @@ def _configuration_cells(point: Point, sweep: SweepFiles, page: Path, ends: Sequ
         Cell(point.title, point.title, link_to(target, page) if target else ""),
         Cell(str(len(point.trials)), len(point.trials)),
         Cell(figure(point.ap), point.ap),
-        Cell(spread, None if interval is None else interval.low, span=_span(point, ends)),
+        Cell(spread, None if interval is None else interval.low, span=span_of(interval, ends)),
         Cell(lower, None if difference is None else difference[0].value),
         Cell(NOTHING if p_value is None else f"{p_value:.3f}", p_value),
         *_cost_cells(point.mean("trainable_params"), point.mean("train_seconds"), point.mean("peak_memory_bytes")),
         Cell(byte_size(point.mean("adapter_bytes")), point.mean("adapter_bytes")),
     ]
-
-
-def _span(point: Point, ends: Sequence[float]) -> tuple[float, float, float] | None:
-    """Where an interval begins, where its figure lies and where it ends, in percent of all intervals' room."""
-    if point.interval is None or point.ap is None or max(ends) <= min(ends):
-        return None
-    room = (max(ends) - min(ends)) / 100
-    low, middle, high = (
-        round((value - min(ends)) / room, 1) for value in (point.interval.low, point.ap, point.interval.high)
-    )
-    return low, middle, high
 
 
 def _trial_row(trial: Trial, point: Point, page: Path) -> Row:
