@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
-from vispeft_kernels import deformable_attention
+from vispeft_kernels import deformable_attention, lora_linear
 
-from vispeft.peft import Adapter, DoRA, LoRA, Plan, inject, merge, train_mode
+from vispeft.peft import Adapter, DoRA, LoRA, Plan, check, fused, inject, merge, train_mode
 from vispeft.peft.inject import attached
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -105,6 +105,26 @@ def test_inject__has_the_same_results_by_triton_s_kernels() -> None:
     names = list(model.state_dict())
     assert_near(step(model, "triton"), step(model, "reference"))
     assert list(model.state_dict()) == names
+
+
+def test_inject__lets_one_kernel_do_the_map_as_well_unless_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, ...]] = []
+
+    def spy(x: Tensor, weight: Tensor, *args: object, **options: object) -> Tensor:
+        taken.append(tuple(weight.shape))
+        return lora_linear(x, weight, *args, **options)
+
+    monkeypatch.setattr(fused, "lora_linear", spy)
+    model = build()
+    wanted = step(model, "reference")
+    assert not taken
+    assert_near(step(model, "triton"), wanted)
+    assert taken == [(36, 12), (24, 12)]
+    seen: list[int] = []
+    model.fc1.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[0]))
+    assert_near(step(model, "triton"), wanted)
+    assert (taken[2:], seen) == ([(36, 12)], [2])
+    check(model, images())
 
 
 def test_inject__has_the_same_results_under_autocast() -> None:

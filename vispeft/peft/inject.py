@@ -20,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
 from vispeft.peft.delta import Delta, WeightDelta
+from vispeft.peft.fused import held_back, hold_back, make_whole
+from vispeft.peft.lora import LinearLoRA
 from vispeft.peft.plan import Plan
 from vispeft.peft.replay import is_replayed, remember_source
 from vispeft.peft.site import Names, Roles, Site
@@ -247,7 +249,12 @@ def _attach(site: Site, delta: Delta | WeightDelta) -> list[RemovableHandle]:
     if site.parameter is None:
         is_first = not _deltas(site.module)
         site.module.add_module(_free_name(site.module, delta), delta)
-        return [site.module.register_forward_hook(_run_deltas, with_kwargs=True)] if is_first else []
+        if not is_first:
+            return []
+        handles = [site.module.register_forward_hook(_run_deltas, with_kwargs=True)]
+        if type(delta) is LinearLoRA:
+            handles.append(site.module.register_forward_pre_hook(hold_back))
+        return handles
     handles = []
     forms = dict(_module_forms(site.module))
     order = next(iter(forms.values())).order if forms else tuple(dict(site.module.named_parameters(recurse=False)))
@@ -275,10 +282,13 @@ def _run_deltas(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     x = args[0] if args else next(iter(kwargs.values()))
     y = output if isinstance(output, Tensor) else output[0]
     base = None if torch.compiler.is_compiling() or not _is_first_hook(module) else module
-    for delta in module.children():
-        if isinstance(delta, Delta) and delta.is_active:
-            y = delta(x, y, base)
-            base = None
+    deltas = [delta for delta in _deltas(module) if delta.is_active]
+    if (held := held_back(args)) is not None:
+        x, y = held, make_whole(module, held)
+        deltas, base = deltas[1:], None
+    for delta in deltas:
+        y = delta(x, y, base)
+        base = None
     return y if isinstance(output, Tensor) else type(output)((y, *output[1:]))
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
-from vispeft_kernels.lora import function, ops, reference, steps, triton_steps
+from vispeft_kernels.lora import function, launch, ops, reference, steps, triton_steps
 from vispeft_kernels.lora.function import Replay, Steps
 from vispeft_kernels.lora.launch import Segments
 from vispeft_kernels.lora.scaled import scaled, scaled_lora
 from vispeft_kernels.lora.segments import segmented
 from vispeft_kernels.lora.table import LARGEST_PARTS, LARGEST_RANK
 
-__all__ = ["lora_add", "lora_linear", "lora_segments", "lora_update", "scaled"]
+__all__ = ["is_fused", "lora_add", "lora_linear", "lora_segments", "lora_update", "scaled"]
 
 STEPS: dict[str, Steps] = {"function": steps, "triton": triton_steps}
 
@@ -50,17 +50,27 @@ def lora_linear(
     *,
     starts: Sequence[int] = (0,),
     dropout: float = 0.0,
+    replay: Replay | None = None,
 ) -> Tensor:
-    """`x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out]."""
+    """`x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out].
+
+    replay: as for `lora_update`
+    """
     _check(x, weight.shape[0], a, b, starts)
     how = _choose(x, weight, a, b, starts)
     if how == "reference":
         return reference.lora_add(F.linear(x, weight, bias), x, a, b, scale, starts, dropout)
-    if how == "triton":
+    if torch.compiler.is_compiling():
         return ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout)
-    with torch.no_grad():
-        y = F.linear(x, weight, bias)
-    return lora_update(y, x, weight, bias, a, b, scale, starts=starts, dropout=dropout)
+    return function.lora(None, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
+
+
+def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, starts: Sequence[int] = (0,)) -> bool:
+    """Whether `lora_linear` makes this in one kernel; where it does not, `lora_update` of the product is as good."""
+    if torch.compiler.is_compiling() or _choose(x, weight, a, b, starts) != "triton":
+        return False
+    rows = torch.empty(0, x.shape[-1], dtype=function.compute_dtype(x), device=x.device)
+    return launch.product_for(rows, weight.shape[0], b.shape[1], "forward") is not None
 
 
 def lora_update(

@@ -38,6 +38,20 @@ class Steps(Protocol):
     ) -> Tensor:
         """Adds the update to y in place; returns h."""
 
+    def linear(
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        starts: Starts,
+        dropout: float,
+        seed: Seed,
+    ) -> tuple[Tensor, Tensor]:
+        """The frozen map with its update, and h."""
+
     def gradients(
         self,
         grad: Tensor,
@@ -56,7 +70,7 @@ class Steps(Protocol):
 
 
 def lora(
-    y: Tensor,
+    y: Tensor | None,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -68,18 +82,27 @@ def lora(
     replay: Replay | None,
     steps: Steps,
 ) -> Tensor:
-    """The update of y. With `weight`, y is plain data to be overwritten; without, y has a gradient of its own."""
+    """The update of y. With `weight`, y is plain data to be overwritten, or None, and is made here.
+
+    Without `weight`, y has a gradient of its own.
+    """
     seed = steps.new_seed(x) if dropout else 0
     remake, source = (None, None) if replay is None else replay
     result: Tensor = _Lora.apply(y, x, weight, bias, a, b, source, seed, scale, starts, dropout, remake, steps)
     return result
 
 
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast would compute x's products in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class _Lora(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        y: Tensor,
+        y: Tensor | None,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -93,13 +116,20 @@ class _Lora(torch.autograd.Function):
         remake: Callable[[Tensor], Tensor] | None,
         steps: Steps,
     ) -> Tensor:
-        kept_x = x.to(y.dtype)
-        with torch.autocast(y.device.type, enabled=False):
-            out = y if weight is not None and y.is_contiguous() else y.clone(memory_format=torch.contiguous_format)
-            flat, rows = out.view(-1, y.shape[-1]), kept_x.reshape(-1, x.shape[-1])
-            hidden = steps.update_(flat, rows, a.to(y.dtype), b.to(y.dtype), scale, starts, dropout, seed)
-        if out is y:
-            ctx.mark_dirty(y)
+        dtype = compute_dtype(x) if y is None else y.dtype
+        kept_x = x.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            rows, factors = kept_x.reshape(-1, x.shape[-1]), (a.to(dtype), b.to(dtype))
+            if y is None:
+                assert weight is not None
+                offset = None if bias is None else bias.to(dtype)
+                flat, hidden = steps.linear(rows, weight.to(dtype), offset, *factors, scale, starts, dropout, seed)
+                out = flat.view(*x.shape[:-1], flat.shape[1])
+            else:
+                out = y if weight is not None and y.is_contiguous() else y.clone(memory_format=torch.contiguous_format)
+                hidden = steps.update_(out.view(-1, y.shape[-1]), rows, *factors, scale, starts, dropout, seed)
+                if out is y:
+                    ctx.mark_dirty(y)
         ctx.save_for_backward(kept_x if source is None else source, weight, a, b, hidden)
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.x_dtype, ctx.options, ctx.remake, ctx.steps = x.dtype, (scale, starts, dropout, seed), remake, steps

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vispeft_kernels.launch import is_interpreted
 from vispeft_kernels.lora import steps, triton_steps
+from vispeft_kernels.lora.function import compute_dtype
 from vispeft_kernels.lora.steps import Rows
 
 Gradients = tuple[Tensor, Tensor, Tensor]
@@ -30,7 +31,7 @@ def lora_linear(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`x weight^T + bias` with the update, in `dtype`: autocast's, or x's, if not given."""
-    dtype = dtype or _dtype(x)
+    dtype = dtype or compute_dtype(x)
     offset = None if bias is None else bias.to(dtype)
     factors = a.to(dtype), b.to(dtype)
     seed = _seed(x, dropout)
@@ -43,12 +44,6 @@ def lora_add(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, starts: S
     factors = a.to(y.dtype), b.to(y.dtype)
     out: Tensor = lora_add_op(y, x.to(y.dtype), *factors, _seed(x, dropout), scale, list(starts), dropout)[0]
     return out
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    """What autocast would compute x's products in."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _seed(x: Tensor, dropout: float) -> Tensor | None:
