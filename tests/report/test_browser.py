@@ -14,7 +14,8 @@ PAGES = ("run", "comparison", "sweep")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 CONTRAST = """() => {
     const light = text => {
-        const parts = text.match(/[\\d.]+/g).slice(0, 3).map(Number).map(value => value / 255);
+        const whole = text.startsWith("color(") ? 1 : 255;
+        const parts = text.match(/[\\d.]+/g).slice(0, 3).map(Number).map(value => value / whole);
         const linear = parts.map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
     };
@@ -270,7 +271,9 @@ def test_page__prints_without_controls(visit, kind):
     for control in ("button.theme", "nav", "button.copy", "button.zoom", ".switches", ".choices", "#tip"):
         assert page.locator(f"{control}:visible").count() == 0, control
     assert _ground(page) == "rgb(255, 255, 255)"
-    # tables are whole
+    # the width of A4, and tables that are whole
+    page.set_viewport_size({"width": 720, "height": 1000})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 720
     cut = "[...document.querySelectorAll('.scroll')].filter(each => each.scrollHeight > each.clientHeight + 1).length"
     assert page.evaluate(cut) == 0
     assert page.pdf(format="A4").startswith(b"%PDF")

@@ -24,8 +24,8 @@ _LOG_SPAN = 12.0
 _LOG_CHOICES = 8.0
 # percent between two ticks
 _TICK_ROOM = 5.0
-# pixels of the largest and the least plot that a page has, and of a text
-_WIDE, _NARROW = (880.0, 384.0), (290.0, 304.0)
+# pixels of the least plot of a page on a desk or on paper, of that on a phone, and of a text
+_WIDE, _NARROW = (540.0, 384.0), (290.0, 304.0)
 _CHARACTER, _WIDEST_TEXT = 7.4, 208.0
 Format = Callable[[float], str]
 # left, bottom, right, top
@@ -211,7 +211,7 @@ def _free_side(
     for side in sides if text else ():
         first = x - 8 - width if side == "left" else x + 8
         box = (first, y + 3, first + width, y + 18)
-        if first >= -30 and first + width <= size[0] + 10 and not any(_overlap(box, other) for other in taken):
+        if first >= 0 and first + width <= size[0] + 10 and not any(_overlap(box, other) for other in taken):
             taken.append(box)
             return side
     return None

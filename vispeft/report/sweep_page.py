@@ -93,10 +93,10 @@ def _facts(sweep: SweepFiles, points: Sequence[Point]) -> list[Fact]:
         interval = best.interval
         spread = "" if interval is None else f", {figure(interval.low)} to {figure(interval.high)}"
         found = [Fact("highest mask AP", figure(best.ap), best.title + spread)]
-        if len(equals) > 1:
+        if sweep.verdict is not None and len(equals) > 1:
             total = sum(one.is_complete for one in points)
             trained = f"{count(cheapest.mean('trainable_params'))} trained"
-            found.append(Fact("as good as the best", f"{len(equals)} of {total}", "configurations, itself included"))
+            found.append(Fact("not distinguishable", f"{len(equals)} of {total}", "from the best, itself included"))
             found.append(Fact("cheapest of these", cheapest.title, trained))
     done, total = sweep.count("complete"), sweep.results.get("num_runs", len(sweep.trials))
     states = [
