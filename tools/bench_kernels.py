@@ -6,7 +6,8 @@
     python tools/bench_kernels.py --only lora --dtypes bfloat16 float16 float32 --skip compile peft
     python tools/bench_kernels.py --tune                  # find where the fused product wins, write its table
 
-Writes `tools/results/kernels_<device>.json` and a plot beside it, and prints a table and the cases that are lost.
+Writes `tools/results/kernels_<device>.json` and a plot beside it, and prints a table and the cases that are lost. With
+`--only`, the file's figures of other kernels stay, so that a run may be made in pieces.
 Every implementation is compared with float64 first, outputs and gradients. `compile` is `torch.compile` of the plain
 formula; `peft` and `deformops` are there where they are installed. A ratio is to the frozen maps alone, with the
 gradient of their inputs, for LoRA; to the plain formula for adapters; to `grid_sample` for deformable attention. Peak
@@ -66,6 +67,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
+def kept_figures(path: Path) -> list[Figure]:
+    """What an earlier run left in the file, if there is one."""
+    if not path.exists():
+        return []
+    return [Figure(**one) for one in json.loads(path.read_text())["figures"]]
+
+
 def device_name(device: torch.device) -> str:
     """The device in words, and as part of a file's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
@@ -79,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--skip", nargs="+", default=[], help="implementations: compile, peft, deformops, compiled")
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds, nothing compiled")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
     parser.add_argument("--tune", action="store_true", help="write the table of the fused product and stop")
     parser.add_argument("--output", type=Path, help="the JSON file; the plot has its name")
@@ -90,7 +98,8 @@ def main() -> None:
     """Measures, writes and shows."""
     args = parse_arguments()
     device = torch.device(args.device)
-    torch.set_num_threads(1)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     if args.tune:
         tune(device)
         return
@@ -98,7 +107,7 @@ def main() -> None:
     skip = frozenset([*args.skip, *(("compile", "compiled") if args.quick else ())])
     rounds = 3 if args.quick else args.rounds
     settings = [
-        Settings(device, getattr(torch, dtype), rounds, 1 if args.quick else 20, not args.no_graphs, skip)
+        Settings(device, getattr(torch, dtype), rounds, 1 if args.quick else 10, not args.no_graphs, skip)
         for dtype in dtypes
     ]
     figures, ceilings = measure(
@@ -106,16 +115,17 @@ def main() -> None:
     )
     name = device_name(device)
     path = args.output or RESULTS / f"kernels_{name.lower().replace(' ', '_')}.json"
+    stay = [one for one in kept_figures(path) if one.kernel not in args.only]
     report = {
         "command": " ".join(["python", "tools/bench_kernels.py", *sys.argv[1:]]),
         "device": name,
         "versions": versions(),
         "rounds": rounds,
         "ceilings": {dtype: asdict(one) for dtype, one in ceilings.items()},
-        "figures": [asdict(one) for one in figures],
+        "figures": [asdict(one) for one in stay + figures],
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
-    plot(figures, path.with_suffix(".png"), f"{name}, torch {torch.__version__}")
+    plot(stay + figures, path.with_suffix(".png"), f"{name}, torch {torch.__version__}")
     print(table(figures, ceilings))
     print(f"\n{losses(figures)}\n\n{path}")
 

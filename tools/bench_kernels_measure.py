@@ -39,12 +39,14 @@ class Entry:
     is_limit: does less than the others and cannot be beaten, as the frozen product alone
     is_ours: this project's; those of others are what it can lose to
     is_random: has no truth to be compared with
+    is_captured: whether a CUDA graph of it is tried
     """
 
     bind: Callable[[Tensors], Bound]
     is_limit: bool = False
     is_ours: bool = False
     is_random: bool = False
+    is_captured: bool = True
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,9 @@ def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Fig
     for passes in PASSES:
         runs = {name: _run_of(one, grads, passes) for name, one in bound.items()}
         times = time_rounds(runs, settings)
-        graphs = {name: _time_graph(run, settings) for name, run in runs.items()}
+        graphs = {
+            name: _time_graph(run, settings) if case.entries[name].is_captured else None for name, run in runs.items()
+        }
         for name, run in runs.items():
             median = statistics.median(times[name])
             best = min(median, graphs[name] or median)

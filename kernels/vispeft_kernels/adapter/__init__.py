@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vispeft_kernels.adapter import chain, function, launch, ops, reference, steps, table
 from vispeft_kernels.adapter.function import Steps
+from vispeft_kernels.adapter.steps import Maps
 from vispeft_kernels.dispatch import choose, requested
 from vispeft_kernels.errors import KernelError
 
-__all__ = ["ACTIVATIONS", "bottleneck", "bottleneck_add", "bottleneck_chain"]
+__all__ = ["ACTIVATIONS", "Maps", "bottleneck", "bottleneck_add", "bottleneck_chain"]
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 
@@ -44,16 +45,16 @@ def bottleneck_add(
     scale: float = 1.0,
 ) -> Tensor:
     """`y + scale * up(act(down(x)))` (AdaptFormer, https://arxiv.org/abs/2205.13535). Keeps x and down(x), no more."""
-    _check(y, x, down_w, down_b, up_w, up_b, activation)
-    maps = down_w, down_b, up_w, up_b
+    maps = Maps(down_w, down_b, up_w, up_b)
+    _check(y, x, maps, activation)
     width = down_w.shape[0]
     limits = f"a bottleneck of {width} is wider than {table.LARGEST_WIDTH}" if width > table.LARGEST_WIDTH else ""
     how = choose("adapter", "function", (y, x, *maps), limits)
     if how == "triton" and torch.compiler.is_compiling():
-        return ops.bottleneck_add(y, x, *maps, activation, scale)
+        return ops.bottleneck_add(y, x, maps, activation, scale)
     if how == "reference" or torch.compiler.is_compiling():
         return reference.bottleneck_add(y, x, *maps, activation, scale)
-    return function.bottleneck_add(y, x, *maps, activation, scale, STEPS[how])
+    return function.bottleneck_add(y, x, maps, activation, scale, STEPS[how])
 
 
 def bottleneck_chain(
@@ -70,7 +71,7 @@ def bottleneck_chain(
     Adapters of different widths, one alone, and a mode asked for by name go one by one.
     """
     for maps in zip(down_w, down_b, up_w, up_b, strict=True):
-        _check(x, x, *maps, activation)
+        _check(x, x, Maps(*maps), activation)
     is_uniform = len(down_w) > 1 and len({one.shape for one in down_w}) == 1
     if not is_uniform or requested() != "auto" or torch.compiler.is_compiling():
         for maps in zip(down_w, down_b, up_w, up_b, strict=True):
@@ -81,18 +82,18 @@ def bottleneck_chain(
     return chain.bottleneck_chain(x, *down, *up, activation, scale)
 
 
-def _check(y: Tensor, x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str) -> None:
+def _check(y: Tensor, x: Tensor, maps: Maps, activation: str) -> None:
     """Refuses an unknown activation and tensors that do not fit each other."""
     if activation not in ACTIVATIONS:
         raise KernelError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}.")
-    width = down_w.shape[0]
+    width = maps.down_w.shape[0]
     wanted = {
         "down_w": (width, x.shape[-1]),
         "down_b": (width,),
         "up_w": (y.shape[-1], width),
         "up_b": (y.shape[-1],),
     }
-    for (name, shape), tensor in zip(wanted.items(), (down_w, down_b, up_w, up_b), strict=True):
+    for (name, shape), tensor in zip(wanted.items(), maps, strict=True):
         if tuple(tensor.shape) != shape:
             raise KernelError(f"`{name}` must be {shape}, but is {tuple(tensor.shape)}.")
     if x.shape[:-1] != y.shape[:-1]:

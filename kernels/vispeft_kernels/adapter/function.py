@@ -10,23 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vispeft_kernels.adapter.steps import Gradients
+from vispeft_kernels.adapter.steps import Gradients, Maps
 
 
 class Steps(Protocol):
     """What `steps.py` does in torch and `launch.py` in Triton."""
 
-    def forward(
-        self,
-        y: Tensor,
-        x: Tensor,
-        down_w: Tensor,
-        down_b: Tensor,
-        up_w: Tensor,
-        up_b: Tensor,
-        activation: str,
-        scale: float,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> tuple[Tensor, Tensor]:
         """The outcome and z."""
 
     def backward(
@@ -44,20 +34,10 @@ class Steps(Protocol):
         """Gradients of x and the maps."""
 
 
-def bottleneck_add(
-    y: Tensor,
-    x: Tensor,
-    down_w: Tensor,
-    down_b: Tensor,
-    up_w: Tensor,
-    up_b: Tensor,
-    activation: str,
-    scale: float,
-    steps: Steps,
-) -> Tensor:
+def bottleneck_add(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float, steps: Steps) -> Tensor:
     """`y + scale * up(act(down(x)))`; y may be x itself."""
     stream = None if y is x else y
-    result: Tensor = _Bottleneck.apply(stream, x, down_w, down_b, up_w, up_b, activation, scale, steps)
+    result: Tensor = _Bottleneck.apply(stream, x, *maps, activation, scale, steps)
     return result
 
 
@@ -79,9 +59,8 @@ class _Bottleneck(torch.autograd.Function):
         kept_x = x.to(stream.dtype)
         with torch.autocast(x.device.type, enabled=False):
             rows, flat = kept_x.reshape(-1, x.shape[-1]), stream.reshape(-1, stream.shape[-1])
-            down = down_w.to(flat.dtype), down_b.to(flat.dtype)
-            up = up_w.to(flat.dtype), up_b.to(flat.dtype)
-            out, z = steps.forward(flat, rows, *down, *up, activation, scale)
+            maps = Maps(down_w, down_b, up_w, up_b).to(flat.dtype)
+            out, z = steps.forward(flat, rows, maps, activation, scale)
         ctx.save_for_backward(kept_x, z, down_w, up_w)
         ctx.activation, ctx.scale, ctx.is_sequential, ctx.x_dtype = activation, scale, y is None, x.dtype
         ctx.bias_dtypes, ctx.steps = (down_b.dtype, up_b.dtype), steps

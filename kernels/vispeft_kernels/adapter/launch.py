@@ -8,34 +8,27 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.adapter import table
-from vispeft_kernels.adapter.steps import Gradients
+from vispeft_kernels.adapter.steps import Gradients, Maps
 from vispeft_kernels.launch import ceil_div, computable, precision, rows_of, start
 
 
-def forward(
-    y: Tensor,
-    x: Tensor,
-    down_w: Tensor,
-    down_b: Tensor,
-    up_w: Tensor,
-    up_b: Tensor,
-    activation: str,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> tuple[Tensor, Tensor]:
     """`y + scale * up(act(down(x)))` [M, out] and z = down(x) [M, width], in one kernel."""
     stream, rows = computable(rows_of(y)), computable(rows_of(x))
-    maps = [computable(one.contiguous()) for one in (down_w, down_b, up_w, up_b)]
-    width = down_w.shape[0]
+    width = maps.down_w.shape[0]
     out = torch.empty(stream.shape, dtype=stream.dtype, device=x.device)
     z = torch.empty(rows.shape[0], width, dtype=stream.dtype, device=x.device)
     config = table.forward(width, stream.dtype)
     start(
         _kernels().adapter_fwd_kernel,
         (ceil_div(rows.shape[0], config.blocks["BLOCK_M"]),),
-        (stream, rows, *maps, out, z, *rows.shape, stream.shape[1], width, stream.stride(0), rows.stride(0), scale),
+        (
+            stream, rows, *(computable(one.contiguous()) for one in maps), out, z, *rows.shape, stream.shape[1], width,
+            stream.stride(0), rows.stride(0), scale,
+        ),
         {"ACTIVATION": activation, "PRECISION": precision(stream.dtype)},
         config,
-    )
+    )  # fmt: skip
     return out.to(y.dtype), z.to(y.dtype)
 
 

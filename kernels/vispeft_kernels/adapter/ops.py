@@ -11,22 +11,13 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.adapter import launch, steps
+from vispeft_kernels.adapter.steps import Maps
 from vispeft_kernels.launch import is_interpreted
 
 
-def bottleneck_add(
-    y: Tensor,
-    x: Tensor,
-    down_w: Tensor,
-    down_b: Tensor,
-    up_w: Tensor,
-    up_b: Tensor,
-    activation: str,
-    scale: float,
-) -> Tensor:
+def bottleneck_add(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> Tensor:
     """`y + scale * up(act(down(x)))`, in y's precision; y may be x itself."""
-    maps = (one.to(y.dtype) for one in (down_w, down_b, up_w, up_b))
-    out: Tensor = bottleneck_op(None if y is x else y, x.to(y.dtype), *maps, activation, scale)[0]
+    out: Tensor = bottleneck_op(None if y is x else y, x.to(y.dtype), *maps.to(y.dtype), activation, scale)[0]
     return out
 
 
@@ -52,7 +43,8 @@ def bottleneck_op(
     """The outcome [..., out] and z [M, width]."""
     stream = x if y is None else y
     with torch.autocast(x.device.type, enabled=False):
-        out, z = _steps_for(x).forward(_flat(stream), _flat(x), down_w, down_b, up_w, up_b, activation, scale)
+        maps = Maps(down_w, down_b, up_w, up_b)
+        out, z = _steps_for(x).forward(_flat(stream), _flat(x), maps, activation, scale)
     return out.view(stream.shape), z
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,19 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+class Maps(NamedTuple):
+    """down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out]."""
+
+    down_w: Tensor
+    down_b: Tensor
+    up_w: Tensor
+    up_b: Tensor
+
+    def to(self, dtype: torch.dtype) -> Maps:
+        """The same in another precision."""
+        return Maps(*(one.to(dtype) for one in self))
+
+
 @dataclass(frozen=True)
 class Gradients:
     """Gradients of an adapter's input, where it is needed, and of its maps."""
@@ -29,21 +43,12 @@ class Gradients:
     up_b: Tensor
 
 
-def forward(
-    y: Tensor,
-    x: Tensor,
-    down_w: Tensor,
-    down_b: Tensor,
-    up_w: Tensor,
-    up_b: Tensor,
-    activation: str,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> tuple[Tensor, Tensor]:
     """`y + scale * up(act(down(x)))` [M, out], a new tensor, and z = down(x) [M, width]."""
-    z = torch.addmm(down_b, x, down_w.t())
+    z = torch.addmm(maps.down_b, x, maps.down_w.t())
     out = y.clone(memory_format=torch.contiguous_format)
-    out.addmm_(ACTIVATIONS[activation](z), up_w.t(), alpha=scale)
-    return out.add_(up_b, alpha=scale), z
+    out.addmm_(ACTIVATIONS[activation](z), maps.up_w.t(), alpha=scale)
+    return out.add_(maps.up_b, alpha=scale), z
 
 
 def backward(

@@ -26,7 +26,7 @@ def forward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = 
     warps = 4 if has_reference else 2
     queries = 256 * warps // channels
     if has_reference:
-        queries = min(queries, max(1, 2048 // block))
+        queries = min(queries, max(1, 1024 // block))
     queries = 64 if is_interpreted else max(1, queries)
     return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, warps, 1, LARGEST_REGISTERS)
 
@@ -44,7 +44,7 @@ def backward(dim: int, samples: int, has_reference: bool, is_interpreted: bool =
 def corners(samples: int) -> Config:
     """For `deformable_corners_kernel`."""
     block = _block(samples)
-    return Config({"BLOCK_Q": max(4, min(64, 2048 // block)), "BLOCK_S": block}, 2, 1)
+    return Config({"BLOCK_Q": max(4, min(64, 1024 // block)), "BLOCK_S": block}, 2, 1)
 
 
 def gather(dim: int) -> Config:
