@@ -70,6 +70,8 @@ def _show(result: SweepResult) -> None:
     if failed:
         say(f"{failed} of {len(results.rows)} trials failed; their logs stand in {result.directory.root}/logs.")
     console().print(_conclusion(results, result.directory.root))
+    for sentence in _told_apart(result):
+        console().print(sentence, markup=False)
     console().print(f"Look at {result.directory.report}.")
     if results.best is None:
         raise typer.Exit(1)
@@ -84,6 +86,17 @@ def _conclusion(results: Results, root: Path) -> str:
     is_front = len(results.best.means) > 1
     first = f"On the Pareto front: {len(results.front)}; first " if is_front else "Best: "
     return f"{first}{results.best.title} ({figures}{seeds}). Train it by: vispeft train {root}/best.yaml"
+
+
+def _told_apart(result: SweepResult) -> list[str]:
+    """Which configurations are as good as the best and which of these is cheapest, where that was found out."""
+    from vispeft.evaluation.files import read_json
+
+    path = result.directory.comparison
+    content = read_json(path) if path.is_file() else {}
+    if content.get("complete") != sorted(row.number for row in result.results.rows if row.state == "complete"):
+        return []
+    return [content["sentence"], *content["notes"]]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted
-from vispeft.report.page import Cell, Fact, link_to, span_of, write_page
+from vispeft.report.page import Cell, Fact, Interval, link_to, span_of, write_page
 from vispeft.report.points import Point, front_of, points_of, run_page_of
 from vispeft.report.sweep_charts import colours_of, curve_charts, front_charts, parameter_charts
 from vispeft.report.sweep_files import AP, SweepFiles, Trial, read_sweep
@@ -33,18 +33,9 @@ class Tip:
     facts: Sequence[Fact]
 
 
-CONFIGURATION_COLUMNS = (
-    "configuration",
-    "seeds",
-    "mask AP",
-    "interval",
-    "less the best",
-    "p",
-    "trained",
-    "time",
-    "memory",
-    "file",
-)
+_SCORES = ("configuration", "seeds", "mask AP", "interval")
+_DIFFERENCES = ("less the best", "p")
+_COSTS = ("trained", "time", "memory", "file")
 TRIAL_COLUMNS = ("trial", "configuration", "seed", "state", "mask AP", "AP50", "box AP", "trained", "time", "memory")
 
 
@@ -72,7 +63,7 @@ def write_sweep_report(sweep_dir: Path) -> Path:
         dashed=any(line["is_dashed"] for chart in curves for line in chart.lines),
         verdict=sweep.verdict,
         configurations=_configuration_rows(sweep, points, page),
-        configuration_columns=CONFIGURATION_COLUMNS,
+        configuration_columns=(*_SCORES, *(_DIFFERENCES if sweep.verdict else ()), *_COSTS),
         trials=[_trial_row(trial, names[trial.number], page) for trial in sweep.trials],
         trial_columns=TRIAL_COLUMNS,
         lost=[
@@ -141,24 +132,25 @@ def _configuration_cells(point: Point, sweep: SweepFiles, page: Path, ends: Sequ
     """ends: of all intervals, which are drawn side by side"""
     target = run_page_of(point.nearest)
     interval = point.interval
-    difference = sweep.verdict.differences.get(point.number) if sweep.verdict else None
     spread = NOTHING if interval is None else f"{figure(interval.low)} to {figure(interval.high)}"
-    lower = (
-        NOTHING
-        if difference is None
-        else f"{difference[0].value:+.3f} [{difference[0].low:+.3f}, {difference[0].high:+.3f}]"
-    )
-    p_value = None if difference is None else difference[1]
     return [
         Cell(point.title, point.title, link_to(target, page) if target else ""),
         Cell(str(len(point.trials)), len(point.trials)),
         Cell(figure(point.ap), point.ap),
         Cell(spread, None if interval is None else interval.low, span=span_of(interval, ends)),
-        Cell(lower, None if difference is None else difference[0].value),
-        Cell(NOTHING if p_value is None else f"{p_value:.3f}", p_value),
+        *(_difference_cells(sweep.verdict.differences.get(point.number)) if sweep.verdict else ()),
         *_cost_cells(point.mean("trainable_params"), point.mean("train_seconds"), point.mean("peak_memory_bytes")),
         Cell(byte_size(point.mean("adapter_bytes")), point.mean("adapter_bytes")),
     ]
+
+
+def _difference_cells(difference: tuple[Interval, float] | None) -> list[Cell]:
+    """How far below the best, and how sure that is; dashes for the best and for what was not compared."""
+    if difference is None:
+        return [Cell(NOTHING), Cell(NOTHING)]
+    less, p_value = difference
+    text = f"{less.value:+.3f} [{less.low:+.3f}, {less.high:+.3f}]"
+    return [Cell(text, less.value), Cell(f"{p_value:.3f}", p_value)]
 
 
 def _trial_row(trial: Trial, point: Point, page: Path) -> Row:
