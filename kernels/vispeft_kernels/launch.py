@@ -17,6 +17,7 @@ from torch import Tensor
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST_REGISTERS = 255  # of a thread, on every NVIDIA GPU
 SMALLEST_DOT = 16  # a tensor core multiplies no less than 16 rows, columns or ranks
 
 

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 
-from vispeft_kernels.launch import Config
+from vispeft_kernels.launch import LARGEST_REGISTERS, Config
 
 LARGEST_DIM = 256
 LARGEST_SAMPLES = 512  # of a query in one head, where their softmax is taken in the kernel
-
-LARGEST_REGISTERS = 255
 
 
 def _block(size: int) -> int:

@@ -70,7 +70,7 @@ def grad(rank: int, dtype: torch.dtype) -> Config:
     """For `lora_grad_kernel`; all ranks of one part lie in one block, so that the gradient is read once."""
     block = padded(rank)
     if not is_half(dtype):
-        rows, warps = {16: (64, 4), 32: (64, 4), 64: (32, 8)}.get(block, (16, 8))
+        rows, warps = {16: (64, 4), 32: (64, 8), 64: (32, 8)}.get(block, (16, 8))
         return Config({"BLOCK_M": rows, "BLOCK_N": 32, "BLOCK_R": block}, warps, 2 if block <= 64 else 1)
     if block <= 32:
         return Config({"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_R": block}, 4, 3)
