@@ -131,43 +131,33 @@ def _metric_rows(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[t
 
 def _next_steps(run: RunFiles) -> list[NextStep]:
     """What one would do with the run now."""
-    path, summary = str(run.path), run.summary
-    if not summary:
-        return [
-            NextStep(
-                "The run is not finished. Go on where it was:",
-                shlex.join(["vispeft", "train", f"{path}/config.yaml", "--resume", "--out", path]),
-            )
-        ]
-    found = [
-        NextStep(
-            "Find objects in your own images:", shlex.join(["vispeft", "predict", path, "IMAGES", "--out", "found"])
-        )
-    ]
-    scores, steps = run.series("val", "segm/AP"), summary.get("steps")
-    if len(scores) > 1 and isinstance(steps, int) and scores[-1][1] >= max(score for _, score in scores):
-        longer = ["vispeft", "train", f"{path}/config.yaml", f"train.steps={2 * steps}"]
-        found.append(
-            NextStep("AP was highest at the last evaluation: it may rise further in more steps.", shlex.join(longer))
-        )
-    if "adapter" in summary.get("methods", []):
-        found.append(
-            NextStep("Adapters do not merge into the weights; the adapter file beside this page is the result.")
-        )
+    path, methods = str(run.path), run.summary.get("methods", [])
+    if not run.summary:
+        again = ("vispeft", "train", f"{path}/config.yaml", "--resume", "--out", path)
+        return [_step("The run is not finished. Go on where it was:", *again)]
+    found = [_step("Find objects in your own images:", "vispeft", "predict", path, "IMAGES", "--out", "found")]
+    if _may_rise(run):
+        why = "AP was highest at the last evaluation: it may rise further in more steps."
+        found.append(_step(why, "vispeft", "train", f"{path}/config.yaml", f"train.steps={2 * run.summary['steps']}"))
+    if "adapter" in methods:
+        found.append(_step("Adapters do not merge into the weights; the adapter file beside this page is the result."))
     else:
-        merged = ["vispeft", "merge", path, "--out", "merged.safetensors"]
-        found.append(NextStep("One plain checkpoint, as fast as the base model:", shlex.join(merged)))
+        merged = ("vispeft", "merge", path, "--out", "merged.safetensors")
+        found.append(_step("One plain checkpoint, as fast as the base model:", *merged))
     if len(run.predictions) > MOST_PREDICTIONS and not (run.path / "depth.json").is_file():
-        found.append(
-            NextStep("What is AP lost by, and how sure is it?", shlex.join(["vispeft", "evaluate", path, "--depth"]))
-        )
-    found.append(
-        NextStep(
-            "Is it better than another run, and how sure is that?",
-            shlex.join(["vispeft", "compare", path, "OTHER_RUN"]),
-        )
-    )
+        found.append(_step("What is AP lost by, and how sure is it?", "vispeft", "evaluate", path, "--depth"))
+    found.append(_step("Is it better than another run, and how sure is that?", "vispeft", "compare", path, "OTHER_RUN"))
     if run.data:
-        sweep = ["vispeft", "sweep", "configs/sweep_adapters_per_block.yaml", *run.data]
-        found.append(NextStep("How many adapters per block, or LoRA where, for this data?", shlex.join(sweep)))
+        sweep = ("vispeft", "sweep", "configs/sweep_adapters_per_block.yaml", *run.data)
+        found.append(_step("How many adapters per block, or LoRA where, for this data?", *sweep))
     return found
+
+
+def _step(why: str, *words: str) -> NextStep:
+    return NextStep(why, shlex.join(words))
+
+
+def _may_rise(run: RunFiles) -> bool:
+    """Whether AP was highest at the last of several evaluations."""
+    scores = [score for _, score in run.series("val", "segm/AP")]
+    return len(scores) > 1 and isinstance(run.summary.get("steps"), int) and scores[-1] >= max(scores)

@@ -166,13 +166,7 @@ def _parameter_chart(
     page: Path,
 ) -> Chart:
     """AP against one key; configurations without any delta stand at 0 of what a delta has, on every line."""
-    groups: dict[str, list[int]] = {}
-    others = [other for other in varied if other != key and not _follows(values, key, other)]
-    with_key = [index for index, one in enumerate(values) if _is_number(one.get(key))]
-    short = short_names([other for other in others if len({repr(values[i].get(other)) for i in with_key}) > 1])
-    for index in with_key:
-        title = ", ".join(f"{name} {values[index][other]}" for other, name in short.items() if other in values[index])
-        groups.setdefault(title, []).append(index)
+    groups = _groups(values, varied, key)
     lists, bare = [], []
     for indices in groups.values():
         found = _without_delta(points, values, indices) if _is_counted(key) else []
@@ -204,6 +198,18 @@ def _parameter_chart(
         is_tall=True,
         note=" ".join(filter(None, (note, _bars(points)))),
     )
+
+
+def _groups(values: Sequence[Mapping[str, Any]], varied: Sequence[str], key: str) -> dict[str, list[int]]:
+    """Places of configurations that have a key, by what else was chosen for them."""
+    groups: dict[str, list[int]] = {}
+    others = [other for other in varied if other != key and not _follows(values, key, other)]
+    with_key = [index for index, one in enumerate(values) if _is_number(one.get(key))]
+    short = short_names([other for other in others if len({repr(values[i].get(other)) for i in with_key}) > 1])
+    for index in with_key:
+        title = ", ".join(f"{name} {values[index][other]}" for other, name in short.items() if other in values[index])
+        groups.setdefault(title, []).append(index)
+    return groups
 
 
 def _dot(point: Point, x: float, colour: int, page: Path, *, is_strong: bool = True, text: str = "") -> Dot:
