@@ -191,6 +191,6 @@ def _tip(point: Point, sweep: SweepFiles) -> Tip:
         Fact("of all", formatted(point.mean("trainable_percent"), "{:.2f} %")),
         Fact("time", duration(point.mean("train_seconds"))),
         Fact("memory", byte_size(point.mean("peak_memory_bytes"))),
-        *(Fact(name, str(value)) for name, value in point.labels.items()),
+        *(Fact(name, str(value)) for name, value in point.labels.items() if str(value) != point.title),
     ]
     return Tip(point.key, point.title, [fact for fact in told if fact.value not in ("", NOTHING)])
