@@ -28,6 +28,8 @@ def test_evaluate__depth_of_a_run_stands_beside_its_summary(finished: RunDirecto
     status, _, err = command("evaluate", finished.root, "--depth")
     assert status == 0, err
     assert json.loads((finished.root / "depth.json").read_text())["kind"] == "segm"
+    page = finished.root / "report.html"
+    assert page.stat().st_mtime_ns > (finished.root / "depth.json").stat().st_mtime_ns
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,10 @@ def evaluate(
     show_table("Mask AP per category", ("category", "AP"), [(n, _figure(v)) for n, v in metrics.per_category.items()])
     if close_up is not None:
         write_depth(*close_up)
+        if run is not None and out is None:
+            from vispeft.report import write_report
+
+            console().print(f"Look at {write_report(run)}.")
 
 
 def predict(
