@@ -138,7 +138,7 @@ def compiled(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[
 def measure_ceilings(settings: Settings) -> Ceilings:
     """Times a copy and a product of the largest size that is quick."""
     is_cuda = settings.device.type == "cuda"
-    count, side = (2**29, 8192) if is_cuda else (2**23, 768)
+    count, side = (2**29, 8192) if is_cuda else (2**23, 1536)
     source = torch.zeros(count, dtype=settings.dtype, device=settings.device)
     into = torch.empty_like(source)
     a, b = torch.randn(2, side, side, device=settings.device).to(settings.dtype)
