@@ -171,4 +171,6 @@ def test_compare__nothing_found_is_distinguishable_from_everything_found() -> No
 def test_compare__few_images_tell_nothing_apart() -> None:
     found = compare([Entry("good", (_run(0.9, 0, 3),)), Entry("poor", (_run(0.1, 0, 3),))], num_resamples=100)
     assert found.equals == ("good", "poor")
+    assert found.cheapest is None
+    assert found.sentence.endswith(", but 3 images cannot tell 2 configurations apart.")
     assert any("3 images cannot tell 2 configurations apart" in note for note in found.notes)

@@ -251,7 +251,9 @@ def _concluded(
     ranked = sorted(standings, key=lambda one: (one is not standings[best], -one.figure.value))
     equals = [one for one in ranked if not one.is_distinguishable]
     costs = [one.trainable_params for one in equals]
-    cheapest = None if None in costs else min(equals, key=lambda one: one.trainable_params or 0.0).name
+    limits = _limits(len(standings) - 1, num_images, num_resamples, level)
+    is_open = None in costs or bool(limits)
+    cheapest = None if is_open else min(equals, key=lambda one: one.trainable_params or 0.0).name
     return Comparison(
         metric=metric,
         num_images=num_images,
@@ -261,39 +263,51 @@ def _concluded(
         best=standings[best].name,
         equals=tuple(one.name for one in equals),
         cheapest=cheapest,
-        sentence=_sentence(ranked, equals, cheapest, metric, level),
-        notes=_notes(standings, num_images, num_resamples, level),
+        sentence=_sentence(ranked, equals, cheapest, metric, level, [what for what, _ in limits]),
+        notes=(*_notes(standings, num_images), *(f"{what}: {why}" for what, why in limits)),
     )
 
 
-def _notes(standings: Sequence[Standing], num_images: int, num_resamples: int, level: float) -> tuple[str, ...]:
+def _limits(num_others: int, num_images: int, num_resamples: int, level: float) -> list[tuple[str, str]]:
+    """What makes that no difference at all could be told from chance, and why; empty where one could."""
+    return [
+        (
+            f"{number} {what} cannot tell {num_others + 1} configurations apart",
+            f"no corrected p can be below {min(1.0, num_others * least):.2g}. Take more {what}.",
+        )
+        for least, number, what in (
+            (1 / (1 + num_resamples), num_resamples, "resamples"),
+            (_least_p(num_images), num_images, "images"),
+        )
+        if num_others * least >= 1 - level
+    ]
+
+
+def _notes(standings: Sequence[Standing], num_images: int) -> list[str]:
     notes = []
     if num_images < 20:
         few = "1 image is" if num_images == 1 else f"{num_images} images are"
         notes.append(f"{few} few to resample: the intervals are rough, and rather too narrow.")
     if any(len(one.seed_figures) == 1 for one in standings):
         notes.append("A configuration that was trained once shows nothing of how much its figure varies with the seed.")
-    num_others = len(standings) - 1
-    for least, number, what in (
-        (1 / (1 + num_resamples), num_resamples, "resamples"),
-        (_least_p(num_images), num_images, "images"),
-    ):
-        if num_others * least >= 1 - level:
-            notes.append(
-                f"{number} {what} cannot tell {num_others + 1} configurations apart: no corrected p can be below "
-                f"{min(1.0, num_others * least):.2g}. Take more {what}."
-            )
-    return tuple(notes)
+    return notes
 
 
 def _sentence(
-    ranked: Sequence[Standing], equals: Sequence[Standing], cheapest: str | None, metric: str, level: float
+    ranked: Sequence[Standing],
+    equals: Sequence[Standing],
+    cheapest: str | None,
+    metric: str,
+    level: float,
+    limits: Sequence[str],
 ) -> str:
     best, others = ranked[0], equals[1:]
     interval = f"{round(100 * level)} % interval {best.figure.low:.3f} to {best.figure.high:.3f}"
     first = f"{best.name} has the highest {metric}, {best.figure.value:.3f} ({interval})"
     if len(ranked) == 1:
         return f"{first}."
+    if limits:
+        return f"{first}, but {limits[0]}."
     if not others:
         return f"{first}, and every other configuration is distinguishable from it."
     names = ", ".join(one.name for one in others)
