@@ -69,6 +69,7 @@ def test_compare__the_same_run_twice_is_not_distinguishable() -> None:
     assert found.standings[1].corrected_p == 1
     assert [one.best_share for one in found.standings] == [0.5, 0.5]
     assert found.cheapest is None
+    assert all(0 <= one.figure.low <= one.figure.high <= 1 for one in found.standings)
 
 
 def test_compare__seeds_widen_the_interval() -> None:

@@ -150,7 +150,7 @@ def test_write_comparison__begins_with_what_can_be_told_apart(make_run, tmp_path
     ap = json.loads((runs["lora"] / "summary.json").read_text())["segm"]["AP"]
     sentence = next(text for text in texts if "highest AP" in text)
     assert f"{ap:.3f}" in sentence
-    assert "distinguishable" in sentence
+    assert "2 images cannot tell 2 configurations apart" in sentence
     assert any("trained once" in text for text in texts)
     assert texts.index(sentence) < texts.index("Learning curves")
     assert "95 % interval" in texts

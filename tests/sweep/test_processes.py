@@ -17,7 +17,13 @@ GRID = {"space": {"train.lr": [0.001, 0.002, 0.003]}}
 def started(path: Path, *words: str) -> subprocess.Popen[str]:
     """A sweep in a process, in the folder of its file."""
     command = [sys.executable, "-m", "vispeft", "sweep", str(path), *words]
-    return subprocess.Popen(command, cwd=path.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=path.parent, preexec_fn=heed_ctrl_c, **pipes)
+
+
+def heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores it, and so do all of its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(path: Path, *words: str) -> str:

@@ -133,7 +133,9 @@ def compare(
             name=entry.name,
             figure=estimate(values[index], samples[index], level),
             seed_figures=seed_figures[index],
-            difference=None if index == best else estimate(differences[index], difference_samples[index], level),
+            difference=None
+            if index == best
+            else estimate(differences[index], difference_samples[index], level, least=-1.0),
             p_value=None if index == best else tested[index][0],
             corrected_p=None if index == best else tested[index][1],
             is_distinguishable=tested[index][1] < 1 - level,
@@ -156,12 +158,16 @@ def estimate_ap(
     )
 
 
-def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95) -> Estimate:
-    """The interval of a figure from its resamples [B], in which undefined ones (nan) do not count."""
+def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95, *, least: float = 0.0) -> Estimate:
+    """The interval of a figure from its resamples [B], in which undefined ones (nan) do not count.
+
+    least: what no such figure can be below; none can be above 1
+    """
     mean = float(np.nanmean(samples))
     tail = (1 - level) / 2
     lowest, highest = np.nanquantile(samples, [tail, 1 - tail]) - mean
-    return Estimate(float(value), float(value - highest), float(value - lowest), mean)
+    low, high = np.clip([value - highest, value - lowest], least, 1.0)
+    return Estimate(float(value), float(low), float(high), mean)
 
 
 def p_value(difference: float, samples: NDArray[np.float64], num_images: int) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from vispeft_kernels import deformable_attention
+from vispeft_kernels.deformable import deformable_attention_around
 
 
 class DeformableAttention(nn.Module):
@@ -47,17 +47,10 @@ class DeformableAttention(nn.Module):
         query: [B, Q, C]; memory: [B, sum HW, C]; reference: [B or 1, Q, 2] points or [B, Q, 4] cxcywh boxes,
         normalised. Returns [B, Q, C].
         """
-        batch, num_queries, _ = query.shape
-        per_level = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
+        samples = (self.num_heads, self.num_levels, self.num_points)
         value = self.value_proj(memory).unflatten(-1, (self.num_heads, -1))  # [B, sum HW, heads, D]
-        offsets = self.sampling_offsets(query).view(*per_level, 2).float()
-        weights = self.attention_weights(query).view(batch, num_queries, self.num_heads, -1).float().softmax(-1)
-        centre = reference[:, :, None, None, None, :2]
-        if reference.shape[-1] == 4:
-            offsets = offsets * (reference[:, :, None, None, None, 2:] * (0.5 / self.num_points))
-        else:
-            sizes = torch.tensor([(w, h) for h, w in spatial_shapes], dtype=torch.float32, device=query.device)
-            offsets = offsets / sizes[None, None, None, :, None, :]
-        sampled = deformable_attention(value, list(spatial_shapes), centre + offsets, weights.view(per_level))
+        offsets = self.sampling_offsets(query).unflatten(-1, (*samples, 2))
+        logits = self.attention_weights(query).unflatten(-1, samples)
+        sampled = deformable_attention_around(value, list(spatial_shapes), reference, offsets, logits)
         output: Tensor = self.output_proj(sampled)
         return output
