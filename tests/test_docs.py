@@ -22,7 +22,7 @@ from vispeft.sweep import load_sweep
 ROOT = Path(__file__).parents[1]
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "docs/methods.md", "docs/data.md"),
-    *("docs/sweeps.md", "docs/evaluation.md"),
+    *("docs/sweeps.md", "docs/evaluation.md", "docs/results.md", "docs/base.md", "docs/study.md"),
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
 ROLES = {*MASK_DINO, *(f"encoder.{role}" for family in FAMILIES.values() for role in family)}
