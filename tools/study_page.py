@@ -88,48 +88,48 @@ def table(content: Mapping[str, Any]) -> str:
 
 
 def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Mask AP against adapters per block, one panel per set, with the intervals and each seed."""
+    """Mask AP against adapters per block, one panel per set: the mean over seeds, each seed, and full fine-tuning."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(contents), figsize=(3.4 * len(contents), 3), squeeze=False, layout="constrained")
     for panel, (name, content) in zip(axes[0], contents.items(), strict=True):
-        compared, runs = standings(content), complete(content)
+        runs = complete(content)
         there = [variant for variant in COUNTS if variant in runs]
-        means = [mean(run["segm/AP"] for run in runs[variant]) for variant in there]
-        panel.plot([COUNTS[variant] for variant in there], means, color="tab:blue", marker="o", zorder=2)
-        for variant, ap in zip(there, means, strict=True):
-            at = COUNTS[variant]
-            panel.scatter(
-                [at] * len(runs[variant]), [run["segm/AP"] for run in runs[variant]], s=8, color="0.4", zorder=3
-            )
-            if variant in compared:
-                figures = compared[variant]["figure"]
-                panel.errorbar(
-                    at, ap, [[ap - figures["low"]], [figures["high"] - ap]], color="tab:blue", alpha=0.5, capsize=3
-                )
+        panel.plot(
+            [COUNTS[variant] for variant in there],
+            [mean(run["segm/AP"] for run in runs[variant]) for variant in there],
+            color="tab:blue",
+        )
+        for variant in there:
+            seeds = [run["segm/AP"] for run in runs[variant]]
+            panel.scatter([COUNTS[variant]] * len(seeds), seeds, s=12, color="tab:blue", zorder=3)
         if "full" in runs:
-            panel.axhline(mean(run["segm/AP"] for run in runs["full"]), color="0.3", linestyle="--", linewidth=1)
-            panel.annotate("full", (0, mean(run["segm/AP"] for run in runs["full"])), va="bottom", fontsize=8)
+            ap = mean(run["segm/AP"] for run in runs["full"])
+            panel.axhline(ap, color="0.3", linestyle="--", linewidth=1)
+            panel.annotate("full", (0, ap), xytext=(0, 2), textcoords="offset points", fontsize=8)
         panel.set(title=name, xlabel="adapters per block", xticks=range(5))
+        panel.margins(y=0.12)
     axes[0][0].set_ylabel("mask AP")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
-def draw_costs(content: Mapping[str, Any], path: Path) -> None:
-    """Mask AP against trained parameters, with intervals and names."""
+def draw_differences(content: Mapping[str, Any], path: Path) -> None:
+    """How far each variant is from the best in mask AP, with the paired interval, in the order of the sweep."""
     import matplotlib.pyplot as plt
 
     compared, runs = standings(content), complete(content)
-    figure, panel = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-    for variant, figures in runs.items():
-        x, y = figures[0]["trainable_params"], mean(run["segm/AP"] for run in figures)
-        if variant in compared:
-            interval = compared[variant]["figure"]
-            panel.errorbar(x, y, [[y - interval["low"]], [interval["high"] - y]], color="0.7", capsize=2, zorder=1)
-        panel.scatter([x], [y], s=20, color="tab:orange" if "LoRA" in variant else "tab:blue", zorder=2)
-        panel.annotate(variant, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
-    panel.set(xscale="log", xlabel="trained parameters", ylabel="mask AP")
+    names = [variant for variant in runs if variant in compared][::-1]
+    figure, panel = plt.subplots(figsize=(7.5, 0.8 + 0.28 * len(names)), layout="constrained")
+    for place, variant in enumerate(names):
+        gap = compared[variant]["difference"] or {"value": 0.0, "low": 0.0, "high": 0.0}
+        color = "tab:orange" if "LoRA" in variant else "tab:blue" if "adapter" in variant else "0.3"
+        reach = [[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]]
+        panel.errorbar(gap["value"], place, xerr=reach, color=color, marker="o", markersize=4, capsize=2)
+    percents = [runs[variant][0]["trainable_percent"] for variant in names]
+    panel.set_yticks(range(len(names)), [f"{v}, {p:.2f} %" for v, p in zip(names, percents, strict=True)], fontsize=8)
+    panel.axvline(0, color="0.3", linewidth=0.8)
+    panel.set_xlabel("mask AP less that of the best, 95 % interval (paired)")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -139,7 +139,8 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
     contents = {name: json.loads((raw / f"{name}.json").read_text()) for name in names}
     for name, content in contents.items():
         put(page, name, table(content))
-        draw_costs(content, raw / f"{name}.svg")
+        if content["comparison"]:
+            draw_differences(content, raw / f"{name}.svg")
     counted = {name.removeprefix("study-"): one for name, one in contents.items() if re.match(r"study-", name)}
     if counted:
         draw_counts(counted, raw / "adapters_per_block.svg")
