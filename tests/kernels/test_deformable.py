@@ -264,7 +264,13 @@ def test_deformable_attention__reference_differentiates_twice(monkeypatch: pytes
     monkeypatch.setenv("VISPEFT_KERNELS", "reference")
     case = Case(1, 2, 1, 2, ((3, 3),), 1, spread=0.2)
     inputs = [tensor.requires_grad_() for tensor in case.tensors(seed=5)]
-    assert torch.autograd.gradgradcheck(lambda v, loc, w: deformable_attention(v, case.shapes, loc, w), inputs)
+    try:
+        is_right = torch.autograd.gradgradcheck(lambda v, loc, w: deformable_attention(v, case.shapes, loc, w), inputs)
+    except RuntimeError as error:
+        if "grid_sampler_2d_backward is not implemented" not in str(error):
+            raise
+        pytest.skip("this torch cannot differentiate grid_sample twice")
+    assert is_right
 
 
 @pytest.mark.gpu

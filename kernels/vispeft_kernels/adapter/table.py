@@ -16,7 +16,7 @@ ONES = 8  # columns behind the hidden state, the first of them ones: 16 bytes ke
 Sizes = dict[int, tuple[int, int, int, int]]
 HALF_FORWARD: Sizes = {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (64, 32, 8, 3), 512: (32, 32, 8, 2)}
 HALF_BACKWARD: Sizes = {64: (64, 64, 4, 3), 128: (64, 64, 8, 3), 256: (32, 64, 8, 2), 512: (16, 32, 8, 2)}
-SINGLE: Sizes = {64: (32, 32, 4, 2), 128: (32, 32, 8, 2), 256: (16, 16, 8, 1), 512: (16, 16, 8, 1)}
+SINGLE: Sizes = {64: (32, 32, 4, 2), 128: (32, 32, 8, 2), 256: (16, 16, 16, 1), 512: (16, 16, 8, 1)}
 
 
 def forward(width: int, dtype: torch.dtype) -> Config:
