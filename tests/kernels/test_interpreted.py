@@ -15,6 +15,8 @@ HERE = Path(__file__).parent
 
 def misses_numpy() -> bool:
     """Whether Triton's interpreter turns arrays of one element into numbers, which NumPy 2.4 refuses."""
+    if importlib.util.find_spec("triton") is None:
+        return False
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
     return triton < (3, 7) and numpy >= (2, 4)
 
