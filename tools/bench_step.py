@@ -1,15 +1,19 @@
-"""What one training step costs: processor time, peak memory and memory kept for the backward pass, method by method.
+"""What one training step costs: time, peak memory and memory kept for the backward pass, method by method.
 
     python tools/bench_step.py                                  # timm ViT-S/16, 224 px, batch 8, rank 8
     python tools/bench_step.py --methods full lora peft_lora --repeats 5 --json FILE
     python tools/bench_step.py --model mask_dino                # this project's tiny Mask DINO on a ViT
+    python tools/bench_step.py --model mask_dino --backbone vit_large_patch16_224 --size base --image-size 1024 \
+        --batch 2 --precision bf16 --device cuda                # what a GPU is asked for
 
-Each measurement is a process of its own with one thread; rounds go through all methods, so that a slow spell of the
-machine falls on every one of them. The time is the processor time of the median step (waiting for other work on the
-machine does not count), of which the table shows the median over rounds. `kept` is the size of the distinct storages
-that autograd keeps for the backward pass, parameters excluded: exact and independent of the device. `rss` is the peak
-of the process, `+rss` its growth over the steps.
-`peft_*` is LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
+Each measurement is a process of its own; rounds go through all methods, so that a slow spell of the machine falls on
+every one of them. On the CPU it has one thread, and the time is the processor time of the median step (waiting for
+other work on the machine does not count); on a GPU it is the time of the median step, from an idle device to an idle
+device. The table shows the median over rounds. `peak` is that of the process on the CPU, and of what torch allocated on
+a GPU; `+peak` is its growth over the steps. `kept` is the size of the distinct storages that autograd keeps for the
+backward pass, parameters excluded: exact, and with `--precision bf16` with the weights' 16-bit copies.
+`*_recompute` computes the backbone's blocks again in the backward pass (`model.activation_checkpointing`). `peft_*` is
+LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
 """
 
 from __future__ import annotations
@@ -23,135 +27,41 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from bench_step_models import RANK, build_mask_dino, build_vit, mask_dino_plans, vit_plans
 from torch import Tensor, nn
 
-from vispeft.peft import Adapter, DoRA, LoRA, Plan, inject, train_mode
-from vispeft.structures import Targets
-
-RANK, ALPHA, DROPOUT, WIDTH = 8, 16.0, 0.05, 64
-VIT_SITES = "blocks.*.attn.qkv | blocks.*.attn.proj | blocks.*.mlp.fc1 | blocks.*.mlp.fc2"
-VIT_ADAPTERS = "blocks.*.attn.proj | blocks.*.mlp.fc2"
-PEFT_TARGETS = r"(.*\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
-MASK_DINO_HEADS = ("decoder.class_embed", "decoder.label_embed", "decoder.mask_embed", "decoder.bbox_embed")
-DEFORMABLE = "**.sampling_offsets | **.value_proj"
-PEFT_DEFORMABLE = r".*\.(sampling_offsets|value_proj)"
-MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
+CPU = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
+OPTIONS = (
+    "model",
+    "backbone",
+    "size",
+    "image_size",
+    "batch",
+    "device",
+    "precision",
+    "steps",
+    "warmup",
+)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process's figures. Seconds are processor time of the median step; megabytes are MiB."""
+    """One process's figures: seconds of the median step, MiB."""
 
     method: str
     trainable: int
     step_s: float
     forward_s: float
     kept_mb: float
-    peak_rss_mb: float
-    grown_rss_mb: float
-
-
-def vit_plans() -> dict[str, Plan | None]:
-    """The plans of the timm model by method name; None marks what is no plan of ours."""
-    head = ("head.**",)
-    return {
-        "forward": None,
-        "floor": None,
-        "head": Plan.head_only(*head),
-        "adapter": Plan({VIT_ADAPTERS: Adapter(width=WIDTH)}, head),
-        "lora": Plan({VIT_SITES: LoRA(RANK, ALPHA)}, head),
-        "lora_dropout": Plan({VIT_SITES: LoRA(RANK, ALPHA, dropout=DROPOUT)}, head),
-        "lora_from_6": Plan({VIT_SITES.replace("*", "[6:]"): LoRA(RANK, ALPHA)}, head),
-        "dora": Plan({VIT_SITES: DoRA(RANK, ALPHA)}, head),
-        "full": Plan.full(),
-        "peft_lora": None,
-        "peft_lora_dropout": None,
-        "peft_dora": None,
-    }
-
-
-def build_vit(method: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """A timm classifier prepared for a method, and a function that gives its loss on one batch."""
-    import timm
-
-    model = timm.create_model(args.model, pretrained=False, img_size=args.image_size, num_classes=10)
-    images = torch.randn(args.batch, 3, args.image_size, args.image_size)
-    labels = torch.randint(0, 10, (args.batch,))
-    plan = vit_plans()[method]
-    if plan is not None:
-        inject(model, plan)
-        train_mode(model)
-    elif method.startswith("peft_"):
-        dropout = DROPOUT if method == "peft_lora_dropout" else 0.0
-        model = peft_model(model, PEFT_TARGETS, ["head"], dropout, use_dora=method == "peft_dora")
-    else:
-        model.requires_grad_(False)
-        images.requires_grad_(method == "floor")
-    return model, lambda: F.cross_entropy(model(images), labels)
-
-
-def mask_dino_plans() -> dict[str, Plan | None]:
-    """The plans of the segmentation model by method name."""
-    heads = tuple(f"{head}.**" for head in MASK_DINO_HEADS)
-    everywhere = " | ".join([DEFORMABLE, *(f"**.{site}" for site in VIT_SITES.split(" | "))])
-    attention = "pixel_decoder.layers.*.self_attn | decoder.layers.*.self_attn | decoder.layers.*.cross_attn"
-    return {
-        "forward": None,
-        "head": Plan.head_only(*heads),
-        "adapter": Plan({attention: Adapter(reduction=4, act="relu")}, heads),
-        "lora": Plan({DEFORMABLE: LoRA(RANK, ALPHA)}, heads),
-        "lora_dropout": Plan({DEFORMABLE: LoRA(RANK, ALPHA, dropout=DROPOUT)}, heads),
-        "lora_everywhere": Plan({everywhere: LoRA(RANK, ALPHA)}, heads),
-        "full": Plan.full(),
-        "peft_lora": None,
-        "peft_lora_everywhere": None,
-    }
-
-
-def build_mask_dino(method: str, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The tiny Mask DINO on a ViT prepared for a method, and a function that gives its loss on one synthetic batch."""
-    from vispeft.losses import Criterion, HungarianMatcher
-    from vispeft.models import build_model
-
-    side = args.image_size
-    model = build_model("mask_dino", backbone="vit_tiny_patch16_224", num_classes=5, image_size=side, size="tiny")
-    plan = mask_dino_plans()[method]
-    if plan is not None:
-        inject(model, plan)
-        train_mode(model)
-    elif method.startswith("peft_"):
-        targets = PEFT_DEFORMABLE if method == "peft_lora" else f"{PEFT_DEFORMABLE}|{PEFT_TARGETS}"
-        model = peft_model(model, targets, MASK_DINO_HEADS)
-    else:
-        model.requires_grad_(False)
-    images = torch.randn(args.batch, 3, side, side)
-    masks = torch.zeros(3, side, side, dtype=torch.bool)
-    for index in range(3):
-        masks[index, index * side // 4 : (index + 2) * side // 4, side // 4 : side // 2] = True
-    boxes = torch.tensor([[0.375, 0.25 + 0.25 * index, 0.25, 0.5] for index in range(3)])
-    targets = [Targets(torch.tensor([0, 1, 2]), boxes, masks)] * args.batch
-    criterion = Criterion(matcher=HungarianMatcher())
-    return model, lambda: torch.stack(list(criterion(model(images, targets), targets).values())).sum()
-
-
-def peft_model(
-    model: nn.Module, targets: str, heads: Sequence[str], dropout: float = 0.0, *, use_dora: bool = False
-) -> nn.Module:
-    """The same LoRA or DoRA by the `peft` library; heads are trained as they are."""
-    import peft
-
-    config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, use_dora=use_dora, target_modules=targets)
-    wrapped: nn.Module = peft.get_peft_model(model, config)
-    for head in heads:
-        model.get_submodule(head).requires_grad_(True)
-    return wrapped
+    peak_mb: float
+    grown_mb: float
 
 
 def keep_freed_memory() -> None:
@@ -186,32 +96,70 @@ def kept_mb(model: nn.Module, loss: Callable[[], Tensor]) -> float:
     return sum(kept.values()) / 2**20
 
 
+class CpuMeter:
+    """Processor time and the peak of the process."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        torch.set_num_threads(1)
+
+    def now(self) -> float:
+        """Seconds of processor time."""
+        return time.process_time()
+
+    def memory_mb(self) -> float:
+        """MiB in use; the peak is counted from here."""
+        Path("/proc/self/clear_refs").write_text("5")
+        return status_mb("VmRSS")
+
+    def peak_mb(self) -> float:
+        """The most MiB in use since."""
+        return status_mb("VmHWM")
+
+
+class CudaMeter:
+    """Time by the clock, the device idle at both ends, and the peak of what torch allocated there."""
+
+    def now(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def memory_mb(self) -> float:
+        """MiB in use; the peak is counted from here."""
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+
+    def peak_mb(self) -> float:
+        """The most MiB in use since."""
+        return torch.cuda.max_memory_allocated() / 2**20
+
+
 def measure(method: str, args: argparse.Namespace) -> Step:
     """Trains a few steps in this process and takes the figures."""
-    keep_freed_memory()
-    torch.set_num_threads(1)
+    meter = CudaMeter() if args.device == "cuda" else CpuMeter()
     torch.manual_seed(0)
     build = build_mask_dino if args.model == "mask_dino" else build_vit
-    model, loss = build(method, args)
+    measured = build(method, args)
+    model, loss = measured.model, measured.loss
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
-    before = status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    before = meter.memory_mb()
     steps, forwards = [], []
     for step in range(args.warmup + args.steps):
-        start = time.process_time()
+        start = meter.now()
         with torch.set_grad_enabled(method != "forward"):
             value = loss()
-        middle = time.process_time()
+        middle = meter.now()
         if method != "forward":
             value.backward()
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if step >= args.warmup:
-            steps.append(time.process_time() - start)
+            steps.append(meter.now() - start)
             forwards.append(middle - start)
-    peak = status_mb("VmHWM")
+    peak = meter.peak_mb()
     return Step(
         method,
         sum(parameter.numel() for parameter in trained),
@@ -224,38 +172,46 @@ def measure(method: str, args: argparse.Namespace) -> Step:
 
 
 def run_rounds(methods: list[str], args: argparse.Namespace) -> dict[str, list[Step]]:
-    """Every method in a process of its own, round after round."""
+    """Every method in a process of its own, round after round; one that fails is told and left out from there on."""
     found: dict[str, list[Step]] = {method: [] for method in methods}
-    options = [
-        f"--{name}={getattr(args, name.replace('-', '_'))}"
-        for name in ("model", "image-size", "batch", "steps", "warmup")
-    ]
+    options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in OPTIONS]
     for number in range(args.repeats):
-        for method in methods:
+        for method in list(found):
             command = [sys.executable, __file__, "--child", method, *options]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-            found[method].append(Step(**json.loads(line.splitlines()[-1])))
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"} if args.device == "cpu" else None
+            run = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if run.returncode:
+                reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
+                print(f"{method} is left out: {reason}", file=sys.stderr, flush=True)
+                del found[method]
+                continue
+            found[method].append(Step(**json.loads(run.stdout.splitlines()[-1])))
             print(f"round {number + 1}/{args.repeats} {found[method][-1]}", file=sys.stderr, flush=True)
     return found
 
 
 def table(found: dict[str, list[Step]]) -> str:
-    """Medians over the rounds, with the range of the step time."""
-    full = statistics.median(step.step_s for step in found["full"]) if "full" in found else float("nan")
+    """Medians over the rounds, with the range of the step time; time and peak also as parts of full fine-tuning's."""
+    full = found.get("full", [])
+    full_s, full_mb = (
+        statistics.median(values) if full else float("nan")
+        for values in ([step.step_s for step in full], [step.peak_mb for step in full])
+    )
+    width = max(map(len, found))
     lines = [
-        f"{'method':18} {'trainable':>11} {'step s':>7} {'range':>13} {'/full':>6} {'kept':>7} {'rss':>7} {'+rss':>7}"
+        f"{'method':{width}} {'trainable':>11} {'step s':>7} {'range':>13} {'/full':>6} {'kept':>8} {'peak':>8} "
+        f"{'/full':>6} {'+peak':>8}"
     ]
     for method, steps in found.items():
         seconds = [step.step_s for step in steps]
         middle = statistics.median(seconds)
-        memory = [
+        kept, peak, grown = (
             statistics.median(values)
-            for values in zip(*((s.kept_mb, s.peak_rss_mb, s.grown_rss_mb) for s in steps), strict=True)
-        ]
+            for values in zip(*((s.kept_mb, s.peak_mb, s.grown_mb) for s in steps), strict=True)
+        )
         lines.append(
-            f"{method:18} {steps[0].trainable:>11,} {middle:>7.3f} {min(seconds):>6.3f}-{max(seconds):<6.3f} "
-            f"{middle / full:>6.3f} {memory[0]:>7.1f} {memory[1]:>7.0f} {memory[2]:>7.0f}"
+            f"{method:{width}} {steps[0].trainable:>11,} {middle:>7.3f} {min(seconds):>6.3f}-{max(seconds):<6.3f} "
+            f"{middle / full_s:>6.3f} {kept:>8.1f} {peak:>8.0f} {peak / full_mb:>6.3f} {grown:>8.0f}"
         )
     return "\n".join(lines)
 
@@ -264,9 +220,13 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT, or mask_dino")
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="of mask_dino: a timm ViT")
+    parser.add_argument("--size", default="tiny", help="of mask_dino's pixel decoder and decoder: tiny or base")
     parser.add_argument("--methods", nargs="+", help="default: all of the model's that can run here")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is mixed precision")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
@@ -278,16 +238,21 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Runs the rounds, or one measurement where `--child` asks for it."""
     args = parse_arguments()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("`--device cuda` needs a CUDA GPU, but none is here. Leave it out to measure on the CPU.")
     if args.child:
         print(json.dumps(asdict(measure(args.child, args))))
         return
-    plans = mask_dino_plans() if args.model == "mask_dino" else vit_plans()
-    methods = args.methods or list(plans)
-    unknown = [method for method in methods if method not in plans]
+    known = list(mask_dino_plans(1) if args.model == "mask_dino" else vit_plans())
+    here = [method for method in known if not method.startswith("peft_") or find_spec("peft")]
+    methods = args.methods or here
+    unknown = [method for method in methods if method not in known]
     if unknown:
-        sys.exit(f"`--methods` must be some of {', '.join(plans)}, but has {', '.join(unknown)}.")
+        sys.exit(f"`--methods` must be some of {', '.join(known)}, but has {', '.join(unknown)}.")
     load_before = os.getloadavg()[0]
     found = run_rounds(methods, args)
+    if not found:
+        sys.exit("Nothing could be measured.")
     print(table(found))
     if args.json:
         versions = {
@@ -295,12 +260,10 @@ def main() -> None:
             for name in ("torch", "timm", "peft")
             if name != "peft" or any(method.startswith("peft_") for method in found)
         }
-        settings = {
-            name: getattr(args, name) for name in ("model", "image_size", "batch", "steps", "warmup", "repeats")
-        }
+        settings = {name: getattr(args, name) for name in (*OPTIONS, "repeats")}
         report = {
             "command": " ".join(["python", "tools/bench_step.py", *sys.argv[1:]]),
-            "machine": MACHINE,
+            "machine": torch.cuda.get_device_name() if args.device == "cuda" else CPU,
             # how many processes ran or waited over the last minute: more than cores is a busy machine
             "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
             **settings,
