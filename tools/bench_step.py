@@ -12,8 +12,8 @@ other work on the machine does not count); on a GPU it is the time of the median
 device. The table shows the median over rounds. `peak` is that of the process on the CPU, and of what torch allocated on
 a GPU; `+peak` is its growth over the steps. `kept` is the size of the distinct storages that autograd keeps for the
 backward pass, parameters excluded: exact, and with `--precision bf16` with the weights' 16-bit copies.
-`*_recompute` computes the backbone's blocks again in the backward pass (`model.activation_checkpointing`). `peft_*` is
-LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
+`*_recompute` computes blocks and decoder layers again in the backward pass (`model.activation_checkpointing`).
+`peft_*` is LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
 """
 
 from __future__ import annotations
@@ -83,16 +83,18 @@ def kept_mb(model: nn.Module, loss: Callable[[], Tensor]) -> float:
     """MiB of distinct storages that one forward pass keeps for backward, parameters excluded."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
+    alive: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
+        if storage.data_ptr() not in parameters and storage.data_ptr() not in kept:
             kept[storage.data_ptr()] = storage.nbytes()
+            # a freed storage would give its address to another
+            alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = loss()
-    del value
+        loss()
     return sum(kept.values()) / 2**20
 
 

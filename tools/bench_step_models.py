@@ -25,7 +25,7 @@ MASK_DINO_ATTENTION = "pixel_decoder.layers.*.self_attn | decoder.layers.*.self_
 DEFORMABLE = ("**.sampling_offsets", "**.value_proj")
 PEFT_DEFORMABLE = r".*\.(sampling_offsets|value_proj)"
 RECOMPUTE = "_recompute"
-"""Ends the name of a method whose backbone blocks are computed again in the backward pass."""
+"""Ends the name of a method whose blocks and decoder layers are computed again in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def mask_dino_plans(num_blocks: int) -> dict[str, Plan | None]:
         "lora_everywhere": Plan({everywhere: LoRA(RANK, ALPHA)}, heads),
         "lora_everywhere_recompute": Plan({everywhere: LoRA(RANK, ALPHA)}, heads),
         "lora_last_quarter": Plan({last_quarter: LoRA(RANK, ALPHA)}, heads),
+        "lora_last_quarter_recompute": Plan({last_quarter: LoRA(RANK, ALPHA)}, heads),
         "full": Plan.full(),
         "full_recompute": Plan.full(),
         "peft_lora": None,
@@ -124,7 +125,7 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> Measured:
     else:
         model.requires_grad_(False)
     if method.endswith(RECOMPUTE):
-        base.backbone.set_activation_checkpointing()
+        base.set_activation_checkpointing()
     step = LossModule(model, Criterion(matcher=HungarianMatcher()))
     batch = SealedBatch(Batch(torch.randn(args.batch, 3, side, side), (scene(side),) * args.batch, ()).to(args.device))
 

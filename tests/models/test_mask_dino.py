@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -147,3 +148,33 @@ def test_build_model__takes_any_timm_backbone(backbone: str, options: dict[str, 
         predictions = model.eval()(torch.randn(1, 3, image_size, image_size))
     assert predictions.final.class_logits.shape == (1, 12, 80)
     assert torch.isfinite(predictions.mask_features).all()
+
+
+def test_set_activation_checkpointing__keeps_less_and_gives_the_same_gradients() -> None:
+    model, images = small().train(), torch.randn(2, 3, 64, 64)
+    gradients, kept = [], []
+    for enable in (False, True):
+        model.set_activation_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(3)
+        with keeping() as sizes:
+            loss = total(model(images, targets((2, 1))))
+        kept.append(sum(sizes.values()))
+        loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < 0.75 * kept[0]
+
+
+@contextmanager
+def keeping() -> Iterator[dict[int, int]]:
+    """Within it, the bytes of each storage that autograd keeps."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield sizes

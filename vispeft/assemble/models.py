@@ -122,7 +122,7 @@ def _description(config: ModelConfig) -> Description | None:
 
 def _checkpoint_activations(model: MaskDINO, config: ModelConfig) -> None:
     try:
-        model.backbone.set_activation_checkpointing()
+        model.set_activation_checkpointing()
     # what timm raises for families without the switch
     except (AssertionError, AttributeError, TypeError) as error:
         raise ConfigError(

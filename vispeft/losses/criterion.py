@@ -120,7 +120,7 @@ def _mean_num_targets(targets: Sequence[Targets], device: torch.device) -> Tenso
 class Criterion(nn.Module):
     """Weighted losses of a batch, with deep supervision: the initial prediction, every layer, proposals and denoising.
 
-    Defaults are Mask DINO's published ones. Everything is computed in float32.
+    Defaults are Mask DINO's published ones. Everything is computed in float32, whatever the predictions' dtype.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Criterion(nn.Module):
         device = predictions.mask_features.device
         with torch.autocast(device.type, enabled=False):
             # points are read from rows of channels: brought into this order once for the matching and the losses
-            features = predictions.mask_features.float().contiguous(memory_format=torch.channels_last)
+            features = predictions.mask_features.to(torch.float32, memory_format=torch.channels_last)
             matches = self.matcher(layers, features, targets)
             num_queries = layers[0].boxes.shape[1]
             pairs = _pair(matches, num_queries, denoising, [len(t) for t in targets], device)

@@ -1,11 +1,13 @@
 """Mask losses of many queries, each at the points where it is least certain, with their gradients.
 
-Written out rather than left to autograd: image by image, so that only one image's logits are held, and in the cache.
+Written out rather than left to autograd: image by image and some masks at a time, so that few logits are held at once,
+and in the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +15,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vispeft.losses.points import Corners, PointPlan, read_rows, spread_rows
+
+# logits held at once: bounds memory for large models, keeps small ones in the cache
+_LOGITS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some masks of one image, as rows among the masks of all images."""
+
+    image_idx: int
+    rows: slice
+
+
+def _some_at_a_time(counts: Sequence[int], num_drawn: int) -> Iterator[_Some]:
+    """All masks, image after image, of which `counts` says how many each has."""
+    step, first = max(1, _LOGITS_AT_ONCE // num_drawn), 0
+    for image_idx, count in enumerate(counts):
+        for start in range(0, count, step):
+            yield _Some(image_idx, slice(first + start, first + min(start + step, count)))
+        first += count
 
 
 class _MaskLosses(torch.autograd.Function):
@@ -27,38 +49,46 @@ class _MaskLosses(torch.autograd.Function):
         counts: tuple[int, ...],
         plan: PointPlan,
     ) -> tuple[Tensor, Tensor]:
-        kept: list[Tensor] = []
+        features = [read_rows(rows, at) for rows in cells]  # [P, D] each
         cross_entropies, dices = [], []
-        per_image = zip(embeddings.split_with_sizes(counts), cells, target_idx.split_with_sizes(counts), strict=True)
-        for e, rows, targets in per_image:
-            features = read_rows(rows, at)  # [P, D]
-            all_logits = e @ features.T
+        kept: list[Tensor] = []
+        for some in _some_at_a_time(counts, plan.num_drawn):
+            all_logits = embeddings[some.rows] @ features[some.image_idx].T
             chosen = plan.select(all_logits)
-            logits = all_logits.gather(1, chosen)  # [M, num_points]
-            labels = masks.index_select(0, targets).gather(1, chosen)
+            logits = all_logits.gather(1, chosen)  # [m, num_points]
+            labels = _labels(masks, target_idx[some.rows], chosen)
             cross_entropy, dice, *saved = _losses(logits, labels)
             cross_entropies.append(cross_entropy)
             dices.append(dice)
-            kept.extend((e, features, chosen, labels, *saved))
-        ctx.save_for_backward(*kept)
-        ctx.at, ctx.num_drawn = at, plan.num_drawn
-        return torch.cat(cross_entropies), torch.cat(dices)
+            kept.extend((chosen.int(), *saved))
+        ctx.save_for_backward(embeddings, masks, target_idx, *features, *kept)
+        ctx.at, ctx.counts, ctx.num_drawn = at, counts, plan.num_drawn
+        nothing = embeddings.new_zeros(0)
+        return torch.cat([nothing, *cross_entropies]), torch.cat([nothing, *dices])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_cross_entropy: Tensor, grad_dice: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors
-        grad_embeddings, grad_cells, first = [], [], 0
-        for n in range(0, len(kept), 7):
-            e, features, chosen, labels, probs, overlaps, sizes = kept[n : n + 7]
-            part = slice(first, first := first + len(e))
-            grad = _losses_grad(grad_cross_entropy[part], grad_dice[part], labels, probs, overlaps, sizes)
+        embeddings, masks, target_idx, *rest = ctx.saved_tensors
+        features, kept = rest[: len(ctx.counts)], iter(rest[len(ctx.counts) :])
+        grad_embeddings = torch.empty_like(embeddings)
+        grad_points = [features[0].new_zeros(features[0].shape) for _ in ctx.counts] if ctx.needs_input_grad[1] else []
+        for some in _some_at_a_time(ctx.counts, ctx.num_drawn):
+            chosen, probs, overlaps, sizes = next(kept).long(), next(kept), next(kept), next(kept)
+            labels = _labels(masks, target_idx[some.rows], chosen)
+            grad = _losses_grad(grad_cross_entropy[some.rows], grad_dice[some.rows], labels, probs, overlaps, sizes)
             # a mask's points are distinct, so plain writes do
-            all_grad = grad.new_zeros(len(e), ctx.num_drawn).scatter_(1, chosen, grad)
-            grad_embeddings.append(all_grad @ features)
-            if ctx.needs_input_grad[1]:
-                grad_cells.append(spread_rows(all_grad.T @ e, ctx.at))
-        return torch.cat(grad_embeddings), torch.stack(grad_cells) if grad_cells else None, *[None] * 5
+            all_grad = grad.new_zeros(len(grad), ctx.num_drawn).scatter_(1, chosen, grad)
+            torch.mm(all_grad, features[some.image_idx], out=grad_embeddings[some.rows])
+            if grad_points:
+                grad_points[some.image_idx].addmm_(all_grad.T, embeddings[some.rows])
+        grad_cells = torch.stack([spread_rows(rows, ctx.at) for rows in grad_points]) if grad_points else None
+        return grad_embeddings, grad_cells, *[None] * 5
+
+
+def _labels(masks: Tensor, target_idx: Tensor, chosen: Tensor) -> Tensor:
+    """What the targets `target_idx` [m] of `masks` say at the chosen points [m, num_points]."""
+    return masks.index_select(0, target_idx).gather(1, chosen)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vispeft.models.deformable import DeformableAttention
 from vispeft.models.geometry import cell_centres, map_position_embedding
+from vispeft.models.recompute import call
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.use_mask_position = use_mask_position
+        self.recomputes_layers = False
         self.num_backbone_levels = num_backbone_levels
         self.num_levels = num_backbone_levels + num_extra_levels
         entering = list(channels[-num_backbone_levels:])
@@ -112,7 +114,7 @@ class PixelDecoder(nn.Module):
         )
         reference = cell_centres(shapes, device)[None]
         for layer in self.layers:
-            memory = layer(memory, position, reference, shapes)
+            memory = call(layer, memory, position, reference, shapes, recompute=self.recomputes_layers)
         return PixelFeatures(memory, shapes, self._mask_features(maps[0], memory, shapes[0]))
 
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:
