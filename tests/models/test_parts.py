@@ -16,6 +16,7 @@ from vispeft.models import MaskDINO, build_model, load_bundled, load_weights, sa
 from vispeft.models.denoising import make_denoising_queries
 from vispeft.models.described import Description, read_description, save_described
 from vispeft.models.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
+from vispeft.models.recompute import relu_before
 from vispeft.models.roles import roles_for
 from vispeft.structures import Targets
 
@@ -166,3 +167,20 @@ def test_read_description__is_none_for_files_of_others_and_refuses_damage(tmp_pa
         save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", metadata={"vispeft_model": header})
         with pytest.raises(CheckpointError, match="damaged header"):
             read_description(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.parametrize(("is_trained", "kept_dtype"), [(False, torch.bool), (True, torch.float32)])
+def test_relu_before__keeps_signs_where_nothing_that_follows_is_trained(
+    is_trained: bool, kept_dtype: torch.dtype
+) -> None:
+    following = nn.Linear(7, 2).requires_grad_(is_trained)
+    x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: (kept.append(saved), saved)[1], lambda saved: saved):
+        y = relu_before(following, x)
+    assert [saved.dtype for saved in kept] == [kept_dtype]
+    assert torch.equal(y, x.relu())
+    grad = torch.randn(5, 7)
+    grad[0] = torch.inf
+    (ours,), (expected,) = (torch.autograd.grad(z, x, grad) for z in (y, x.relu()))
+    assert torch.equal(ours, expected)

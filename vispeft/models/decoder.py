@@ -14,7 +14,7 @@ from vispeft.models.deformable import DeformableAttention
 from vispeft.models.denoising import DenoisingQueries, make_denoising_queries
 from vispeft.models.geometry import cell_centres, inverse_sigmoid, masks_to_boxes, sine_embedding
 from vispeft.models.pixel_decoder import PixelFeatures
-from vispeft.models.recompute import call
+from vispeft.models.recompute import call, relu_before
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
 
@@ -82,7 +82,7 @@ class DecoderLayer(nn.Module):
         """x, position: [B, Q, C]; boxes: [B, Q, 4] cxcywh normalised; memory: [B, sum HW, C]."""
         x = self.norm2(x + self.self_attn(x, position, attention_mask))
         x = self.norm1(x + self.cross_attn(x + position, boxes, memory, spatial_shapes))
-        y: Tensor = self.norm3(x + self.linear2(F.relu(self.linear1(x))))
+        y: Tensor = self.norm3(x + self.linear2(relu_before(self.linear2, self.linear1(x))))
         return y
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vispeft.models.deformable import DeformableAttention
 from vispeft.models.geometry import cell_centres, map_position_embedding
-from vispeft.models.recompute import call
+from vispeft.models.recompute import call, relu_before
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class PixelDecoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
         """x: [B, sum HW, C]; position: [sum HW, C]; reference: [1, sum HW, 2]."""
         x = self.norm1(x + self.self_attn(x + position, reference, x, spatial_shapes))
-        y: Tensor = self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        y: Tensor = self.norm2(x + self.linear2(relu_before(self.linear2, self.linear1(x))))
         return y
 
 
@@ -115,7 +115,8 @@ class PixelDecoder(nn.Module):
         reference = cell_centres(shapes, device)[None]
         for layer in self.layers:
             memory = call(layer, memory, position, reference, shapes, recompute=self.recomputes_layers)
-        return PixelFeatures(memory, shapes, self._mask_features(maps[0], memory, shapes[0]))
+        mask_features = call(self._mask_features, maps[0], memory, shapes[0], recompute=self.recomputes_layers)
+        return PixelFeatures(memory, shapes, mask_features)
 
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:
         entering = list(maps[-self.num_backbone_levels :])

@@ -1,17 +1,19 @@
-"""Layers whose activations are computed again in the backward pass instead of being kept (Chen et al. 2016,
-https://arxiv.org/abs/1604.06174), by `torch.utils.checkpoint`.
+"""What keeps less for the backward pass: activations computed again (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174), by `torch.utils.checkpoint`, and signs in place of activations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-def call(layer: nn.Module, *args: Any, recompute: bool) -> Tensor:
+def call(layer: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
     """What `layer` gives; with `recompute`, only its inputs are kept for its backward pass."""
     output: Tensor
     if recompute and torch.is_grad_enabled():
@@ -19,3 +21,29 @@ def call(layer: nn.Module, *args: Any, recompute: bool) -> Tensor:
     else:
         output = layer(*args)
     return output
+
+
+def relu_before(following: nn.Module, x: Tensor) -> Tensor:
+    """ReLU of x for the module that follows. Where nothing in that is trained, one byte per value is kept.
+
+    A frozen linear map needs no input for its backward pass; a trained one keeps it, and ReLU's own copy is the same.
+    """
+    if not x.requires_grad or any(parameter.requires_grad for parameter in following.parameters()):
+        return F.relu(x)
+    y: Tensor = _SignKeepingReLU.apply(x)
+    return y
+
+
+class _SignKeepingReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output > 0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (is_positive,) = ctx.saved_tensors
+        return torch.where(is_positive, grad, 0)

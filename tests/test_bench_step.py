@@ -1,0 +1,35 @@
+"""The benchmark of whole training steps, at its smallest sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "tools/bench_step.py"
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, SCRIPT, *words]
+    return subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+
+
+def test_bench_step__measures_mask_dino_in_mixed_precision(tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    small = "--model mask_dino --image-size 64 --batch 1 --steps 1 --warmup 0 --repeats 1 --precision bf16".split()
+    run = bench(*small, "--methods", "lora_last_quarter", "lora_last_quarter_recompute", "--json", str(path))
+    assert run.returncode == 0, run.stderr[-3000:]
+    rounds = json.loads(path.read_text())["rounds"]
+    kept, recomputed = rounds["lora_last_quarter"][0], rounds["lora_last_quarter_recompute"][0]
+    assert 0 < kept["trainable"] == recomputed["trainable"]
+    assert 0 < recomputed["kept_mb"] < kept["kept_mb"]
+    assert recomputed["step_s"] > 0
+    assert "lora_last_quarter_recompute" in run.stdout
+
+
+def test_bench_step__names_the_methods_that_it_knows() -> None:
+    run = bench("--methods", "lorra")
+    assert run.returncode == 1
+    assert run.stderr.startswith("`--methods` must be some of forward, floor, head")
