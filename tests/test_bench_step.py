@@ -18,8 +18,17 @@ def bench(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_bench_step__measures_mask_dino_in_mixed_precision(tmp_path: Path) -> None:
     path = tmp_path / "step.json"
-    small = "--model mask_dino --image-size 64 --batch 1 --steps 1 --warmup 0 --repeats 1 --precision bf16".split()
-    run = bench(*small, "--methods", "lora_last_quarter", "lora_last_quarter_recompute", "--json", str(path))
+    sizes = ["--image-size=64", "--batch=1", "--steps=1", "--warmup=0", "--repeats=1"]
+    run = bench(
+        "--model=mask_dino",
+        "--precision=bf16",
+        *sizes,
+        "--methods",
+        "lora_last_quarter",
+        "lora_last_quarter_recompute",
+        "--json",
+        str(path),
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     rounds = json.loads(path.read_text())["rounds"]
     kept, recomputed = rounds["lora_last_quarter"][0], rounds["lora_last_quarter_recompute"][0]
