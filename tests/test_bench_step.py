@@ -1,4 +1,4 @@
-"""The benchmark of whole training steps, at its smallest sizes."""
+"""What whole training steps cost, measured and predicted, at the smallest sizes."""
 
 import json
 import os
@@ -6,14 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "tools/bench_step.py"
+TOOLS = Path(__file__).parents[1] / "tools"
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, *words]
+def run_tool(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, TOOLS / script, *words]
     return subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    return run_tool("bench_step.py", *words)
 
 
 def test_bench_step__measures_mask_dino_in_mixed_precision(tmp_path: Path) -> None:
@@ -42,3 +46,14 @@ def test_bench_step__names_the_methods_that_it_knows() -> None:
     run = bench("--methods", "lorra")
     assert run.returncode == 1
     assert run.stderr.startswith("`--methods` must be some of forward, floor, head")
+
+
+def test_estimate_memory__predicts_less_for_fewer_trained_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "memory.json"
+    small = ["--backbone=vit_tiny_patch16_224", "--size=tiny", "--image-size=64", "--batch=1"]
+    methods = ["full", "lora_everywhere", "lora_last_quarter", "lora_last_quarter_recompute"]
+    run = run_tool("estimate_memory.py", *small, "--methods", *methods, "--json", str(path))
+    assert run.returncode == 0, run.stderr[-3000:]
+    held = [method["held_mb"] for method in json.loads(path.read_text())["methods"]]
+    assert held == sorted(held, reverse=True)
+    assert len(set(held)) == 4

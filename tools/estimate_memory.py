@@ -1,0 +1,223 @@
+#!/usr/bin/env python
+"""What a training step of Mask DINO would hold on a GPU, predicted without one.
+
+    python tools/estimate_memory.py                                # ViT-L, 1024 px, batch 2, bf16
+    python tools/estimate_memory.py --backbone vit_base_patch16_224 --methods full lora_everywhere --json FILE
+
+The forward pass with its losses is run on torch's fake tensors, which have a shape, a dtype and a device but no data,
+under CUDA's rules of mixed precision, and every storage is counted while it lives. `held` is what is alive at its end:
+weights, AdamW's moments and what is kept for the backward pass; `peak` is the most at any time of it. What the backward
+pass adds is not seen: gradients, of which full fine-tuning has as many as weights, and one block at a time where blocks
+are computed again. Nor are the library's workspaces. `bench_step.py --device cuda` measures all of it.
+
+Two things are taken for granted: attention by a kernel that keeps its inputs, its output and one number per query, and
+Triton's deformable attention. Queries are matched to targets in their order, as fake costs have no values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import bench_step_models
+import torch
+import torch.nn.functional as F
+import vispeft_kernels.deformable
+import vispeft_kernels.lora
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from vispeft.losses.matcher import Match
+from vispeft.models import MaskDINO, build_model
+from vispeft.structures import LayerPredictions, Targets
+
+METHODS = (
+    "full",
+    "full_recompute",
+    "lora_everywhere",
+    "lora_everywhere_recompute",
+    "lora_last_quarter",
+    "lora_last_quarter_recompute",
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """MiB on the GPU in one forward pass; see the module."""
+
+    method: str
+    trainable: int
+    weights_mb: float
+    moments_mb: float
+    kept_mb: float
+    held_mb: float
+    peak_mb: float
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of the storages made within, while they live, and where the living ones were made; not of `others`."""
+
+    def __init__(self, others: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.others = {tensor.untyped_storage()._cdata for tensor in others}
+        self.now = self.most = 0
+        self.places: dict[int, tuple[int, str]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+                self._see(tensor.untyped_storage(), f"{list(tensor.shape)} {tensor.dtype} of {func}")
+        return out
+
+    def _see(self, storage: torch.UntypedStorage, what: str) -> None:
+        if (key := storage._cdata) in self.places or key in self.others:
+            return
+        frames = [frame for frame in traceback.extract_stack() if "/vispeft" in frame.filename]
+        place = f", {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+        self.places[key] = storage.nbytes(), what + place
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.places.pop(key)[0]
+
+    def largest(self, most: int) -> list[str]:
+        """The places that hold the most."""
+        summed: Counter[str] = Counter()
+        for size, place in self.places.values():
+            summed[place] += size
+        return [f"{size / 2**20:9.1f} {place}" for place, size in summed.most_common(most)]
+
+
+class _KeepingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        raise NotImplementedError("only the forward pass is predicted")
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+    """What a memory-efficient attention holds, in the dtype of mixed precision."""
+    out: Tensor = _KeepingAttention.apply(*(x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v)))
+    return out
+
+
+class InOrder(nn.Module):
+    """Matches the first queries of each layer to the targets."""
+
+    def forward(
+        self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]
+    ) -> list[list[Match]]:
+        """As `HungarianMatcher`, without costs."""
+        return [[Match(torch.arange(len(one)), torch.arange(len(one)))] * len(layers) for one in targets]
+
+
+def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
+    """A model without data, on a GPU that is not there. timm asks for values while it builds, so it builds for real."""
+    with unset_fake_temporarily():
+        model = build_model(*args, **kwargs)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(parameter.shape, device="cuda"))
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
+    # it is where it shall go, and fake parameters cannot be moved
+    model.to = lambda *_, **__: model
+    return model
+
+
+def pretend() -> None:
+    """Puts in place what fake tensors need."""
+    bench_step_models.build_model = build_fake_model
+    F.scaled_dot_product_attention = attention
+    bench_step_models.HungarianMatcher = InOrder
+    bench_step_models.autocast = lambda args: nullcontext()
+    vispeft_kernels.lora._choose = lambda *_, **__: "function"
+    vispeft_kernels.deformable._choose = lambda *_, **__: "triton"
+    # torch.autocast itself asks for a device that is there
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.autocast_increment_nesting()  # weights' 16-bit copies live as long as within one `with`
+
+
+def predict(method: str, args: argparse.Namespace) -> tuple[Held, list[str]]:
+    """The figures of one method, and the places that hold the most."""
+    with FakeTensorMode():
+        measured = bench_step_models.build_mask_dino(method, args)
+        own = [*measured.model.parameters(), *measured.model.buffers()]
+        weights = sum(tensor.nbytes for tensor in own)
+        trained = [tensor for tensor in own if tensor.requires_grad]
+        moments = 2 * sum(parameter.nbytes for parameter in trained)
+        alive = Alive(own)
+        with alive:
+            loss = measured.loss()
+        held = Held(
+            method,
+            sum(parameter.numel() for parameter in trained),
+            *(round(size / 2**20, 1) for size in (weights, moments, alive.now)),
+            *(round((weights + moments + size) / 2**20, 1) for size in (alive.now, alive.most)),
+        )
+        places = alive.largest(args.places)
+        del loss
+    return held, places
+
+
+def main() -> None:
+    """Predicts each method and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="vit_large_patch16_224", help="a timm ViT")
+    parser.add_argument("--size", default="base", help="of pixel decoder and decoder: tiny or base")
+    parser.add_argument("--image-size", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--places", type=int, default=0, help="tell also so many of the places that hold the most")
+    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    args = parser.parse_args(namespace=argparse.Namespace(device="cuda", precision="fp32"))
+    found = []
+    pretend()
+    for method in args.methods:
+        held, places = predict(method, args)
+        found.append(held)
+        print(f"{held}", *places, sep="\n", file=sys.stderr)
+    full = next((one.peak_mb for one in found if one.method == "full"), float("nan"))
+    width = max(len(one.method) for one in found)
+    print(f"{'method':{width}} {'trainable':>11} {'kept':>8} {'held':>8} {'peak':>8} {'/full':>6}")
+    for one in found:
+        print(
+            f"{one.method:{width}} {one.trainable:>11,} {one.kept_mb:>8.0f} {one.held_mb:>8.0f} {one.peak_mb:>8.0f} "
+            f"{one.peak_mb / full:>6.3f}"
+        )
+    if args.json:
+        settings = {name: getattr(args, name) for name in ("backbone", "size", "image_size", "batch")}
+        report = {
+            "command": " ".join(["python", "tools/estimate_memory.py", *sys.argv[1:]]),
+            "machine": "none: predicted",
+            "torch": torch.__version__,
+            **settings,
+            "methods": [asdict(one) for one in found],
+        }
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
