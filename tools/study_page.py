@@ -5,7 +5,8 @@
     python tools/study_page.py                                                            # draws from what is there
 
 What a sweep's directory says is copied to `--raw/<its name>.json`: every trial's figures, and the comparison with its
-intervals. Tables and plots are made from these files alone.
+intervals. QUESTIONS take configurations of several sweeps over one set; where all of them are among `--sweeps`, they
+are compared anew, as `vispeft compare` does it. Tables and plots are made from these files alone.
 """
 
 from __future__ import annotations
@@ -14,14 +15,60 @@ import argparse
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from marked_pages import put
 
+from vispeft.evaluation.compare import compare
+from vispeft.evaluation.compare_files import read_contest
+
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
+STUDY, PLACEMENT = "study-nuclei-histo", "study_placement-nuclei-histo"
+ONE_ADAPTER = (STUDY, "1 adapter per block")
+QUESTIONS = {
+    "ranks": [
+        (PLACEMENT, "LoRA both, rank 4"),
+        (STUDY, "LoRA both"),
+        (PLACEMENT, "LoRA both, rank 16"),
+        (PLACEMENT, "LoRA both, rank 32"),
+    ],
+    "chains": [
+        ONE_ADAPTER,
+        *((STUDY, f"{n} adapters per block") for n in (2, 3, 4)),
+        *((PLACEMENT, f"{n} adapters, last of chain") for n in (2, 3, 4)),
+    ],
+    "regions": [
+        (STUDY, "head only"),
+        (PLACEMENT, "biases"),
+        (PLACEMENT, "norms"),
+        (PLACEMENT, "scale and shift"),
+        (PLACEMENT, "adapters in the backbone"),
+        (PLACEMENT, "adapters in the pixel decoder"),
+        (PLACEMENT, "adapters in the decoder"),
+        ONE_ADAPTER,
+        (PLACEMENT, "adapters in backbone and pixel decoder"),
+        (PLACEMENT, "adapters in backbone and decoder"),
+        (PLACEMENT, "adapters everywhere"),
+        (PLACEMENT, "LoRA in the backbone"),
+        (STUDY, "LoRA both"),
+        (PLACEMENT, "LoRA in backbone and decoders"),
+        (STUDY, "full"),
+    ],
+    "equal-parameters": [
+        ONE_ADAPTER,
+        (PLACEMENT, "2 adapters of half the width"),
+        (PLACEMENT, "4 adapters of a quarter of the width"),
+        (PLACEMENT, "parallel adapters"),
+        (PLACEMENT, "adapters in the backbone, width 28"),
+        (PLACEMENT, "LoRA both, rank 28"),
+        (PLACEMENT, "LoRA all four, rank 15"),
+        (PLACEMENT, "LoRA in the backbone, rank 14"),
+    ],
+}
 KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "figures")
 
 
@@ -40,6 +87,30 @@ def take_in(sweep: Path, raw: Path) -> None:
     (raw / f"{sweep.name}.json").write_text(
         json.dumps({**content, "trials": trials, "comparison": comparison}, indent=1) + "\n"
     )
+
+
+def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> dict[str, Any] | None:
+    """The trials of some configurations of some sweeps and their comparison; None where one is not there."""
+    trials: list[dict[str, Any]] = []
+    directories: list[Path] = []
+    for sweep, variant in members:
+        of_sweep = json.loads((sweeps[sweep] / "results.json").read_text())["trials"]
+        found = [one for one in of_sweep if one["variant"] == variant and one["state"] == "complete"]
+        if not found:
+            return None
+        for one in found:
+            directories.append(sweeps[sweep] / "trials" / f"{one['trial']:04d}")
+            trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories), "sweep": sweep})
+    contenders = read_contest(directories).contenders
+    numbers = [[1 + directories.index(source.results.parent) for source in one.sources] for one in contenders]
+    entries = [
+        replace(contender.entry, name=trials[group[0] - 1]["variant"])
+        for contender, group in zip(contenders, numbers, strict=True)
+    ]
+    comparison = compare(entries).to_dict()
+    for standing, group in zip(comparison["standings"], numbers, strict=True):
+        standing["trials"] = group
+    return {"num_runs": len(trials), "trials": trials, "comparison": comparison}
 
 
 def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -155,6 +226,10 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     for sweep in args.sweeps:
         take_in(sweep, args.raw)
+    sweeps = {sweep.name: sweep for sweep in args.sweeps}
+    for question, members in QUESTIONS.items():
+        if all(sweep in sweeps for sweep, _ in members) and (found := answer(members, sweeps)):
+            (args.raw / f"{question}.json").write_text(json.dumps(found, indent=1) + "\n")
     write(sorted(path.stem for path in args.raw.glob("*.json")), args.raw, args.page)
 
 
