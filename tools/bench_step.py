@@ -12,7 +12,8 @@ other work on the machine does not count); on a GPU it is the time of the median
 device. The table shows the median over rounds. `peak` is that of the process on the CPU, and of what torch allocated on
 a GPU; `+peak` is its growth over the steps. `kept` is the size of the distinct storages that autograd keeps for the
 backward pass, parameters excluded: exact, and with `--precision bf16` with the weights' 16-bit copies.
-`*_recompute` computes blocks and decoder layers again in the backward pass (`model.activation_checkpointing`).
+`*_recompute` computes blocks, decoder layers and mask features again in the backward pass
+(`model.activation_checkpointing`).
 `peft_*` is LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
 """
 
@@ -109,7 +110,7 @@ class CpuMeter:
         """Seconds of processor time."""
         return time.process_time()
 
-    def memory_mb(self) -> float:
+    def start_mb(self) -> float:
         """MiB in use; the peak is counted from here."""
         Path("/proc/self/clear_refs").write_text("5")
         return status_mb("VmRSS")
@@ -127,7 +128,7 @@ class CudaMeter:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    def memory_mb(self) -> float:
+    def start_mb(self) -> float:
         """MiB in use; the peak is counted from here."""
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
@@ -146,7 +147,7 @@ def measure(method: str, args: argparse.Namespace) -> Step:
     model, loss = measured.model, measured.loss
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
-    before = meter.memory_mb()
+    before = meter.start_mb()
     steps, forwards = [], []
     for step in range(args.warmup + args.steps):
         start = meter.now()
@@ -173,9 +174,10 @@ def measure(method: str, args: argparse.Namespace) -> Step:
     )
 
 
-def run_rounds(methods: list[str], args: argparse.Namespace) -> dict[str, list[Step]]:
-    """Every method in a process of its own, round after round; one that fails is told and left out from there on."""
+def run_rounds(methods: list[str], args: argparse.Namespace) -> tuple[dict[str, list[Step]], dict[str, str]]:
+    """Every method in a process of its own, round after round; and why some are left out: one of their runs failed."""
     found: dict[str, list[Step]] = {method: [] for method in methods}
+    left_out: dict[str, str] = {}
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in OPTIONS]
     for number in range(args.repeats):
         for method in list(found):
@@ -185,11 +187,12 @@ def run_rounds(methods: list[str], args: argparse.Namespace) -> dict[str, list[S
             if run.returncode:
                 reason = (run.stderr.strip().splitlines() or [f"exit status {run.returncode}"])[-1]
                 print(f"{method} is left out: {reason}", file=sys.stderr, flush=True)
+                left_out[method] = reason
                 del found[method]
                 continue
             found[method].append(Step(**json.loads(run.stdout.splitlines()[-1])))
             print(f"round {number + 1}/{args.repeats} {found[method][-1]}", file=sys.stderr, flush=True)
-    return found
+    return found, left_out
 
 
 def table(found: dict[str, list[Step]]) -> str:
@@ -199,7 +202,7 @@ def table(found: dict[str, list[Step]]) -> str:
         statistics.median(values) if full else float("nan")
         for values in ([step.step_s for step in full], [step.peak_mb for step in full])
     )
-    width = max(map(len, found))
+    width = max(map(len, ["method", *found]))
     lines = [
         f"{'method':{width}} {'trainable':>11} {'step s':>7} {'range':>13} {'/full':>6} {'kept':>8} {'peak':>8} "
         f"{'/full':>6} {'+peak':>8}"
@@ -252,10 +255,9 @@ def main() -> None:
     if unknown:
         sys.exit(f"`--methods` must be some of {', '.join(known)}, but has {', '.join(unknown)}.")
     load_before = os.getloadavg()[0]
-    found = run_rounds(methods, args)
-    if not found:
-        sys.exit("Nothing could be measured.")
-    print(table(found))
+    found, left_out = run_rounds(methods, args)
+    if found:
+        print(table(found))
     if args.json:
         versions = {
             name: version(name)
@@ -271,9 +273,12 @@ def main() -> None:
             **settings,
             "rank": RANK,
             "versions": versions,
+            "left_out": left_out,
             "rounds": {method: [asdict(step) for step in steps] for method, steps in found.items()},
         }
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if left_out:
+        sys.exit(f"Not measured: {', '.join(left_out)}.")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ MASK_DINO_ATTENTION = "pixel_decoder.layers.*.self_attn | decoder.layers.*.self_
 DEFORMABLE = ("**.sampling_offsets", "**.value_proj")
 PEFT_DEFORMABLE = r".*\.(sampling_offsets|value_proj)"
 RECOMPUTE = "_recompute"
-"""Ends the name of a method whose blocks and decoder layers are computed again in the backward pass."""
+"""Ends the name of a method with `model.activation_checkpointing`."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,9 @@ def scene(side: int) -> Targets:
 
 
 def num_blocks(model: nn.Module) -> int:
-    """Blocks of the ViT in a model."""
-    indices = [name.split("blocks.")[1].split(".")[0] for name, _ in model.named_modules() if "blocks." in name]
-    return 1 + max(int(index) for index in indices)
+    """Blocks of the ViT in a model; at least one."""
+    indices = ["0"] + [name.split("blocks.")[1].split(".")[0] for name, _ in model.named_modules() if "blocks." in name]
+    return 1 + max(map(int, indices))
 
 
 def autocast(args: argparse.Namespace) -> torch.autocast:

@@ -5,13 +5,14 @@
     python tools/estimate_memory.py --backbone vit_base_patch16_224 --methods full lora_everywhere --json FILE
 
 The forward pass with its losses is run on torch's fake tensors, which have a shape, a dtype and a device but no data,
-under CUDA's rules of mixed precision, and every storage is counted while it lives. `held` is what is alive at its end:
-weights, AdamW's moments and what is kept for the backward pass; `peak` is the most at any time of it. What the backward
-pass adds is not seen: gradients, of which full fine-tuning has as many as weights, and one block at a time where blocks
-are computed again. Nor are the library's workspaces. `bench_step.py --device cuda` measures all of it.
+under CUDA's rules of mixed precision, and every storage is counted while it lives. `held` is what is alive when it
+ends: weights, AdamW's moments and what is kept for the backward pass; `peak` is the most at any time of it. What the
+backward pass adds is not seen: gradients, of which full fine-tuning has as many as weights, and one block at a time
+where blocks are computed again. Nor are the library's workspaces. `bench_step.py --device cuda` measures all of it.
 
-Two things are taken for granted: attention by a kernel that keeps its inputs, its output and one number per query, and
-Triton's deformable attention. Queries are matched to targets in their order, as fake costs have no values.
+Taken for granted: attention by a kernel that keeps its inputs, its output and one number per query; Triton's deformable
+attention; LoRA as torch computes it, which keeps what its Triton kernels keep. Queries are matched to the three targets
+of an image in their order, as fake costs have no values.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +149,7 @@ def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
 
 
 def pretend() -> None:
-    """Puts in place what fake tensors need."""
+    """Puts in place what fake tensors need, in torch too: this process does nothing else."""
     bench_step_models.build_model = build_fake_model
     F.scaled_dot_product_attention = attention
     bench_step_models.HungarianMatcher = InOrder
@@ -171,6 +173,7 @@ def predict(method: str, args: argparse.Namespace) -> tuple[Held, list[str]]:
         alive = Alive(own)
         with alive:
             loss = measured.loss()
+        torch.clear_autocast_cache()  # as at the end of a step's `with`
         held = Held(
             method,
             sum(parameter.numel() for parameter in trained),
@@ -192,7 +195,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--places", type=int, default=0, help="tell also so many of the places that hold the most")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
-    args = parser.parse_args(namespace=argparse.Namespace(device="cuda", precision="fp32"))
+    args = parser.parse_args(namespace=argparse.Namespace(device="cuda"))
+    known = [
+        name for name in bench_step_models.mask_dino_plans(1) if not name.startswith("peft_") and name != "forward"
+    ]
+    if unknown := [method for method in args.methods if method not in known]:
+        sys.exit(f"`--methods` must be some of {', '.join(known)}, but has {', '.join(unknown)}.")
     found = []
     pretend()
     for method in args.methods:
@@ -200,7 +208,7 @@ def main() -> None:
         found.append(held)
         print(f"{held}", *places, sep="\n", file=sys.stderr)
     full = next((one.peak_mb for one in found if one.method == "full"), float("nan"))
-    width = max(len(one.method) for one in found)
+    width = max(len("method"), *(len(one.method) for one in found))
     print(f"{'method':{width}} {'trainable':>11} {'kept':>8} {'held':>8} {'peak':>8} {'/full':>6}")
     for one in found:
         print(
@@ -212,7 +220,8 @@ def main() -> None:
         report = {
             "command": " ".join(["python", "tools/estimate_memory.py", *sys.argv[1:]]),
             "machine": "none: predicted",
-            "torch": torch.__version__,
+            "precision": "bf16",
+            "versions": {name: version(name) for name in ("torch", "timm")},
             **settings,
             "methods": [asdict(one) for one in found],
         }

@@ -90,17 +90,18 @@ def take_in(sweep: Path, raw: Path) -> None:
 
 
 def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> dict[str, Any] | None:
-    """The trials of some configurations of some sweeps and their comparison; None where one is not there."""
+    """The trials of some configurations of some sweeps and their comparison; None before the sweeps are done."""
     trials: list[dict[str, Any]] = []
     directories: list[Path] = []
     for sweep, variant in members:
-        of_sweep = json.loads((sweeps[sweep] / "results.json").read_text())["trials"]
-        found = [one for one in of_sweep if one["variant"] == variant and one["state"] == "complete"]
-        if not found:
+        results = json.loads((sweeps[sweep] / "results.json").read_text())
+        done = [one for one in results["trials"] if one["state"] == "complete"]
+        if len(done) < results["num_runs"]:
             return None
-        for one in found:
+        for one in (one for one in done if one["variant"] == variant):
             directories.append(sweeps[sweep] / "trials" / f"{one['trial']:04d}")
-            trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories), "sweep": sweep})
+            source = {"sweep": sweep, "trial_of_sweep": one["trial"]}
+            trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories)} | source)
     contenders = read_contest(directories).contenders
     numbers = [[1 + directories.index(source.results.parent) for source in one.sources] for one in contenders]
     entries = [

@@ -42,8 +42,8 @@ def test_build_base__names_a_weights_file_that_is_not_there(tiny: dict[str, Any]
 def test_build_base__checkpoints_activations_where_asked_to(tiny: dict[str, Any]) -> None:
     for word in ("false", "true"):
         model = build_base(parse_config(tiny, [f"model.activation_checkpointing={word}"]), 3)
-        parts = (model.backbone.body.model.grad_checkpointing, model.pixel_decoder.recomputes_layers)
-        assert (*parts, model.decoder.recomputes_layers) == (word == "true",) * 3
+        parts = (model.backbone.body.model.grad_checkpointing, model.pixel_decoder.recomputes)
+        assert (*parts, model.decoder.recomputes) == (word == "true",) * 3
 
 
 def test_build_plan__refuses_an_empty_plan() -> None:

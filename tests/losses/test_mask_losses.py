@@ -29,8 +29,12 @@ def plain_losses(embeddings: Tensor, features: Tensor, masks: Tensor, points: Te
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1), dice
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 100], ids=lambda at_once: f"{at_once}_at_once")
 @pytest.mark.parametrize("scale", [1.0, 8.0], ids=lambda scale: f"scale_{scale}")
-def test_mask_losses__has_the_values_and_gradients_of_plain_autograd(scale: float) -> None:
+def test_mask_losses__has_the_values_and_gradients_of_plain_autograd(
+    scale: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vispeft.losses.mask_losses.LOGITS_AT_ONCE", at_once * PLAN.num_drawn)
     torch.manual_seed(0)
     embeddings = (scale * torch.randn(5, 6)).requires_grad_()
     features = torch.randn(3, 6, 7, 5, requires_grad=True)

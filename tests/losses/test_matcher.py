@@ -99,7 +99,7 @@ def test_matcher__is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
         return [m.query_idx for m in HungarianMatcher(num_points=64)(layers, features, targets)[0]]
 
     whole = match()
-    monkeypatch.setattr("vispeft.losses.matcher._LOGITS_AT_ONCE", 3 * 64)
+    monkeypatch.setattr("vispeft.losses.matcher.LOGITS_AT_ONCE", 3 * 64)
     assert all(torch.equal(a, b) for a, b in zip(match(), whole, strict=True))
 
 

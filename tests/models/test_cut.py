@@ -70,7 +70,7 @@ def test_rest__continues_to_the_bit(case: str) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 def test_rest__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
     model = build(VIT, [f"{BLOCKS}.2", "decoder"])
-    model.backbone.set_activation_checkpointing(checkpointing)
+    model.set_activation_checkpointing(checkpointing)
     images = images_for(model)
     targets = [Targets(torch.zeros(1, dtype=torch.int64), torch.full((1, 4), 0.4), torch.ones(1, 64, 64) > 0)] * 2
     front = Front(model, images)

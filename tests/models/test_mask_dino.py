@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
 from vispeft.models import MaskDINO, build_model
+from vispeft.peft import LoRA, Plan, inject, train_mode
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 SMALL = {"dim": 32, "ffn_dim": 48, "num_heads": 2, "mask_dim": 16, "num_queries": 12, "denoising_budget": 10}
@@ -171,10 +172,33 @@ def test_set_activation_checkpointing__keeps_less_and_gives_the_same_gradients()
 def keeping() -> Iterator[dict[int, int]]:
     """Within it, the bytes of each storage that autograd keeps."""
     sizes: dict[int, int] = {}
+    alive: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        # a freed storage would give its address to another
+        alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield sizes
+
+
+def test_set_activation_checkpointing__gives_the_gradients_of_lora_whoever_moves_what_is_kept() -> None:
+    model, images = small(), torch.randn(1, 3, 64, 64)
+    inject(model, Plan({"pixel_decoder.layers.*.self_attn.value_proj": LoRA(4)}))
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            nn.init.normal_(parameter)
+    train_mode(model)
+    gradients = []
+    for enable in (False, True):
+        model.set_activation_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+            total(model(images, targets((1,)))).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) >= 4
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], grad)

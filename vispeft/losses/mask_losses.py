@@ -14,26 +14,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vispeft.losses.points import Corners, PointPlan, read_rows, spread_rows
-
-# logits held at once: bounds memory for large models, keeps small ones in the cache
-_LOGITS_AT_ONCE = 2**22
+from vispeft.losses.points import LOGITS_AT_ONCE, Corners, PointPlan, read_rows, spread_rows
 
 
 @dataclass(frozen=True)
-class _Some:
+class _Chunk:
     """Some masks of one image, as rows among the masks of all images."""
 
     image_idx: int
     rows: slice
 
 
-def _some_at_a_time(counts: Sequence[int], num_drawn: int) -> Iterator[_Some]:
-    """All masks, image after image, of which `counts` says how many each has."""
-    step, first = max(1, _LOGITS_AT_ONCE // num_drawn), 0
+def _chunks(counts: Sequence[int], num_drawn: int) -> Iterator[_Chunk]:
+    """All masks, some at a time, image after image; `counts` says how many each has."""
+    step, first = max(1, LOGITS_AT_ONCE // num_drawn), 0
     for image_idx, count in enumerate(counts):
         for start in range(0, count, step):
-            yield _Some(image_idx, slice(first + start, first + min(start + step, count)))
+            yield _Chunk(image_idx, slice(first + start, first + min(start + step, count)))
         first += count
 
 
@@ -52,11 +49,11 @@ class _MaskLosses(torch.autograd.Function):
         features = [read_rows(rows, at) for rows in cells]  # [P, D] each
         cross_entropies, dices = [], []
         kept: list[Tensor] = []
-        for some in _some_at_a_time(counts, plan.num_drawn):
-            all_logits = embeddings[some.rows] @ features[some.image_idx].T
+        for chunk in _chunks(counts, plan.num_drawn):
+            all_logits = embeddings[chunk.rows] @ features[chunk.image_idx].T
             chosen = plan.select(all_logits)
             logits = all_logits.gather(1, chosen)  # [m, num_points]
-            labels = _labels(masks, target_idx[some.rows], chosen)
+            labels = _labels(masks, target_idx[chunk.rows], chosen)
             cross_entropy, dice, *saved = _losses(logits, labels)
             cross_entropies.append(cross_entropy)
             dices.append(dice)
@@ -73,15 +70,15 @@ class _MaskLosses(torch.autograd.Function):
         features, kept = rest[: len(ctx.counts)], iter(rest[len(ctx.counts) :])
         grad_embeddings = torch.empty_like(embeddings)
         grad_points = [features[0].new_zeros(features[0].shape) for _ in ctx.counts] if ctx.needs_input_grad[1] else []
-        for some in _some_at_a_time(ctx.counts, ctx.num_drawn):
+        for chunk in _chunks(ctx.counts, ctx.num_drawn):
             chosen, probs, overlaps, sizes = next(kept).long(), next(kept), next(kept), next(kept)
-            labels = _labels(masks, target_idx[some.rows], chosen)
-            grad = _losses_grad(grad_cross_entropy[some.rows], grad_dice[some.rows], labels, probs, overlaps, sizes)
+            labels = _labels(masks, target_idx[chunk.rows], chosen)
+            grad = _losses_grad(grad_cross_entropy[chunk.rows], grad_dice[chunk.rows], labels, probs, overlaps, sizes)
             # a mask's points are distinct, so plain writes do
             all_grad = grad.new_zeros(len(grad), ctx.num_drawn).scatter_(1, chosen, grad)
-            torch.mm(all_grad, features[some.image_idx], out=grad_embeddings[some.rows])
+            torch.mm(all_grad, features[chunk.image_idx], out=grad_embeddings[chunk.rows])
             if grad_points:
-                grad_points[some.image_idx].addmm_(all_grad.T, embeddings[some.rows])
+                grad_points[chunk.image_idx].addmm_(all_grad.T, embeddings[chunk.rows])
         grad_cells = torch.stack([spread_rows(rows, ctx.at) for rows in grad_points]) if grad_points else None
         return grad_embeddings, grad_cells, *[None] * 5
 

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
-from vispeft.losses.points import cell_rows, corners, read_rows, sample_masks
+from vispeft.losses.points import LOGITS_AT_ONCE, cell_rows, corners, read_rows, sample_masks
 from vispeft.structures import LayerPredictions, Targets
 
-# logits held at once by the mask costs: bounds memory for large models, keeps small ones in the cache
-_LOGITS_AT_ONCE = 2**22
 _WORST_COST = 1e6
 
 
@@ -113,5 +111,5 @@ class HungarianMatcher(nn.Module):
 
     def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
         """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""
-        pieces = torch.split(embeddings, max(1, _LOGITS_AT_ONCE // len(features)))
+        pieces = torch.split(embeddings, max(1, LOGITS_AT_ONCE // len(features)))
         return torch.cat([mask_costs(piece @ features.T, masks, self.weights) for piece in pieces])

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# mask logits held at once: bounds memory for large models, keeps small ones in the cache
+LOGITS_AT_ONCE = 2**22
+
 
 @dataclass(frozen=True)
 class Corners:

@@ -14,7 +14,7 @@ from vispeft.models.deformable import DeformableAttention
 from vispeft.models.denoising import DenoisingQueries, make_denoising_queries
 from vispeft.models.geometry import cell_centres, inverse_sigmoid, masks_to_boxes, sine_embedding
 from vispeft.models.pixel_decoder import PixelFeatures
-from vispeft.models.recompute import call, relu_before
+from vispeft.models.recompute import relu_before, run
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
 
@@ -122,7 +122,7 @@ class MaskDINODecoder(nn.Module):
         self.dim, self.num_queries = dim, num_queries
         self.denoising_budget, self.denoising_noise = denoising_budget, denoising_noise
         self.inclusive_boxes = inclusive_boxes
-        self.recomputes_layers = False
+        self.recomputes = False
         self.enc_output = nn.Linear(dim, dim)
         self.enc_output_norm = nn.LayerNorm(dim)
         self.ref_point_head = MLP(2 * dim, dim, dim, 2)
@@ -210,7 +210,7 @@ class MaskDINODecoder(nn.Module):
         undetached = boxes
         for layer in self.layers:
             position = self.ref_point_head(sine_embedding(boxes[..., [1, 0, 2, 3]], self.dim // 2))
-            x = call(layer, x, position, boxes, memory, shapes, mask, recompute=self.recomputes_layers)
+            x = run(layer, x, position, boxes, memory, shapes, mask, recompute=self.recomputes)
             normed = self.norm(x)
             # look forward twice (DINO, section 3.4): the prediction builds on the previous box with its gradient
             predicted = (self.bbox_embed(normed).float() + inverse_sigmoid(undetached)).sigmoid()

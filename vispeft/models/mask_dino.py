@@ -42,13 +42,13 @@ class MaskDINO(nn.Module):
         return self.decoder.class_embed.out_features
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
-        """Recompute, in the backward pass, what the backbone's blocks and the layers of both decoders would keep.
+        """Recompute in the backward pass what blocks, the layers of both decoders and the mask features would keep.
 
         Raises what timm raises for a backbone without such a switch.
         """
         self.backbone.set_activation_checkpointing(enable)
-        self.pixel_decoder.recomputes_layers = enable
-        self.decoder.recomputes_layers = enable
+        self.pixel_decoder.recomputes = enable
+        self.decoder.recomputes = enable
 
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """images: [B, 3, H, W] float, normalised and padded; `targets` for denoising in training mode only.

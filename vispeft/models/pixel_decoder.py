@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vispeft.models.deformable import DeformableAttention
 from vispeft.models.geometry import cell_centres, map_position_embedding
-from vispeft.models.recompute import call, relu_before
+from vispeft.models.recompute import relu_before, run
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class PixelDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.use_mask_position = use_mask_position
-        self.recomputes_layers = False
+        self.recomputes = False
         self.num_backbone_levels = num_backbone_levels
         self.num_levels = num_backbone_levels + num_extra_levels
         entering = list(channels[-num_backbone_levels:])
@@ -114,8 +114,8 @@ class PixelDecoder(nn.Module):
         )
         reference = cell_centres(shapes, device)[None]
         for layer in self.layers:
-            memory = call(layer, memory, position, reference, shapes, recompute=self.recomputes_layers)
-        mask_features = call(self._mask_features, maps[0], memory, shapes[0], recompute=self.recomputes_layers)
+            memory = run(layer, memory, position, reference, shapes, recompute=self.recomputes)
+        mask_features = run(self._mask_features, maps[0], memory, shapes[0], recompute=self.recomputes)
         return PixelFeatures(memory, shapes, mask_features)
 
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:

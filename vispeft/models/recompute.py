@@ -13,22 +13,23 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-def call(layer: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
+def run(layer: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
     """What `layer` gives; with `recompute`, only its inputs are kept for its backward pass."""
-    output: Tensor
-    if recompute and torch.is_grad_enabled():
-        output = checkpoint(layer, *args, use_reentrant=False)
-    else:
-        output = layer(*args)
+    if not (recompute and torch.is_grad_enabled()):
+        return layer(*args)
+    # a clone carries no notes that others left on the layer's own output, as on what it was made from: the next layer
+    # keeps its input for long, and finds it without them when it runs again
+    output: Tensor = checkpoint(lambda *again: layer(*again).clone(), *args, use_reentrant=False)
     return output
 
 
-def relu_before(following: nn.Module, x: Tensor) -> Tensor:
-    """ReLU of x for the module that follows. Where nothing in that is trained, one byte per value is kept.
+def relu_before(linear_map: nn.Module, x: Tensor) -> Tensor:
+    """ReLU of x for the linear map that follows. Where nothing in that is trained, one byte per value is kept.
 
     A frozen linear map needs no input for its backward pass; a trained one keeps it, and ReLU's own copy is the same.
     """
-    if not x.requires_grad or any(parameter.requires_grad for parameter in following.parameters()):
+    is_trained = any(parameter.requires_grad for parameter in linear_map.parameters())
+    if is_trained or not x.requires_grad or torch.compiler.is_compiling():
         return F.relu(x)
     y: Tensor = _SignKeepingReLU.apply(x)
     return y

@@ -43,7 +43,7 @@ def in_float32(predictions: Predictions) -> Predictions:
     denoising = predictions.denoising
     return Predictions(
         layers=tuple(_layer_in_float32(layer) for layer in predictions.layers),
-        mask_features=predictions.mask_features.float(),
+        mask_features=_maps_in_float32(predictions.mask_features),
         proposals=None if predictions.proposals is None else _layer_in_float32(predictions.proposals),
         denoising=None
         if denoising is None
@@ -51,6 +51,11 @@ def in_float32(predictions: Predictions) -> Predictions:
             tuple(_layer_in_float32(layer) for layer in denoising.layers), denoising.num_groups, denoising.group_size
         ),
     )
+
+
+def _maps_in_float32(maps: Tensor) -> Tensor:
+    # what is copied anyway is copied into the order in which the losses read it
+    return maps if maps.dtype == torch.float32 else maps.to(torch.float32, memory_format=torch.channels_last)
 
 
 def _layer_in_float32(layer: LayerPredictions) -> LayerPredictions:
