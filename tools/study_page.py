@@ -30,6 +30,10 @@ COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in
 STUDY, PLACEMENT = "study-nuclei-histo", "study_placement-nuclei-histo"
 ONE_ADAPTER = (STUDY, "1 adapter per block")
 QUESTIONS = {
+    **{
+        f"adapters-{name}": [(f"study-{name}", variant) for variant, count in COUNTS.items() if count]
+        for name in ("nuclei-histo", "fruits-nuts", "facades")
+    },
     "ranks": [
         (PLACEMENT, "LoRA both, rank 4"),
         (STUDY, "LoRA both"),
@@ -207,11 +211,12 @@ def draw_differences(content: Mapping[str, Any], path: Path) -> None:
 
 
 def write(names: Iterable[str], raw: Path, page: Path) -> None:
-    """Tables into the page, plots beside the raw files."""
+    """Tables into the page, and the plots that it shows beside the raw files."""
     contents = {name: json.loads((raw / f"{name}.json").read_text()) for name in names}
+    shown = page.read_text(encoding="utf-8")
     for name, content in contents.items():
         put(page, name, table(content))
-        if content["comparison"]:
+        if content["comparison"] and f"{name}.svg" in shown:
             draw_differences(content, raw / f"{name}.svg")
     counted = {name.removeprefix("study-"): one for name, one in contents.items() if re.match(r"study-", name)}
     if counted:
