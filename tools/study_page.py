@@ -211,7 +211,10 @@ def draw_differences(content: Mapping[str, Any], path: Path) -> None:
 
 
 def write(names: Iterable[str], raw: Path, page: Path) -> None:
-    """Tables into the page, and the plots that it shows beside the raw files."""
+    """Tables into the page, and the plots that it shows beside the raw files; the same again for the same figures."""
+    import matplotlib
+
+    matplotlib.rcParams["svg.hashsalt"] = "vispeft"
     contents = {name: json.loads((raw / f"{name}.json").read_text()) for name in names}
     shown = page.read_text(encoding="utf-8")
     for name, content in contents.items():
