@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 from vispeft.errors import DataError
 from vispeft.report import write_report, write_sweep_report
@@ -84,6 +85,15 @@ def test_parameter_charts__what_else_differs_is_not_the_same_without_deltas(swee
         path.write_text(path.read_text() + "loss: {num_points: 7}\n")
     (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
     assert sorted(placed["dot"].x for placed in choice.chart.dots) == [1, 2, 3]
+
+
+def test_parameter_charts__a_delta_more_is_not_on_the_line_of_the_others(sweep_dir):
+    for path in sorted((sweep_dir / "trials").glob("*/config.yaml"))[-2:]:
+        config = yaml.safe_load(path.read_text())
+        config["peft"]["deltas"]["@encoder.qkv"] = {"method": "lora", "rank": 8}
+        path.write_text(yaml.safe_dump(config))
+    (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
+    assert [name for name, _ in choice.chart.legend] == ["adapters per block", "method lora, rank 8"]
 
 
 def test_points__of_many_variants_are_grouped_by_method(make_sweep, tmp_path):

@@ -123,7 +123,7 @@ def curve_charts(sweep: SweepFiles, points: Sequence[Point], colours: Colours) -
         ("Training loss", lambda trial: trial.losses),
     ):
         lines = [line for point in points for line in _curves(point, sweep, series_of, colours.of(point))]
-        if any(len(line.points) > 1 for line in lines):
+        if any(len({x for x, _ in line.points}) > 1 for line in lines):
             x = axis([0.0, *(x for line in lines for x, _ in line.points)], "step")
             y = axis([value for line in lines for _, value in line.points], "")
             placed = [placed_line(line, 0, x, y) for line in lines]
@@ -281,7 +281,12 @@ def _varied(values: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _follows(values: Sequence[Mapping[str, Any]], key: str, other: str) -> bool:
-    """Whether `other` has one value for each value of `key`, so that it tells nothing more."""
+    """Whether `other` has one value for each value of `key`, so that it tells nothing more.
+
+    What is set in some of them only does not follow: it is another configuration, such as a delta at one more site.
+    """
+    if len({other in one for one in values if key in one}) > 1:
+        return False
     pairs = {(repr(one[key]), repr(one.get(other))) for one in values if key in one}
     return len(pairs) == len({first for first, _ in pairs})
 
