@@ -105,15 +105,13 @@ class Alive(TorchDispatchMode):
 
 
 class _KeepingAttention(torch.autograd.Function):
+    """Only the forward pass is predicted, so there is no backward."""
+
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = torch.empty_like(q)
         ctx.save_for_backward(q, k, v, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        raise NotImplementedError("only the forward pass is predicted")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:

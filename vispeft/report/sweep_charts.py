@@ -123,7 +123,7 @@ def curve_charts(sweep: SweepFiles, points: Sequence[Point], colours: Colours) -
         ("Training loss", lambda trial: trial.losses),
     ):
         lines = [line for point in points for line in _curves(point, sweep, series_of, colours.of(point))]
-        if any(len({x for x, _ in line.points}) > 1 for line in lines):
+        if any(len(line.points) > 1 for line in lines):
             x = axis([0.0, *(x for line in lines for x, _ in line.points)], "step")
             y = axis([value for line in lines for _, value in line.points], "")
             placed = [placed_line(line, 0, x, y) for line in lines]
