@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from vispeft import peft
-from vispeft.config import Config, ModelConfig, PeftConfig, methods_from, resolve
+from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
 from vispeft.errors import ConfigError
 from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models.checkpoints import num_classes_in
 from vispeft.models.described import Description, read_description
 from vispeft.models.roles import roles_for
 from vispeft.training.devices import trains_on_cpu
@@ -23,6 +24,8 @@ NONE = "none"
 DEFAULT_IMAGE_SIZE = 640
 # what the bundled base was trained at
 BUNDLED_IMAGE_SIZE = 256
+# for the class head where its rows are new, see docs/results.md
+CLASS_HEAD_LR_SCALE = 10.0
 
 
 def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> MaskDINO:
@@ -46,6 +49,27 @@ def complete(config: Config, num_images: int) -> Config:
     model = config.model
     size = model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
     return resolve(config, num_images, size, on_cpu=trains_on_cpu(config.train.device))
+
+
+def with_class_head_rates(config: Config, num_classes: int) -> Config:
+    """Fill in `train.regions` where the user left it empty, for `num_classes` classes.
+
+    Class rows that the weights did not bring all start as one and the same mean row, from which the rate that suits the
+    pretrained rest moves them too slowly: things are found, but not named. They get `CLASS_HEAD_LR_SCALE` times it.
+    """
+    if config.train.regions is not None:
+        return config
+    given = _num_classes_in_weights(config.model)
+    is_fitted = given is not None and given != num_classes
+    regions = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)} if is_fitted else {}
+    return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
+
+
+def _num_classes_in_weights(config: ModelConfig) -> int | None:
+    """Return the number of classes of the weights' head; None where the weights bring no head."""
+    if config.weights in (PRETRAINED, NONE):
+        return None
+    return num_classes_in(bundled_path() if config.weights == BUNDLED else _weights_file(config))
 
 
 def build_plan(config: PeftConfig) -> peft.Plan:

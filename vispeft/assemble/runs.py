@@ -15,7 +15,7 @@ from torch import nn
 from vispeft import peft
 from vispeft.assemble.features import KeptFeatures, keep_features
 from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
-from vispeft.assemble.models import attach, build_base, complete, describe_base
+from vispeft.assemble.models import attach, build_base, complete, describe_base, with_class_head_rates
 from vispeft.assemble.run_directory import RunDirectory, describe_environment
 from vispeft.assemble.scoring import flat_metrics, predict_split
 from vispeft.assemble.training import criterion_of, loop_settings_of, optimizer_of, schedule_of
@@ -95,7 +95,7 @@ def train_run(
         from there later
     """
     sets = read_sets(config) if sets is None else sets
-    config = complete(config, len(sets.train))
+    config = with_class_head_rates(complete(config, len(sets.train)), len(sets.train.categories))
     if resume:
         directory.check_continues(config)
     checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None

@@ -8,6 +8,7 @@ from torch import nn
 from vispeft.config import Config, TrainConfig
 from vispeft.config.defaults import PUBLISHED_POINTS
 from vispeft.losses import Criterion, HungarianMatcher
+from vispeft.models.roles import roles_for
 from vispeft.training.loop import LoopSettings
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer
 from vispeft.training.schedule import Schedule
@@ -25,8 +26,12 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
         lr=config.lr,
         weight_decay=config.weight_decay,
         methods={name: Rates(rates.lr, rates.weight_decay) for name, rates in config.methods.items()},
+        regions={
+            pattern: Rates(rates.lr, rates.weight_decay, rates.lr_scale or 1.0)
+            for pattern, rates in (config.regions or {}).items()
+        },
     )
-    return build_optimizer(model, settings)
+    return build_optimizer(model, settings, roles_for(model))
 
 
 def schedule_of(config: TrainConfig) -> Schedule:

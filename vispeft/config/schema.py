@@ -103,6 +103,18 @@ class MethodRates(Section):
     weight_decay: NotNegative | None = None
 
 
+class RegionRates(MethodRates):
+    """Rates of one region of the model, over those of the methods in it."""
+
+    lr_scale: Positive | None = Field(None, description="Factor on the rate that the region would have otherwise.")
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> RegionRates:
+        if self.lr is not None and self.lr_scale is not None:
+            raise ConfigError("only one of `lr` and `lr_scale` may be set for a region, but both are. Remove one.")
+        return self
+
+
 class TrainConfig(Section):
     """How long, how fast and where."""
 
@@ -114,6 +126,11 @@ class TrainConfig(Section):
     weight_decay: NotNegative = 0.05
     methods: Annotated[dict[str, MethodRates], AfterValidator(checked_rates)] = Field(
         {}, description="Rates per method: `lora`, `adapter`, ..., and `full` for what is trained in full."
+    )
+    regions: dict[str, RegionRates] | None = Field(
+        None,
+        description="Rates by site pattern or @role, over those per method; the last pattern that names a parameter "
+        "counts. Default: 10 times the rate for a class head whose classes the weights did not bring.",
     )
     warmup: WholeNumber | None = Field(None, description="Steps of linear warm-up. Default: a twentieth of the steps.")
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -161,7 +178,9 @@ class LossConfig(Section):
 class EvalConfig(Section):
     """How predictions are kept."""
 
-    max_detections: Count = Field(100, description="Instances kept per image; COCO counts at most 100.")
+    max_detections: Count = Field(
+        300, description="Instances kept per image, the best first. COCO counts up to 100 of each class in an image."
+    )
     batch_size: Count = Field(1, description="Images per forward pass.")
 
 

@@ -27,7 +27,7 @@ def postprocess(
     metas: Sequence[ImageMeta],
     *,
     padded_size: tuple[int, int] | None = None,
-    max_detections: int = 100,
+    max_detections: int = 300,
     score_threshold: float = 0.0,
     mask_threshold: float = 0.0,
     chunk_bytes: int = 64 * 2**20,

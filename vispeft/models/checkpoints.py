@@ -154,6 +154,16 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
 
 
+def num_classes_in(path: str | Path) -> int | None:
+    """Return the number of classes that a weights file has a head for; None where it has none of Mask DINO's.
+
+    Raises CheckpointError where the file is missing, not readable or holds no tensors.
+    """
+    state = read_state(path)
+    name = f"{_PREDICTOR}class_embed.weight" if is_official(state) else "decoder.class_embed.weight"
+    return len(state[name]) if name in state else None
+
+
 def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with class rows for the model's number of classes.
 

@@ -1,4 +1,4 @@
-"""AdamW with learning rates and weight decay per method."""
+"""AdamW with learning rates and weight decay per method and per region of the model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,37 @@ from torch import nn
 
 from vispeft.errors import TrainingError
 from vispeft.peft.delta import Delta, WeightDelta
+from vispeft.peft.site import Names, Roles
 
 FULL = "full"
-# position, class and level tokens: weight decay would pull them to zero, as it would biases
-_TOKEN_NAMES = frozenset({"pos_embed", "cls_token", "reg_token", "mask_token", "level_embed", "query_embed"})
+# tokens, position embeddings and attention biases: weight decay would pull them to zero, as it would biases
+_SPARED_NAMES = frozenset(
+    {
+        *("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed", "query_embed"),
+        # of Swin, Swin V2, MViTv2 and SAM, LeViT and TinyViT, XCiT, as their authors and timm spare them
+        *("relative_position_bias_table", "cpb_mlp", "logit_scale", "rel_pos", "rel_pos_h", "rel_pos_w"),
+        *("attention_biases", "attention_bias_cache", "temperature"),
+    }
+)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rate and weight decay of some parameters; None: those of the run."""
+    """Learning rate and weight decay of some parameters; None: those that they would have otherwise.
+
+    lr_scale: factor on the learning rate that they would have otherwise
+    """
 
     lr: float | None = None
     weight_decay: float | None = None
+    lr_scale: float = 1.0
+
+    def over(self, lr: float, weight_decay: float) -> tuple[float, float]:
+        """Return learning rate and weight decay where `lr` and `weight_decay` are those of the surroundings."""
+        return (
+            self.lr_scale * (lr if self.lr is None else self.lr),
+            weight_decay if self.weight_decay is None else self.weight_decay,
+        )
 
 
 @dataclass(frozen=True)
@@ -30,56 +49,82 @@ class OptimSettings:
     """AdamW's settings.
 
     methods: rates by method name (`lora`, `adapter`, ...), and under `full` for parameters trained in full
+    regions: rates by site pattern, over those by method; of several patterns that name a parameter, the last counts
     """
 
     lr: float = 1e-3
     weight_decay: float = 0.05
     methods: Mapping[str, Rates] = field(default_factory=dict)
+    regions: Mapping[str, Rates] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
 
-    def rates(self, method: str) -> tuple[float, float]:
-        """Learning rate and weight decay of a method."""
-        own = self.methods.get(method, Rates())
-        return (
-            self.lr if own.lr is None else own.lr,
-            self.weight_decay if own.weight_decay is None else own.weight_decay,
-        )
+    def rates(self, method: str, region: str = "") -> tuple[float, float]:
+        """Return learning rate and weight decay of a method's parameters within a region (empty: outside of all)."""
+        rates = self.methods.get(method, Rates()).over(self.lr, self.weight_decay)
+        return self.regions[region].over(*rates) if region else rates
 
 
-def build_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `model`, in groups named `<method>` and `<method>/no_decay`.
+@dataclass(frozen=True)
+class _Group:
+    """Parameters that share their rates: those of one method in one region, with weight decay or without."""
 
-    What belongs to no delta is trained in full, the method `full`.
+    method: str
+    region: str
+    is_spared: bool
+
+    @property
+    def name(self) -> str:
+        region = f" in {self.region}" if self.region else ""
+        return f"{self.method}{region}{'/no_decay' if self.is_spared else ''}"
+
+
+def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `model`, in the groups of `param_groups`.
+
+    Raises TrainingError where nothing is trainable, PlanError where a region's pattern names nothing in the model.
     """
-    groups = param_groups(model, settings)
+    groups = param_groups(model, settings, roles)
     if not groups:
         raise TrainingError("Nothing is trainable. Give `peft.deltas` or `peft.train` a pattern.")
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
-def param_groups(model: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
-    """Optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's own order."""
-    spared, method_of = _without_decay(model), _delta_methods(model)
-    members: dict[str, list[nn.Parameter]] = {}
+def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> list[dict[str, Any]]:
+    """Optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's own order.
+
+    A name is `<method>` or `<method> in <pattern of the region>`, and ends with `/no_decay` where weight decay is left
+    out. Parameters that belong to no delta are trained in full, the method `full`.
+
+    roles: patterns behind `@role` in the regions' patterns
+    """
+    spared, method_of, region_of = _without_decay(model), _delta_methods(model), _regions(model, settings, roles)
+    members: dict[_Group, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            method = method_of.get(name, FULL)
-            members.setdefault(f"{method}/no_decay" if name in spared else method, []).append(parameter)
+            group = _Group(method_of.get(name, FULL), region_of.get(name, ""), name in spared)
+            members.setdefault(group, []).append(parameter)
     groups = []
-    for group_name, params in members.items():
-        method, _, is_spared = group_name.partition("/")
-        lr, weight_decay = settings.rates(method)
+    for group, params in members.items():
+        lr, weight_decay = settings.rates(group.method, group.region)
         groups.append(
             {
-                "name": group_name,
+                "name": group.name,
                 "params": params,
                 "lr": lr,
                 "initial_lr": lr,
-                "weight_decay": 0.0 if is_spared else weight_decay,
+                "weight_decay": 0.0 if group.is_spared else weight_decay,
             }
         )
     return groups
+
+
+def _regions(model: nn.Module, settings: OptimSettings, roles: Roles | None) -> dict[str, str]:
+    """The region's pattern by the name of each parameter in it."""
+    if not settings.regions:
+        return {}
+    names = Names(model)
+    return {name: pattern for pattern in settings.regions for name in names.trained(pattern, roles)}
 
 
 def _delta_methods(model: nn.Module) -> dict[str, str]:
@@ -98,6 +143,7 @@ def _without_decay(model: nn.Module) -> set[str]:
     for module_name, module in model.named_modules():
         is_spared = isinstance(module, (nn.LayerNorm, nn.Embedding))
         for name, parameter in module.named_parameters(recurse=False):
-            if is_spared or parameter.ndim <= 1 or name in _TOKEN_NAMES:
-                names.add(f"{module_name}.{name}" if module_name else name)
+            full_name = f"{module_name}.{name}" if module_name else name
+            if is_spared or parameter.ndim <= 1 or not _SPARED_NAMES.isdisjoint(full_name.split(".")):
+                names.add(full_name)
     return names

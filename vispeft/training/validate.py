@@ -28,7 +28,7 @@ def predict_dataset(
     category_ids: Sequence[int],
     *,
     num_images: int,
-    max_detections: int = 100,
+    max_detections: int = 300,
     score_threshold: float = 0.0,
     description: str = "evaluate",
 ) -> list[dict[str, Any]]:
