@@ -7,13 +7,25 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_PROCESSES ?= 2
 
-.PHONY: quickstart test test-browser test-postgresql lint check format clean
+# what rests on equal bits: identity at the start, resumed runs, killed sweeps, kept features, predictions that equal
+BITS := tests/training/test_arithmetic.py tests/peft/test_promises.py tests/training/test_loop.py \
+	tests/training/test_features.py tests/assemble/test_runs.py tests/assemble/test_features.py \
+	tests/sweep/test_processes.py
+BITS_TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(BITS)
+
+.PHONY: quickstart test test-other-cpu test-browser test-postgresql lint check format clean
 
 quickstart: $(READY)  ## fine-tune the bundled base on the CPU by four methods and compare them
 	$(BIN)/vispeft quickstart
 
 test: $(READY)  ## unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+test-other-cpu: $(READY)  ## promises of equal bits on the instructions of other processors: AVX2, AVX-512, none of both
+	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BITS_TEST)
+	! grep -qw avx512bw /proc/cpuinfo 2>/dev/null || ATEN_CPU_CAPABILITY=avx512 MKL_ENABLE_INSTRUCTIONS=AVX512 \
+		ONEDNN_MAX_CPU_ISA=AVX512_CORE $(BITS_TEST)
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 $(BITS_TEST)
 
 # -rs names what is not installed: a skipped test has proven nothing
 test-browser: $(VENV)/.ready-browser  ## the reports in headless Chromium (apt-get install chromium)

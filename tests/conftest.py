@@ -8,6 +8,10 @@ import pytest
 from vispeft.assemble import RunDirectory, train_run
 from vispeft.config import parse_config
 from vispeft.data.shapes import write_splits
+from vispeft.training.arithmetic import request_reproducible_arithmetic
+
+# torch is loaded but nothing has been computed yet, which is when MKL makes its choice
+request_reproducible_arithmetic()
 
 
 @pytest.fixture(scope="session")

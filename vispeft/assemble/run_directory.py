@@ -15,6 +15,7 @@ from typing import Any
 from vispeft.config import Config, dump_config, load_config
 from vispeft.errors import ConfigError, TrainingError, writing
 from vispeft.evaluation.files import write_json
+from vispeft.training.arithmetic import describe_arithmetic
 from vispeft.training.checkpoint import CHECKPOINT_FILE
 from vispeft.training.logs import METRICS_FILE, TENSORBOARD_DIR
 
@@ -140,13 +141,14 @@ def begun_run_directory(out: Path | None, name: str) -> RunDirectory:
 
 
 def describe_environment(device: str, seed: int) -> dict[str, Any]:
-    """Versions, device, git revision, seed and command line: what one must know to repeat a run."""
+    """Return versions, device, arithmetic, git revision, seed and command line: all that is needed to repeat a run."""
     return {
         "vispeft": metadata.version("vispeft"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "device": device,
+        "arithmetic": describe_arithmetic(),
         "git_revision": _git_revision(),
         "seed": seed,
         "command_line": sys.argv,

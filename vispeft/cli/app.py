@@ -14,6 +14,7 @@ import typer
 
 from vispeft.cli import compare, data, inspect, machine, run, sweep
 from vispeft.cli.terminal import guarded
+from vispeft.training.arithmetic import request_reproducible_arithmetic
 
 app = typer.Typer(
     name="vispeft",
@@ -53,5 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_debug = "--debug" in words
     # albumentations otherwise looks for a newer version over the network
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    request_reproducible_arithmetic()
     remaining = [word for word in words if word != "--debug"]
     sys.exit(guarded(lambda: app(remaining, prog_name="vispeft"), is_debug=is_debug))

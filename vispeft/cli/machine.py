@@ -46,6 +46,7 @@ def doctor() -> None:
         ("vispeft", metadata.version("vispeft")),
         *((name, metadata.version(name)) for name in ("torch", "torchvision", "timm", "pycocotools", "albumentations")),
         ("CPU threads", str(torch.get_num_threads())),
+        ("CPU arithmetic", _arithmetic()),
         ("CPU bf16 in hardware", "yes" if cpu_has_fast_bf16() else "no: train.precision=bf16 saves memory, not time"),
         ("GPUs", _gpus()),
         ("precision on auto", choose_precision("cuda" if torch.cuda.is_available() else "cpu", "auto")),
@@ -62,6 +63,17 @@ def doctor() -> None:
 def _described(field: dataclasses.Field[object]) -> str:
     has_default = field.default is not dataclasses.MISSING
     return f"{field.name}={field.default!r}" if has_default else field.name
+
+
+def _arithmetic() -> str:
+    """Say whether products repeat to the bit, and by which setting."""
+    from vispeft.training.arithmetic import MODE, MODE_VARIABLE, describe_arithmetic
+
+    found = describe_arithmetic()
+    mode = f"{MODE_VARIABLE}={found['mkl_cbwr']}" if found["mkl_cbwr"] else f"{MODE_VARIABLE} not set"
+    if found["is_reproducible"]:
+        return f"{found['cpu_capability']}, repeats to the bit ({mode})"
+    return f"{found['cpu_capability']}, depends on addresses ({mode}): set {MODE_VARIABLE}={MODE} before Python starts"
 
 
 def _gpus() -> str:

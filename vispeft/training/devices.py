@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,6 +16,7 @@ from lightning_fabric.plugins.precision import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from vispeft.errors import TrainingError
+from vispeft.training.processor import cpu_info
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -115,26 +115,13 @@ def describe_device(fabric: Fabric) -> str:
         return torch.cuda.get_device_name(fabric.device)
     if fabric.device.type == "mps":
         return "Apple GPU"
-    name = _cpu_info("model name") or platform.processor() or platform.machine()
+    name = cpu_info("model name") or platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
 
 
 def cpu_has_fast_bf16() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware (AMX on x86, BF16 on ARM), so that bf16 pays on it."""
-    return "amx_bf16" in _cpu_info("flags").split() or "bf16" in _cpu_info("Features").split()
-
-
-def _cpu_info(field: str) -> str:
-    """The first value of a field of /proc/cpuinfo, or nothing where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() == field:
-            return value.strip()
-    return ""
+    return "amx_bf16" in cpu_info("flags").split() or "bf16" in cpu_info("Features").split()
 
 
 def _require(is_there: bool, name: str, what: str) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+from vispeft.training.arithmetic import MODE, MODE_VARIABLE, is_reproducible
 
 
 def seed_everything(seed: int, *, rank: int = 0) -> None:
@@ -21,13 +24,20 @@ def seed_everything(seed: int, *, rank: int = 0) -> None:
 
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Within, CPU runs repeat to the bit: torch takes the deterministic form of every operation that has one.
+    """Make CPU runs repeat to the bit: torch takes the deterministic form of every operation that has one.
 
-    Not on GPUs, where several operations have none or cost a multiple.
+    Not on GPUs, where several operations have none or cost a multiple. Warns where the processor's arithmetic does not
+    allow it, which the command line prevents and a library user can, see `vispeft.training.arithmetic`.
     """
     if device.type != "cpu":
         yield
         return
+    if not is_reproducible():
+        warnings.warn(
+            "On this processor MKL's products depend on where matrices lie in memory, so a run may not repeat to the "
+            f"bit. Set the environment variable {MODE_VARIABLE}={MODE} before Python starts.",
+            stacklevel=3,
+        )
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     was_filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
