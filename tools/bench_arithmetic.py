@@ -3,7 +3,7 @@
 
     python tools/bench_arithmetic.py --json tools/results/arithmetic_cpu.json
 
-Each value gets a process of its own per round, since MKL reads it once; rounds are interleaved. One thread. The tasks are
+Each value gets a process of its own per round, since MKL reads it once; rounds are interleaved. One thread. Tasks are
 a matrix product and attention of a ViT-S's size, and a training step of a timm ViT-S/16 at 224 px, batch 2.
 """
 
