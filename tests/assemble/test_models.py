@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vispeft import peft
-from vispeft.assemble.models import attach, build_base, build_plan, complete
-from vispeft.config import PeftConfig, load_config, parse_config
+from vispeft.assemble.models import attach, build_base, build_plan, complete, with_class_head_rates
+from vispeft.config import PeftConfig, RegionRates, load_config, parse_config
 from vispeft.errors import ConfigError, VispeftError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,3 +81,27 @@ def test_complete__leaves_nothing_open(tiny: dict[str, Any]) -> None:
     assert done.train.steps is not None
     assert complete(parse_config({"model": {"weights": "bundled"}}), 1).model.image_size == 256
     assert complete(parse_config({}), 1).model.image_size == 640
+
+
+@pytest.mark.parametrize(
+    ("weights", "num_classes", "is_scaled"), [("bundled", 3, True), ("bundled", 1, False), ("none", 3, False)]
+)
+def test_with_class_head_rates__only_where_the_weights_bring_other_classes(
+    weights: str, num_classes: int, is_scaled: bool
+) -> None:
+    done = with_class_head_rates(parse_config({"model": {"weights": weights}}), num_classes)
+    wanted = {"@class_head": RegionRates(lr_scale=10.0)} if is_scaled else {}
+    assert done.train.regions == wanted
+
+
+def test_with_class_head_rates__leaves_the_users_own_rates() -> None:
+    config = parse_config({"model": {"weights": "bundled"}, "train": {"regions": {}}})
+    assert with_class_head_rates(config, 3).train.regions == {}
+
+
+def test_with_class_head_rates__reads_the_classes_of_official_files(tmp_path: Path) -> None:
+    path = tmp_path / "official.pth"
+    torch.save({"model": {"sem_seg_head.predictor.class_embed.weight": torch.zeros(80, 4)}}, path)
+    config = parse_config({"model": {"weights": str(path)}})
+    assert with_class_head_rates(config, 80).train.regions == {}
+    assert with_class_head_rates(config, 81).train.regions == {"@class_head": RegionRates(lr_scale=10.0)}

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from vispeft.errors import TrainingError
+from vispeft.errors import PlanError, TrainingError
 from vispeft.peft import Adapter, LoRA
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer, param_groups
 
@@ -63,3 +64,51 @@ def test_param_groups__holds_every_trainable_parameter_once_and_no_frozen_one() 
 def test_build_optimizer__refuses_a_model_without_trainable_parameters() -> None:
     with pytest.raises(TrainingError, match=r"Nothing is trainable.*`peft\.deltas`"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimSettings())
+
+
+def test_param_groups__a_region_scales_the_rates_of_the_methods_in_it() -> None:
+    settings = OptimSettings(
+        lr=1e-3,
+        weight_decay=0.05,
+        methods={"lora": Rates(lr=0.1)},
+        regions={"body | head": Rates(lr_scale=10.0), "head": Rates(lr=0.5, weight_decay=0.0)},
+    )
+    block = Block()
+    groups = {group["name"]: group for group in param_groups(block, settings)}
+    rates = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
+    assert rates["lora in body | head"] == (1.0, 0.05)
+    # the last pattern that names the head decides alone
+    assert rates["full in head"] == (0.5, 0.0)
+    assert rates["adapter"] == (1e-3, 0.05)
+    assert block.head.weight in set(groups["full in head"]["params"])
+    assert sum(len(group["params"]) for group in groups.values()) == sum(
+        parameter.requires_grad for parameter in block.parameters()
+    )
+
+
+def test_param_groups__regions_know_roles_and_refuse_what_is_not_there() -> None:
+    settings = OptimSettings(lr=1e-3, regions={"@class_head": Rates(lr_scale=10.0)})
+    groups = {group["name"]: group for group in param_groups(Block(), settings, {"class_head": "head | label_embed"})}
+    assert groups["full in @class_head"]["lr"] == pytest.approx(1e-2)
+    assert groups["full in @class_head/no_decay"]["lr"] == pytest.approx(1e-2)
+    assert groups["full/no_decay"]["lr"] == pytest.approx(1e-3)
+    with pytest.raises(PlanError, match=r"`haed` matches no module or parameter .* `head`"):
+        param_groups(Block(), OptimSettings(regions={"haed": Rates(lr=1.0)}))
+
+
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_param_groups__the_position_biases_of_swin_do_not_decay(backbone: str) -> None:
+    options = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    model = timm.create_model(backbone, features_only=True, **options)
+    spared = {
+        parameter
+        for group in param_groups(model, OptimSettings())
+        for parameter in group["params"]
+        if group["weight_decay"] == 0
+    }
+    names = {name for name, parameter in model.named_parameters() if parameter.ndim > 1 and parameter in spared}
+    expected = ("relative_position_bias_table", "logit_scale", "cpb_mlp")
+    assert names == {name for name, _ in model.named_parameters() if any(part in name for part in expected)} - {
+        name for name, parameter in model.named_parameters() if parameter.ndim <= 1
+    }
+    assert names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -58,19 +58,20 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a configuration, sections included."""
+    """Every dotted key of a configuration, sections included; `*` stands for the user's own name of a section."""
     for name, field in schema.model_fields.items():
         yield prefix + name
-        section = _section_of(field.annotation)
-        if section is not None:
-            yield from known_keys(section, f"{prefix}{name}.")
+        for section, infix in _sections_of(field.annotation):
+            yield from known_keys(section, f"{prefix}{name}.{infix}")
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    for candidate in (annotation, *get_args(annotation)):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def _sections_of(annotation: Any, infix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
+    """Sections that a field may hold, with `*.` for those in a mapping by the user's own names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation, infix
+    is_mapping = get_origin(annotation) is dict
+    for argument in get_args(annotation):
+        yield from _sections_of(argument, "*." if is_mapping else infix)
 
 
 def _sentence(details: ErrorDetails, known: Sequence[str], overridden: Sequence[tuple[str, ...]], prefix: str) -> str:
@@ -78,7 +79,11 @@ def _sentence(details: ErrorDetails, known: Sequence[str], overridden: Sequence[
     key, kind, context = ".".join(path), details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
         key = next((".".join(o) for o in overridden if o[: len(path)] == path), key)
-        guess = nearest(key, known)
+        # a section under the user's own name is known as `*`
+        in_named = ".".join((*path[:-2], "*", path[-1]))
+        is_named = any(candidate.startswith(in_named.removesuffix(path[-1])) for candidate in known)
+        guess = nearest(in_named if is_named else key, known)
+        guess = guess.replace("*", path[-2]) if guess and is_named else guess
         return f"`{key}` is not a configuration key." + (f" The nearest is `{guess}`." if guess else "")
     if kind == "missing":
         return f"`{key}` must be set."
