@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,25 @@ def is_sidecar(path: Path) -> bool:
     A `._a.jpg` holds the attributes of a.jpg and is never an image, whatever its ending.
     """
     return path.name.startswith("._") or path.name.lower() in _SIDECARS
+
+
+def walk_files(folder: Path) -> Iterator[str]:
+    """The files in a folder and all below it, each relative to it with `/`, links followed.
+
+    Hidden folders and the files that macOS and Windows leave beside images are passed over. A folder that several links
+    lead to is walked once, so that links in a circle end.
+    """
+    seen = set()
+    for directory, folders, names in os.walk(folder, followlinks=True):
+        status = os.stat(directory)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
+        inner = os.path.relpath(directory, folder).replace(os.sep, "/")
+        prefix = "" if inner == "." else f"{inner}/"
+        yield from (f"{prefix}{name}" for name in sorted(names) if not is_sidecar(Path(name)))
 
 
 def _is_inside(root: Path, entry: ImageEntry) -> bool:
