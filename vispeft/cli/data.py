@@ -45,7 +45,8 @@ def check(
     _tell(report.refusals, "refused")
     _tell(report.warnings, "warning")
     if report.refused:
-        say(f"{annotations} cannot be trained on. `vispeft data check ... --fix FILE` mends what can be mended.")
+        remedy = " `vispeft data check ... --fix FILE` mends what can be mended." if report.is_fixable else ""
+        say(f"{annotations} cannot be trained on.{remedy}")
         raise typer.Exit(1)
     console().print(
         f"{annotations}: {report.num_images} images, {report.num_categories} classes, "

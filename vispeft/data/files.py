@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 from vispeft.data.images import ImageHeader, quiet, read_header, verify_picture
+from vispeft.data.near_files import Near, find_near, image_endings
 from vispeft.data.problems import Findings, show
 from vispeft.data.sets import ImageEntry
 from vispeft.data.values import as_integer
@@ -21,18 +23,72 @@ DECODED_AT_MOST = 20_000
 
 WORTH_THREADS = 16
 
+Headers = dict[Path, ImageHeader | DataError]
+"""Of every image file its header, or the reason that it cannot be read."""
+
+FIX = "`vispeft data check ... --fix FILE` writes the names of the files that are there."
+
+_SIDECAR = "files in which macOS and Windows keep attributes, no images"
+_BROKEN_LINK = "links to files that are not there; fetch those (`dvc pull`, `git annex get`) or mend the links"
+_POINTER = "only pointers to images that Git LFS or git-annex keeps elsewhere; fetch them (`git lfs pull`)"
+_POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"version https://hawser")
+
 _SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
 
 _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
 
 
-def check_files(
-    entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings
+def find_files(
+    entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, *, check_images: bool
 ) -> dict[int, ImageEntry]:
-    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are told."""
-    counts = Counter(as_integer(a.get("image_id")) for a in annotations if isinstance(a, dict))
-    paths = {entry.path for entry in entries.values() if entry.path is not None}
-    headers = _read_all(sorted(paths))
+    """The entries whose file is in the image folder. The others are told, with their cause.
+
+    A name that leaves the folder by `..` or as an absolute path is never read; links inside the folder are followed.
+    While a file is repaired, an entry gets the name of the one file that it must mean.
+
+    check_images: tell files that are not there; without it, only names that leave the folder
+    """
+    if not folder.is_dir():
+        findings.refuse("no-image-folder", f"the image folder {folder} {_why_no_folder(folder)}.", "")
+        return {}
+    placed = {entry.id: inner_path(folder, entry.file_name) for entry in entries.values()}
+    present = {
+        entry.id: replace(entry, path=path)
+        for entry in entries.values()
+        if (path := placed[entry.id]) is not None and (not check_images or os.path.exists(path))
+    }
+    if len(present) == len(entries):
+        return present
+    counts = _annotation_counts(annotations)
+    files = list(walk_files(folder))
+    absent = [entry for entry in entries.values() if entry.id not in present]
+    near = find_near(
+        folder, files, {entry.file_name for entry in absent}, [entry.file_name for entry in present.values()]
+    )
+    causes: Counter[str] = Counter()
+    for entry in absent:
+        path, found = placed[entry.id], near.get(entry.file_name)
+        if path is None:
+            causes[_tell_outside(entry, found, findings)] += 1
+        else:
+            causes[_tell_missing(entry, path, found, folder, counts[entry.id], findings)] += 1
+        if findings.is_repairing and found is not None and found.file:
+            present[entry.id] = replace(entry, file_name=found.file, path=folder / found.file)
+    if not present and not findings.is_refused:
+        reason = _why_none(causes, files)
+        findings.refuse("no-usable-image", f"none of the {len(entries)} images is in {folder}: {reason}.", "")
+    return {identifier: present[identifier] for identifier in entries if identifier in present}
+
+
+def check_files(
+    entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, headers: Headers
+) -> dict[int, ImageEntry]:
+    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are told.
+
+    headers: those that are known already; new ones are added
+    """
+    counts = _annotation_counts(annotations)
+    headers |= _read_all(sorted({entry.path for entry in entries.values() if entry.path is not None} - headers.keys()))
     kept: dict[int, ImageEntry] = {}
     for entry in entries.values():
         header = headers[entry.path] if entry.path is not None else DataError(f"{entry.file_name} has no path.")
@@ -45,28 +101,22 @@ def check_files(
                     "several-pictures", "several pictures in one file; the first is used.", show(entry.file_name)
                 )
     if not kept and entries and not findings.is_refused:
-        findings.refuse("no-usable-image", f"none of the {len(entries)} images can be read from {folder}.", "")
+        findings.refuse("no-usable-image", f"none of the {len(entries)} images in {folder} can be read.", "")
     return kept
 
 
-def keep_inside(entries: dict[int, ImageEntry], folder: Path, findings: Findings) -> dict[int, ImageEntry]:
-    """The entries whose file lies in the image folder, links followed. No other file may ever be read."""
-    if not folder.is_dir():
-        findings.refuse("no-image-folder", f"the image folder {folder} does not exist or is no folder.", "")
-        return {}
-    root = folder.resolve()
-    kept = {}
-    for entry in entries.values():
-        if _is_inside(root, entry):
-            kept[entry.id] = entry
-        else:
-            findings.refuse(
-                "path-outside",
-                "`file_name` leaves the image folder; put the file into it, and its name relative to it.",
-                f"image {entry.id} (file_name {show(entry.file_name)})",
-                repair="`file_name` leaves the image folder; left out with its annotations.",
-            )
-    return kept
+def inner_path(folder: Path, file_name: str) -> Path | None:
+    """The path of a file inside a folder, or None where the name leaves it by `..` or is absolute.
+
+    Links are not resolved for it: `a/../b.png` is b.png, even where `a` is a link to elsewhere.
+    """
+    if os.path.isabs(file_name) or PureWindowsPath(file_name).root:
+        return None
+    if ".." not in PurePath(file_name).parts:
+        return folder / file_name
+    root = os.path.abspath(folder)
+    path = Path(os.path.normpath(os.path.join(root, file_name)))
+    return folder / path.relative_to(root) if path.is_relative_to(root) else None
 
 
 def is_sidecar(path: Path) -> bool:
@@ -85,34 +135,121 @@ def walk_files(folder: Path) -> Iterator[str]:
     """
     seen = set()
     for directory, folders, names in os.walk(folder, followlinks=True):
-        status = os.stat(directory)
-        if (status.st_dev, status.st_ino) in seen:
+        if (place := os.path.realpath(directory)) in seen:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
         inner = os.path.relpath(directory, folder).replace(os.sep, "/")
         prefix = "" if inner == "." else f"{inner}/"
-        yield from (f"{prefix}{name}" for name in sorted(names) if not is_sidecar(Path(name)))
+        for name in sorted(names):
+            if not is_sidecar(Path(name)) and os.path.isfile(os.path.join(directory, name)):
+                yield f"{prefix}{name}"
 
 
-def _is_inside(root: Path, entry: ImageEntry) -> bool:
-    if os.path.isabs(entry.file_name) or entry.path is None:
-        return False
+def _annotation_counts(annotations: list[Any]) -> Counter[int | None]:
+    return Counter(as_integer(a.get("image_id")) for a in annotations if isinstance(a, dict))
+
+
+def _why_no_folder(folder: Path) -> str:
+    if folder.exists():
+        return "is no folder"
+    if folder.is_symlink():
+        return f"is a link to {os.readlink(folder)}, which is not there"
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    near = sorted(path.name for path in beside if path.name.casefold() == folder.name.casefold())
+    return f"does not exist; is it `{folder.with_name(near[0])}`?" if near else "does not exist"
+
+
+def _why_none(causes: Counter[str], files: list[str]) -> str:
+    """The reason that no image at all was found. causes: clauses, or nothing, and how many images each concerns"""
+    known = [(cause, count) for cause, count in causes.most_common(4) if cause]
+    if known:
+        return "; ".join(cause if count == causes.total() else f"{cause} ({count} images)" for cause, count in known)
+    if not files:
+        return "the folder holds no files"
+    images = [file for file in files if PurePath(file).suffix.lower() in image_endings()]
+    if not images:
+        return f"the folder holds no images, but {len(files)} other files, such as `{show(files[0])}`"
+    return f"the {len(images)} images there, such as `{show(images[0])}`, have quite other names"
+
+
+def _tell_outside(entry: ImageEntry, near: Near | None, findings: Findings) -> str:
+    """Tell of a name that leaves the folder, and return the cause."""
+    leaves = f"`file_name` leaves the image folder {'by `..`' if _climbs(entry.file_name) else 'as an absolute path'}"
+    cause = f"{leaves} ({near.cause})" if near is not None else leaves
+    subject = f"image {entry.id} (file_name {show(entry.file_name)}{f'; {near.hint}' if near else ''})"
+    if near is not None and near.file:
+        remedy, repair = f". {FIX}", "; the names of the files that are there are used."
+    else:
+        remedy = "; put the file into it, and its name relative to it."
+        repair = "; left out with its annotations."
+    findings.refuse("path-outside", cause + remedy, subject, repair=cause + repair)
+    return cause
+
+
+def _tell_missing(
+    entry: ImageEntry, path: Path, near: Near | None, folder: Path, num_annotations: int, findings: Findings
+) -> str:
+    """Tell of a file that is not there, and return the cause."""
+    name, left_out = show(entry.file_name), "; left out with its annotations."
+    if is_sidecar(path):
+        kind, cause, subject = "sidecar-file", _SIDECAR, name
+    elif (link := _broken_link(path, folder)) is not None:
+        target = "links in a circle" if _is_circle(link) else f"a link to {os.readlink(link)}"
+        kind, cause, subject = "broken-link", _BROKEN_LINK, f"{name} ({target})"
+    elif near is None:
+        kind, cause, subject = "missing-image", "", name
+    else:
+        kind, cause, subject = "missing-image", near.cause, f"`{name}` (missing, but {near.hint})"
+        if near.file and findings.is_repairing:
+            kind, left_out = "near-image", "; the names of the files that are there are used."
+        elif near.file:
+            left_out += f" {FIX}"
+    sentence = (cause or "listed but not in the image folder") + left_out
+    findings.warn(kind, sentence, f"{subject} [{num_annotations} annotations]")
+    return cause
+
+
+def _climbs(file_name: str) -> bool:
+    return not os.path.isabs(file_name) and not PureWindowsPath(file_name).root
+
+
+def _broken_link(path: Path, folder: Path) -> Path | None:
+    """The link on the way from the folder to a file whose target is not there."""
+    way = [path, *path.parents]
+    way = way[: way.index(folder)] if folder in way else way[:1]
+    return next((each for each in way if os.path.islink(each) and not os.path.exists(each)), None)
+
+
+def _is_circle(link: Path) -> bool:
     try:
-        return entry.path.resolve().is_relative_to(root)
-    except (OSError, ValueError, RuntimeError):
-        return False
+        link.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _tell_unusable(entry: ImageEntry, error: DataError, num_annotations: int, findings: Findings) -> None:
-    if entry.path is not None and not os.path.lexists(entry.path):
-        kind, sentence = "missing-image", "listed but not in the image folder; left out with its annotations."
-        subject = show(entry.file_name)
+    kind, sentence, subject = "unreadable-image", "left out with its annotations.", show(entry.file_name)
+    if entry.path is not None and is_sidecar(entry.path):
+        kind, sentence = "sidecar-file", f"{_SIDECAR}; {sentence}"
+    elif entry.path is not None and _is_pointer(entry.path):
+        kind, sentence = "pointer-file", f"{_POINTER}; {sentence}"
     else:
-        kind, sentence = "unreadable-image", "left out with its annotations."
-        subject = f"{show(entry.file_name)} ({str(error).removeprefix(f'{entry.path} ').removesuffix('.')})"
+        subject += f" ({str(error).removeprefix(f'{entry.path} ').removesuffix('.')})"
     findings.warn(kind, sentence, f"{subject} [{num_annotations} annotations]")
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file only names content that Git LFS or git-annex keeps elsewhere."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(64).startswith(_POINTERS)
+    except OSError:
+        return False
 
 
 def _agree(entry: ImageEntry, header: ImageHeader, findings: Findings) -> ImageEntry | None:
@@ -134,7 +271,7 @@ def _agree(entry: ImageEntry, header: ImageHeader, findings: Findings) -> ImageE
     return None
 
 
-def _read_all(paths: list[Path]) -> dict[Path, ImageHeader | DataError]:
+def _read_all(paths: list[Path]) -> Headers:
     read = verify_picture if len(paths) <= DECODED_AT_MOST else _verify_ends
 
     def attempt(path: Path) -> ImageHeader | DataError:

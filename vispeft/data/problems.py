@@ -41,7 +41,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything that was found in one annotation file. `refused`: training would refuse the file."""
+    """Everything that was found in one annotation file.
+
+    refused: training would refuse the file
+    is_fixable: it is refused, but a repaired copy of it would not be; set by `check_dataset` alone
+    """
 
     annotations: Path
     problems: tuple[Problem, ...]
@@ -49,6 +53,7 @@ class CheckReport:
     num_images: int = 0
     num_instances: int = 0
     num_crowds: int = 0
+    is_fixable: bool = False
 
     @property
     def refusals(self) -> tuple[Problem, ...]:
