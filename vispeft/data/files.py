@@ -28,7 +28,7 @@ Headers = dict[Path, ImageHeader | DataError]
 
 FIX = "`vispeft data check ... --fix FILE` writes the names of the files that are there."
 
-_SIDECAR = "files in which macOS and Windows keep attributes, no images"
+_SIDECAR = "kept by macOS or Windows beside the images, and no images themselves"
 _BROKEN_LINK = "links to files that are not there; fetch those (`dvc pull`, `git annex get`) or mend the links"
 _POINTER = "only pointers to images that Git LFS or git-annex keeps elsewhere; fetch them (`git lfs pull`)"
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"version https://hawser")
@@ -158,7 +158,7 @@ def _why_no_folder(folder: Path) -> str:
         return f"is a link to {os.readlink(folder)}, which is not there"
     beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
     near = sorted(path.name for path in beside if path.name.casefold() == folder.name.casefold())
-    return f"does not exist; is it `{folder.with_name(near[0])}`?" if near else "does not exist"
+    return f"does not exist, but `{folder.with_name(near[0])}` does" if near else "does not exist"
 
 
 def _why_none(causes: Counter[str], files: list[str]) -> str:

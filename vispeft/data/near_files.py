@@ -26,16 +26,12 @@ _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)", re.IGNORECASE)
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 
-_FEATURES = {
-    "address": "the form of an address (URL)",
-    "separator": "Windows separators (`\\`)",
-    "escape": "percent escapes (%20 for a space)",
-    "space": "spaces at their ends",
-}
 _FORMS = {
-    "unicode": "differ from the files' in Unicode form (composed or decomposed letters)",
+    "unicode": "differ from the files' in Unicode form (such as composed or decomposed letters)",
     "case": "differ from the files' in letter case",
 }
+
+_DEEPER = "lack the folders that the files are in"
 
 _COMPARED_AT_MOST = 20
 _SIBLINGS_AT_MOST = 50
@@ -66,6 +62,7 @@ def find_near(folder: Path, files: Iterable[str], wanted: Collection[str], found
     """
     index = _Index(folder, tuple(files), has_uploads=any(_is_random_prefix(name) for name in wanted))
     near = {name: answer for name in wanted if (answer := index.near(name)) is not None}
+    near = _with_common_folder(near, folder)
     taken = index.places_of(found)
     counts = Counter(answer.file for answer in near.values() if answer.file)
     for name, answer in near.items():
@@ -74,6 +71,15 @@ def find_near(folder: Path, files: Iterable[str], wanted: Collection[str], found
         elif counts[answer.file] > 1:
             near[name] = replace(answer, cause=f"{answer.cause}, but several of them come near to one file", file="")
     return near
+
+
+def _with_common_folder(near: dict[str, Near], folder: Path) -> dict[str, Near]:
+    """Name the folder that all files are in whose names lack their folders, if it is one."""
+    beneath = {answer.file.removesuffix(f"/{name}") for name, answer in near.items() if _DEEPER in answer.cause}
+    if len(beneath) != 1 or not (folder / next(iter(beneath))).is_dir():
+        return near
+    named = f"{_DEEPER} (they fit the image folder `{folder / beneath.pop()}`)"
+    return {name: replace(answer, cause=answer.cause.replace(_DEEPER, named)) for name, answer in near.items()}
 
 
 def path_parts(name: str, *, without: str = "") -> Parts:
@@ -86,8 +92,10 @@ def path_parts(name: str, *, without: str = "") -> Parts:
             name = asked[1]
         elif address := _ADDRESS.match(name):
             name = re.split(r"[?#]", name[address.end() :])[0]
-    if without != "escape" and "%" in name:
-        name = unquote(name)
+    if without != "escape":
+        # escaped twice where an address is part of another
+        while (plain := unquote(name)) != name:
+            name = plain
     if without != "separator":
         name = name.replace("\\", "/")
     parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
@@ -128,6 +136,26 @@ def _before_upload(base: str) -> str:
 
 def _stem(base: str) -> str:
     return posixpath.splitext(base)[0]
+
+
+def _is_address(name: str) -> bool:
+    return _ASKED_PATH.search(name) is not None or _ADDRESS.match(name) is not None
+
+
+def _is_absolute(name: str) -> bool:
+    return name.startswith(("/", "\\")) or _DRIVE.match(name) is not None or _is_address(name)
+
+
+def _has_spaces(name: str) -> bool:
+    return any(part != part.strip() for part in path_parts(name))
+
+
+_FEATURES: dict[str, tuple[Callable[[str], bool], str]] = {
+    "address": (_is_address, "the form of an address (URL)"),
+    "separator": (lambda name: "\\" in name, "Windows separators (`\\`)"),
+    "escape": (lambda name: "%" in name, "percent escapes (%20 for a space)"),
+    "space": (_has_spaces, "spaces at their ends"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +260,7 @@ class _Index:
         if num_extra and num_deeper:
             return ["have other folders"], False
         if num_deeper:
-            return ["lack the folders that the files are in"], True
+            return [_DEEPER], True
         if num_extra and num_extra == self._num_own(parts):
             remedy = "" if _is_absolute(name) else f" (they fit the image folder `{self._above[num_extra - 1]}`)"
             return [f"begin with the image folder itself{remedy}"], True
@@ -246,15 +274,17 @@ class _Index:
             both = (_folded(name, without=without), _folded(self._files[place], without=without))
             return [(*parts[-length:-1], likeness.key(parts[-1])) for parts in both]
 
-        for feature, noun in _FEATURES.items():
-            has = path_parts(name) != path_parts(name, without=feature) or (feature == "space" and _has_space(name))
-            mine, other = ends(feature)
-            if mine != other or (has and feature == "address"):
-                causes.append(f"have {noun}" if has else f"lack {noun} that the files have")
+        file = self._files[place]
+        for feature, (shows, noun) in _FEATURES.items():
+            if shows(name) or shows(file):
+                mine, other = ends(feature)
+                if mine != other or (shows(name) and feature == "address"):
+                    causes.append(f"have {noun}" if shows(name) else f"lack {noun} that the files have")
         for form, cause in _FORMS.items():
-            mine, other = ends(form)
-            if mine != other:
-                causes.append(cause)
+            if form == "case" or not (name.isascii() and file.isascii() and "%" not in name + file):
+                mine, other = ends(form)
+                if mine != other:
+                    causes.append(cause)
         return [*causes, likeness.cause] if likeness.cause else causes
 
     def _elsewhere(self, name: str) -> Near | None:
@@ -265,21 +295,13 @@ class _Index:
         for folder in (*self._above, *siblings):
             if os.path.isfile(folder.joinpath(*parts)):
                 if folder == self._above[-1]:
-                    return Near("it is outside", "files of these names are outside the image folder: is it theirs?")
-                return Near(f"it is in `{folder}`", f"`{folder}` has files of these names: is that the image folder?")
+                    return Near("it is outside", "files of these names are there, but outside the image folder")
+                return Near(f"it is in `{folder}`", f"the names fit the image folder `{folder}`")
         return None
 
 
 def _has_upload_prefix(base: str) -> bool:
     return _UPLOAD_PREFIX.match(base) is not None
-
-
-def _is_absolute(name: str) -> bool:
-    return name.startswith(("/", "\\")) or _DRIVE.match(name) is not None or _ADDRESS.match(name) is not None
-
-
-def _has_space(name: str) -> bool:
-    return any(part != part.strip() for part in path_parts(name))
 
 
 def _folders_above(folder: Path) -> tuple[Path, ...]:
