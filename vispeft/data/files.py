@@ -28,6 +28,7 @@ Headers = dict[Path, ImageHeader | DataError]
 
 FIX = "`vispeft data check ... --fix FILE` writes the names of the files that are there."
 
+_BY_HAND = "Correct the names or the image folder by hand."
 _SIDECAR = "kept by macOS or Windows beside the images, and no images themselves"
 _BROKEN_LINK = "links to files that are not there; fetch those (`dvc pull`, `git annex get`) or mend the links"
 _POINTER = "only pointers to images that Git LFS or git-annex keeps elsewhere; fetch them (`git lfs pull`)"
@@ -182,7 +183,7 @@ def _tell_outside(entry: ImageEntry, near: Near | None, findings: Findings) -> s
     if near is not None and near.file:
         remedy, repair = f". {FIX}", "; the names of the files that are there are used."
     else:
-        remedy = "; put the file into it, and its name relative to it."
+        remedy = "; put the files into it, and their names relative to it."
         repair = "; left out with its annotations."
     findings.refuse("path-outside", cause + remedy, subject, repair=cause + repair)
     return cause
@@ -204,8 +205,8 @@ def _tell_missing(
         kind, cause, subject = "missing-image", near.cause, f"`{name}` (missing, but {near.hint})"
         if near.file and findings.is_repairing:
             kind, left_out = "near-image", "; the names of the files that are there are used."
-        elif near.file:
-            left_out += f" {FIX}"
+        else:
+            left_out += f" {FIX if near.file else _BY_HAND}"
     sentence = (cause or "listed but not in the image folder") + left_out
     findings.warn(kind, sentence, f"{subject} [{num_annotations} annotations]")
     return cause

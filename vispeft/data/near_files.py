@@ -33,6 +33,8 @@ _FORMS = {
 
 _DEEPER = "lack the folders that the files are in"
 
+_SEVERAL = "several files come near to one name"
+
 _COMPARED_AT_MOST = 20
 _SIBLINGS_AT_MOST = 50
 _SIBLINGS_ASKED_FOR = 200
@@ -60,23 +62,28 @@ def find_near(folder: Path, files: Iterable[str], wanted: Collection[str], found
     wanted: names that are not there
     found: names that are there; a file that one of them means is not taken for another name
     """
-    index = _Index(folder, tuple(files), has_uploads=any(_is_random_prefix(name) for name in wanted))
+    found = set(found)
+    has_uploads = any(_is_random_prefix(name) for name in wanted)
+    index = _Index(folder, tuple(files), has_uploads=has_uploads, are_all_wanted=not found)
     near = {name: answer for name in wanted if (answer := index.near(name)) is not None}
-    near = _with_common_folder(near, folder)
     taken = index.places_of(found)
     counts = Counter(answer.file for answer in near.values() if answer.file)
+    has_several = any(answer.cause == _SEVERAL for answer in near.values())
     for name, answer in near.items():
-        if answer.file in taken:
+        if has_several and _DEEPER in answer.cause:
+            near[name] = replace(answer, file="")
+        elif answer.file in taken:
             near[name] = replace(answer, cause=f"{answer.cause}, but those files are listed already", file="")
         elif counts[answer.file] > 1:
             near[name] = replace(answer, cause=f"{answer.cause}, but several of them come near to one file", file="")
-    return near
+    return _with_common_folder(near, folder)
 
 
 def _with_common_folder(near: dict[str, Near], folder: Path) -> dict[str, Near]:
     """Name the folder that all files are in whose names lack their folders, if it is one."""
-    beneath = {answer.file.removesuffix(f"/{name}") for name, answer in near.items() if _DEEPER in answer.cause}
-    if len(beneath) != 1 or not (folder / next(iter(beneath))).is_dir():
+    deeper = {name: answer.file for name, answer in near.items() if answer.file and _DEEPER in answer.cause}
+    beneath = {file.removesuffix(f"/{name}") for name, file in deeper.items()}
+    if len(beneath) != 1 or beneath <= set(deeper.values()):
         return near
     named = f"{_DEEPER} (they fit the image folder `{folder / beneath.pop()}`)"
     return {name: replace(answer, cause=answer.cause.replace(_DEEPER, named)) for name, answer in near.items()}
@@ -169,18 +176,23 @@ class _Likeness:
 
 _EQUAL = _Likeness(lambda base: base, "")
 _UPLOAD = _Likeness(_before_upload, "differ in the prefix that Label Studio adds on upload")
-_ANY_ENDING = _Likeness(_stem, "have another ending", is_certain=False)
-_LIKENESSES = (_EQUAL, _Likeness(_with_usual_ending, "have another ending"), _UPLOAD, _ANY_ENDING)
+_ANY_ENDING = _Likeness(_stem, "have the ending of another format", is_certain=False)
+_LIKENESSES = (_EQUAL, _Likeness(_with_usual_ending, "have another ending of the same format"), _UPLOAD, _ANY_ENDING)
 """From the nearest on. A file of another format may be the mask of the image: it is named, but never taken."""
 
 
 class _Index:
-    """The files of a folder by the ends of their paths."""
+    """The files of a folder by the ends of their paths.
 
-    def __init__(self, folder: Path, files: Sequence[str], *, has_uploads: bool) -> None:
+    has_uploads: some of the wanted names have Label Studio's prefix
+    are_all_wanted: no name at all is there; otherwise those that are show that folders in names are right
+    """
+
+    def __init__(self, folder: Path, files: Sequence[str], *, has_uploads: bool, are_all_wanted: bool) -> None:
+        self._are_all_wanted = are_all_wanted
         self._folder_parts = _folded(Path(os.path.abspath(folder)).as_posix())
         self._above = _folders_above(folder)
-        self._siblings = _siblings(folder)
+        self._siblings = _siblings(folder) if are_all_wanted else ()
         self._num_asked = 0
         self._files = files
         self._parts = [_folded(file) for file in files]
@@ -246,7 +258,7 @@ class _Index:
             best = best if len(best) > 1 else places
             named = " and ".join(f"`{show(self._files[place])}`" for place in best[:2])
             more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-            return Near(f"{named}{more} are there", "several files come near to one name")
+            return Near(f"{named}{more} are there", _SEVERAL)
         (place,) = best
         structure, is_certain = self._structure(name, place, length)
         cause = "the names " + " and ".join([*structure, *causes[place]])
@@ -260,11 +272,14 @@ class _Index:
         if num_extra and num_deeper:
             return ["have other folders"], False
         if num_deeper:
-            return [_DEEPER], True
+            return [_DEEPER], self._are_all_wanted
         if num_extra and num_extra == self._num_own(parts):
             remedy = "" if _is_absolute(name) else f" (they fit the image folder `{self._above[num_extra - 1]}`)"
             return [f"begin with the image folder itself{remedy}"], True
-        return (["begin with folders that are not in the image folder"] if num_extra else []), True
+        if num_extra:
+            is_same_folder = parts[num_extra - 1 : num_extra] == self._folder_parts[-1:]
+            return ["begin with folders that are not in the image folder"], self._are_all_wanted or is_same_folder
+        return [], True
 
     def _differences(self, name: str, place: int, likeness: _Likeness, length: int) -> list[str]:
         """All that differs between a name and a file in the last parts of their paths."""
