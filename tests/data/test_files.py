@@ -65,11 +65,14 @@ def test_read_coco__a_link_does_not_open_the_folder_above_its_target(
 def test_check_dataset__tells_broken_links(
     write: Any, folder: Path, document: dict[str, Any], target: str, word: str
 ) -> None:
-    (folder / "b.png").unlink()
+    (folder / "day1").mkdir()
+    (folder / "b.png").rename(folder / "day1" / "b.png")
     (folder / "b.png").symlink_to(target)
     (problem,) = check_dataset(write(document), folder).problems
     assert problem.kind == "broken-link"
     assert word in problem.message
+    write_fixed(write(document), folder, out := folder.parent / "fixed.json")
+    assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["a.png"]
 
 
 def test_check_dataset__tells_a_broken_link_to_a_folder(write: Any, folder: Path, document: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -26,7 +26,7 @@ WORTH_THREADS = 16
 Headers = dict[Path, ImageHeader | DataError]
 """Of every image file its header, or the reason that it cannot be read."""
 
-FIX = "`vispeft data check ... --fix FILE` writes the names of the files that are there."
+_FIX = "`vispeft data check ... --fix FILE` writes the names of the files that are there."
 
 _BY_HAND = "Correct the names or the image folder by hand."
 _SIDECAR = "kept by macOS or Windows beside the images, and no images themselves"
@@ -37,6 +37,21 @@ _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"version https://h
 _SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
 
 _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
+
+
+@dataclass(frozen=True, slots=True)
+class _AbsentFile:
+    """An image file that is not in the folder.
+
+    is_outside: its name leaves the folder
+    link: the link on the way to it whose target is not there
+    near: what is there under a near name
+    """
+
+    entry: ImageEntry
+    is_outside: bool
+    link: Path | None
+    near: Near | None
 
 
 def find_files(
@@ -52,29 +67,22 @@ def find_files(
     if not folder.is_dir():
         findings.refuse("no-image-folder", f"the image folder {folder} {_why_no_folder(folder)}.", "")
         return {}
-    placed = {entry.id: inner_path(folder, entry.file_name) for entry in entries.values()}
     present = {
         entry.id: replace(entry, path=path)
         for entry in entries.values()
-        if (path := placed[entry.id]) is not None and (not check_images or os.path.exists(path))
+        if (path := inner_path(folder, entry.file_name)) is not None and (not check_images or os.path.exists(path))
     }
     if len(present) == len(entries):
         return present
+    # JSON cannot hold names in other encodings
+    files = [file for file in walk_files(folder) if file == file.encode("utf-8", "ignore").decode()]
+    names = [entry.file_name for entry in present.values()]
+    absent = _absent_files([entry for entry in entries.values() if entry.id not in present], folder, files, names)
     counts = _annotation_counts(annotations)
-    files = list(walk_files(folder))
-    absent = [entry for entry in entries.values() if entry.id not in present]
-    near = find_near(
-        folder, files, {entry.file_name for entry in absent}, [entry.file_name for entry in present.values()]
-    )
-    causes: Counter[str] = Counter()
-    for entry in absent:
-        path, found = placed[entry.id], near.get(entry.file_name)
-        if path is None:
-            causes[_tell_outside(entry, found, findings)] += 1
-        else:
-            causes[_tell_missing(entry, path, found, folder, counts[entry.id], findings)] += 1
-        if findings.is_repairing and found is not None and found.file:
-            present[entry.id] = replace(entry, file_name=found.file, path=folder / found.file)
+    causes = Counter(_tell_absent(file, counts[file.entry.id], findings) for file in absent)
+    for entry, near in ((file.entry, file.near) for file in absent):
+        if findings.is_repairing and near is not None and near.file:
+            present[entry.id] = replace(entry, file_name=near.file, path=folder / near.file)
     if not present and not findings.is_refused:
         reason = _why_none(causes, files)
         findings.refuse("no-usable-image", f"none of the {len(entries)} images is in {folder}: {reason}.", "")
@@ -111,7 +119,7 @@ def inner_path(folder: Path, file_name: str) -> Path | None:
 
     Links are not resolved for it: `a/../b.png` is b.png, even where `a` is a link to elsewhere.
     """
-    if os.path.isabs(file_name) or PureWindowsPath(file_name).root:
+    if _is_absolute(file_name):
         return None
     if ".." not in PurePath(file_name).parts:
         return folder / file_name
@@ -175,29 +183,27 @@ def _why_none(causes: Counter[str], files: list[str]) -> str:
     return f"the {len(images)} images there, such as `{show(images[0])}`, have quite other names"
 
 
-def _tell_outside(entry: ImageEntry, near: Near | None, findings: Findings) -> str:
-    """Tell of a name that leaves the folder, and return the cause."""
-    leaves = f"`file_name` leaves the image folder {'by `..`' if _climbs(entry.file_name) else 'as an absolute path'}"
-    cause = f"{leaves} ({near.cause})" if near is not None else leaves
-    subject = f"image {entry.id} (file_name {show(entry.file_name)}{f'; {near.hint}' if near else ''})"
-    if near is not None and near.file:
-        remedy, repair = f". {FIX}", "; the names of the files that are there are used."
-    else:
-        remedy = "; put the files into it, and their names relative to it."
-        repair = "; left out with its annotations."
-    findings.refuse("path-outside", cause + remedy, subject, repair=cause + repair)
-    return cause
+def _absent_files(absent: list[ImageEntry], folder: Path, files: list[str], present: list[str]) -> list[_AbsentFile]:
+    """The reason for each file that is not there. present: names that are"""
+    paths = [inner_path(folder, entry.file_name) for entry in absent]
+    links = [None if path is None else _broken_link(path, folder) for path in paths]
+    wanted = {entry.file_name for entry, link in zip(absent, links, strict=True) if link is None}
+    near = find_near(folder, files, wanted, present)
+    return [
+        _AbsentFile(entry, path is None, link, near.get(entry.file_name))
+        for entry, path, link in zip(absent, paths, links, strict=True)
+    ]
 
 
-def _tell_missing(
-    entry: ImageEntry, path: Path, near: Near | None, folder: Path, num_annotations: int, findings: Findings
-) -> str:
-    """Tell of a file that is not there, and return the cause."""
-    name, left_out = show(entry.file_name), "; left out with its annotations."
-    if is_sidecar(path):
+def _tell_absent(file: _AbsentFile, num_annotations: int, findings: Findings) -> str:
+    """Tell of a file that is not there, and return the cause as a clause; nothing where it is not known."""
+    if file.is_outside:
+        return _tell_outside(file, findings)
+    name, left_out, near = show(file.entry.file_name), "; left out with its annotations.", file.near
+    if is_sidecar(Path(file.entry.file_name)):
         kind, cause, subject = "sidecar-file", _SIDECAR, name
-    elif (link := _broken_link(path, folder)) is not None:
-        target = "links in a circle" if _is_circle(link) else f"a link to {os.readlink(link)}"
+    elif file.link is not None:
+        target = "links in a circle" if _is_circle(file.link) else f"a link to {os.readlink(file.link)}"
         kind, cause, subject = "broken-link", _BROKEN_LINK, f"{name} ({target})"
     elif near is None:
         kind, cause, subject = "missing-image", "", name
@@ -206,14 +212,29 @@ def _tell_missing(
         if near.file and findings.is_repairing:
             kind, left_out = "near-image", "; the names of the files that are there are used."
         else:
-            left_out += f" {FIX if near.file else _BY_HAND}"
+            left_out += f" {_FIX if near.file else _BY_HAND}"
     sentence = (cause or "listed but not in the image folder") + left_out
     findings.warn(kind, sentence, f"{subject} [{num_annotations} annotations]")
     return cause
 
 
-def _climbs(file_name: str) -> bool:
-    return not os.path.isabs(file_name) and not PureWindowsPath(file_name).root
+def _tell_outside(file: _AbsentFile, findings: Findings) -> str:
+    name, near = file.entry.file_name, file.near
+    leaves = f"`file_name` leaves the image folder {'as an absolute path' if _is_absolute(name) else 'by `..`'}"
+    cause = f"{leaves} ({near.cause})" if near is not None else leaves
+    subject = f"image {file.entry.id} (file_name {show(name)}{f'; {near.hint}' if near else ''})"
+    if near is not None and near.file:
+        remedy, repair = f". {_FIX}", "; the names of the files that are there are used."
+    else:
+        remedy = "; put the files into it, and their names relative to it."
+        repair = "; left out with its annotations."
+    findings.refuse("path-outside", cause + remedy, subject, repair=cause + repair)
+    return cause
+
+
+def _is_absolute(file_name: str) -> bool:
+    """Whether a name is an absolute path on any system."""
+    return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root)
 
 
 def _broken_link(path: Path, folder: Path) -> Path | None:
