@@ -98,7 +98,7 @@ def test_check_dataset__names_the_near_files_and_fix_takes_them(
     assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["a.png", "b.png"]
 
 
-@pytest.mark.parametrize("name", ["{folder}/b.png", "/elsewhere/images/b.png", "../../x/images/b.png"])
+@pytest.mark.parametrize("name", ["{folder}/b.png", "/elsewhere/images/b.png", "../../x/images/b.png", "/b.png"])
 def test_write_fixed__brings_names_back_into_the_folder(
     write: Any, folder: Path, document: dict[str, Any], name: str
 ) -> None:
@@ -109,6 +109,16 @@ def test_write_fixed__brings_names_back_into_the_folder(
     out = folder.parent / "fixed.json"
     write_fixed(path, folder, out)
     assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["a.png", "b.png"]
+
+
+def test_write_fixed__does_not_replace_a_file_outside_by_one_of_its_name(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    (folder.parent / "b.png").write_bytes((folder / "a.png").read_bytes())
+    for name in ("../b.png", str(folder.parent / "b.png")):
+        out = folder.parent / "fixed.json"
+        write_fixed(write(named(document, "a.png", name)), folder, out)
+        assert [image["file_name"] for image in json.loads(out.read_text())["images"]] == ["a.png"]
 
 
 def test_write_fixed__never_gives_two_entries_one_file(write: Any, folder: Path, document: dict[str, Any]) -> None:

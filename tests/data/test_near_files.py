@@ -61,6 +61,7 @@ FAR: dict[str, tuple[str, list[str]]] = {
     "other name": ("a.png", ["b.png"]),
     "a date before it": ("20230501-a.png", ["a.png"]),
     "another upload": ("1a2b3c4d-a.png", ["2a2b3c4d-a.png"]),
+    "a question mark": ("who?d=a.png", ["a.png"]),
     "no image": ("a.png", ["a.txt", "a.json"]),
     "attributes of macOS": ("._a.png", ["a.png"]),
 }

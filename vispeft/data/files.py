@@ -234,7 +234,7 @@ def _tell_outside(file: _AbsentFile, findings: Findings) -> str:
 
 def _is_absolute(file_name: str) -> bool:
     """Whether a name is an absolute path on any system."""
-    return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root)
+    return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root or PurePath(file_name).drive)
 
 
 def _broken_link(path: Path, folder: Path) -> Path | None:

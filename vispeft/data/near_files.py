@@ -21,7 +21,7 @@ from vispeft.data.problems import show
 Parts = tuple[str, ...]
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*/?", re.IGNORECASE)
-_ASKED_PATH = re.compile(r"\?(?:[^#]*&)?d=([^&#]*)")
+_ASKED_PATH = re.compile(r"/\?(?:[^#]*&)?d=([^&#]*)")
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)", re.IGNORECASE)
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
@@ -153,6 +153,10 @@ def _is_absolute(name: str) -> bool:
     return name.startswith(("/", "\\")) or _DRIVE.match(name) is not None or _is_address(name)
 
 
+def _leaves(name: str) -> bool:
+    return _is_absolute(name) or ".." in name.replace("\\", "/").split("/")
+
+
 def _has_spaces(name: str) -> bool:
     return any(part != part.strip() for part in path_parts(name))
 
@@ -190,7 +194,8 @@ class _Index:
 
     def __init__(self, folder: Path, files: Sequence[str], *, has_uploads: bool, are_all_wanted: bool) -> None:
         self._are_all_wanted = are_all_wanted
-        self._folder_parts = _folded(Path(os.path.abspath(folder)).as_posix())
+        self._folder = os.path.abspath(folder)
+        self._folder_parts = _folded(Path(self._folder).as_posix())
         self._above = _folders_above(folder)
         self._siblings = _siblings(folder) if are_all_wanted else ()
         self._num_asked = 0
@@ -216,8 +221,8 @@ class _Index:
             key = (*parts[:-1], likeness.key(parts[-1]))
             for start in sorted({0, num_own}):
                 whole = [p for p in self._like(name, key[start:], likeness) if len(self._parts[p]) == len(key) - start]
-                if whole and likeness is _EQUAL:
-                    return self._chosen(name, whole, likeness, len(key) - start)
+                if whole and key[start:] == parts and not _leaves(name):
+                    return self._chosen(name, whole, likeness, len(key))
                 if whole:
                     return self._elsewhere(name) or self._chosen(name, whole, likeness, len(key) - start)
             for length in range(len(key), 0, -1):
@@ -261,7 +266,7 @@ class _Index:
             return Near(f"{named}{more} are there", _SEVERAL)
         (place,) = best
         structure, is_certain = self._structure(name, place, length)
-        cause = "the names " + " and ".join([*structure, *causes[place]])
+        cause = "the names " + (" and ".join([*structure, *causes[place]]) or "fit otherwise")
         file = self._files[place] if is_certain and likeness.is_certain else ""
         return Near(f"`{show(self._files[place])}` is there", cause, file)
 
@@ -308,7 +313,10 @@ class _Index:
         self._num_asked += 1
         siblings = self._siblings if self._num_asked <= _SIBLINGS_ASKED_FOR else ()
         for folder in (*self._above, *siblings):
-            if os.path.isfile(folder.joinpath(*parts)):
+            path = os.path.abspath(folder.joinpath(*parts))
+            if os.path.isfile(path):
+                if path.startswith(os.path.join(self._folder, "")):
+                    return None
                 if folder == self._above[-1]:
                     return Near("it is outside", "files of these names are there, but outside the image folder")
                 return Near(f"it is in `{folder}`", f"the names fit the image folder `{folder}`")
