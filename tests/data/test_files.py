@@ -141,7 +141,7 @@ def test_write_fixed__sizes_of_near_files_are_compared(write: Any, folder: Path,
         (("1.png", "2.png"), (), "the folder holds no files"),
         (("1.png", "2.png"), ("notes.txt",), "the folder holds no images, but 1 other files, such as `notes.txt`"),
         (("1.png", "2.png"), ("x.png",), "the 1 images there, such as `x.png`, have quite other names"),
-        (("a.png", "b.png"), (), "the names fit the image folder `{images}`"),
+        (("a.png", "b.png"), (), "`{images}` has files of these names (give it as the image folder)"),
     ],
 )
 def test_check_dataset__says_why_no_image_is_there(

@@ -24,8 +24,8 @@ TAKEN: dict[str, tuple[str, list[str], str, str]] = {
     "percent escapes in the file": ("part 0.png", ["part%200.png"], "part%200.png", "lack percent escapes"),
     "escaped twice": ("part%25200.png", ["part 0.png"], "part 0.png", "percent escapes"),
     "spaces at the ends": (" a.png\n", ["a.png"], "a.png", "spaces"),
-    "the folder itself": ("images/a.png", ["a.png"], "a.png", "(they fit the image folder `/data/set`)"),
-    "the end of its path": ("set/images/a.png", ["a.png"], "a.png", "(they fit the image folder `/data`)"),
+    "the folder itself": ("images/a.png", ["a.png"], "a.png", "(give `/data/set` as the image folder)"),
+    "the end of its path": ("set/images/a.png", ["a.png"], "a.png", "(give `/data` as the image folder)"),
     "its whole path": ("/data/set/images/a.png", ["a.png"], "a.png", "the image folder itself"),
     "of another machine": (
         "/home/x/images/day1/a.png",
@@ -116,7 +116,7 @@ def test_find_near__prefers_another_folder_that_has_the_very_name(tmp_path: Path
         (tmp_path / place).touch()
     for name, fitting in (("val/1.png", tmp_path), ("2.png", tmp_path / "val")):
         near = find_near(tmp_path / "train", ["1.png"], [name], [])[name]
-        assert (near.file, near.cause) == ("", f"the names fit the image folder `{fitting}`")
+        assert (near.file, near.cause) == ("", f"`{fitting}` has files of these names (give it as the image folder)")
 
 
 def test_find_near__one_cause_for_many(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def _with_common_folder(near: dict[str, Near], folder: Path) -> dict[str, Near]:
     beneath = {file.removesuffix(f"/{name}") for name, file in deeper.items()}
     if len(beneath) != 1 or beneath <= set(deeper.values()):
         return near
-    named = f"{_DEEPER} (they fit the image folder `{folder / beneath.pop()}`)"
+    named = f"{_DEEPER} (give `{folder / beneath.pop()}` as the image folder)"
     return {name: replace(answer, cause=answer.cause.replace(_DEEPER, named)) for name, answer in near.items()}
 
 
@@ -279,7 +279,7 @@ class _Index:
         if num_deeper:
             return [_DEEPER], self._are_all_wanted
         if num_extra and num_extra == self._num_own(parts):
-            remedy = "" if _is_absolute(name) else f" (they fit the image folder `{self._above[num_extra - 1]}`)"
+            remedy = "" if _is_absolute(name) else f" (give `{self._above[num_extra - 1]}` as the image folder)"
             return [f"begin with the image folder itself{remedy}"], True
         if num_extra:
             is_same_folder = parts[num_extra - 1 : num_extra] == self._folder_parts[-1:]
@@ -319,7 +319,9 @@ class _Index:
                     return None
                 if folder == self._above[-1]:
                     return Near("it is outside", "files of these names are there, but outside the image folder")
-                return Near(f"it is in `{folder}`", f"the names fit the image folder `{folder}`")
+                return Near(
+                    f"it is in `{folder}`", f"`{folder}` has files of these names (give it as the image folder)"
+                )
         return None
 
 
