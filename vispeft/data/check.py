@@ -26,8 +26,7 @@ def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
     report = examine(annotations, images, check_images=True, headers=headers)[1]
     if not report.refused:
         return report
-    repaired = examine(annotations, images, check_images=True, repair=True, headers=headers)[1]
-    return replace(report, is_fixable=not repaired.refused)
+    return replace(report, repaired=examine(annotations, images, check_images=True, repair=True, headers=headers)[1])
 
 
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
