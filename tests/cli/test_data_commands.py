@@ -38,6 +38,19 @@ def test_check__fix_writes_a_copy_that_passes(shapes_set: Path, command: Command
     assert command("data", "check", fixed, "--images", shapes_set / "images")[2] == ""
 
 
+def test_check__offers_fix_only_where_it_mends(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    path, fixed = tmp_path / "train.json", tmp_path / "fixed.json"
+    for change, is_mended in ((str.upper, True), (lambda name: f"gone-{name}", False)):
+        images = [{**image, "file_name": change(image["file_name"])} for image in document["images"]]
+        path.write_text(json.dumps({**document, "images": images}))
+        status, _, err = command("data", "check", path, "--images", shapes_set / "images")
+        assert status == 1
+        assert ("--fix FILE` mends what can be mended" in err) is is_mended
+        status, _, _ = command("data", "check", path, "--images", shapes_set / "images", "--fix", fixed)
+        assert (status == 0) is is_mended
+
+
 @pytest.mark.skipif(not NASTY.exists(), reason="../shared/data/nasty-coco is not here")
 def test_check__behaves_as_expected_on_every_nasty_case(command: Command) -> None:
     for case in sorted(path for path in NASTY.iterdir() if (path / "annotations.json").exists()):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 import gzip
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,12 +226,11 @@ def test_read_coco__tells_all_refusals_at_once(write: Any, folder: Path, documen
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["/etc/hostname", "../outside.png", "x/../../outside.png", "link.png"])
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside.png", "x/../../outside.png", "C:\\outside.png"])
 def test_read_coco__never_reads_outside_the_folder(
     write: Any, folder: Path, document: dict[str, Any], name: str
 ) -> None:
     (folder / "b.png").rename(folder.parent / "outside.png")
-    os.symlink(folder.parent / "outside.png", folder / "link.png")
     document["images"][1]["file_name"] = name
     for check_images in (True, False):
         with pytest.raises(DataError, match="leaves the image folder") as caught:

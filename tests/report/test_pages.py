@@ -108,6 +108,17 @@ def test_write_report__images_that_are_gone_are_named(run_dir):
     assert page.count("Not shown") == 1
 
 
+def test_write_report__images_outside_the_folder_are_not_read(run_dir):
+    path = run_dir / "annotations_val.json"
+    document = json.loads(path.read_text())
+    (run_dir / "images" / "0.png").rename(run_dir / "0.png")
+    document["images"][0]["file_name"] = "../0.png"
+    path.write_text(json.dumps(document))
+    page = write_report(run_dir).read_text()
+    assert "`../0.png` leaves the image folder" in page
+    assert len(Outline(page).sources) == 2
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

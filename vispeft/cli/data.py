@@ -11,7 +11,7 @@ import typer
 from vispeft.cli.terminal import console, say
 
 if TYPE_CHECKING:
-    from vispeft.data import Problem
+    from vispeft.data import CheckReport, Problem
 
 app = typer.Typer(help="Data sets: check, repair, count, look at, split, convert, draw.", no_args_is_help=True)
 
@@ -45,7 +45,9 @@ def check(
     _tell(report.refusals, "refused")
     _tell(report.warnings, "warning")
     if report.refused:
-        say(f"{annotations} cannot be trained on. `vispeft data check ... --fix FILE` mends what can be mended.")
+        _tell_what_fix_leaves(report)
+        remedy = " `vispeft data check ... --fix FILE` mends what can be mended." if report.is_fixable else ""
+        say(f"{annotations} cannot be trained on.{remedy}")
         raise typer.Exit(1)
     console().print(
         f"{annotations}: {report.num_images} images, {report.num_categories} classes, "
@@ -186,6 +188,20 @@ def shapes(
 
     for path in write_splits(out, num_train=train, num_val=val, size=size, seed=seed, domain=domain):
         console().print(f"{path} (images in {out / 'images'})")
+
+
+def _tell_what_fix_leaves(report: CheckReport) -> None:
+    """The size of the repaired copy of a refused file, or what else keeps it from being written."""
+    left = report.repaired
+    if left is None:
+        return
+    if left.refused:
+        _tell([problem for problem in left.refusals if problem not in report.refusals], "--fix cannot mend")
+        return
+    say(
+        f"--fix would leave {left.num_images} images, {left.num_categories} classes, "
+        f"{left.num_instances} instances, {left.num_crowds} crowd regions."
+    )
 
 
 def _tell(problems: Sequence[Problem], label: str) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vispeft.data.coco import examine, load_document
+from vispeft.data.files import Headers
 from vispeft.data.problems import CheckReport, Findings
 from vispeft.data.sets import CocoSet, to_annotations
 from vispeft.data.values import as_integer
@@ -16,15 +18,23 @@ from vispeft.errors import DataError
 
 
 def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
-    """Everything that is wrong with a COCO instance file and its images. `refused`: training would not start on it."""
-    return examine(annotations, images, check_images=True)[1]
+    """Everything that is wrong with a COCO instance file and its images.
+
+    `refused`: training would not start on it. `is_fixable`: `write_fixed` makes a copy on which it would.
+    """
+    headers: Headers = {}
+    report = examine(annotations, images, check_images=True, headers=headers)[1]
+    if not report.refused:
+        return report
+    return replace(report, repaired=examine(annotations, images, check_images=True, repair=True, headers=headers)[1])
 
 
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
     """Write a repaired copy of a COCO instance file and return the report of what was left out or mended.
 
     Bad annotations and images are left out; missing `bbox`, `area`, `iscrowd`, `height` and `width` are filled in; ids
-    that are missing, doubled, text or below 1 become new ones; categories of the same name get their id added to it.
+    that are missing, doubled, text or below 1 become new ones; categories of the same name get their id added to it;
+    a `file_name` that is not there becomes the name of the one file that it must mean.
     Raises `DataError` where mending would be guessing.
     """
     if out.exists() and out.samefile(annotations):

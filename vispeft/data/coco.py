@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vispeft.data.files import check_files, keep_inside
+from vispeft.data.files import Headers, check_files, find_files
 from vispeft.data.identifiers import with_integer_ids
 from vispeft.data.images import LARGEST_IMAGE
 from vispeft.data.instances import read_annotations
@@ -39,11 +39,17 @@ def read_coco(annotations: Path, images: Path | None, *, check_images: bool = Tr
 
 
 def examine(
-    annotations: Path, images: Path | None, *, check_images: bool, repair: bool = False
+    annotations: Path,
+    images: Path | None,
+    *,
+    check_images: bool,
+    repair: bool = False,
+    headers: Headers | None = None,
 ) -> tuple[CocoSet | None, CheckReport]:
     """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file.
 
     repair: leave out or mend what else would be refused, as far as that can be done without guessing
+    headers: of image files that are known already, from an earlier look at the same set; new ones are added
     """
     findings = Findings(is_repairing=repair)
     document = load_document(annotations, findings)
@@ -54,9 +60,10 @@ def examine(
     categories = _read_categories(document["categories"], findings)
     entries = _read_images(document["images"], images, findings)
     if images is not None:
-        entries = keep_inside(entries, images, findings)
+        entries = find_files(entries, images, document["annotations"], findings, check_images=check_images)
         if check_images:
-            entries = check_files(entries, images, document["annotations"], findings)
+            known = {} if headers is None else headers
+            entries = check_files(entries, images, document["annotations"], findings, known)
     entries = _with_usable_sizes(entries, findings)
     listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
     found = read_annotations(document["annotations"], categories, entries, listed, findings)

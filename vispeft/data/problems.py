@@ -41,7 +41,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything that was found in one annotation file. `refused`: training would refuse the file."""
+    """Everything that was found in one annotation file.
+
+    refused: training would refuse the file
+    repaired: of a refused file, the report that its repair would give; `check_dataset` alone tells it
+    """
 
     annotations: Path
     problems: tuple[Problem, ...]
@@ -49,6 +53,7 @@ class CheckReport:
     num_images: int = 0
     num_instances: int = 0
     num_crowds: int = 0
+    repaired: CheckReport | None = None
 
     @property
     def refusals(self) -> tuple[Problem, ...]:
@@ -61,6 +66,11 @@ class CheckReport:
     @property
     def refused(self) -> bool:
         return bool(self.refusals)
+
+    @property
+    def is_fixable(self) -> bool:
+        """Whether the file is refused, but a repaired copy of it would not be."""
+        return self.repaired is not None and not self.repaired.refused
 
     def raise_if_refused(self) -> None:
         """Raise one `DataError` that tells all refusals, or do nothing."""

@@ -14,8 +14,9 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as mask_utils
 
+from vispeft.data.files import inner_path
 from vispeft.data.images import read_picture
-from vispeft.errors import VispeftError
+from vispeft.errors import DataError, VispeftError
 from vispeft.evaluation.annotations import GroundTruth
 from vispeft.report.overlays import Item, Matching, Outline, items_of, label_size, match, outlines
 from vispeft.report.run_files import RunFiles
@@ -196,7 +197,10 @@ def _drawn(gallery: _Gallery, images: Sequence[Mapping[str, Any]], missing: list
 def _sample(gallery: _Gallery, image: Mapping[str, Any]) -> Sample:
     """One image with its truth and with every run's predictions."""
     file_name = str(image.get("file_name"))
-    picture = Image.fromarray(read_picture(gallery.folder / file_name).pixels)
+    path = inner_path(gallery.folder, file_name)
+    if path is None:
+        raise DataError(f"`{file_name}` leaves the image folder {gallery.folder}.")
+    picture = Image.fromarray(read_picture(path).pixels)
     factor = max(1.0, _MIN_UNITS / picture.width) if picture.width < _MIN_UNITS else 1.0
     factor *= min(1.0, _MAX_SIDE / max(picture.width * factor, picture.height * factor))
     size = round(picture.width * factor, 1), round(picture.height * factor, 1)
