@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -39,19 +36,6 @@ def small_document() -> dict[str, Any]:
             {"id": 4, "image_id": 2, "category_id": 7, "segmentation": box, "iscrowd": 1},
         ],
     }
-
-
-@pytest.fixture(scope="session")
-def hostile() -> ModuleType:
-    """The module `hostile.py` beside this file, which makes sets with one fault or oddity each."""
-    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).with_name("hostile.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look up their module by its name
-    sys.modules["hostile"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
