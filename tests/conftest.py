@@ -1,6 +1,9 @@
 """A synthetic set, a tiny configuration, and a run of it."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -56,3 +59,16 @@ def finished(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     directory = RunDirectory(tmp_path_factory.mktemp("runs") / "finished")
     train_run(parse_config(tiny), directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def hostile() -> ModuleType:
+    """The module `data/hostile.py`, which makes sets with one fault or oddity each."""
+    spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parent / "data" / "hostile.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look up their module by its name
+    sys.modules["hostile"] = module
+    spec.loader.exec_module(module)
+    return module

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import typer
+from safetensors.torch import load_file
 
 import vispeft
 from vispeft.cli.app import app
@@ -143,6 +144,14 @@ def test_python__runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         needs_bundled = "load_bundled" in block and not bundled_path().is_file()
         if "runs/" not in block and not needs_bundled:
             exec(code, names)
+
+
+def test_base__is_as_large_and_precise_as_its_page_says() -> None:
+    state = load_file(bundled_path())
+    (dtype,) = {str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}
+    number = sum(tensor.numel() for tensor in state.values())
+    text = " ".join(text_of("docs/base.md").split())
+    assert f"{number / 1e6:.1f} million parameters, {bundled_path().stat().st_size / 1e6:.1f} MB of {dtype}." in text
 
 
 def test_python__names_public_functions_only() -> None:

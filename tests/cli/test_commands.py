@@ -149,7 +149,7 @@ def test_predict__writes_overlays_and_results(
     assert len(images) == 9
     assert len(list(out.glob("*.png"))) == 9
     results = json.loads((out / "predictions.json").read_text())
-    assert {result["image_id"] for result in results} <= {image["id"] for image in images}
+    assert {result["image_id"] for result in results} == {image["id"] for image in images}
     assert all(result["segmentation"]["size"] == [64, 64] for result in results)
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -49,6 +50,32 @@ def test_check__offers_fix_only_where_it_mends(shapes_set: Path, command: Comman
         assert ("--fix FILE` mends what can be mended" in err) is is_mended
         status, _, _ = command("data", "check", path, "--images", shapes_set / "images", "--fix", fixed)
         assert (status == 0) is is_mended
+
+
+# kinds that are refused, and kinds that load without a word; the others load with a warning
+REFUSED = (
+    *("duplicate-category-names", "images-empty-list", "json-truncated", "no-annotations-key", "panoptic-json"),
+    *("path-traversal", "size-in-json-differs", "string-image-ids", "unknown-category-id"),
+)
+WARNED = (
+    *("duplicate-annotation-ids", "exact-duplicate-instance", "missing-image-file", "missing-segmentation"),
+    *("nan-in-bbox", "polygon-two-points", "rle-size-differs-from-image", "same-file-listed-twice", "truncated-jpeg"),
+    "zero-area-instance",
+)
+
+
+def test_check__tells_of_every_hostile_kind_by_status_and_message(
+    command: Command, hostile: ModuleType, tmp_path: Path
+) -> None:
+    assert {*REFUSED, *WARNED} < hostile.KINDS.keys()
+    for kind, change in hostile.KINDS.items():
+        made = hostile.sound_set(tmp_path / kind)
+        change(made)
+        status, _, err = command("data", "check", made.write(), "--images", made.images)
+        assert status == (1 if kind in REFUSED else 0), (kind, err)
+        assert bool(err) == (kind in REFUSED + WARNED), (kind, err)
+        assert "Traceback" not in err, kind
+        assert "Unexpected" not in err, kind
 
 
 @pytest.mark.skipif(not NASTY.exists(), reason="../shared/data/nasty-coco is not here")

@@ -21,52 +21,7 @@ from vispeft.data import (
     read_coco,
     to_annotations,
 )
-from vispeft.data.check import check_dataset
 from vispeft.errors import DataError
-
-NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty-coco"
-CASES = sorted(path.name for path in NASTY.iterdir() if path.is_dir()) if NASTY.is_dir() else []
-
-# case: (images, instances, crowds) where it loads, and what the warnings must name
-LOADS: dict[str, tuple[tuple[int, int, int], tuple[str, ...]]] = {
-    "category-ids-with-gaps": ((2, 3, 0), ()),
-    "compressed-rle-noncrowd": ((2, 3, 0), ()),
-    "duplicate-annotation-ids": ((2, 3, 0), ("annotation 1",)),
-    "exact-duplicate-instance": ((2, 4, 0), ("annotation 4",)),
-    "exif-rotated-jpeg": ((2, 3, 0), ()),
-    "grayscale-png": ((2, 3, 0), ()),
-    "grey-alpha-png": ((2, 3, 0), ()),
-    "ids-above-32-bit": ((2, 3, 0), ()),
-    "iscrowd-uncompressed-rle": ((2, 3, 1), ()),
-    "missing-image-file": ((1, 2, 0), ("b.png",)),
-    "missing-segmentation": ((2, 2, 0), ("annotation 2",)),
-    "multi-part-polygon": ((2, 3, 0), ()),
-    "nan-in-bbox": ((2, 3, 0), ("annotation 2",)),
-    "no-area-no-iscrowd": ((2, 3, 0), ()),
-    "no-bbox": ((2, 3, 0), ()),
-    "odd-extensions": ((2, 3, 0), ()),
-    "one-image-without-annotations": ((2, 2, 0), ()),
-    "palette-png": ((2, 3, 0), ()),
-    "polygon-past-the-edge": ((2, 3, 0), ()),
-    "polygon-two-points": ((2, 3, 0), ("annotation 4",)),
-    "rle-size-differs-from-image": ((2, 2, 0), ("annotation 1", "24x32", "48x64")),
-    "same-file-listed-twice": ((3, 4, 0), ("a.png",)),
-    "truncated-jpeg": ((1, 2, 0), ("b.jpg",)),
-    "unicode-and-space-names": ((2, 3, 0), ()),
-    "very-long-image": ((3, 5, 0), ()),
-    "zero-area-instance": ((2, 3, 0), ("annotation 4",)),
-}
-REFUSES: dict[str, tuple[str, ...]] = {
-    "duplicate-category-names": ("disk",),
-    "images-empty-list": ("annotations.json", "no images"),
-    "json-truncated": ("annotations.json", "not valid JSON", "line 91"),
-    "no-annotations-key": ("annotations.json", "`annotations`"),
-    "panoptic-json": ("annotations.json", "panoptic"),
-    "path-traversal": ("../outside.png",),
-    "size-in-json-differs": ("a.png", "128x96", "64x48"),
-    "string-image-ids": ("img-001", "integers"),
-    "unknown-category-id": ("annotation 3", "99"),
-}
 
 
 def use(coco_set: CocoSet) -> None:
@@ -81,66 +36,6 @@ def use(coco_set: CocoSet) -> None:
             assert (sample.boxes_xyxy[:, 2:] > sample.boxes_xyxy[:, :2]).all()
             assert sample.masks.flatten(1).any(1).all()
             assert sample.labels.numel() == 0 or int(sample.labels.max()) < len(coco_set.categories)
-
-
-def test_nasty_cases__are_all_covered() -> None:
-    if not CASES:
-        pytest.skip("the folder ../shared/data/nasty-coco is not there")
-    assert set(CASES) == LOADS.keys() | REFUSES.keys() | {"train-val-category-order-differs"}
-
-
-@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
-@pytest.mark.parametrize("case", LOADS)
-def test_read_coco__loads_a_valid_oddity(case: str) -> None:
-    counts, named = LOADS[case]
-    coco_set = read_coco(NASTY / case / "annotations.json", NASTY / case / "images")
-    report = coco_set.report
-    assert (report.num_images, report.num_instances, report.num_crowds) == counts
-    assert (len(coco_set), coco_set.num_instances, sum(map(len, coco_set.crowds))) == counts
-    assert len(coco_set.categories) == 3
-    warnings = " ".join(problem.message for problem in report.warnings)
-    assert bool(warnings) == bool(named)
-    for name in named:
-        assert name in warnings
-    use(coco_set)
-
-
-@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
-@pytest.mark.parametrize("case", REFUSES)
-def test_read_coco__refuses_by_name(case: str) -> None:
-    path, images = NASTY / case / "annotations.json", NASTY / case / "images"
-    with pytest.raises(DataError) as caught:
-        read_coco(path, images)
-    for name in REFUSES[case]:
-        assert name in str(caught.value)
-    assert check_dataset(path, images).refused
-
-
-@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
-def test_match_categories__goes_by_name_where_ids_are_swapped() -> None:
-    case = NASTY / "train-val-category-order-differs"
-    train, val = (read_coco(case / f"{side}.json", case / "images") for side in ("train", "val"))
-    matched = match_categories(train, val)
-    assert matched.class_names == train.class_names
-    assert val.class_names != train.class_names
-    ids = {category.name: category.id for category in val.categories}
-    assert matched.category_ids == tuple(ids[name] for name in train.class_names)
-    assert to_annotations(matched)["annotations"] == to_annotations(val)["annotations"]
-
-
-@pytest.mark.skipif(not CASES, reason="the folder ../shared/data/nasty-coco is not there")
-@pytest.mark.parametrize(
-    "case", ["palette-png", "exif-rotated-jpeg", "odd-extensions", "unicode-and-space-names", "multi-part-polygon"]
-)
-def test_dataset__masks_lie_on_their_colours(case: str) -> None:
-    coco_set = read_coco(NASTY / case / "annotations.json", NASTY / case / "images")
-    channel = {"disk": 0, "box": 2, "triangle": 1}
-    for transform in (EvalTransform(64), TrainTransform(64, colour=0, scale=(0.8, 1.3), quarter_turn=0.5)):
-        for sample in InstanceDataset(coco_set, transform):
-            for label, mask in zip(sample.labels.tolist(), sample.masks, strict=True):
-                mean = sample.image[:, mask].float().mean(1)
-                assert int(mean.argmax()) == channel[coco_set.class_names[label]]
-                assert float(mean.max()) > 130
 
 
 def hostile_values() -> list[Any]:
@@ -441,5 +336,9 @@ def test_dataset__takes_images_one_pixel_wide(
     document["images"][1] |= {"height": height, "width": width}
     document["annotations"][2]["segmentation"] = [[0, 0, width, 0, width, height, 0, height]]
     coco_set = read_coco(write(document), folder).subset([1])
-    for transform in (EvalTransform(1), TrainTransform(64, flip=1, vertical_flip=1, quarter_turn=1)):
-        assert len(InstanceDataset(coco_set, transform)[0].masks) <= 1
+    sample = InstanceDataset(coco_set, EvalTransform(1))[0]
+    assert (tuple(sample.image.shape), tuple(sample.masks.shape)) == ((3, 1, 1), (1, 1, 1))
+    sample = InstanceDataset(coco_set, TrainTransform(64, scale=(1, 1), flip=1, vertical_flip=1, quarter_turn=1))[0]
+    assert min(sample.image.shape) >= 1
+    assert len(sample.masks) == 1
+    assert sample.masks.all()

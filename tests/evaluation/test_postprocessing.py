@@ -140,6 +140,7 @@ def test_postprocess__the_threshold_is_on_the_final_score():
 @pytest.mark.parametrize("shape", [(1, 1), (1, 500), (3000, 2)])
 def test_postprocess__extreme_images(shape):
     (instances,) = postprocess(_predictions(batch=1), [ImageMeta(1, "a", *shape, 64, 96)])
+    assert len(instances.rles) > 0
     assert all(rle["size"] == list(shape) for rle in instances.rles)
 
 

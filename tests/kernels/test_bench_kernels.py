@@ -24,5 +24,6 @@ def test_bench_kernels__writes_figures_that_agree_with_float64(tmp_path: Path) -
     ours = [one for one in figures if one["is_ours"]]
     assert {one["kernel"] for one in ours} == {"lora", "adapter", "deformable"}
     assert not [one["failure"] for one in ours if one["failure"]]
+    assert {one["kernel"] for one in ours if one["error"] is not None} == {"lora", "adapter", "deformable"}
     assert all(one["error"] < 1e-5 for one in figures if one["error"] is not None)
     assert all(one["median_ms"] > 0 for one in figures if not one["failure"])

@@ -101,12 +101,28 @@ def test_forward__matched_queries_do_not_see_the_ground_truth() -> None:
 
 def test_forward__denoising_groups_do_not_see_each_other() -> None:
     model = small().train()
-    torch.manual_seed(3)
-    predictions = model(torch.randn(1, 3, 64, 64), targets((4,)))
-    assert predictions.denoising is not None
-    assert (predictions.denoising.num_groups, predictions.denoising.group_size) == (2, 4)
-    content = predictions.denoising.layers[0].class_logits.sum()
-    assert torch.isfinite(content)
+    images = torch.randn(1, 3, 64, 64)
+
+    def predict(*, changed: bool) -> Predictions:
+        """Denoising queries whose second group has other content, where `changed`."""
+
+        def other(_: nn.Module, inputs: object, content: Tensor) -> Tensor:
+            return torch.cat((content[:, :4], content[:, 4:].flip(-1)), dim=1) if changed else content
+
+        handle = model.decoder.label_embed.register_forward_hook(other)
+        torch.manual_seed(3)
+        predictions: Predictions = model(images, targets((4,)))
+        handle.remove()
+        return predictions
+
+    with torch.no_grad():
+        plain, changed = predict(changed=False).denoising, predict(changed=True).denoising
+    assert plain is not None
+    assert changed is not None
+    assert (plain.num_groups, plain.group_size) == (2, 4)
+    difference = (plain.layers[-1].class_logits - changed.layers[-1].class_logits).abs().amax(-1)[0]
+    assert difference[:4].max() < 1e-5
+    assert difference[4:].min() > 1e-4
 
 
 def test_forward__refuses_a_size_off_the_grid() -> None:

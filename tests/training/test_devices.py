@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -88,8 +90,25 @@ def test_trains_on_cpu__needs_no_gpu_to_answer() -> None:
     assert trains_on_cpu("auto") != torch.cuda.is_available()
 
 
-def test_cpu_has_fast_bf16__answers() -> None:
-    assert cpu_has_fast_bf16() in (True, False)
+@pytest.mark.parametrize(
+    ("line", "has_it"),
+    [
+        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", True),
+        ("flags\t\t: fpu avx512f avx512_bf16", False),
+        ("flags\t\t: fpu avx2", False),
+        ("Features\t: fp asimd bf16 i8mm", True),
+        ("Features\t: fp asimd", False),
+        ("model name\t: amx_bf16", False),
+    ],
+)
+def test_cpu_has_fast_bf16__goes_by_what_the_processor_tells(
+    line: str, has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nbugs\t:\n")
+    monkeypatch.setattr("vispeft.training.devices.Path", lambda _: tmp_path / "cpuinfo")
+    assert cpu_has_fast_bf16() is has_it
+    monkeypatch.setattr("vispeft.training.devices.Path", lambda _: tmp_path / "none")
+    assert not cpu_has_fast_bf16()
 
 
 @pytest.mark.gpu

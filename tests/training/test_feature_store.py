@@ -1,6 +1,7 @@
 """What was kept comes back to the bit or not at all."""
 
 import json
+from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from vispeft.errors import TrainingError
 from vispeft.training.feature_store import DirectoryStore, Entry, FeatureMemory, FeatureStore
 
+DiskUsage = namedtuple("DiskUsage", "total used free")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,14 +37,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
     return DirectoryStore(tmp_path / "features") if request.param == "directory" else FeatureMemory().store("front")
 
 
-def test_store__gives_back_what_was_put(store: FeatureStore) -> None:
+def test_store__gives_back_what_was_put(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.lacking(["a", "b", "a"]) == ["a", "b"]
     with store.filling():
         store.put({"a": entry(0), "b": entry(1)})
         store.put({"c": entry(2)})
     assert store.lacking(["c", "d", "a"]) == ["d"]
     assert all(equal(store.get(key), entry(seed)) for seed, key in enumerate("abc"))
-    assert (store.room(1) or 2**40) > 1
+    monkeypatch.setattr("vispeft.training.feature_store.available_memory_bytes", lambda: 1_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: DiskUsage(total=5_000, used=4_000, free=1_000))
+    assert store.room(1) == (900 if isinstance(store, DirectoryStore) else 800)
+
+
+def test_memory_store__has_no_bound_where_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vispeft.training.feature_store.available_memory_bytes", lambda: None)
+    assert FeatureMemory().store("front").room(10**15) is None
 
 
 def test_directory_store__is_found_again_and_shared(tmp_path: Path) -> None:

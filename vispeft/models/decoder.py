@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -44,6 +45,15 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(dim, dim)
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as `nn.MultiheadAttention` does, whose q, k and v are one matrix [3 * dim, dim] to Xavier's formula."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=math.sqrt(0.5))
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        for projection in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
         """x, position: [B, Q, C]; attention_mask: [Q, Q] bool, True where a query may look."""
@@ -138,10 +148,13 @@ class MaskDINODecoder(nn.Module):
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
-        for module in (self.ref_point_head, self.layers):
-            for name, parameter in module.named_parameters():
-                if parameter.dim() > 1 and "sampling_offsets" not in name and "attention_weights" not in name:
-                    nn.init.xavier_uniform_(parameter)
+        linears = [*self.ref_point_head.layers]
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            linears += [layer.linear1, layer.linear2]
+        for linear in linears:
+            assert isinstance(linear, nn.Linear)
+            nn.init.xavier_uniform_(linear.weight)
         # focal loss starts from a class probability of 0.01 (Lin et al. 2017, section 4.1)
         nn.init.constant_(self.class_embed.bias, -4.595)
         last = self.bbox_embed.layers[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -13,6 +13,8 @@ from safetensors import safe_open
 from vispeft import peft
 from vispeft.peft.delta import Method
 
+# the part of a tensor's name after its site, such as `lora_2.a`
+_DELTA = re.compile(rf"(?P<name>{'|'.join(peft.METHODS)})(?:_(?P<number>\d+))?\.")
 _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
 
@@ -55,28 +57,28 @@ def read_trained(adapter_path: Path) -> Trained | None:
     with safe_open(adapter_path, "pt") as file:
         sizes = {key: _num_values(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     params: Counter[tuple[str, str]] = Counter()
-    sites: Counter[tuple[str, str]] = Counter()
+    sites: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     regions: Counter[str] = Counter()
-    for site, methods in plan.deltas.items():
-        for method in methods if isinstance(methods, Sequence) else (methods,):
-            # two deltas of one kind at one site share a prefix: what is counted is taken away
-            own = sum(sizes.pop(key) for key in [*sizes] if key.startswith(f"{site}.{method.name}."))
+    in_full = {name: sizes.pop(name, 0) for name in plan.train}
+    deltas = {site: given if isinstance(given, Sequence) else (given,) for site, given in plan.deltas.items()}
+    # inner sites first, whose names may begin like a delta of an outer one
+    owned = {site: _delta_sizes(site, deltas[site], sizes) for site in sorted(deltas, key=len, reverse=True)}
+    for site, methods in deltas.items():
+        for method, own in zip(methods, owned[site], strict=True):
             place = (_NUMBER.sub("*", site), describe_method(method))
             params[place] += own
-            sites[place] += 1
+            sites[place].add(site)
             regions[region_of(site)] += own
-    owners: set[str] = set()
-    for name in plan.train:
+    for name, own in in_full.items():
         owner = name.rpartition(".")[0]
         place = (_NUMBER.sub("*", owner), "trained in full")
-        params[place] += sizes.get(name, 0)
-        sites[place] += owner not in owners
-        owners.add(owner)
-        regions[region_of(name)] += sizes.get(name, 0)
+        params[place] += own
+        sites[place].add(owner)
+        regions[region_of(name)] += own
     total = sum(regions.values()) or 1
     return Trained(
         tuple(Region(name, number, number / total) for name, number in regions.most_common()),
-        tuple(TrainedSites(pattern, how, sites[pattern, how], number) for (pattern, how), number in params.items()),
+        tuple(TrainedSites(*place, len(sites[place]), number) for place, number in params.items()),
     )
 
 
@@ -98,6 +100,17 @@ def describe_method(method: Method) -> str:
         if (value := getattr(method, field.name)) != field.default or field.default is MISSING
     ]
     return ", ".join([method.name, *told])
+
+
+def _delta_sizes(site: str, methods: Sequence[Method], sizes: dict[str, int]) -> list[int]:
+    """Number of values of each delta at a site, taken out of `sizes`. A second LoRA's tensors are `lora_2.*`."""
+    found: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    for key in [key for key in sizes if key.startswith(f"{site}.")]:
+        matched = _DELTA.match(key, len(site) + 1)
+        if matched is not None:
+            found[matched["name"]][int(matched["number"] or 1)] += sizes.pop(key)
+    own = {name: iter([size for _, size in sorted(numbered.items())]) for name, numbered in found.items()}
+    return [next(own.get(method.name, iter(())), 0) for method in methods]
 
 
 def _num_values(shape: list[int]) -> int:

@@ -1,0 +1,204 @@
+"""Outputs and gradients of every case against its method's formula, written out here in plain torch and float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, inject
+from vispeft.peft.inject import attached
+
+Build = Callable[[], nn.Module]
+Shake = Callable[[nn.Module], None]
+Tensors = dict[str, Tensor]
+
+ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+def rows(parts: str, total: int) -> Tensor:
+    """Indices of the rows that the parts of a fused map own, in their order; all rows where no parts are named."""
+    third = total // 3
+    return torch.cat([torch.arange(third) + "qkv".index(part) * third for part in parts or "qkv"])
+
+
+def change(weight: Tensor, method: LoRA, own: Tensors) -> Tensor:
+    """`alpha / rank * B A` in the shape of the weight, zero on rows of other parts."""
+    a = own["a"].flatten(1)  # [parts * r, in]
+    b = own["b"].flatten(1)  # [parts * out of a part, r]
+    count = len(method.parts) or 1
+    product = torch.cat([B @ A for B, A in zip(b.chunk(count), a.chunk(count), strict=True)])
+    scale = 1.0 if method.alpha is None else method.alpha / method.rank
+    if not method.parts:
+        return scale * product.view(weight.shape)
+    index = rows(method.parts, len(weight))
+    return torch.zeros_like(weight).flatten(1).index_copy(0, index, scale * product).view(weight.shape)
+
+
+def gain(weight: Tensor, method: DoRA, own: Tensors) -> Tensor:
+    """`(||W|| + m) / ||W + alpha / rank * B A||` by row with the divisor a constant; one on rows of other parts."""
+    divisor = (weight + change(weight, method, own)).flatten(1).norm(dim=1).detach()
+    index = rows(method.parts, len(weight)) if method.parts else torch.arange(len(weight))
+    grown = weight.flatten(1).norm(dim=1)[index] + own["m"]
+    return torch.ones_like(divisor).index_copy(0, index, grown / divisor[index])
+
+
+def along(values: Tensor, y: Tensor, module: nn.Module) -> Tensor:
+    """Values by feature, shaped to multiply y: features come second in maps and last elsewhere."""
+    return values[:, None, None] if isinstance(module, nn.Conv2d | nn.BatchNorm2d) else values
+
+
+def applied(weight: Tensor, x: Tensor, module: nn.Module) -> Tensor:
+    """A weight's map of x, without a bias, in the geometry of the module."""
+    if isinstance(module, nn.Conv2d):
+        return F.conv2d(x, weight, None, module.stride, module.padding, module.dilation, module.groups)
+    return F.linear(x, weight)
+
+
+def bottleneck(y: Tensor, method: Adapter, own: Tensors, number: int) -> Tensor:
+    """`scale * up(act(down(y)))` of one adapter. y: [..., C]."""
+    down_w, down_b, up_w, up_b = (own[f"{number}.{name}"] for name in ("down_w", "down_b", "up_w", "up_b"))
+    return method.scale * (ACTIVATIONS[method.act](y @ down_w.T + down_b) @ up_w.T + up_b)
+
+
+def adapted(x: Tensor, y: Tensor, method: Adapter, own: Tensors) -> Tensor:
+    """y with its adapters. x: [..., in]; y: [..., C]."""
+    result = y
+    for number in range(method.count):
+        read = x if method.parallel else result
+        result = (y if method.chain == "last" else result) + bottleneck(read, method, own, number)
+    return result
+
+
+def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """The output of one delta at a module."""
+    match method:
+        case DoRA():
+            weight = module.get_parameter("weight")
+            bias = along(module.get_parameter("bias"), y, module)
+            update = applied(change(weight, method, own), x, module)
+            return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
+        case LoRA():
+            return y + applied(change(module.get_parameter("weight"), method, own), x, module)
+        case ScaleShift():
+            return y * along(own["gain"], y, module) + along(own["offset"], y, module)
+        case IA3():
+            index = rows(method.parts, y.shape[-1]) if method.parts else torch.arange(y.shape[-1])
+            return y * torch.ones_like(y[0, 0]).index_copy(0, index, own["gain"])
+        case Adapter():
+            if isinstance(module, nn.Conv2d):
+                return adapted(x.movedim(1, -1), y.movedim(1, -1), method, own).movedim(-1, 1)
+            return adapted(x, y, method, own)
+        case _:
+            raise AssertionError(method)
+
+
+def weight_formula(method: Method, own: Tensors, weight: Tensor) -> Tensor:
+    """A parameter with one delta."""
+    assert isinstance(method, LoRA)
+    changed = weight + change(weight, method, own)
+    if isinstance(method, DoRA):
+        return changed * gain(weight, method, own).view(-1, *(1 for _ in weight.shape[1:]))
+    return changed
+
+
+@contextmanager
+def hooked(base: nn.Module, site: str, method: Method, own: Tensors) -> Iterator[None]:
+    """Within it, the output of the site in the plain model goes through the formula."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        y = output if isinstance(output, Tensor) else output[0]
+        result = module_formula(method, own, module, args[0], y)
+        return result if isinstance(output, Tensor) else (result, *output[1:])
+
+    handle = base.get_submodule(site).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def explicit(case: Any, model: nn.Module, base: nn.Module, x: Tensor) -> Tensor:
+    """The plain model's output with the injected model's tensors put into the formulas. base: double."""
+    methods = case.methods if isinstance(case.methods, tuple) else (case.methods,)
+    deltas = attached(model)
+    sites = list(dict.fromkeys(item.site for item in deltas))
+    assert len(deltas) == len(sites) * len(methods) > 0
+    replaced = {f"head.{name}": parameter for name, parameter in model.get_submodule("head").named_parameters()}
+    with ExitStack() as stack:
+        for site in sites:
+            for method, item in zip(methods, [item for item in deltas if item.site == site], strict=True):
+                own = dict(item.delta.named_parameters())
+                if site in dict(base.named_parameters()):
+                    replaced[site] = weight_formula(method, own, base.get_parameter(site).detach())
+                else:
+                    stack.enter_context(hooked(base, site, method, own))
+        result: Tensor = functional_call(base, replaced, x)
+    return result
+
+
+def test_formula__gives_the_outputs(case, build: Build, images: Tensor, shake: Shake) -> None:
+    model, base = build().double(), build().double()
+    inject(model, case.plan)
+    shake(model)
+    x = images.double()
+    wanted = explicit(case, model, base, x)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-10, atol=1e-10)
+    assert (wanted - base(x)).abs().max() > 1e-3
+    torch.testing.assert_close(model.float()(images).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_formula__gives_the_gradients(case, build: Build, images: Tensor, shake: Shake) -> None:
+    model, base = build().double(), build().double()
+    inject(model, case.plan)
+    shake(model)
+    x = images.double().requires_grad_()
+    names, trained = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
+    ours = torch.autograd.grad(model(x).square().sum(), (x, *trained))
+    wanted = torch.autograd.grad(explicit(case, model, base, x).square().sum(), (x, *trained))
+    for name, mine, theirs in zip(("x", *names), ours, wanted, strict=True):
+        assert theirs.abs().max() > 1e-9, name
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_formula__takes_the_published_start(case, build: Build) -> None:
+    """B, up, m and offsets are zero, gains one, A and down uniform up to `1 / sqrt(inputs)`, biases of down zero."""
+    torch.manual_seed(3)
+    model = build()
+    inject(model, case.plan)
+    for item in attached(model):
+        for name, parameter in item.delta.named_parameters():
+            kind = name.rpartition(".")[2]
+            if kind in ("a", "down_w"):
+                bound = parameter[0].numel() ** -0.5
+                assert 0.6 * bound < parameter.abs().max() <= bound
+            else:
+                assert torch.equal(parameter, torch.full_like(parameter, 1.0 if kind == "gain" else 0.0)), name
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.5), DoRA(rank=2, dropout=0.5)], ids=["lora", "dora"])
+def test_formula__drops_inputs_of_the_update_alone(method: LoRA, build: Build, shake: Shake) -> None:
+    """In training, the update reads `x * mask / (1 - dropout)` and the frozen map x; in eval there is no mask."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 5)).double()
+    model = nn.Sequential(nn.Linear(4, 5)).double()
+    model.load_state_dict(base.state_dict())
+    inject(model, Plan({"0": method}))
+    shake(model)
+    own = dict(attached(model)[0].delta.named_parameters())
+    x = torch.ones(1000, 4, dtype=torch.float64)
+    outputs = model.train()(x).detach()
+    masks = torch.cartesian_prod(*[torch.tensor([0.0, 2.0], dtype=torch.float64)] * 4)  # [16, 4]
+    update = change(base[0].weight, method, own)
+    scale = gain(base[0].weight, method, own) if isinstance(method, DoRA) else 1.0
+    possible = base[0].bias + scale * ((x[:1] @ base[0].weight.T) + masks @ update.T)
+    is_near = (outputs[:, None] - possible).abs().amax(-1) < 1e-9  # [1000, 16]
+    assert is_near.any(1).all()
+    assert is_near.sum(0).min() > 30
+    torch.testing.assert_close(model.eval()(x[:1]), module_formula(method, own, base[0], x[:1], base(x[:1])))
