@@ -11,10 +11,11 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
-from vispeft.models.pyramid import ChannelNorm, SimpleFeaturePyramid
+from vispeft.models.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
 
 # timm modules whose models interpolate their position embedding to any input size
 _DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
+_LEAST_DIVISOR = 32
 
 
 class Backbone(nn.Module):
@@ -42,10 +43,10 @@ class Backbone(nn.Module):
         self.is_channels_last = Format(getattr(body, "output_fmt", Format.NCHW)) == Format.NHWC
         self.pyramid: nn.Module = nn.Identity()
         self.channels: list[int] = channels[-4:]
-        self.size_divisor: int = max(32, strides[-1])
+        self.size_divisor = _divisor(body)
         if self.is_plain:
             pyramid = SimpleFeaturePyramid(channels[-1], strides[-1])
-            self.pyramid, self.channels, self.size_divisor = pyramid, pyramid.channels, pyramid.size_divisor
+            self.pyramid, self.channels = pyramid, pyramid.channels
         self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
         mean, std = _pixel_statistics(name)
         self.pixel_mean, self.pixel_std = mean, std
@@ -74,13 +75,37 @@ def _create(name: str, pretrained: bool, image_size: int | None, options: dict[s
     family = timm.model_entrypoint(base_name).__module__
     if family in _DYNAMIC_SIZE:
         options = {"dynamic_img_size": True, **options}
-    elif image_size is not None and _has_fixed_size(name):
-        options = {"img_size": image_size, **options}
+    elif image_size is not None and "img_size" not in options and _has_fixed_size(name):
+        return _create_at(name, pretrained, image_size, options)
+    return _created(name, pretrained, options)
+
+
+def _create_at(name: str, pretrained: bool, image_size: int, options: dict[str, Any]) -> Any:
+    """A model of fixed input size, built for images of `image_size` pixels as they are padded."""
+    side = padded_side(image_size, _LEAST_DIVISOR)
+    body = _created(name, pretrained, {"img_size": side, **options})
+    # known only now: strides of more than 32, or of no power of two
+    wanted = padded_side(image_size, _divisor(body))
+    return body if wanted == side else _created(name, pretrained, {"img_size": wanted, **options})
+
+
+def _created(name: str, pretrained: bool, options: dict[str, Any]) -> Any:
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
         wanted = f"with options {options}" + (" and its pretrained weights" if pretrained else "")
         raise ConfigError(f"timm cannot build {name!r} as a feature backbone {wanted}: {error}") from error
+
+
+def _divisor(body: Any) -> int:
+    """Height and width of the input must be multiples of this."""
+    strides = list(body.feature_info.reduction())
+    return pyramid_divisor(strides[-1]) if len(set(strides)) == 1 else max(_LEAST_DIVISOR, strides[-1])
+
+
+def padded_side(side: int, divisor: int) -> int:
+    """The least multiple of `divisor` that holds `side` pixels."""
+    return -(-side // divisor) * divisor
 
 
 def _has_fixed_size(name: str) -> bool:

@@ -46,6 +46,11 @@ class Counters:
     evaluate_seconds: float = 0.0
     peak_memory_bytes: int = 0
 
+    @property
+    def lacks_score(self) -> bool:
+        """Whether the evaluation after the last step is still to do: it was cut off, or weights were kept unscored."""
+        return self.is_evaluation_due or (self.best_step >= 0 and not self.best_metrics)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -55,6 +60,7 @@ class Checkpoint:
     optimizer, precision: state dicts of the optimizer and of the precision plugin (loss scale)
     ema: state of the averages, or None
     rng: state of the random generators of each process, by rank
+    data: what the caller of `fit` says of its data; empty in checkpoints of older versions
     """
 
     counters: Counters
@@ -63,6 +69,7 @@ class Checkpoint:
     precision: dict[str, Any]
     ema: dict[str, Tensor] | None
     rng: list[dict[str, Any]]
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -145,6 +145,12 @@ def _require(is_there: bool, name: str, what: str) -> None:
         )
 
 
+def count_processes(num_devices: int) -> int:
+    """Processes that a run with `train.devices` has on all machines together."""
+    local, num_nodes = _processes(num_devices)
+    return local * num_nodes
+
+
 def _processes(num_devices: int) -> tuple[int, int]:
     """Processes per machine and machines. `torchrun` has started its processes already and says so."""
     if num_devices < 1:

@@ -18,11 +18,18 @@ class RunLog:
     """Lines such as `{"step": 40, "split": "train", "loss": 3.1}` in a run's metrics.jsonl, each written at once.
 
     start_step: what an earlier run wrote after this step is dropped, for it will be written again
+    scores_again: the evaluation after `start_step` is dropped too, for it will be done again
     is_enabled: False in every process but the first
     """
 
     def __init__(
-        self, run_dir: Path, *, start_step: int = 0, use_tensorboard: bool = True, is_enabled: bool = True
+        self,
+        run_dir: Path,
+        *,
+        start_step: int = 0,
+        scores_again: bool = False,
+        use_tensorboard: bool = True,
+        is_enabled: bool = True,
     ) -> None:
         self.path = run_dir / METRICS_FILE
         self._file = None
@@ -30,7 +37,7 @@ class RunLog:
         if not is_enabled:
             return
         run_dir.mkdir(parents=True, exist_ok=True)
-        keep_lines_until(self.path, start_step)
+        keep_lines_until(self.path, start_step, scores_again=scores_again)
         self._file = self.path.open("a", encoding="utf-8")
         if use_tensorboard:
             # takes a second to import, which other commands must not pay
@@ -75,11 +82,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that come after `step`, atomically."""
+def keep_lines_until(path: Path, step: int, *, scores_again: bool = False) -> None:
+    """Drop the lines of a metrics.jsonl that come after `step`, atomically; with `scores_again` its evaluation too."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    dropped = step if scores_again else None
+    kept = [
+        line
+        for line in read_metrics(path)
+        if line["step"] <= step and not (line["step"] == dropped and line["split"] == "val")
+    ]
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     os.replace(partial, path)
