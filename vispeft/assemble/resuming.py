@@ -23,7 +23,7 @@ def describe_data(sets: DataSets) -> dict[str, Any]:
 
 
 def as_begun(config: Config, directory: RunDirectory) -> Config:
-    """`config` with the warm-up of the run that it goes on with, where it gives none: the default moves with the steps."""
+    """`config` with the warm-up of the run that it goes on with, unless it gives one: the default depends on steps."""
     if config.train.warmup is not None:
         return config
     warmup = directory.load_config().train.warmup

@@ -15,7 +15,7 @@ from torch import nn
 from vispeft import peft
 from vispeft.assemble.features import KeptFeatures, keep_features
 from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
-from vispeft.assemble.models import attach, build_base, complete, describe_base
+from vispeft.assemble.models import attach, build_base, check_backbone, complete, describe_base
 from vispeft.assemble.resuming import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.assemble.run_directory import RunDirectory, describe_environment
 from vispeft.assemble.scoring import flat_metrics, predict_split
@@ -109,7 +109,9 @@ def train_run(
     on_evaluation: told step and figures after each evaluation on the way; what it raises ends the run, which can go on
         from there later
     """
-    sets = read_sets(config) if sets is None else sets
+    if sets is None:
+        check_backbone(config)
+        sets = read_sets(config)
     config = complete(as_begun(config, directory) if resume else config, len(sets.train))
     data = describe_data(sets)
     checkpoint = checkpoint_to_continue(config, directory, data) if resume else None

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-
 STRIDES = (4, 8, 16, 32)
 
 
