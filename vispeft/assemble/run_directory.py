@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.config import Config, dump_config, load_config
-from vispeft.errors import ConfigError, TrainingError, writing
+from vispeft.errors import ConfigError, TrainingError, write_text, writing
 from vispeft.evaluation.files import write_json
 from vispeft.training.checkpoint import CHECKPOINT_FILE
 from vispeft.training.logs import METRICS_FILE, TENSORBOARD_DIR
@@ -77,7 +76,7 @@ class RunDirectory:
         """Make the directory and write what is known before the first step."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            _write_text(self.config, dump_config(config))
+        write_text(self.config, dump_config(config))
         write_json(self.environment, environment, indent=1)
         write_json(self.annotations, annotations)
 
@@ -158,13 +157,6 @@ def describe_environment(device: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "command_line": sys.argv,
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _git_revision() -> str | None:
