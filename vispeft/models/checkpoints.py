@@ -62,6 +62,11 @@ _IGNORED = (
 )
 
 
+# torch reads what is no checkpoint as a pickle, with any of these
+_READ_ERRORS = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
+    *(ValueError, OSError, KeyError, IndexError, AttributeError, TypeError),
+)
 # keys under which training scripts keep the weights, best first
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "student")
 
@@ -120,7 +125,7 @@ def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Ten
         # training scripts leave their arguments beside the tensors
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except _READ_ERRORS as error:
         # torch's own advice is to run what a stranger's file says
         is_pickle = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]

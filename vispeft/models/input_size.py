@@ -16,7 +16,7 @@ from vispeft.models.backbone import Backbone, first_line, padded_side
 
 # about two seconds on one core; of larger models shapes alone are computed
 _MOST_FLOPS = 1e11
-_MOST_CANDIDATES = 3
+_MOST_CANDIDATES = 2
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
