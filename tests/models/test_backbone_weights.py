@@ -67,9 +67,9 @@ def test_backbone_weights__ignore_a_classifier_of_another_size(tmp_path: Path, e
 
 
 def test_backbone_weights__position_embeddings_are_resized(tmp_path: Path) -> None:
-    state = _state("beit_base_patch16_224", depth=1, embed_dim=24, num_heads=2)
+    state = _state("beit_base_patch16_224", depth=3, embed_dim=24, num_heads=2)
     torch.save(state, tmp_path / "weights.pth")
-    options = {"depth": 1, "embed_dim": 24, "num_heads": 2}
+    options = {"depth": 3, "embed_dim": 24, "num_heads": 2}
     body = _body(tmp_path / "weights.pth", "beit_base_patch16_224", image_size=64, backbone_options=options)
     loaded = body.state_dict()
     assert torch.equal(loaded["model.patch_embed.proj.weight"], state["patch_embed.proj.weight"])
@@ -108,7 +108,7 @@ def test_backbone_weights__that_cannot_be_read_are_named(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"text\.pth cannot be read"):
         _body(tmp_path / "text.pth")
     torch.save(_state(), tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match="timm cannot build `model.backbone` 'test_resnet'"):
+    with pytest.raises(ConfigError, match=r"timm cannot build `model\.backbone` 'test_resnet'"):
         _body(tmp_path / "weights.pth", backbone_options={"nonsense": 1})
 
 

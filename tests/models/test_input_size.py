@@ -14,7 +14,7 @@ FITTING = [
     ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
     ("maxvit_pico_rw_256", {}),
     ("levit_128s", {}),
-    ("xcit_nano_12_p16_224", {"depth": 2}),
+    ("xcit_nano_12_p16_224", {"depth": 3}),
     ("test_vit", {}),
     ("resnet18", {}),
 ]

@@ -12,7 +12,7 @@ STRIDES = (4, 8, 16, 32)
 
 def pyramid_divisor(patch_size: int, strides: Sequence[int] = STRIDES) -> int:
     """Multiple that a pyramid over patches of `patch_size` pixels needs of the input's height and width."""
-    return patch_size * 2 ** max(0, -min(_powers(patch_size, strides)))
+    return patch_size << max(0, -min(_powers(patch_size, strides)))
 
 
 def _powers(patch_size: int, strides: Sequence[int]) -> list[int]:
