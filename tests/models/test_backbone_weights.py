@@ -68,6 +68,7 @@ def test_backbone_weights__ignore_a_classifier_of_another_size(tmp_path: Path, e
 
 def test_backbone_weights__position_embeddings_are_resized(tmp_path: Path) -> None:
     state = _state("beit_base_patch16_224", depth=3, embed_dim=24, num_heads=2)
+    state["blocks.0.attn.relative_position_bias_table"] += 1
     torch.save(state, tmp_path / "weights.pth")
     options = {"depth": 3, "embed_dim": 24, "num_heads": 2}
     body = _body(tmp_path / "weights.pth", "beit_base_patch16_224", image_size=64, backbone_options=options)
@@ -75,7 +76,7 @@ def test_backbone_weights__position_embeddings_are_resized(tmp_path: Path) -> No
     assert torch.equal(loaded["model.patch_embed.proj.weight"], state["patch_embed.proj.weight"])
     table = "blocks.0.attn.relative_position_bias_table"
     assert loaded[f"model.{table}"].shape != state[table].shape
-    assert loaded[f"model.{table}"].abs().sum() > 0
+    assert loaded[f"model.{table}"].mean() > 0.5
 
 
 def test_backbone_weights__keep_no_second_copy(tmp_path: Path) -> None:

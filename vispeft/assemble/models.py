@@ -104,6 +104,13 @@ def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
     return described.anatomy
 
 
+def anatomy_without_weights(config: ModelConfig) -> Mapping[str, Any]:
+    """The same for a checkpoint that holds all weights: no option of its backbone names another file."""
+    anatomy = dict(anatomy_of(config))
+    options = anatomy.get("backbone_options") or {}
+    return {**anatomy, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
+
+
 def _check_backbone_weights(config: ModelConfig) -> None:
     """Refuse two sources of the backbone's weights."""
     if config.backbone_weights is None:
