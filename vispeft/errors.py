@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class VispeftError(Exception):
@@ -45,6 +46,19 @@ def writing(path: str | os.PathLike[str], *others: type[Exception]) -> Iterator[
         raise CheckpointError(
             f"`{os.fspath(path)}` cannot be written: {reason}. Make room, or name another place."
         ) from (error)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            # where nothing can be written, it may be that nothing can be removed
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def describe_io_error(error: Exception) -> str:

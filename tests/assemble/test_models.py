@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from vispeft import peft
-from vispeft.assemble.models import attach, build_base, build_plan, complete, with_class_head_rates
+from vispeft.assemble.models import (
+    anatomy_without_weights,
+    attach,
+    build_base,
+    build_plan,
+    check_backbone,
+    complete,
+    with_class_head_rates,
+)
 from vispeft.config import PeftConfig, RegionRates, load_config, parse_config
 from vispeft.errors import ConfigError, VispeftError
 
@@ -44,6 +52,47 @@ def test_build_base__checkpoints_activations_where_asked_to(tiny: dict[str, Any]
         model = build_base(parse_config(tiny, [f"model.activation_checkpointing={word}"]), 3)
         parts = (model.backbone.body.model.grad_checkpointing, model.pixel_decoder.recomputes)
         assert (*parts, model.decoder.recomputes) == (word == "true",) * 3
+
+
+def test_build_base__refuses_two_sources_of_backbone_weights(tiny: dict[str, Any]) -> None:
+    words = ["model.backbone_weights=vit.pth", "model.weights=whole.pth"]
+    with pytest.raises(
+        ConfigError, match=r"`model\.backbone_weights` must be left out with `model\.weights: whole\.pth`"
+    ):
+        build_base(parse_config(tiny, words), 3)
+    words = ["model.backbone_weights=vit.pth", "model.backbone_options={checkpoint_path: vit.pth}"]
+    with pytest.raises(ConfigError, match=r"`model\.backbone_options\.checkpoint_path` must be left out"):
+        build_base(parse_config(tiny, words), 3)
+
+
+def test_build_base__takes_the_backbone_from_a_file(tiny: dict[str, Any], tmp_path: Path) -> None:
+    source = build_base(parse_config(tiny, ["train.seed=5"]), 3).backbone.body.state_dict()
+    torch.save(source, tmp_path / "vit.pth")
+    config = parse_config(tiny, [f"model.backbone_weights={tmp_path / 'vit.pth'}"])
+    loaded = build_base(config, 3).backbone.body.state_dict()
+    assert all(torch.equal(source[name], loaded[name]) for name in source)
+    (tmp_path / "vit.pth").unlink()
+    with pytest.raises(VispeftError, match=r"vit\.pth does not exist.*`model\.backbone_weights`"):
+        build_base(config, 3)
+    assert build_base(config, 3, with_weights=False)
+
+
+def test_anatomy_without_weights__names_no_file() -> None:
+    options = {"depth": 3, "checkpoint_path": "vit.pth", "pretrained_cfg_overlay": {"file": "vit.pth"}}
+    config = parse_config({"model": {"backbone": "test_vit", "backbone_options": options}})
+    assert anatomy_without_weights(config.model)["backbone_options"] == {"depth": 3}
+
+
+def test_check_backbone__needs_no_data() -> None:
+    model = {"backbone": "efficientformer_l1", "weights": "none", "size": "tiny", "image_size": 64}
+    with pytest.raises(ConfigError, match=r"`model\.image_size` 64 .* set model\.image_size=224"):
+        check_backbone(parse_config({"model": model}))
+
+
+@pytest.mark.parametrize("size", ["[48, 64]", "0", "-32", "large", "64.5"])
+def test_image_size__is_one_number(tiny: dict[str, Any], size: str) -> None:
+    with pytest.raises(ConfigError, match=r"`model\.image_size` must be (a whole number|at least 1)"):
+        parse_config(tiny, [f"model.image_size={size}"])
 
 
 def test_build_plan__refuses_an_empty_plan() -> None:

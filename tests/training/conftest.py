@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,23 @@ from vispeft.training.schedule import Schedule
 from vispeft.training.seeds import seed_everything
 
 NUM_CLASSES = 2
+
+
+@pytest.fixture
+def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Within `files_of_at_most(n)`, no file can grow to more than n bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(num_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 class ToyModel(nn.Module):

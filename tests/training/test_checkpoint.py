@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,3 +109,24 @@ def test_restore_tensors__refuses_names_and_shapes_that_differ_and_changes_nothi
         with pytest.raises(CheckpointError, match=message):
             restore_tensors(model, tensors)
     assert torch.equal(model.weight, before)
+
+
+def test_save_checkpoint__says_why_a_full_disk_does_not_take_it(
+    tmp_path: Path, files_of_at_most: Callable[..., Any]
+) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint(step=4))
+    large = checkpoint(step=5, tensors={"w": torch.zeros(10_000)})
+    with files_of_at_most(4096), pytest.raises(CheckpointError, match=r"last\.pt` cannot be written: File too large\."):
+        save_checkpoint(path, large)
+    assert load_checkpoint(path).counters.step == 4
+    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_load_checkpoint__reads_one_that_knows_no_data(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, checkpoint())
+    content = torch.load(path, weights_only=True)
+    del content["data"]
+    torch.save(content, path)
+    assert load_checkpoint(path).data == {}

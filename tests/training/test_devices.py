@@ -9,6 +9,7 @@ from vispeft.errors import TrainingError
 from vispeft.training.devices import (
     build_fabric,
     choose_precision,
+    count_processes,
     cpu_has_fast_bf16,
     describe_device,
     leave_cores_to_workers,
@@ -118,3 +119,16 @@ def test_build_fabric__gpu() -> None:
     assert fabric.device == torch.device("cuda", 0)
     assert uses_loss_scaling(fabric)
     assert describe_device(fabric) == torch.cuda.get_device_name(0)
+
+
+@without_gpu
+def test_build_fabric__names_the_option_that_asked_for_the_device() -> None:
+    with pytest.raises(TrainingError, match=r"^`--device=cuda` was asked for, .*`--device=auto` or `--device=cpu`"):
+        build_fabric("cuda", key="--device")
+
+
+def test_count_processes__takes_what_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert count_processes(3) == 3
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert count_processes(1) == 4

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from vispeft.errors import CheckpointError
 from vispeft.training.logs import RunLog, read_metrics
 
 
@@ -54,3 +59,24 @@ def test_run_log__writes_nothing_when_disabled(tmp_path: Path) -> None:
     with RunLog(tmp_path / "run", is_enabled=False) as log:
         log.write(1, "train", {"loss": 1.0})
     assert not (tmp_path / "run").exists()
+
+
+def test_run_log__drops_an_evaluation_that_will_be_done_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path, use_tensorboard=False) as log:
+        for step in (1, 2):
+            log.write(step, "train", {"loss": 1.0})
+            log.write(step, "val", {"segm/AP": 0.5})
+    RunLog(tmp_path, start_step=2, scores_again=True, use_tensorboard=False).close()
+    found = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert found == [(1, "train"), (1, "val"), (2, "train")]
+
+
+def test_write__names_the_file_that_a_full_disk_does_not_take(
+    tmp_path: Path, files_of_at_most: Callable[..., Any]
+) -> None:
+    log = RunLog(tmp_path, use_tensorboard=False)
+    log.write(1, "train", {"loss": 1.0})
+    with files_of_at_most(64), pytest.raises(CheckpointError) as error:
+        log.write(2, "train", {"loss": 1.0})
+    assert str(error.value).startswith(f"`{tmp_path / 'metrics.jsonl'}` cannot be written: ")
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]

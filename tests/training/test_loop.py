@@ -386,3 +386,14 @@ def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_gives_the_best_mo
     load(fresh, adapter_path)
     assert len(outputs) == 1
     assert torch.equal(fresh.eval()(batch_of(50).images).final.class_logits, outputs[0])
+
+
+def test_fit__scores_weights_that_were_kept_unscored(make_run: Callable[..., Any]) -> None:
+    run = make_run(settings=LoopSettings(steps=2))
+    run.fit(evaluate=None)
+    assert load_checkpoint(run.checkpoint_path).counters.lacks_score
+    run.settings = LoopSettings(steps=4, eval_every=2)
+    run.score = lambda model, count: {"segm/AP": [0.5, 0.25][count]}
+    result = run.fit(resume=load_checkpoint(run.checkpoint_path))
+    assert (result.best_step, result.best_metrics) == (2, {"segm/AP": 0.5})
+    assert not load_checkpoint(run.checkpoint_path).counters.lacks_score

@@ -15,6 +15,7 @@ from vispeft.errors import ConfigError
 from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoints import num_classes_in
 from vispeft.models.described import Description, read_description
+from vispeft.models.input_size import check_image_size
 from vispeft.models.roles import roles_for
 from vispeft.training.devices import trains_on_cpu
 
@@ -22,6 +23,8 @@ BUNDLED = "bundled"
 PRETRAINED = "pretrained"
 NONE = "none"
 DEFAULT_IMAGE_SIZE = 640
+# arguments of `timm.create_model` that name weights
+_WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained_cfg_overlay"}
 # what the bundled base was trained at
 BUNDLED_IMAGE_SIZE = 256
 # for the class head where its rows are new, see docs/results.md
@@ -29,7 +32,7 @@ CLASS_HEAD_LR_SCALE = 10.0
 
 
 def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> MaskDINO:
-    """The base model, before anything is attached, on the CPU.
+    """The base model, before anything is attached, on the CPU; its backbone has been tried at `model.image_size`.
 
     What no weights are loaded for (the decoder over a timm backbone) is drawn from `train.seed`, so that the same
     configuration always gives the same base; the caller's random state stays as it is.
@@ -39,16 +42,27 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = _weighted(config.model, num_classes, with_weights)
+    if config.model.image_size is not None:
+        check_image_size(model.backbone, config.model.image_size)
     if config.model.activation_checkpointing:
         _checkpoint_activations(model, config.model)
     return model
 
 
+def check_backbone(config: Config) -> None:
+    """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
+    model = config.model.model_copy(update={"image_size": size_of(config.model)})
+    build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
+
+
+def size_of(model: ModelConfig) -> int:
+    """Side of the network's input in pixels."""
+    return model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
+
+
 def complete(config: Config, num_images: int) -> Config:
     """The configuration with nothing left open, for a training set of `num_images` images."""
-    model = config.model
-    size = model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
-    return resolve(config, num_images, size, on_cpu=trains_on_cpu(config.train.device))
+    return resolve(config, num_images, size_of(config.model), on_cpu=trains_on_cpu(config.train.device))
 
 
 def with_class_head_rates(config: Config, num_classes: int) -> Config:
@@ -93,6 +107,7 @@ def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
 
     A weights file that says which model it holds decides alone, unless `model.backbone` is named.
     """
+    _check_backbone_weights(config)
     described = _description(config)
     if described is None:
         return {
@@ -113,12 +128,33 @@ def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
     return described.anatomy
 
 
+def anatomy_without_weights(config: ModelConfig) -> Mapping[str, Any]:
+    """The same for a checkpoint that holds all weights: no option of its backbone names another file."""
+    anatomy = dict(anatomy_of(config))
+    options = anatomy.get("backbone_options") or {}
+    return {**anatomy, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
+
+
+def _check_backbone_weights(config: ModelConfig) -> None:
+    """Refuse two sources of the backbone's weights."""
+    if config.backbone_weights is None:
+        return
+    if config.weights not in (PRETRAINED, NONE):
+        raise ConfigError(
+            f"`model.backbone_weights` must be left out with `model.weights: {config.weights}`, which holds the "
+            "backbone too. Or leave out `model.weights`."
+        )
+    for key in _WEIGHTS_OPTIONS & config.backbone_options.keys():
+        raise ConfigError(f"`model.backbone_options.{key}` must be left out with `model.backbone_weights`: use one.")
+
+
 def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> MaskDINO:
     anatomy = anatomy_of(config)
     if config.weights == BUNDLED:
         return load_bundled(num_classes)
-    pretrained = with_weights and config.weights == PRETRAINED
-    model = build_model(num_classes=num_classes, pretrained=pretrained, **anatomy)
+    from_file = config.backbone_weights if with_weights else None
+    pretrained = with_weights and config.weights == PRETRAINED and from_file is None
+    model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **anatomy)
     if with_weights and config.weights not in (PRETRAINED, NONE):
         load_weights(model, _weights_file(config))
     return model
@@ -156,4 +192,4 @@ def _checkpoint_activations(model: MaskDINO, config: ModelConfig) -> None:
 
 def describe_base(model: MaskDINO, config: ModelConfig) -> str:
     """Such as `mask_dino over resnet50 (pretrained)`."""
-    return f"{config.name} over {model.backbone.name} ({config.weights})"
+    return f"{config.name} over {model.backbone.name} ({config.backbone_weights or config.weights})"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
 
 from vispeft.assemble.loaders import image_size
 from vispeft.assemble.saved import LoadedRun
@@ -21,7 +22,7 @@ from vispeft.evaluation import draw_instances, to_coco_results
 from vispeft.evaluation.files import write_json
 from vispeft.evaluation.postprocessing import postprocess
 from vispeft.structures import ImageMeta, Instances
-from vispeft.training.devices import build_fabric
+from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.progress import open_progress
 from vispeft.training.step import in_float32
 
@@ -45,8 +46,8 @@ def predict_images(
     """
     files = find_images(paths, out)
     names = overlay_names(files)
+    fabric = build_fabric(device, _precision(run, device), key="--device")
     _make_folder(out, files, names)
-    fabric = build_fabric(device, run.config.train.precision)
     run.model.to(fabric.device)
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
@@ -63,8 +64,7 @@ def predict_images(
             height, width = picture.pixels.shape[:2]
             instances = _predict(run, fabric, picture, number, str(path), threshold)
             overlay = draw_instances(picture.pixels, instances, run.class_names, threshold=threshold)
-            with writing(out / name):
-                overlay.save(out / name)
+            _save_picture(overlay, out / name)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})
             progress.update(number)
@@ -76,6 +76,18 @@ def predict_images(
     return PredictionReport(len(images), len(results))
 
 
+def _precision(run: LoadedRun, device: str) -> Precision:
+    """The run's precision, or fp32 where the device does not have it: predicting elsewhere is no reason to refuse."""
+    kind, _ = parse_device(device, key="--device")
+    asked = run.config.train.precision
+    if asked != "fp16" or kind == "cuda":
+        return asked
+    warnings.warn(
+        f"The run was trained in fp16, which the device `{kind}` does not have: it predicts in fp32.", stacklevel=3
+    )
+    return "fp32"
+
+
 def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None:
     """Make the folder for the overlays, if none of them would stand in an image's place."""
     originals = {path.resolve() for path in files}
@@ -84,6 +96,17 @@ def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None
             raise DataError(f"The overlay `{out / name}` would replace that very image. Give another --out.")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+
+
+def _save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            picture.save(partial, path.suffix.removeprefix("."))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from vispeft.config import Config, dump_config, load_config
-from vispeft.errors import ConfigError, TrainingError, writing
+from vispeft.errors import ConfigError, TrainingError, write_text, writing
 from vispeft.evaluation.files import write_json
 from vispeft.training.arithmetic import describe_arithmetic
 from vispeft.training.checkpoint import CHECKPOINT_FILE
@@ -29,7 +28,7 @@ _PACKAGES = (
     "lightning-fabric",
     "safetensors",
 )
-# what may differ when a run goes on: where and how long, not what
+# what may differ when a run goes on: where and how long, not what; the number of processes is in the checkpoint
 _MAY_CHANGE = {
     *("steps", "epochs", "device", "devices", "precision", "workers"),
     *("eval_every", "log_every", "patience", "feature_cache"),
@@ -78,7 +77,7 @@ class RunDirectory:
         """Make the directory and write what is known before the first step."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            _write_text(self.config, dump_config(config))
+        write_text(self.config, dump_config(config))
         write_json(self.environment, environment, indent=1)
         write_json(self.annotations, annotations)
 
@@ -90,19 +89,26 @@ class RunDirectory:
             )
         return load_config(self.config, overrides)
 
-    def check_continues(self, config: Config) -> None:
-        """Refuse to go on with a configuration that would have made another run."""
+    def check_continues(self, config: Config, *, may_move: Collection[str] = (), others: Sequence[str] = ()) -> None:
+        """Refuse to go on with a configuration that would have made another run.
+
+        may_move: further keys that may differ
+        others: what else was found to differ
+        """
         begun = _flat(self.load_config().model_dump(mode="json"))
         wanted = _flat(config.model_dump(mode="json"))
         changed = [
             f"`{key}` was {begun.get(key)!r} and is {wanted.get(key)!r}"
             for key in sorted(begun.keys() | wanted.keys())
-            if begun.get(key) != wanted.get(key) and key.removeprefix("train.") not in _MAY_CHANGE
+            if begun.get(key) != wanted.get(key)
+            and key.removeprefix("train.") not in _MAY_CHANGE
+            and key not in may_move
         ]
+        changed += others
         if changed:
             raise ConfigError(
                 f"`{self.root}` must go on as it began, but {'; '.join(changed)}. "
-                "Use the same values, or train without --resume into another --out."
+                "Use the same values and files, or train without --resume into another --out."
             )
 
 
@@ -153,13 +159,6 @@ def describe_environment(device: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "command_line": sys.argv,
     }
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _git_revision() -> str | None:

@@ -15,19 +15,27 @@ from torch import nn
 from vispeft import peft
 from vispeft.assemble.features import KeptFeatures, keep_features
 from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
-from vispeft.assemble.models import attach, build_base, complete, describe_base, with_class_head_rates
+from vispeft.assemble.models import (
+    attach,
+    build_base,
+    check_backbone,
+    complete,
+    describe_base,
+    with_class_head_rates,
+)
+from vispeft.assemble.resuming import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.assemble.run_directory import RunDirectory, describe_environment
 from vispeft.assemble.scoring import flat_metrics, predict_split
 from vispeft.assemble.training import criterion_of, loop_settings_of, optimizer_of, schedule_of
 from vispeft.config import Config
 from vispeft.data import to_annotations
-from vispeft.errors import ConfigError
 from vispeft.evaluation import CocoMetrics, evaluate_coco, write_results
 from vispeft.evaluation.files import read_json, write_json
 from vispeft.models import MaskDINO
+from vispeft.peft.store import check_base
 from vispeft.report import write_report
 from vispeft.structures import AnyBatch
-from vispeft.training.checkpoint import Checkpoint, load_checkpoint
+from vispeft.training.checkpoint import Checkpoint
 from vispeft.training.devices import build_fabric, describe_device, leave_cores_to_workers
 from vispeft.training.feature_store import FeatureMemory
 from vispeft.training.interrupt import interruptible
@@ -38,11 +46,16 @@ from vispeft.training.seeds import seed_everything
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. summary: what summary.json holds, or None where the run was interrupted."""
+    """How a run ended.
+
+    summary: what summary.json holds, or None where the run was interrupted
+    was_finished: there was nothing left to do, and all files are as they were
+    """
 
     directory: Path
     step: int
     summary: Mapping[str, Any] | None
+    was_finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,22 +67,31 @@ class _Run:
     fabric: Fabric
     sets: DataSets
     model: MaskDINO
+    data: Mapping[str, Any]
+    checkpoint: Checkpoint | None = None
     features: KeptFeatures | None = None
+
+    @property
+    def start_step(self) -> int:
+        return 0 if self.checkpoint is None else self.checkpoint.counters.step
 
     @property
     def evaluates_on_the_way(self) -> bool:
         """Whether there is a best to choose; a single evaluation at the end is the run's final one anyway."""
-        return (self.config.train.eval_every or 0) < (self.config.train.steps or 0)
+        steps = self.config.train.steps or 0
+        has_kept = self.checkpoint is not None and self.checkpoint.counters.best_step >= 0
+        return (self.config.train.eval_every or 0) < steps or (has_kept and self.start_step < steps)
 
     @property
     def share(self) -> Share:
         return Share(self.fabric.global_rank, self.fabric.world_size)
 
-    def trained(self, start_step: int) -> tuple[nn.Module, Iterable[AnyBatch]]:
+    def trained(self) -> tuple[nn.Module, Iterable[AnyBatch]]:
         """What training calls, and the batches that it calls it with from `start_step` on."""
         if self.features is not None and self.features.train is not None:
             return self.features.rest(self.model), self.features.train
-        return self.model, train_loader(self.config, self.sets.train, self.model, self.share, start_step=start_step)
+        loader = train_loader(self.config, self.sets.train, self.model, self.share, start_step=self.start_step)
+        return self.model, loader
 
     def scored(self, model: MaskDINO) -> tuple[nn.Module, Iterable[AnyBatch]]:
         """What scoring `model` calls, and the batches of every validation image."""
@@ -94,17 +116,31 @@ def train_run(
     on_evaluation: told step and figures after each evaluation on the way; what it raises ends the run, which can go on
         from there later
     """
-    sets = read_sets(config) if sets is None else sets
-    config = with_class_head_rates(complete(config, len(sets.train)), len(sets.train.categories))
-    if resume:
-        directory.check_continues(config)
-    checkpoint = load_checkpoint(directory.checkpoint) if resume and directory.checkpoint.exists() else None
-    start_step = 0 if checkpoint is None else checkpoint.counters.step
-    if start_step > (config.train.steps or 0):
-        raise ConfigError(
-            f"`train.steps` must be at least the {start_step} steps that `{directory.root}` has done, "
-            f"but is {config.train.steps}."
-        )
+    if sets is None:
+        check_backbone(config)
+        sets = read_sets(config)
+    config = complete(as_begun(config, directory) if resume else config, len(sets.train))
+    config = with_class_head_rates(config, len(sets.train.categories))
+    data = describe_data(sets)
+    checkpoint = checkpoint_to_continue(config, directory, data) if resume else None
+    if checkpoint is not None:
+        summary = finished_summary(config, directory, checkpoint)
+        if summary is not None:
+            return RunResult(directory.root, checkpoint.counters.step, summary, was_finished=True)
+    run = _set_up(config, directory, sets, data, checkpoint)
+    try:
+        run = replace(run, features=_features(run, memory or FeatureMemory()))
+    except KeyboardInterrupt:
+        return RunResult(directory.root, run.start_step, None)
+    result = _fit(run, on_evaluation)
+    summary = None if result.is_interrupted else _finish(run, result)
+    return RunResult(directory.root, result.steps, summary)
+
+
+def _set_up(
+    config: Config, directory: RunDirectory, sets: DataSets, data: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> _Run:
+    """Processes, model and directory of a run that nothing speaks against."""
     train = config.train
     fabric = build_fabric(train.device, train.precision, train.devices)
     if fabric.device.type == "cpu" and train.workers:
@@ -112,19 +148,15 @@ def train_run(
     model = build_base(config, len(sets.train.categories))
     seed_everything(train.seed, rank=fabric.global_rank)
     attach(model, config.peft)
-    run = _Run(config, directory, fabric, sets, model)
+    if checkpoint is not None and directory.adapter.is_file():
+        check_base(model, directory.adapter)
+    run = _Run(config, directory, fabric, sets, model, data, checkpoint)
     _check_deltas(run)
     if fabric.is_global_zero:
         environment = describe_environment(describe_device(fabric), train.seed)
         directory.begin(config, environment, to_annotations(sets.val))
     fabric.barrier()
-    try:
-        run = replace(run, features=_features(run, start_step, memory or FeatureMemory()))
-    except KeyboardInterrupt:
-        return RunResult(directory.root, start_step, None)
-    result = _fit(run, checkpoint, on_evaluation)
-    summary = None if result.is_interrupted else _finish(run, result)
-    return RunResult(directory.root, result.steps, summary)
+    return run
 
 
 def _check_deltas(run: _Run) -> None:
@@ -136,21 +168,21 @@ def _check_deltas(run: _Run) -> None:
     peft.check(run.model, batch.images)
 
 
-def _features(run: _Run, start_step: int, memory: FeatureMemory) -> KeptFeatures | None:
-    """Features for the steps from `start_step` on; Ctrl-C stops at once, and what is computed stays."""
+def _features(run: _Run, memory: FeatureMemory) -> KeptFeatures | None:
+    """Features for the steps that are left; Ctrl-C stops at once, and what is computed stays."""
     with interruptible() as interrupt, interrupt.breaks():
-        return keep_features(run.config, run.fabric, run.sets, run.model, start_step=start_step, memory=memory)
+        return keep_features(run.config, run.fabric, run.sets, run.model, start_step=run.start_step, memory=memory)
 
 
-def _fit(
-    run: _Run,
-    checkpoint: Checkpoint | None,
-    on_evaluation: Callable[[int, Mapping[str, float]], None] | None,
-) -> FitResult:
-    config, model, fabric = run.config, run.model, run.fabric
-    start_step = 0 if checkpoint is None else checkpoint.counters.step
-    called, batches = run.trained(start_step)
-    with RunLog(run.directory.root, start_step=start_step, is_enabled=fabric.is_global_zero) as log:
+def _fit(run: _Run, on_evaluation: Callable[[int, Mapping[str, float]], None] | None) -> FitResult:
+    config, model, fabric, checkpoint = run.config, run.model, run.fabric, run.checkpoint
+    called, batches = run.trained()
+    with RunLog(
+        run.directory.root,
+        start_step=run.start_step,
+        scores_again=checkpoint is not None and checkpoint.counters.lacks_score,
+        is_enabled=fabric.is_global_zero,
+    ) as log:
         return fit(
             fabric=fabric,
             model=model,
@@ -166,6 +198,7 @@ def _fit(
             resume=checkpoint,
             on_evaluation=on_evaluation,
             called=called,
+            data=run.data,
         )
 
 
@@ -202,8 +235,10 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
         metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
         result = replace(result, evaluate_seconds=result.evaluate_seconds + time.monotonic() - began)
         if not run.evaluates_on_the_way:
-            with RunLog(run.directory.root, start_step=result.steps) as log:
+            with RunLog(run.directory.root, start_step=result.steps, scores_again=True) as log:
                 log.write(result.steps, "val", flat_metrics(metrics))
+        # a report that is there belongs to the summary that is there
+        run.directory.report.unlink(missing_ok=True)
         write_json(run.directory.summary, _summary(run, result, metrics), indent=1)
         write_report(run.directory.root)
     run.fabric.barrier()

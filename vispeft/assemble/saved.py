@@ -11,7 +11,7 @@ from typing import Any
 
 from vispeft import peft
 from vispeft.assemble.loaders import Share, image_size, read_split, val_loader
-from vispeft.assemble.models import anatomy_of, build_base
+from vispeft.assemble.models import anatomy_without_weights, build_base
 from vispeft.assemble.run_directory import RunDirectory
 from vispeft.assemble.scoring import predict_split
 from vispeft.config import Config
@@ -99,7 +99,7 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     peft.merge(run.model)
-    description = Description(anatomy_of(run.config.model), image_size(run.config))
+    description = Description(anatomy_without_weights(run.config.model), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
     save_described(run.model.state_dict(), out, description, notes=notes)
 

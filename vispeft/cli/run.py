@@ -76,6 +76,11 @@ def train(
     if result.summary is None:
         say(f"Stopped after step {result.step}. {go_on}")
         raise typer.Exit(INTERRUPTED)
+    if result.was_finished:
+        say(
+            f"`{directory.root}` is finished after {result.step} steps; its files stay as they are. "
+            "For a longer run, name more steps: train.steps=N --resume."
+        )
     _show_figures(result.summary["segm"], result.summary["bbox"])
     console().print(
         f"{result.summary['trainable_percent']:.2f} % of the parameters trained in "

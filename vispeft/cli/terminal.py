@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,7 @@ def guarded(command: Callable[[], None], *, is_debug: bool) -> int:
     from vispeft.errors import VispeftError, describe_io_error
 
     warnings.showwarning = _show_warning
+    threading.excepthook = _show_thread_error
     try:
         command()
     except VispeftError as error:
@@ -78,6 +80,12 @@ def _is_kernel_error(error: Exception) -> bool:
     """Whether it is a kernel's own error; a command that never loaded the kernels cannot have raised one."""
     kernels = sys.modules.get("vispeft_kernels")
     return kernels is not None and isinstance(error, kernels.KernelError)
+
+
+def _show_thread_error(failure: threading.ExceptHookArgs) -> None:
+    """A writer's thread that finds the disk full is told by whoever writes next, once."""
+    if not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _show_warning(

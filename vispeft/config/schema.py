@@ -42,6 +42,9 @@ class ModelConfig(Section):
     weights: str = Field(
         "pretrained", description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file."
     )
+    backbone_weights: FilePath | None = Field(
+        None, description="A file with the backbone's weights alone, in the place of timm's download."
+    )
     image_size: Count | None = Field(None, description="Longer side of the network input in pixels.")
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from vispeft.errors import ConfigError
@@ -64,6 +65,7 @@ def build_model(
     backbone: str = "resnet50",
     num_classes: int = 80,
     pretrained: bool = False,
+    backbone_weights: str | Path | None = None,
     image_size: int | None = None,
     size: str = "base",
     backbone_options: Mapping[str, Any] | None = None,
@@ -73,6 +75,7 @@ def build_model(
 
     name: "mask_dino"
     backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
+    backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
     size: "base" (published R50), "large" (published Swin-L) or "tiny"; `overrides` change single fields of
     `MaskDINOSize`
@@ -87,11 +90,23 @@ def build_model(
     encoder = Backbone(
         backbone,
         pretrained=pretrained,
+        weights=None if backbone_weights is None else Path(backbone_weights).expanduser(),
         image_size=image_size,
         output_norm=dimensions.backbone_norm,
         options=backbone_options,
     )
+    _check_levels(encoder, dimensions)
     return MODELS[name](encoder, dimensions, num_classes)
+
+
+def _check_levels(encoder: Backbone, size: MaskDINOSize) -> None:
+    given, wanted = len(encoder.channels), size.num_backbone_levels
+    if given < wanted:
+        raise ConfigError(
+            f"`model.backbone` {encoder.name} is not usable as a multi-scale backbone here: it gives {given} maps, but "
+            f"`num_backbone_levels` is {wanted}. Choose another backbone, or set "
+            f"model.options={{num_backbone_levels: {given}}}."
+        )
 
 
 def _mask_dino(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import pickle
 import re
@@ -61,6 +62,15 @@ _IGNORED = (
 )
 
 
+# torch reads what is no checkpoint as a pickle, with any of these
+_READ_ERRORS = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
+    *(ValueError, OSError, KeyError, IndexError, AttributeError, TypeError),
+)
+# keys under which training scripts keep the weights, best first
+_WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "student")
+
+
 def is_official(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of the official Mask DINO checkpoints."""
     return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
@@ -98,24 +108,31 @@ def _rename(name: str) -> str:
     )
 
 
-def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth/.pt file that `torch.load(weights_only=True)` accepts.
+def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Tensor]:
+    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file that `torch.load(weights_only=True)` accepts.
+
+    key: the configuration's, for errors
 
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}.")
+        raise CheckpointError(
+            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
+            f"Put it there, or name its place by `{key}`."
+        )
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        # training scripts leave their arguments beside the tensors
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except _READ_ERRORS as error:
         # torch's own advice is to run what a stranger's file says
         is_pickle = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
         raise CheckpointError(f"The weights file {path} cannot be read ({reason}). Is it complete?") from error
-    for key in ("model", "state_dict"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
     state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
     if not state:
         raise CheckpointError(f"The weights file {path} holds no tensors by name.")
@@ -129,6 +146,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     unknown or of another shape; the model is unchanged then.
     """
     state = read_state(path)
+    if not any(re.search(r"(^|\.)(pixel_)?decoder\.", name) for name in state):
+        raise CheckpointError(
+            f"{path} holds no decoder, so it is not a whole model but, as it seems, the weights of a backbone alone "
+            f"(such as {next(iter(state))}). Load those by model.backbone_weights={path}, together with "
+            "`model.backbone` and without `model.weights`."
+        )
     load_state(model, from_official(state) if is_official(state) else state, source=str(path))
 
 

@@ -7,6 +7,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+STRIDES = (4, 8, 16, 32)
+
+
+def pyramid_divisor(patch_size: int, strides: Sequence[int] = STRIDES) -> int:
+    """Multiple that a pyramid over patches of `patch_size` pixels needs of the input's height and width."""
+    return patch_size << max(0, -min(_powers(patch_size, strides)))
+
+
+def _powers(patch_size: int, strides: Sequence[int]) -> list[int]:
+    return [round(math.log2(patch_size / stride)) for stride in strides]
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of [B, C, H, W] maps."""
@@ -24,11 +35,11 @@ class SimpleFeaturePyramid(nn.Module):
     decoder's `input_proj`.
     """
 
-    def __init__(self, channels: int, patch_size: int, *, strides: Sequence[int] = (4, 8, 16, 32)) -> None:
+    def __init__(self, channels: int, patch_size: int, *, strides: Sequence[int] = STRIDES) -> None:
         super().__init__()
-        powers = [round(math.log2(patch_size / stride)) for stride in strides]
+        powers = _powers(patch_size, strides)
         self.strides = [patch_size / 2**power for power in powers]
-        self.size_divisor = patch_size * 2 ** max(0, -min(powers))
+        self.size_divisor = pyramid_divisor(patch_size, strides)
         scalers = [_scaler(channels, power) for power in powers]
         self.channels = [width for _, width in scalers]
         self.scales = nn.ModuleList(module for module, _ in scalers)

@@ -93,6 +93,12 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     return file
 
 
+def check_base(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Refuses a model whose frozen tensors are not those that an adapter file was trained on."""
+    source = Path(path)
+    _check_base(model, _read(source)[1], source)
+
+
 def describe(path: str | os.PathLike[str]) -> AdapterFile:
     """What an adapter file says of itself, without a model."""
     return _read(Path(path))[1]

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ class Counters:
     evaluate_seconds: float = 0.0
     peak_memory_bytes: int = 0
 
+    @property
+    def lacks_score(self) -> bool:
+        """Whether the evaluation after the last step is still to do: it was cut off, or weights were kept unscored."""
+        return self.is_evaluation_due or (self.best_step >= 0 and not self.best_metrics)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -55,6 +60,7 @@ class Checkpoint:
     optimizer, precision: state dicts of the optimizer and of the precision plugin (loss scale)
     ema: state of the averages, or None
     rng: state of the random generators of each process, by rank
+    data: what the caller of `fit` says of its data; empty in checkpoints of older versions
     """
 
     counters: Counters
@@ -63,6 +69,7 @@ class Checkpoint:
     precision: dict[str, Any]
     ema: dict[str, Tensor] | None
     rng: list[dict[str, Any]]
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -99,17 +106,48 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     content = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint)}
     content["counters"] = dataclasses.asdict(checkpoint.counters)
     partial = path.with_name(f".{path.name}.partial")
-    # torch raises a RuntimeError where the disk is full
-    with writing(path, RuntimeError):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
-                torch.save({"format": _FORMAT, **content}, file)
+                _save({"format": _FORMAT, **content}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+class _Written:
+    """A file that remembers why it could not be written, for torch replaces that by a message of its own."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write, or note what keeps it from being written."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """Flush, or note what keeps it from being written."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def _save(content: Mapping[str, Any], file: BinaryIO) -> None:
+    written = _Written(file)
+    try:
+        torch.save(content, written)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise written.error or OSError(str(error).splitlines()[0]) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

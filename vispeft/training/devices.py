@@ -26,24 +26,26 @@ _FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 }
 
 
-def build_fabric(device: str = "auto", precision: Precision = "auto", num_devices: int = 1) -> Fabric:
+def build_fabric(
+    device: str = "auto", precision: Precision = "auto", num_devices: int = 1, *, key: str = "train.device"
+) -> Fabric:
     """A launched Fabric on `device`.
 
     device: "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "mps", or one GPU as "cuda:1"
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere; bf16 and fp16 are mixed precision
     num_devices: processes on this machine, one device each; under `torchrun`, its own numbers count
+    key: what the user named the device by, for errors
     """
-    kind, index = parse_device(device)
+    kind, index = parse_device(device, key=key)
     num_devices, num_nodes = _processes(num_devices)
     if index is not None and num_devices > 1:
         raise TrainingError(
-            f"`train.device={device}` names one device, but {num_devices} processes were asked for. "
-            f"Use `train.device={kind}`."
+            f"`{key}={device}` names one device, but {num_devices} processes were asked for. Use `{key}={kind}`."
         )
     if kind == "cuda" and max(num_devices, (index or 0) + 1) > torch.cuda.device_count():
         raise TrainingError(
-            f"`train.device={device}` with {num_devices} processes needs more GPUs than are here: "
-            f"{torch.cuda.device_count()}."
+            f"`{key}={device}` with {num_devices} {'processes' if num_devices > 1 else 'process'} needs more GPUs than "
+            f"are here: {torch.cuda.device_count()}."
         )
     chosen = choose_precision(kind, precision)
     fabric = Fabric(
@@ -58,11 +60,11 @@ def build_fabric(device: str = "auto", precision: Precision = "auto", num_device
     return fabric
 
 
-def parse_device(device: str) -> tuple[Literal["cpu", "cuda", "mps"], int | None]:
-    """Kind and index of a device that is really there."""
+def parse_device(device: str, *, key: str = "train.device") -> tuple[Literal["cpu", "cuda", "mps"], int | None]:
+    """Kind and index of a device that is really there. key: what the user named it by, for errors."""
     name, _, digits = device.partition(":")
     if digits and (name != "cuda" or not digits.isdecimal()):
-        raise TrainingError(f"`train.device` must be like `cuda:1` if it has a number, but is {device!r}.")
+        raise TrainingError(f"`{key}` must be like `cuda:1` if it has a number, but is {device!r}.")
     index = int(digits) if digits else None
     match name:
         case "auto":
@@ -70,12 +72,16 @@ def parse_device(device: str) -> tuple[Literal["cpu", "cuda", "mps"], int | None
         case "cpu":
             return "cpu", None
         case "cuda":
-            _require(torch.cuda.is_available(), "cuda", "no usable CUDA GPU (see `nvidia-smi` and the installed torch)")
+            _require(
+                torch.cuda.is_available(),
+                f"{key}=cuda",
+                "no usable CUDA GPU (see `nvidia-smi` and the installed torch)",
+            )
             return "cuda", index
         case "mps":
-            _require(torch.backends.mps.is_available(), "mps", "no Apple GPU")
+            _require(torch.backends.mps.is_available(), f"{key}=mps", "no Apple GPU")
             return "mps", None
-    raise TrainingError(f"`train.device` must be `auto`, `cpu`, `cuda`, `mps` or like `cuda:1`, but is {device!r}.")
+    raise TrainingError(f"`{key}` must be `auto`, `cpu`, `cuda`, `mps` or like `cuda:1`, but is {device!r}.")
 
 
 def trains_on_cpu(device: str) -> bool:
@@ -124,12 +130,16 @@ def cpu_has_fast_bf16() -> bool:
     return "amx_bf16" in cpu_info("flags").split() or "bf16" in cpu_info("Features").split()
 
 
-def _require(is_there: bool, name: str, what: str) -> None:
+def _require(is_there: bool, asked: str, what: str) -> None:
     if not is_there:
-        raise TrainingError(
-            f"`train.device={name}` was asked for, but this machine has {what}. "
-            "Use `train.device=auto` or `train.device=cpu`."
-        )
+        key = asked.partition("=")[0]
+        raise TrainingError(f"`{asked}` was asked for, but this machine has {what}. Use `{key}=auto` or `{key}=cpu`.")
+
+
+def count_processes(num_devices: int) -> int:
+    """Processes that a run with `train.devices` has on all machines together."""
+    local, num_nodes = _processes(num_devices)
+    return local * num_nodes
 
 
 def _processes(num_devices: int) -> tuple[int, int]:

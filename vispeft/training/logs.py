@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from vispeft.errors import CheckpointError, write_text, writing
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIR = "tensorboard"
@@ -18,42 +20,56 @@ class RunLog:
     """Lines such as `{"step": 40, "split": "train", "loss": 3.1}` in a run's metrics.jsonl, each written at once.
 
     start_step: what an earlier run wrote after this step is dropped, for it will be written again
+    scores_again: the evaluation after `start_step` is dropped too, for it will be done again
     is_enabled: False in every process but the first
     """
 
     def __init__(
-        self, run_dir: Path, *, start_step: int = 0, use_tensorboard: bool = True, is_enabled: bool = True
+        self,
+        run_dir: Path,
+        *,
+        start_step: int = 0,
+        scores_again: bool = False,
+        use_tensorboard: bool = True,
+        is_enabled: bool = True,
     ) -> None:
         self.path = run_dir / METRICS_FILE
+        self._board = run_dir / TENSORBOARD_DIR
         self._file = None
         self._writer = None
         if not is_enabled:
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        keep_lines_until(self.path, start_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        with writing(self.path):
+            run_dir.mkdir(parents=True, exist_ok=True)
+            keep_lines_until(self.path, start_step, scores_again=scores_again)
+            self._file = self.path.open("a", encoding="utf-8")
         if use_tensorboard:
             # takes a second to import, which other commands must not pay
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(run_dir / TENSORBOARD_DIR), purge_step=start_step + 1)
+            with writing(self._board):
+                self._writer = SummaryWriter(str(self._board), purge_step=start_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """One line of figures after `step` steps. A figure that is not finite is written as null."""
         if self._file is not None:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
-            self._file.flush()
+            with writing(self.path):
+                self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
+                self._file.flush()
         if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{split}/{name}", value, step)
+            with writing(self._board):
+                for name, value in values.items():
+                    self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         """Close both; twice does no harm."""
         if self._file is not None:
-            self._file.close()
+            with writing(self.path):
+                self._file.close()
         if self._writer is not None:
-            self._writer.close()
+            with writing(self._board):
+                self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +77,12 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+            return
+        # what ended the run is told, not what follows from it
+        with contextlib.suppress(CheckpointError):
+            self.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -75,11 +96,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics.jsonl that come after `step`, atomically."""
+def keep_lines_until(path: Path, step: int, *, scores_again: bool = False) -> None:
+    """Drop the lines of a metrics.jsonl that come after `step`, atomically; with `scores_again` its evaluation too."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
+    dropped = step if scores_again else None
+    kept = [
+        line
+        for line in read_metrics(path)
+        if line["step"] <= step and not (line["step"] == dropped and line["split"] == "val")
+    ]
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

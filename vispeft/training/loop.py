@@ -97,6 +97,7 @@ def fit(
     resume: Checkpoint | None = None,
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
     called: nn.Module | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> FitResult:
     """Train the trainable parameters of `model`, in place, and leave the last step's values in it.
 
@@ -106,6 +107,7 @@ def fit(
     keep_best: called in the first process with step and figures while the model holds the weights to keep
     on_evaluation: called with step and figures after each evaluation, when all is saved; what it raises ends the run
     called: what takes the batches' inputs in the model's place and holds it: the rest of it, where they are features
+    data: plain values that checkpoints keep, by which a resumed run knows its data again
     """
     module, stepper = fabric.setup(LossModule(model if called is None else called, criterion), optimizer)
     peft.train_mode(model)
@@ -124,6 +126,7 @@ def fit(
         counters=Counters(),
         ema=None if settings.ema_decay is None else Ema(model, settings.ema_decay),
         on_evaluation=on_evaluation,
+        data=dict(data or {}),
     )
     if resume is not None:
         loop.restore(resume)
@@ -161,6 +164,7 @@ class _Loop:
     counters: Counters
     ema: Ema | None
     on_evaluation: Callable[[int, Mapping[str, float]], None] | None
+    data: dict[str, Any]
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint; the random generators are set by the caller."""
@@ -177,6 +181,9 @@ class _Loop:
         if self.ema is not None and checkpoint.ema is not None:
             self.ema.load_state_dict(checkpoint.ema)
         self.counters = checkpoint.counters
+        if self.evaluate is not None and self.counters.lacks_score and not self.counters.best_metrics:
+            # kept without a score: scored now, they count as an evaluation like any other
+            self.counters.best_step, self.counters.is_evaluation_due = -1, True
 
     def save(self) -> None:
         """Write the checkpoint; every process calls this."""
@@ -190,6 +197,7 @@ class _Loop:
                 precision=self.fabric.strategy.precision.state_dict(),
                 ema=None if self.ema is None else self.ema.state_dict(),
                 rng=rng,
+                data=self.data,
             )
             save_checkpoint(self.checkpoint_path, checkpoint)
 
