@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.values import as_integer
 from vispeft.data.coco import examine, load_document
+from vispeft.data.crowded import crowded_problems
 from vispeft.data.problems import CheckReport, Findings
 from vispeft.data.sets import CocoSet, to_annotations
-from vispeft.data.values import as_integer
 from vispeft.errors import DataError
 
 
 def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
     """Everything that is wrong with a COCO instance file and its images. `refused`: training would not start on it."""
-    return examine(annotations, images, check_images=True)[1]
+    coco_set, report = examine(annotations, images, check_images=True)
+    if coco_set is None:
+        return report
+    return replace(report, problems=report.problems + crowded_problems(coco_set))
 
 
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
     """Write a repaired copy of a COCO instance file and return the report of what was left out or mended.
 
-    Bad annotations and images are left out; missing `bbox`, `area`, `iscrowd`, `height` and `width` are filled in; ids
-    that are missing, doubled, text or below 1 become new ones; categories of the same name get their id added to it.
+    Bad annotations and images are left out; known wrong forms of `segmentation` are rewritten; missing `bbox`, `area`,
+    `iscrowd`, `height` and `width` are filled in; ids that are missing, doubled, text or below 1 become new ones;
+    categories of the same name get their id added to it, or go where no annotation uses them.
     Raises `DataError` where mending would be guessing.
     """
     if out.exists() and out.samefile(annotations):

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.values import as_integer
 from vispeft.data.images import ImageHeader, quiet, read_header, verify_picture
 from vispeft.data.problems import Findings, show
 from vispeft.data.sets import ImageEntry
-from vispeft.data.values import as_integer
 from vispeft.errors import DataError
 
 DECODED_AT_MOST = 20_000
