@@ -81,7 +81,7 @@ def test_read_results__files_that_are_no_results(tmp_path, text, message):
         ({"image_id": "a"}, "integer `image_id`, but has 'a'"),
         ({"image_id": True}, "integer `image_id`"),
         ({"image_id": 2**70}, "integer `image_id`"),
-        ({"category_id": 1.0}, "integer `category_id`"),
+        ({"category_id": 1.5}, "integer `category_id`"),
         ({"category_id": None}, "integer `category_id`"),
         ({"score": float("nan")}, "finite number as `score`, but has nan"),
         ({"score": "0.9"}, "finite number as `score`"),

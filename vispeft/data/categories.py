@@ -111,7 +111,7 @@ def _refuse_unused(name: str, ids: list[int], unused: list[int], findings: Findi
     for identifier in unused:
         findings.refuse(
             "unused-category-of-same-name",
-            "several categories have the same name, and no annotation uses this one (a group such as Roboflow's root?); "
+            "several categories have the same name, and no annotation uses this one (a group, as Roboflow writes?); "
             "remove it from `categories`.",
             f"id {identifier} of `{show(name)}` (ids {', '.join(map(str, ids))})",
             repair="several categories have the same name, and no annotation uses this one; left out.",

@@ -21,8 +21,8 @@ def crowded_problems(coco_set: CocoSet) -> tuple[Problem, ...]:
     for entry, count in over(coco_set, USUAL_QUERIES):
         findings.warn(
             "crowded-image",
-            f"more instances than the {USUAL_QUERIES} queries that models usually have, so that some can never be found "
-            "(the bundled one has 100): take a model with more (`model.options.num_queries`, which needs another "
+            f"more instances than the {USUAL_QUERIES} queries that models usually have, so that some can never be "
+            "found (the bundled one has 100): take a model with more (`model.options.num_queries`, which needs another "
             "base), raise `eval.max_detections`, or cut the images into tiles.",
             _subject(entry, count),
         )

@@ -175,7 +175,7 @@ def _usable(straight: Any, name: str, entry: ImageEntry, bbox: Any, findings: Fi
 def _with_size_turned(
     rle: Any, name: str, entry: ImageEntry, bbox: Any, flaw: Flaw, findings: Findings
 ) -> Segmentation | Flaw:
-    """The RLE with the size of its image, where `size` is width and height and the `bbox` proves the order of counts."""
+    """The RLE with its image's size, where `size` is width and height and the `bbox` proves the order of counts."""
     turned = {**rle, "size": [entry.height, entry.width]}
     segmentation = parse_segmentation(turned, entry.height, entry.width)
     if rle["size"] != [entry.width, entry.height] or isinstance(segmentation, Flaw):
