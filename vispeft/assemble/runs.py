@@ -14,6 +14,7 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.assemble.features import KeptFeatures, keep_features
+from vispeft.assemble.findable import warn_of_crowded_images
 from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.assemble.models import attach, build_base, complete, describe_base
 from vispeft.assemble.run_directory import RunDirectory, describe_environment
@@ -112,6 +113,9 @@ def train_run(
     model = build_base(config, len(sets.train.categories))
     seed_everything(train.seed, rank=fabric.global_rank)
     attach(model, config.peft)
+    warn_of_crowded_images(
+        sets.train, sets.val, num_queries=model.decoder.num_queries, max_detections=config.eval.max_detections
+    )
     run = _Run(config, directory, fabric, sets, model)
     _check_deltas(run)
     if fabric.is_global_zero:
