@@ -277,7 +277,7 @@ def _edited(change):
     [
         (lambda a, r: a.pop("annotations"), "must have a list `annotations`"),
         (lambda a, r: a.update(images=[]), "lists no images"),
-        (lambda a, r: a["images"][0].update(id="img-001"), r"images\[0\] \(id 'img-001'\) has an `id` that is text; ids must be integers"),
+        (lambda a, r: a["images"][0].update(id="img-001"), "'img-001'\\) has an `id` that is text; ids must be"),
         (lambda a, r: a["images"][0].pop("height"), "`height` and `width`"),
         (lambda a, r: a["images"][0].update(height=0), "`height` and `width`"),
         (lambda a, r: a["images"][1].update(id=a["images"][0]["id"]), "stands for two entries"),

@@ -11,7 +11,7 @@ import typer
 from vispeft.cli.terminal import console, say
 
 if TYPE_CHECKING:
-    from vispeft.data import Problem
+    from vispeft.data import CheckReport, Problem
 
 app = typer.Typer(help="Data sets: check, repair, count, look at, split, convert, draw.", no_args_is_help=True)
 
@@ -31,7 +31,7 @@ def check(
 
     Example: vispeft data check train.json --images images
     """
-    from vispeft.data.check import check_dataset, write_fixed
+    from vispeft.data.check import check_dataset, preview_fixed, write_fixed
 
     if fix is not None:
         report = write_fixed(annotations, images, fix)
@@ -45,6 +45,7 @@ def check(
     _tell(report.refusals, "refused")
     _tell(report.warnings, "warning")
     if report.refused:
+        _tell_what_fix_leaves(preview_fixed(annotations, images))
         say(f"{annotations} cannot be trained on. `vispeft data check ... --fix FILE` mends what can be mended.")
         raise typer.Exit(1)
     console().print(
@@ -186,6 +187,17 @@ def shapes(
 
     for path in write_splits(out, num_train=train, num_val=val, size=size, seed=seed, domain=domain):
         console().print(f"{path} (images in {out / 'images'})")
+
+
+def _tell_what_fix_leaves(report: CheckReport) -> None:
+    """The size of the repaired copy, or what keeps it from being written."""
+    if report.refused:
+        _tell(report.refusals, "--fix cannot mend")
+        return
+    say(
+        f"--fix would leave {report.num_images} images, {report.num_categories} classes, "
+        f"{report.num_instances} instances, {report.num_crowds} crowd regions."
+    )
 
 
 def _tell(problems: Sequence[Problem], label: str) -> None:

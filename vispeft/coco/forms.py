@@ -73,7 +73,7 @@ def _from_object(value: dict[str, Any], forms: dict[str, None]) -> Any:
         columns = [value.get(key) for key in keys]
         if all(isinstance(column, list) for column in columns) and len(columns[0] or ()) == len(columns[1] or ()) > 0:
             forms["coordinate-lists"] = None
-            return [[number for point in zip(*columns, strict=True) for number in point]]  # type: ignore[arg-type]
+            return [[number for point in zip(*columns, strict=True) for number in point]]
     rings = value.get("coordinates")
     parts = {"Polygon": [rings], "MultiPolygon": rings}.get(str(value.get("type")))
     # a second ring would be a hole, which COCO's polygons cannot hold

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from typing import Any
 
+from vispeft.coco.text import number_of
 from vispeft.coco.values import as_integer, as_number, is_text, why_no_id
 from vispeft.data.problems import Findings, show
 from vispeft.data.sets import Category
@@ -13,16 +14,37 @@ from vispeft.data.sets import Category
 _ENTRY = 'write each as an object: {"id": 1, "name": "cat"}'
 
 
+def with_category_list(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
+    """The document with a list of categories, where it has an object of names by id, or of ids by name."""
+    given = document.get("categories")
+    if not isinstance(given, dict) or not given:
+        return document
+    pairs = [(number_of(key), value) if isinstance(value, str) else (value, key) for key, value in given.items()]
+    entries = [{"id": identifier, "name": name} for key, name in pairs if (identifier := as_integer(key)) is not None]
+    if not len(entries) == len(given) == len({entry["id"] for entry in entries}):
+        return document
+    findings.refuse(
+        "bad-categories",
+        f"`categories` must be a list, but is {show(given)}; {_ENTRY}.",
+        "",
+        repair="`categories` was an object of ids and names; written as a list.",
+    )
+    return {**document, "categories": entries}
+
+
 def read_categories(raw: list[Any], annotations: list[Any], findings: Findings) -> dict[int, Category]:
     """Categories by id, sorted by id."""
     used = {as_integer(item.get("category_id")) for item in annotations if isinstance(item, dict)}
+    listed = {as_integer(entry.get("id")) for entry in raw if isinstance(entry, dict)}
     categories: dict[int, Category] = {}
     for place, entry in enumerate(raw):
         if not isinstance(entry, dict):
             findings.refuse("bad-category", f"is no object; {_ENTRY}.", f"categories[{place}] {show(entry)}")
             continue
-        identifier = _id_of(entry, place, findings)
+        identifier = _id_of(entry, place, used <= listed | {None}, findings)
         name = _name_of(entry, place, identifier in used, findings)
+        if name is None and identifier in used:
+            name = f"id {identifier}"  # of a refused file, so that its annotations are not told, too
         if identifier is None or name is None:
             continue
         if identifier in categories and categories[identifier].name != name:
@@ -33,7 +55,8 @@ def read_categories(raw: list[Any], annotations: list[Any], findings: Findings) 
     return _with_own_names(dict(sorted(categories.items())), used, findings)
 
 
-def _id_of(entry: Mapping[str, Any], place: int, findings: Findings) -> int | None:
+def _id_of(entry: Mapping[str, Any], place: int, is_spare: bool, findings: Findings) -> int | None:
+    """The id of a category, or None, which is told. is_spare: every annotation's category is listed without it"""
     identifier = as_integer(entry.get("id"))
     if identifier is None:
         reason = f"its `id` {why_no_id(entry.get('id'))}"
@@ -41,7 +64,7 @@ def _id_of(entry: Mapping[str, Any], place: int, findings: Findings) -> int | No
             "bad-category-id",
             f"{reason}; give each category an integer `id`.",
             f"categories[{place}] {show(dict(entry))}",
-            repair=f"{reason}; left out.",
+            repair=f"{reason}; left out." if is_spare else "",
         )
     return identifier
 

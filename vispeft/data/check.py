@@ -25,6 +25,11 @@ def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
     return replace(report, problems=report.problems + crowded_problems(coco_set))
 
 
+def preview_fixed(annotations: Path, images: Path | None) -> CheckReport:
+    """The report that `write_fixed` would give, or what it would be refused for, without writing anything."""
+    return examine(annotations, images, check_images=True, repair=True)[1]
+
+
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
     """Write a repaired copy of a COCO instance file and return the report of what was left out or mended.
 
@@ -45,7 +50,7 @@ def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckRepor
 
 def with_extras(coco_set: CocoSet) -> dict[str, Any]:
     """The COCO dictionary of a set, with the `info`, `licenses` and further image and category keys of its file."""
-    document = load_document(coco_set.annotations_path, Findings()) or {}
+    document = load_document(coco_set.annotations_path, Findings(is_repairing=True)) or {}
     result = to_annotations(coco_set)
     for key in ("images", "categories"):
         extras = {as_integer(entry.get("id")): entry for entry in document.get(key, []) if isinstance(entry, dict)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.coco.values import as_integer, is_text
-from vispeft.data.categories import read_categories
+from vispeft.data.categories import read_categories, with_category_list
 from vispeft.data.files import check_files, keep_inside
 from vispeft.data.identifiers import with_integer_ids
 from vispeft.data.images import LARGEST_IMAGE
@@ -98,6 +98,7 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         findings.refuse("not-coco", "the top level must be an object with images, annotations and categories.", "")
         return None
+    document = with_category_list(document, findings)
     for key in ("images", "categories", "annotations"):
         _require_list(document, key, findings)
     if not findings.is_refused and any(

@@ -22,7 +22,7 @@ def with_integer_ids(document: dict[str, Any], findings: Findings) -> dict[str, 
         annotations = [_renumbered(entry, reference, targets, known) for entry in document["annotations"]]
         changed = sum(new is not old for new, old in zip(annotations, document["annotations"], strict=True))
         if changed > 0 and not numbers:
-            findings.warn("text-reference", "were text; read as integers.", f"`{reference}` of {changed} annotations")
+            findings.warn("text-reference", "were text; now integers.", f"`{reference}` of {changed} annotations")
         document = {**document, key: entries, "annotations": annotations}
     return document
 

@@ -38,6 +38,8 @@ class References:
         if identifier in self._category_idx:
             return self._category_idx[identifier]
         if identifier is not None:
+            if not self._category_idx:
+                return None  # no category could be read, which is told
             self._refuse(
                 "unknown-category",
                 "its category is not in `categories`",

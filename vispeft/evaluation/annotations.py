@@ -162,6 +162,9 @@ def _annotation_rle(
     if not segmentation:
         faults.warn("without segmentation; left out of the mask pass", name)
         return None
+    if isinstance(segmentation, list) and [] in segmentation and any(segmentation):
+        faults.warn("with an empty polygon; the other polygons are scored", name)
+        segmentation = [polygon for polygon in segmentation if polygon != []]
     try:
         if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
             return _misfit(segmentation, size, name, faults)
@@ -181,7 +184,8 @@ def _misfit(rle: dict[str, Any], size: tuple[int, int], name: str, faults: Fault
         raise ValueError("with an RLE that has no `size` [height, width]")
     check_counts(rle.get("counts"), sides[0] * sides[1])
     shapes = f"{sides[0]}x{sides[1]} for an image of {size[0]}x{size[1]} (height x width)"
-    faults.warn(f"with an RLE of size {shapes}; it can only be missed", name)
+    turned = " (are height and width exchanged?)" if list(size) == sides[::-1] else ""
+    faults.warn(f"with an RLE of size {shapes}; it can only be missed{turned}", name)
     return to_rle(rle, *sides)
 
 

@@ -48,8 +48,9 @@ class Faults:
         )
         remedy = ""
         if self._is_mendable:
+            file = self.source.strip("`") if self.source.startswith("`") else "FILE"
             remedy = (
-                " Run `vispeft data check ANNOTATIONS --images FOLDER --fix FIXED`, which writes ids, sizes and "
+                f" Run `vispeft data check {file} --images FOLDER --fix FIXED`, which writes ids, sizes and "
                 "segmentations in COCO's form, and score against the repaired copy."
             )
         raise DataError(f"{self.source}: {told}.{remedy}")
