@@ -330,3 +330,96 @@ def test_evaluate_coco__nasty_annotation_files_never_end_in_a_traceback():
                 evaluate_coco(path, [])
         else:
             evaluate_coco(path, [])
+
+
+def _as_floats(annotations, results):
+    for entry in [*annotations["images"], *annotations["categories"], *annotations["annotations"]]:
+        for key in ("id", "image_id", "category_id", "height", "width"):
+            if key in entry:
+                entry[key] = float(entry[key])
+    for result in results:
+        result |= {"image_id": float(result["image_id"]), "category_id": float(result["category_id"])}
+
+
+def test_evaluate_coco__whole_floats_are_integers():
+    annotations, results = _data(5)
+    assert evaluate_coco(*_edited_data(5, _as_floats)).to_dict() == evaluate_coco(annotations, results).to_dict()
+
+
+def _edited_data(seed, change):
+    annotations, results = _data(seed)
+    change(annotations, results)
+    return annotations, results
+
+
+def test_evaluate_coco__annotations_without_ids_are_numbered():
+    annotations, results = _data(5)
+    expected = evaluate_coco(annotations, results).to_dict()
+    for annotation in annotations["annotations"]:
+        del annotation["id"]
+    metrics = evaluate_coco(annotations, results)
+    assert metrics.to_dict() == expected
+    assert "without an integer `id`; given new ones" in metrics.warnings[0]
+
+
+def test_evaluate_coco__takes_what_check_takes():
+    annotations, results = _data(5)
+    expected = evaluate_coco(annotations, results).to_dict()
+    annotations["images"].append(dict(annotations["images"][0]))
+    annotations["categories"].append(dict(annotations["categories"][0]))
+    annotations["annotations"].append(None)
+    for annotation in annotations["annotations"][:-1]:
+        annotation["iscrowd"] = bool(annotation["iscrowd"])
+        if isinstance(annotation["segmentation"], list):
+            annotation["segmentation"].append([])
+    metrics = evaluate_coco(annotations, results)
+    assert metrics.to_dict() == expected
+    assert any("no object; not scored" in warning for warning in metrics.warnings)
+    assert any("with an empty polygon" in warning for warning in metrics.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.update(segmentation=[1, 1, 9, 1, 9, 9]), "one flat list of numbers"),
+        (lambda a: a.update(segmentation=[[[1, 1], [9, 1], [9, 9]]]), "pairs"),
+        (lambda a: a.update(segmentation={"size": [9, 9], "counts": "b'99'"}), "Python bytes"),
+        (lambda a: a.update(image_id="1"), "no integer `image_id`: it is text"),
+        (lambda a: a.update(iscrowd="1"), "`iscrowd` that is text"),
+    ],
+)
+def test_evaluate_coco__refuses_what_check_refuses_and_names_the_remedy(tmp_path, change, message):
+    annotations, results = _data(1)
+    change(annotations["annotations"][4])
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(annotations))
+    with pytest.raises(DataError, match=message) as caught:
+        evaluate_coco(path, results)
+    assert f"`vispeft data check {path} --images FOLDER --fix FIXED`" in str(caught.value)
+
+
+def test_evaluate_coco__tells_every_refusal_at_once():
+    annotations, results = _data(1)
+    for image in annotations["images"]:
+        del image["height"]
+    annotations["annotations"][4] |= {"category_id": "3", "segmentation": [1, 1, 9, 1, 9, 9]}
+    with pytest.raises(DataError) as caught:
+        evaluate_coco(annotations, results)
+    told = str(caught.value)
+    for part in ("(12 in all) have no positive integer `height` and `width`", "category_id '3'", "flat list"):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([1, 1, 9, 1, 9, 9], "result 3 .* one flat list of numbers"),
+        ([[[1, 1], [9, 1], [9, 9]]], "result 3 .* pairs"),
+        ({"size": [90, 90], "counts": "b'99'"}, "result 3 .* Python bytes"),
+    ],
+)
+def test_evaluate_coco__names_wrong_forms_in_results(segmentation, message):
+    annotations, results = _data(1)
+    results[3]["segmentation"] = segmentation
+    with pytest.raises(DataError, match=message):
+        evaluate_coco(annotations, results)

@@ -13,6 +13,8 @@ LEAST_SIDE = 8.0
 """Pixels of the network's input: of smaller objects hardly any is found."""
 LARGEST_SIZE = 1024
 
+_ANY_SIZE = "set it higher, or cut the pictures into tiles"
+
 WORTH_TELLING = 0.01
 """Share of objects from which on those that vanish are told."""
 
@@ -41,15 +43,13 @@ def warn_of_tiny_objects(train: CocoSet, size: int, min_pixels: int) -> None:
         told.append(f"half of the objects are smaller than {median(sides):.1f} x {median(sides):.1f} pixels")
     warnings.warn(
         f"{train.annotations_path}: {', and '.join(told)}, when the longer side of images is {size} "
-        f"(`model.image_size`). To find more of them, {_remedy(sides, size)}.",
+        f"(`model.image_size`). To find more of them, {_remedy(sides, size) if is_small else _ANY_SIZE}.",
         stacklevel=3,
     )
 
 
 def _remedy(sides: list[float], size: int) -> str:
     wanted = math.ceil(size * LEAST_SIDE / max(median(sides), 1e-6) / 32) * 32
-    if wanted <= size:
-        return "set it higher, or cut the pictures into tiles"
     return f"set it to {wanted}" if wanted <= LARGEST_SIZE else "cut the pictures into tiles, or set it much higher"
 
 
