@@ -91,7 +91,8 @@ def _checked_lists(
         raise DataError(f"{source} must hold an object with images, annotations and categories.{hint}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
-            raise DataError(f"{source} must have a list `{key}`, but has none. Results cannot be scored without it.")
+            given = "an object in its place" if isinstance(document.get(key), dict) else "none"
+            raise DataError(f"{source} must have a list `{key}`, but has {given}. Results cannot be scored without it.")
     entries = document["annotations"]
     if entries and isinstance(entries[0], dict) and "segments_info" in entries[0]:
         raise DataError(f"{source} is in COCO's panoptic form (`segments_info`); give the instances file instead.")
