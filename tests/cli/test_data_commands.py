@@ -27,6 +27,24 @@ def test_check__refuses_what_training_would_refuse(shapes_set: Path, command: Co
     assert "refused: " in err
 
 
+def test_check__tells_what_fix_would_leave(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    count = len(document["annotations"])
+    document["annotations"][0]["segmentation"] = [2, 2, 12, 2, 12, 12, 2, 12]
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(document))
+    status, _, err = command("data", "check", bad, "--images", shapes_set / "images")
+    assert status == 1
+    assert f"{count} instances, 0 crowd regions." in err
+    for annotation in document["annotations"]:
+        del annotation["category_id"]
+    bad.write_text(json.dumps(document))
+    assert (
+        "--fix cannot mend: no annotation has a `category_id`"
+        in command("data", "check", bad, "--images", shapes_set / "images")[2]
+    )
+
+
 def test_check__fix_writes_a_copy_that_passes(shapes_set: Path, command: Command, tmp_path: Path) -> None:
     document = json.loads((shapes_set / "train.json").read_text())
     document["annotations"][0]["segmentation"] = []

@@ -62,6 +62,10 @@ def test_write_results__keeps_the_old_file_when_it_fails(tmp_path):
         ("\xff\xfe[", "JSON"),
         ("1" * 5000, "not a usable JSON file"),
         ('{"images": [], "annotations": []}', "holds an object. This looks like an annotation file"),
+        ('{"annotations": [{"score": 1}]}', "The list stands under `annotations`: write it alone"),
+        ('{"images": [], "predictions": [{"score": 1}]}', "The list stands under `predictions`"),
+        ('{"results": []}', "The list stands under `results`"),
+        ('{"images": [{}], "annotations": [{"id": 1}]}', "This looks like an annotation file"),
         ('"results"', "holds a string"),
         ("null", "holds null"),
         ("3", "holds a number"),
@@ -81,7 +85,7 @@ def test_read_results__files_that_are_no_results(tmp_path, text, message):
         ({"image_id": "a"}, "integer `image_id`, but has 'a'"),
         ({"image_id": True}, "integer `image_id`"),
         ({"image_id": 2**70}, "integer `image_id`"),
-        ({"category_id": 1.0}, "integer `category_id`"),
+        ({"category_id": 1.5}, "integer `category_id`"),
         ({"category_id": None}, "integer `category_id`"),
         ({"score": float("nan")}, "finite number as `score`, but has nan"),
         ({"score": "0.9"}, "finite number as `score`"),
@@ -115,3 +119,17 @@ def test_read_results__missing_file_and_folder(tmp_path):
         read_results(tmp_path / "none.json")
     with pytest.raises(DataError, match=r"cannot be read: .*Give a JSON file"):
         read_results(tmp_path)
+
+
+def test_read_results__whole_floats_are_integers(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([RESULT | {"image_id": 7.0, "category_id": 2.0}]))
+    (result,) = read_results(path)
+    assert (repr(result["image_id"]), repr(result["category_id"])) == ("7", "2")
+
+
+def test_read_results__tells_all_that_is_wrong_with_the_first_and_counts_the_others(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps([RESULT, *[RESULT | {"score": "0.9", "image_id": "1"}] * 3]))
+    with pytest.raises(DataError, match=r"result 1 .*`image_id`, but has '1'; it .*`score`.*'0.9' \(2 more results"):
+        read_results(path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
+from vispeft.assemble.findable import warn_of_tiny_objects
+from vispeft.assemble.models import complete
 from vispeft.config import Config, SplitConfig
 from vispeft.data import (
     CocoSet,
@@ -24,10 +24,6 @@ from vispeft.data import (
 from vispeft.data.sampling import Draws
 from vispeft.errors import ConfigError
 from vispeft.models import MaskDINO
-
-LEAST_SIDE = 8.0
-"""Pixels of the network's input: of smaller objects hardly any is found."""
-LARGEST_SIZE = 1024
 
 
 @dataclass(frozen=True)
@@ -51,8 +47,7 @@ def read_sets(config: Config) -> DataSets:
     train = read_split(config.data.train, "data.train")
     val = read_split(config.data.val, "data.val")
     _warn_of_untaught_classes(train)
-    if config.model.image_size is not None:
-        _warn_of_tiny_objects(train, config.model.image_size)
+    warn_of_tiny_objects(train, image_size(complete(config, len(train))), config.data.augment.min_pixels)
     return DataSets(train, match_categories(train, val))
 
 
@@ -65,23 +60,6 @@ def _warn_of_untaught_classes(train: CocoSet) -> None:
     names = [f"`{train.class_names[idx]}`" for idx in sorted(untaught)]
     named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
-
-
-def _warn_of_tiny_objects(train: CocoSet, size: int) -> None:
-    sides = [
-        math.sqrt(annotation.area) * size / max(image.width, image.height)
-        for image, group in zip(train.images, train.annotations, strict=True)
-        for annotation in group
-    ]
-    if not sides or median(sides) >= LEAST_SIDE:
-        return
-    wanted = math.ceil(size * LEAST_SIDE / max(median(sides), 1e-6) / 32) * 32
-    remedy = f"set it to {wanted}" if wanted <= LARGEST_SIZE else "cut the pictures into tiles, or set it much higher"
-    warnings.warn(
-        f"{train.annotations_path}: half of the objects are smaller than {median(sides):.1f} x {median(sides):.1f} "
-        f"pixels when the longer side of images is {size} (`model.image_size`). To find more of them, {remedy}.",
-        stacklevel=3,
-    )
 
 
 def read_split(split: SplitConfig, key: str) -> CocoSet:

@@ -14,6 +14,7 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.assemble.features import KeptFeatures, keep_features
+from vispeft.assemble.findable import warn_of_crowded_images
 from vispeft.assemble.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.assemble.models import (
     attach,
@@ -150,6 +151,9 @@ def _set_up(
     attach(model, config.peft)
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
+    warn_of_crowded_images(
+        sets.train, sets.val, num_queries=model.decoder.num_queries, max_detections=config.eval.max_detections
+    )
     run = _Run(config, directory, fabric, sets, model, data, checkpoint)
     _check_deltas(run)
     if fabric.is_global_zero:

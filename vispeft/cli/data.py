@@ -31,7 +31,7 @@ def check(
 
     Example: vispeft data check train.json --images images
     """
-    from vispeft.data.check import check_dataset, write_fixed
+    from vispeft.data.check import check_dataset, preview_fixed, write_fixed
 
     if fix is not None:
         report = write_fixed(annotations, images, fix)

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.values import as_integer
 from vispeft.data.coco import examine, load_document
+from vispeft.data.crowded import crowded_problems
 from vispeft.data.files import Headers
 from vispeft.data.problems import CheckReport, Findings
 from vispeft.data.sets import CocoSet, to_annotations
-from vispeft.data.values import as_integer
 from vispeft.errors import DataError
 
 
@@ -23,18 +24,19 @@ def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
     `refused`: training would not start on it. `is_fixable`: `write_fixed` makes a copy on which it would.
     """
     headers: Headers = {}
-    report = examine(annotations, images, check_images=True, headers=headers)[1]
-    if not report.refused:
-        return report
+    coco_set, report = examine(annotations, images, check_images=True, headers=headers)
+    if coco_set is not None:
+        return replace(report, problems=report.problems + crowded_problems(coco_set))
     return replace(report, repaired=examine(annotations, images, check_images=True, repair=True, headers=headers)[1])
 
 
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
     """Write a repaired copy of a COCO instance file and return the report of what was left out or mended.
 
-    Bad annotations and images are left out; missing `bbox`, `area`, `iscrowd`, `height` and `width` are filled in; ids
-    that are missing, doubled, text or below 1 become new ones; categories of the same name get their id added to it;
-    a `file_name` that is not there becomes the name of the one file that it must mean.
+    Bad annotations and images are left out; known wrong forms of `segmentation` are rewritten; missing `bbox`, `area`,
+    `iscrowd`, `height` and `width` are filled in; ids that are missing, doubled, text or below 1 become new ones;
+    categories of the same name get their id added to it, or go where no annotation uses them; a `file_name` that is not
+    there becomes the name of the one file that it must mean.
     Raises `DataError` where mending would be guessing.
     """
     if out.exists() and out.samefile(annotations):
@@ -49,7 +51,7 @@ def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckRepor
 
 def with_extras(coco_set: CocoSet) -> dict[str, Any]:
     """The COCO dictionary of a set, with the `info`, `licenses` and further image and category keys of its file."""
-    document = load_document(coco_set.annotations_path, Findings()) or {}
+    document = load_document(coco_set.annotations_path, Findings(is_repairing=True)) or {}
     result = to_annotations(coco_set)
     for key in ("images", "categories"):
         extras = {as_integer(entry.get("id")): entry for entry in document.get(key, []) if isinstance(entry, dict)}

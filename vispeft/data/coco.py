@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.values import as_integer, is_text
+from vispeft.data.categories import read_categories, with_category_list
 from vispeft.data.files import Headers, check_files, find_files
 from vispeft.data.identifiers import with_integer_ids
 from vispeft.data.images import LARGEST_IMAGE
-from vispeft.data.instances import read_annotations
+from vispeft.data.instances import read_annotations, tell_of_crowds
+from vispeft.data.named_files import why_no_file_name, with_file_names
 from vispeft.data.problems import CheckReport, Findings, show
-from vispeft.data.sets import Category, CocoSet, Groups, ImageEntry
-from vispeft.data.values import as_integer
+from vispeft.data.sets import CocoSet, Groups, ImageEntry
 from vispeft.errors import DataError
 
 # gzip, zip, bzip2, xz
@@ -56,8 +58,8 @@ def examine(
     if document is None:
         return None, CheckReport(annotations, findings.problems())
     if repair:
-        document = with_integer_ids(document, findings)
-    categories = _read_categories(document["categories"], findings)
+        document = with_file_names(with_integer_ids(document, findings), images, findings)
+    categories = read_categories(document["categories"], document["annotations"], findings)
     entries = _read_images(document["images"], images, findings)
     if images is not None:
         entries = find_files(entries, images, document["annotations"], findings, check_images=check_images)
@@ -68,8 +70,7 @@ def examine(
     listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
     found = read_annotations(document["annotations"], categories, entries, listed, findings)
     instances = [a for a in found if not a.is_crowd]
-    if not instances and not findings.is_refused:
-        findings.refuse("no-instances", "no annotation is left that can be trained on.", "")
+    tell_of_crowds(document["annotations"], len(instances), findings)
     report = CheckReport(
         annotations, findings.problems(), len(categories), len(entries), len(instances), len(found) - len(instances)
     )
@@ -104,6 +105,7 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     if not isinstance(document, dict):
         findings.refuse("not-coco", "the top level must be an object with images, annotations and categories.", "")
         return None
+    document = with_category_list(document, findings)
     for key in ("images", "categories", "annotations"):
         _require_list(document, key, findings)
     if not findings.is_refused and any(
@@ -182,42 +184,6 @@ def _require_list(document: dict[str, Any], key: str, findings: Findings) -> Non
         findings.refuse(f"no-{key}", f"lists no {key}: its `{key}` is empty.", "")
 
 
-def _read_categories(raw: list[Any], findings: Findings) -> dict[int, Category]:
-    """Categories by id, sorted by id."""
-    categories: dict[int, Category] = {}
-    for place, entry in enumerate(raw):
-        identifier = as_integer(entry.get("id")) if isinstance(entry, dict) else None
-        name = entry.get("name") if isinstance(entry, dict) else None
-        if identifier is None or not isinstance(name, str) or not _is_text(name):
-            findings.refuse(
-                "bad-category",
-                "must be an object with an integer `id` and a `name`.",
-                f"categories[{place}] {show(entry)}",
-                repair="no integer `id` and `name`; left out.",
-            )
-        elif identifier in categories and categories[identifier].name != name:
-            names = f"category id {identifier} ({show(categories[identifier].name)} and {show(name)})"
-            findings.refuse("duplicate-category-id", "stands for two categories; give each its own id.", names)
-        else:
-            categories[identifier] = Category(identifier, name)
-    return _with_own_names(dict(sorted(categories.items())), findings)
-
-
-def _with_own_names(categories: dict[int, Category], findings: Findings) -> dict[int, Category]:
-    counts = Counter(category.name for category in categories.values())
-    for name, count in counts.items():
-        if count > 1:
-            ids = [category.id for category in categories.values() if category.name == name]
-            findings.refuse(
-                "duplicate-category-name",
-                "several categories have the same name; classes are known by name: rename or unite them.",
-                f"`{show(name)}` (ids {', '.join(map(str, ids))})",
-                repair="several categories have the same name; the id is added to it.",
-            )
-            categories |= {identifier: Category(identifier, f"{name} {identifier}") for identifier in ids}
-    return categories
-
-
 def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dict[int, ImageEntry]:
     """Image entries by id in the order of the file; a height or width of 0 means that the file gives none."""
     entries: dict[int, ImageEntry] = {}
@@ -232,10 +198,10 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
                 f"images[{place}] with id {shown}",
                 repair="no integer id; left out.",
             )
-        elif not isinstance(file_name, str) or not _is_text(file_name):
+        elif not isinstance(file_name, str) or not is_text(file_name):
             findings.refuse(
                 "bad-file-name",
-                "must have a `file_name` that a file can have.",
+                why_no_file_name(item),
                 f"image {identifier} (file_name {show(file_name)})",
                 repair="no `file_name` that a file can have; left out with its annotations.",
             )
@@ -250,15 +216,6 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
         if count > 1:
             findings.warn("same-file-twice", "listed more than once; each entry is used.", show(file_name))
     return entries
-
-
-def _is_text(value: str) -> bool:
-    """Whether it says something, in characters that can be printed and written to a file."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return bool(value.strip()) and "\0" not in value
 
 
 def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:

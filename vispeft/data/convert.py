@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from vispeft.coco.values import as_number
 from vispeft.data.check import write_json
 from vispeft.data.images import LARGEST_IMAGE, read_header
 from vispeft.data.problems import show
-from vispeft.data.values import as_number
 from vispeft.errors import ConfigError, DataError
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))

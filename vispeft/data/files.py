@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
+from vispeft.coco.values import as_integer
 from vispeft.data.images import ImageHeader, quiet, read_header, verify_picture
 from vispeft.data.near_files import Near, find_near, image_endings
 from vispeft.data.problems import Findings, show
 from vispeft.data.sets import ImageEntry
-from vispeft.data.values import as_integer
 from vispeft.errors import DataError
 
 DECODED_AT_MOST = 20_000

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from vispeft.coco.values import as_integer
 from vispeft.data.problems import Findings, show
-from vispeft.data.values import as_integer
 
 
 def with_integer_ids(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
     """The document with an integer in place of every image and category id that is text, wherever it stands.
 
-    Text that spells an integer no other entry has becomes that integer, other text a new one.
+    Text that spells an integer no other entry has becomes that integer, other text a new one. An annotation that names
+    its class, or the file of its image, in place of the id gets the id.
     """
-    for key, reference, word in (("images", "image_id", "image"), ("categories", "category_id", "category")):
+    for key, reference, name in (("images", "image_id", "file_name"), ("categories", "category_id", "name")):
+        word = reference.removesuffix("_id")
         numbers, known = _numbers(document[key], word, findings)
         entries = [_renumbered(entry, "id", numbers, set()) for entry in document[key]]
-        annotations = [_renumbered(entry, reference, numbers, known) for entry in document["annotations"]]
+        targets = {**_ids_by_name(entries, name), **numbers}
+        annotations = [_renumbered(entry, reference, targets, known) for entry in document["annotations"]]
         changed = sum(new is not old for new, old in zip(annotations, document["annotations"], strict=True))
         if changed > 0 and not numbers:
-            findings.warn("text-reference", "were text; read as integers.", f"`{reference}` of {changed} annotations")
+            findings.warn("text-reference", "were text; now integers.", f"`{reference}` of {changed} annotations")
         document = {**document, key: entries, "annotations": annotations}
     return document
+
+
+def _ids_by_name(entries: list[Any], key: str) -> dict[str, int]:
+    """The id of each entry by its name, for names that one entry alone has and that spell no number."""
+    found: dict[str, list[int]] = {}
+    for entry in entries:
+        name, identifier = (entry.get(key), as_integer(entry.get("id"))) if isinstance(entry, dict) else (None, None)
+        if isinstance(name, str) and identifier is not None and _spelt(name) is None:
+            found.setdefault(name, []).append(identifier)
+    return {name: ids[0] for name, ids in found.items() if len(ids) == 1}
 
 
 def _numbers(entries: list[Any], word: str, findings: Findings) -> tuple[dict[str, int], set[int]]:

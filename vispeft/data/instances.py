@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
+from vispeft.coco.values import as_flag, as_integer, as_number, new_ids
 from vispeft.data.problems import Findings, show
+from vispeft.data.references import References
 from vispeft.data.segmentation import (
     FARTHEST_COORDINATE,
     Flaw,
@@ -19,7 +22,6 @@ from vispeft.data.segmentation import (
     to_rle,
 )
 from vispeft.data.sets import Annotation, Category, ImageEntry
-from vispeft.data.values import as_integer, as_number, new_ids
 
 SMALL = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
@@ -36,7 +38,8 @@ def read_annotations(
 
     listed: ids of all images in the file, also of those whose picture cannot be used and so are told already
     """
-    category_idx = {identifier: idx for idx, identifier in enumerate(categories)}
+    references = References(raw, categories, entries, listed, findings)
+    is_relative = holds_relative(item.get("segmentation") for item in raw if isinstance(item, dict))
     ids = _UniqueIds(raw)
     found = []
     seen: dict[Any, int] = {}
@@ -45,18 +48,7 @@ def read_annotations(
             findings.warn("bad-annotation", "must be an object; left out.", f"annotations[{place}]")
             continue
         name = _name(item, place)
-        if item.get("category_id") is None or as_integer(item["category_id"]) not in category_idx:
-            findings.refuse(
-                "unknown-category",
-                "its category is not in `categories`; add it there or remove the annotation.",
-                f"{name} (category_id {show(item.get('category_id'))})",
-                repair="its category is not in `categories`; left out.",
-            )
-            continue
-        entry = _entry_of(item, name, entries, listed, findings)
-        if entry is None:
-            continue
-        annotation = _read_one(item, name, category_idx[int(item["category_id"])], entry, findings)
+        annotation = _read_one(item, name, references, is_relative, findings)
         if annotation is None:
             continue
         twin = seen.setdefault(_fingerprint(annotation), place)
@@ -65,6 +57,22 @@ def read_annotations(
             findings.warn("exact-duplicate", "the same instance twice; both are used.", f"{name} (as {other})")
         found.append(ids.assign(annotation, item, name, findings))
     return found
+
+
+def tell_of_crowds(raw: list[Any], num_instances: int, findings: Findings) -> None:
+    """Refuse a file of which nothing is left to train on; warn of one that is mostly crowd regions."""
+    given = [item.get("iscrowd") for item in raw if isinstance(item, dict)]
+    num_crowds = sum(value == "1" or as_flag(value) is True for value in given)
+    remedy = "set it to 0 where a mask is one object."
+    if given and num_crowds == len(given):
+        sentence = f"no annotation is left that can be trained on: every annotation has `iscrowd` 1; {remedy}"
+        findings.refuse("all-crowds", sentence, "")
+        return
+    if 2 * num_crowds > len(given):
+        sentence = f"{num_crowds} of {len(given)} annotations have `iscrowd` 1 and are not trained on; {remedy}"
+        findings.warn("mostly-crowds", sentence, "")
+    if num_instances == 0 and not findings.is_refused:
+        findings.refuse("no-instances", "no annotation is left that can be trained on.", "")
 
 
 class _UniqueIds:
@@ -100,36 +108,83 @@ def _name(item: Mapping[str, Any], place: int) -> str:
     return f"annotation {show(identifier)}" if as_integer(identifier) is not None else f"annotations[{place}]"
 
 
-def _entry_of(
-    item: Mapping[str, Any], name: str, entries: Mapping[int, ImageEntry], listed: Set[int | None], findings: Findings
-) -> ImageEntry | None:
-    image_id = as_integer(item.get("image_id"))
-    if image_id is not None and image_id in entries:
-        return entries[image_id]
-    if image_id is None or image_id not in listed:
-        subject = f"{name} (image_id {show(item.get('image_id'))})"
-        findings.warn("unknown-image", "its image is not in `images`; left out.", subject)
-    return None
-
-
 def _read_one(
-    item: Mapping[str, Any], name: str, category_idx: int, entry: ImageEntry, findings: Findings
+    item: Mapping[str, Any], name: str, references: References, is_relative: bool, findings: Findings
 ) -> Annotation | None:
-    crowd = item.get("iscrowd")
-    if crowd is not None and crowd not in (0, 1):
-        findings.warn("bad-iscrowd", "`iscrowd` must be 0 or 1; left out.", f"{name} ({show(crowd)})")
+    """One annotation, or None. All that is wrong with it is told at once."""
+    category_idx = references.category_of(item, name)
+    entry = references.entry_of(item, name)
+    is_crowd = _crowd_of(item, name, findings)
+    straight = _straight(item, name, findings)
+    if entry is None:
         return None
-    segmentation = parse_segmentation(item.get("segmentation"), entry.height, entry.width)
+    if is_relative and isinstance(straight, list):
+        item, straight = _in_pixels(item, name, straight, entry, findings)
+    segmentation = _usable(straight, name, entry, item.get("bbox"), findings)
+    if category_idx is None or is_crowd is None or segmentation is None:
+        return None
+    shape = _bbox_and_area(item, name, segmentation, entry, findings)
+    return None if shape is None else Annotation(0, entry.id, category_idx, is_crowd, segmentation, *shape)
+
+
+def _crowd_of(item: Mapping[str, Any], name: str, findings: Findings) -> bool | None:
+    raw = item.get("iscrowd")
+    is_crowd = as_flag(raw)
+    if is_crowd is None and raw in ("0", "1"):
+        sentence = "`iscrowd` is text; write the number 0 or 1, without quotes."
+        findings.refuse("text-iscrowd", sentence, name, repair="`iscrowd` was text; read as a number.")
+        return bool(raw == "1")
+    if is_crowd is None:
+        findings.warn("bad-iscrowd", "`iscrowd` must be 0 or 1; left out.", f"{name} ({show(raw)})")
+    return is_crowd
+
+
+def _straight(item: Mapping[str, Any], name: str, findings: Findings) -> Any:
+    """The segmentation in COCO's form; a known wrong form is refused by name, and rewritten in a repaired copy."""
+    straight = straighten(item.get("segmentation"))
+    for form in straight.forms:
+        sentence = SENTENCES[form]
+        findings.refuse(form, f"{sentence}.", name, repair=f"{sentence.split(';')[0]}; rewritten.")
+    return straight.value
+
+
+def _in_pixels(
+    item: Mapping[str, Any], name: str, polygons: list[Any], entry: ImageEntry, findings: Findings
+) -> tuple[Mapping[str, Any], Any]:
+    """An annotation and its polygons with coordinates in pixels; its `bbox` and `area` are the mask's."""
+    if isinstance(parse_segmentation(polygons, entry.height, entry.width), Flaw) or max(entry.height, entry.width) < 3:
+        return item, polygons
+    sentence = SENTENCES["relative-coordinates"]
+    findings.refuse("relative-coordinates", f"{sentence}.", name, repair=f"{sentence.split(';')[0]}; multiplied.")
+    return {**item, "bbox": None, "area": None}, scale_up(polygons, entry.height, entry.width)
+
+
+def _usable(straight: Any, name: str, entry: ImageEntry, bbox: Any, findings: Findings) -> Segmentation | None:
+    segmentation = parse_segmentation(straight, entry.height, entry.width)
+    if isinstance(segmentation, Flaw) and segmentation.kind == "rle-size":
+        segmentation = _with_size_turned(straight, name, entry, bbox, segmentation, findings)
     if isinstance(segmentation, Flaw):
         subject = f"{name} ({segmentation.detail})" if segmentation.detail else name
         findings.warn(segmentation.kind, segmentation.sentence + ".", subject)
         return None
     if isinstance(segmentation, Polygons):
-        segmentation = _without_stubs(item["segmentation"], segmentation, name, findings)
-    shape = _bbox_and_area(item, name, segmentation, entry, findings)
-    if shape is None:
-        return None
-    return Annotation(0, entry.id, category_idx, bool(crowd), segmentation, *shape)
+        segmentation = _without_stubs(straight, segmentation, name, findings)
+    return segmentation
+
+
+def _with_size_turned(
+    rle: Any, name: str, entry: ImageEntry, bbox: Any, flaw: Flaw, findings: Findings
+) -> Segmentation | Flaw:
+    """The RLE with its image's size, where `size` is width and height and the `bbox` proves the order of counts."""
+    turned = {**rle, "size": [entry.height, entry.width]}
+    segmentation = parse_segmentation(turned, entry.height, entry.width)
+    if rle["size"] != [entry.width, entry.height] or isinstance(segmentation, Flaw):
+        return flaw
+    if not isinstance(bbox, list) or (box := _four_numbers(bbox)) is None or not _is_around(box, segmentation):
+        return Flaw("turned-rle", "`size` of the RLE is [width, height], but must be [height, width]; it is left out")
+    sentence = "`size` of the RLE is [width, height]; write it as [height, width]."
+    findings.refuse("turned-rle-size", sentence, name, repair="`size` of the RLE was [width, height]; turned.")
+    return segmentation
 
 
 def _without_stubs(raw: list[Any], polygons: Polygons, name: str, findings: Findings) -> Polygons:
@@ -178,15 +233,21 @@ def _valid_bbox(item: Mapping[str, Any], name: str, findings: Findings) -> tuple
     raw = item.get("bbox")
     if raw is None or raw == []:
         return None
-    numbers = [as_number(v) for v in raw] if isinstance(raw, list) else []
-    sane = [number for number in numbers if number is not None and abs(number) <= FARTHEST_COORDINATE]
-    if len(numbers) == len(sane) == 4:
-        x, y, width, height = sane
-        if width > 0 and height > 0:
-            return x, y, width, height
+    box = _four_numbers(raw)
+    if box is not None:
+        return box
     findings.warn(
         "bad-bbox", "`bbox` is no valid x, y, width, height; the box of the mask is used.", f"{name} {show(raw)}"
     )
+    return None
+
+
+def _four_numbers(raw: Any) -> tuple[float, float, float, float] | None:
+    """A box that is four finite numbers with sides above 0, or None."""
+    numbers = [as_number(v) for v in raw] if isinstance(raw, list) else []
+    sane = [number for number in numbers if number is not None and abs(number) <= FARTHEST_COORDINATE]
+    if len(numbers) == len(sane) == 4 and min(sane[2:]) > 0:
+        return sane[0], sane[1], sane[2], sane[3]
     return None
 
 

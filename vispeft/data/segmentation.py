@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vispeft.data.values import as_integer, as_number
+from vispeft.coco.values import as_integer, as_number
 
 FloatArray = NDArray[np.float64]
 MaskArray = NDArray[np.uint8]

@@ -10,9 +10,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from vispeft.coco.values import new_ids
 from vispeft.data.problems import CheckReport
 from vispeft.data.segmentation import Rle, Segmentation, to_rle
-from vispeft.data.values import new_ids
 from vispeft.errors import DataError
 
 

@@ -6,14 +6,17 @@ Scoring reads no images and drops nothing that pycocotools can score. Whatever i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as mask_utils
 
+from vispeft.coco.forms import SENTENCES, holds_relative, straighten
+from vispeft.coco.values import as_flag, as_integer, why_no_id
 from vispeft.errors import DataError
+from vispeft.evaluation.faults import Faults
 from vispeft.evaluation.files import read_json
 from vispeft.evaluation.results import is_box
 from vispeft.evaluation.rle import check_counts, is_integer, is_number, to_rle
@@ -23,7 +26,7 @@ from vispeft.evaluation.rle import check_counts, is_integer, is_number, to_rle
 class GroundTruth:
     """What results are scored against.
 
-    images, categories: as in the file
+    images, categories: as in the file, with ids and sides as integers
     annotations: with `id`, `area`, `bbox` and `iscrowd` all there
     rles: each annotation's mask as pycocotools reads it, compressed; None where it cannot take part in the mask pass
     warnings: one sentence per kind of thing that was done
@@ -52,146 +55,164 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
     """Annotations to score against, from a COCO instances file or from what such a file holds (left unchanged)."""
     source = f"`{annotations}`" if isinstance(annotations, Path) else "the annotations"
     document = read_json(annotations) if isinstance(annotations, Path) else annotations
-    images, categories, entries = _checked_lists(document, source)
+    faults = Faults(source)
+    images, categories, entries = _checked_lists(document, source, faults)
     truth = GroundTruth(images, categories, [], (), ())
     sizes, category_ids = truth.image_sizes, {category["id"] for category in categories}
-    log = _Log({})
+    is_relative = holds_relative(entry.get("segmentation") for entry in entries if isinstance(entry, dict))
     filled: list[dict[str, Any]] = []
     rles: list[dict[str, Any] | None] = []
-    for entry in entries:
-        annotation = _checked_annotation(entry, source, category_ids)
-        if annotation["image_id"] not in sizes:
-            log.add("of an image that the file does not list; not scored", annotation["id"])
+    for place, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            faults.warn("no object; not scored", f"[{place}]")
             continue
-        rle = _annotation_rle(annotation, sizes[annotation["image_id"]], log)
-        if not _fill(annotation, rle, log):
-            continue
-        filled.append(annotation)
-        rles.append(rle)
-    warnings = [*_shared_names(categories), *log.sentences(), *_renumber(filled)]
+        name = _name(entry, place)
+        annotation = _with_known_ids(entry, name, sizes, category_ids, faults)
+        rle = _annotation_rle(annotation, sizes.get(annotation["image_id"]), name, is_relative, faults)
+        if annotation["image_id"] in sizes and _fill(annotation, rle, name, faults):
+            filled.append(annotation)
+            rles.append(rle)
+    faults.raise_if_refused()
+    warnings = [*_shared_names(categories), *faults.warnings(), *_renumber(filled, source)]
     return GroundTruth(images, categories, filled, tuple(rles), tuple(warnings))
 
 
-@dataclass(frozen=True)
-class _Log:
-    """Annotation ids by what has to be said of them."""
-
-    ids: dict[str, list[int]]
-
-    def add(self, what: str, annotation_id: int) -> None:
-        """Note one annotation."""
-        self.ids.setdefault(what, []).append(annotation_id)
-
-    def sentences(self) -> list[str]:
-        """One sentence per kind, with the first ids."""
-        return [f"{_listed(ids)}: {what}." for what, ids in self.ids.items()]
+def _name(entry: dict[str, Any], place: int) -> str:
+    identifier = as_integer(entry.get("id"))
+    return f"[{place}]" if identifier is None else str(identifier)
 
 
-def _listed(ids: Sequence[int]) -> str:
-    """ "Annotations 3, 4" with at most five ids, and how many there are in all if there are more."""
-    first = ", ".join(str(annotation_id) for annotation_id in ids[:5])
-    if len(ids) > 5:
-        return f"Annotations {first}, ... ({len(ids)} in all)"
-    return f"Annotation{'s' if len(ids) > 1 else ''} {first}"
-
-
-def _checked_lists(document: Any, source: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
-    """Images, categories and annotations of a COCO document, or a DataError."""
+def _checked_lists(
+    document: Any, source: str, faults: Faults
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
+    """Images and categories with integer ids, and the annotations of a COCO document, or a DataError."""
     if not isinstance(document, dict):
         hint = " It looks like a results file." if isinstance(document, list) else ""
         raise DataError(f"{source} must hold an object with images, annotations and categories.{hint}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
-            raise DataError(f"{source} must have a list `{key}`, but has none. Results cannot be scored without it.")
-    images, categories, entries = document["images"], document["categories"], document["annotations"]
+            given = "an object in its place" if isinstance(document.get(key), dict) else "none"
+            raise DataError(f"{source} must have a list `{key}`, but has {given}. Results cannot be scored without it.")
+    entries = document["annotations"]
     if entries and isinstance(entries[0], dict) and "segments_info" in entries[0]:
         raise DataError(f"{source} is in COCO's panoptic form (`segments_info`); give the instances file instead.")
-    for key, items in (("images", images), ("categories", categories)):
-        if not items:
+    for key in ("images", "categories"):
+        if not document[key]:
             raise DataError(f"{source} lists no {key} (`{key}` is empty).")
-        _check_ids(items, key, source)
-    for image in images:
-        sides = [image.get("height"), image.get("width")]
-        if not all(is_integer(side) and side > 0 for side in sides) or sides[0] * sides[1] >= 2**32:
-            raise DataError(
-                f"{source}: image {image['id']} must have a positive integer `height` and `width`, but has {sides}."
-            )
-    return images, categories, entries
+    images = _with_ids(document["images"], "images", ("file_name", "height", "width"), faults)
+    categories = _with_ids(document["categories"], "categories", ("name",), faults)
+    return [_with_sides(image, faults) for image in images], categories, entries
 
 
-def _check_ids(items: Iterable[Any], key: str, source: str) -> None:
-    """Raise a DataError unless every item is an object with an integer `id` of its own."""
-    seen: set[int] = set()
-    for idx, item in enumerate(items):
-        item_id: Any = item.get("id") if isinstance(item, dict) else None
-        if not is_integer(item_id):
-            raise DataError(f"{source}: entry {idx} of `{key}` has id {item_id!r:.80}, but ids must be integers.")
-        if item_id in seen:
-            raise DataError(f"{source}: id {item_id} stands for two entries of `{key}`. Give each an id of its own.")
-        seen.add(item_id)
+def _with_ids(items: Iterable[Any], key: str, same: Sequence[str], faults: Faults) -> list[dict[str, Any]]:
+    """The items that have an integer `id` of their own; the others are refused, but for an entry given twice."""
+    found: dict[int, dict[str, Any]] = {}
+    for place, item in enumerate(items):
+        item_id = item.get("id") if isinstance(item, dict) else None
+        identifier = as_integer(item_id)
+        if identifier is None:
+            name = f"{key}[{place}] (id {item_id!r:.60})"
+            what = f"an `id` that {why_no_id(item_id)}; ids must be integers"
+            faults.refuse("entry", what, name, is_mendable=isinstance(item_id, str))
+        elif identifier not in found:
+            found[identifier] = {**item, "id": identifier}
+        elif any(item.get(name) != found[identifier].get(name) for name in same):
+            faults.refuse("entry", "an id that stands for two entries", f"{key}[{place}] (id {identifier})")
+    return list(found.values())
 
 
-def _checked_annotation(entry: Any, source: str, category_ids: set[int]) -> dict[str, Any]:
-    """A copy of one annotation whose ids can be relied on."""
-    for key in ("id", "image_id", "category_id"):
-        if not isinstance(entry, dict) or not is_integer(entry.get(key)):
-            raise DataError(f"{source}: every annotation must have an integer `{key}`, but one is {entry!r:.120}.")
-    if entry["category_id"] not in category_ids:
-        raise DataError(
-            f"{source}: annotation {entry['id']} has category_id {entry['category_id']}, which is not in `categories`."
-        )
-    return dict(entry)
+def _with_sides(image: dict[str, Any], faults: Faults) -> dict[str, Any]:
+    """An image with a positive integer `height` and `width`; one without is refused."""
+    height, width = as_integer(image.get("height")), as_integer(image.get("width"))
+    if height is None or width is None or height < 1 or width < 1 or height * width >= 2**32:
+        faults.refuse("image", "no positive integer `height` and `width`", str(image["id"]), is_mendable=True)
+        return {**image, "height": 0, "width": 0}
+    return {**image, "height": height, "width": width}
 
 
-def _annotation_rle(annotation: dict[str, Any], size: tuple[int, int], log: _Log) -> dict[str, Any] | None:
+def _with_known_ids(
+    entry: dict[str, Any], name: str, sizes: Container[int], category_ids: Container[int], faults: Faults
+) -> dict[str, Any]:
+    """A copy of one annotation with ids as integers. What it names wrongly is refused, an unknown image warned of."""
+    annotation = {**entry, "id": as_integer(entry.get("id"))}
+    for key in ("image_id", "category_id"):
+        value = entry.get(key)
+        annotation[key] = identifier = as_integer(value)
+        if identifier is None:
+            subject = name if value is None else f"{name} ({key} {value!r:.60})"
+            what = f"no integer `{key}`: it {why_no_id(value)}"
+            faults.refuse("annotation", what, subject, is_mendable=isinstance(value, str))
+    if annotation["category_id"] is not None and annotation["category_id"] not in category_ids:
+        faults.refuse("annotation", f"category_id {annotation['category_id']}, which is not in `categories`", name)
+    if annotation["image_id"] is not None and annotation["image_id"] not in sizes:
+        faults.warn("of an image that the file does not list; not scored", name)
+    return annotation
+
+
+def _annotation_rle(
+    annotation: dict[str, Any], size: tuple[int, int] | None, name: str, is_relative: bool, faults: Faults
+) -> dict[str, Any] | None:
     """The mask of an annotation as pycocotools reads it, or None if it has none that could be read."""
-    segmentation, annotation_id = annotation.get("segmentation"), annotation["id"]
-    if not segmentation:
-        log.add("without segmentation; left out of the mask pass", annotation_id)
+    straight = straighten(annotation.get("segmentation"))
+    is_scaled = is_relative and isinstance(straight.value, list) and bool(straight.value)
+    for form in (*straight.forms, *(["relative-coordinates"] if is_scaled else [])):
+        faults.refuse("annotation", f"a wrong form: {SENTENCES[form]}", name, is_mendable=True)
+    segmentation = straight.value
+    if size is None or is_scaled or straight.forms or 0 in size:
         return None
+    if not segmentation:
+        faults.warn("without segmentation; left out of the mask pass", name)
+        return None
+    if isinstance(segmentation, list) and [] in segmentation and any(segmentation):
+        faults.warn("with an empty polygon; the other polygons are scored", name)
+        segmentation = [polygon for polygon in segmentation if polygon != []]
     try:
         if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
-            return _misfit(segmentation, size, annotation_id, log)
+            return _misfit(segmentation, size, name, faults)
         rle = to_rle(segmentation, *size)
     except ValueError as error:
-        log.add(f"{error}; left out of the mask pass", annotation_id)
+        faults.warn(f"{error}; left out of the mask pass", name)
         return None
     if isinstance(segmentation, list) and any(len(polygon) < 6 for polygon in segmentation):
-        log.add("with a polygon of fewer than three points, scored as pycocotools reads it", annotation_id)
+        faults.warn("with a polygon of fewer than three points, scored as pycocotools reads it", name)
     return rle
 
 
-def _misfit(rle: dict[str, Any], size: tuple[int, int], annotation_id: int, log: _Log) -> dict[str, Any]:
+def _misfit(rle: dict[str, Any], size: tuple[int, int], name: str, faults: Faults) -> dict[str, Any]:
     """An RLE of another size than its image: pycocotools lets it match nothing, so it counts as missed."""
     sides = rle.get("size")
     if not isinstance(sides, list) or len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
         raise ValueError("with an RLE that has no `size` [height, width]")
     check_counts(rle.get("counts"), sides[0] * sides[1])
     shapes = f"{sides[0]}x{sides[1]} for an image of {size[0]}x{size[1]} (height x width)"
-    log.add(f"with an RLE of size {shapes}; it can only be missed", annotation_id)
+    turned = " (are height and width exchanged?)" if list(size) == sides[::-1] else ""
+    faults.warn(f"with an RLE of size {shapes}; it can only be missed{turned}", name)
     return to_rle(rle, *sides)
 
 
-def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, log: _Log) -> bool:
+def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, name: str, faults: Faults) -> bool:
     """Add `area`, `bbox` and `iscrowd` where they are missing. False if there is nothing to take them from."""
-    bbox, area, is_crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd")
-    has_box = is_box(bbox)
-    if is_crowd not in (0, 1, None):
-        log.add("with an `iscrowd` that is neither 0 nor 1; not scored", annotation["id"])
+    bbox, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd")
+    has_box, is_crowd = is_box(bbox), as_flag(crowd)
+    if is_crowd is None:
+        if crowd in ("0", "1"):
+            faults.refuse("annotation", "an `iscrowd` that is text", name, is_mendable=True)
+        else:
+            faults.warn("with an `iscrowd` that is neither 0 nor 1; not scored", name)
         return False
     if not has_box and rle is None:
-        log.add("with neither a box nor a mask; not scored", annotation["id"])
+        faults.warn("with neither a box nor a mask; not scored", name)
         return False
     if not has_box:
         if bbox:
-            log.add("with a `bbox` that is not a box; it is taken from the mask", annotation["id"])
+            faults.warn("with a `bbox` that is not a box; it is taken from the mask", name)
         annotation["bbox"] = mask_utils.toBbox(rle).tolist()
     if not is_number(area):
         if area is not None:
-            log.add("with an `area` that is not a number; it is taken from the mask, or else the box", annotation["id"])
+            faults.warn("with an `area` that is not a number; it is taken from the mask, or else the box", name)
         box = annotation["bbox"]
         annotation["area"] = box[2] * box[3] if rle is None else float(mask_utils.area(rle))
-    annotation["iscrowd"] = int(bool(is_crowd))
+    annotation["iscrowd"] = int(is_crowd)
     return True
 
 
@@ -205,20 +226,24 @@ def _shared_names(categories: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _renumber(annotations: Sequence[dict[str, Any]]) -> list[str]:
-    """Give annotations with id 0, or with the id of an earlier one, ids of their own, in place; says so.
+def _renumber(annotations: Sequence[dict[str, Any]], source: str) -> list[str]:
+    """Give annotations without an id, with id 0, or with the id of an earlier one, ids of their own, in place.
 
-    pycocotools marks "not matched" with 0, and of two annotations with one id it scores the last one twice.
+    pycocotools marks "not matched" with 0, and of two annotations with one id it scores the last one twice. Returns
+    what is to be told of it.
     """
-    highest = max((annotation["id"] for annotation in annotations), default=0)
+    highest = max((annotation["id"] for annotation in annotations if annotation["id"] is not None), default=0)
     seen: set[int] = set()
-    log = _Log({})
-    for annotation in annotations:
+    faults = Faults(source)
+    for place, annotation in enumerate(annotations):
         annotation_id = annotation["id"]
-        if annotation_id == 0 or annotation_id in seen:
+        if annotation_id is None:
+            faults.warn("without an integer `id`; given new ones", f"[{place}]")
+        elif annotation_id == 0 or annotation_id in seen:
+            what = "with id 0" if annotation_id == 0 else "with an id that is used twice"
+            faults.warn(f"{what}, which pycocotools cannot score; renumbered", str(annotation_id))
+        if not annotation_id or annotation_id in seen:
             highest = max(highest, 0) + 1
             annotation["id"] = highest
-            what = "with id 0" if annotation_id == 0 else "with an id that is used twice"
-            log.add(f"{what}, which pycocotools cannot score; renumbered", annotation_id)
         seen.add(annotation["id"])
-    return log.sentences()
+    return faults.warnings()

@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 from vispeft.evaluation.accumulate import METRIC_NAMES, accumulate, coco_stats
 from vispeft.evaluation.annotations import GroundTruth, read_ground_truth
 from vispeft.evaluation.matching import Detections, Matches, Shapes, Truths, match_detections
-from vispeft.evaluation.results import check_references, check_result_list, read_results, result_masks
+from vispeft.evaluation.results import check_references, checked_results, read_results, result_masks
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def evaluate_coco(
     if not scored.results:
         warnings.append("The results are an empty list: nothing was detected, so that no figure is above 0.")
     if all(entry["iscrowd"] for entry in scored.truth.annotations):
-        warnings.append("The annotations hold no object to be found, so that all figures are undefined (-1).")
+        warnings.append(_nothing_to_find(scored.truth))
     if scored.masks is None:
         warnings.append("The results are boxes only, so that the mask figures are undefined (-1).")
         segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
@@ -128,6 +128,11 @@ def evaluate_coco(
     bbox = coco_stats(accumulate(scored.match("bbox"), num_categories))
     per_category = dict(zip(scored.names, category_values, strict=True))
     return CocoMetrics(segm, bbox, per_category, tuple(warnings))
+
+
+def _nothing_to_find(truth: GroundTruth) -> str:
+    crowds = " Every annotation has `iscrowd` 1; set it to 0 where a mask is one object." if truth.annotations else ""
+    return f"The annotations hold no object to be found, so that all figures are undefined (-1).{crowds}"
 
 
 def read_scored(
@@ -140,7 +145,7 @@ def read_scored(
         truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
     source = "the results" if isinstance(results, list) else str(results)
     if isinstance(results, list):
-        check_result_list(results, source)
+        results = checked_results(results, source)
     else:
         results = read_results(Path(results))
     sizes, names = truth.image_sizes, truth.category_names

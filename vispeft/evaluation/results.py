@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from vispeft.coco.forms import SENTENCES, straighten
+from vispeft.coco.values import as_integer
 from vispeft.errors import DataError
 from vispeft.evaluation.files import read_json, write_json
-from vispeft.evaluation.rle import is_integer, is_number, to_rle
+from vispeft.evaluation.rle import is_number, to_rle
 from vispeft.evaluation.rle_batch import measure_rles
 
 if TYPE_CHECKING:  # scoring files needs no torch
@@ -48,24 +50,44 @@ def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
 
 def read_results(path: Path) -> list[dict[str, Any]]:
     """COCO results of a JSON file, each checked as far as that goes without the annotations they belong to."""
-    results = read_json(path)
-    check_result_list(results, str(path))
-    return list(results)
+    return checked_results(read_json(path), str(path))
 
 
-def check_result_list(results: Any, source: str) -> None:
-    """Raise a DataError unless `results` is a list of COCO results (boxes, masks or both). source: for the message."""
+def checked_results(results: Any, source: str) -> list[dict[str, Any]]:
+    """A list of COCO results (boxes, masks or both) with integer ids, or a DataError. source: for the message."""
     if not isinstance(results, list):
-        hint = " This looks like an annotation file." if isinstance(results, dict) and "images" in results else ""
+        hint = _where_results_are(results)
         raise DataError(f"`{source}` must hold a list of COCO results, but holds {_json_type(results)}.{hint}")
-    for idx, result in enumerate(results):
-        reason = _fault(result)
-        if reason:
-            raise DataError(f"`{source}`: result {idx} (counted from 0) {reason}.")
+    faulty = [idx for idx, result in enumerate(results) if _faults(result)]
+    if faulty:
+        others = f" ({len(faulty) - 1} more results are refused, too)" if len(faulty) > 1 else ""
+        reasons = "; it ".join(_faults(results[faulty[0]]))
+        raise DataError(f"`{source}`: result {faulty[0]} (counted from 0) {reasons}{others}.")
     for key in ("bbox", "segmentation"):
         lacking = [idx for idx, result in enumerate(results) if not result.get(key)]
         if lacking and len(lacking) < len(results):
             raise DataError(f"`{source}`: result {lacking[0]} (counted from 0) has no `{key}`, though others have one.")
+    return [_with_integer_ids(result) for result in results]
+
+
+def _where_results_are(document: Any) -> str:
+    """A hint where an object holds the list of results, or is an annotation file."""
+    if not isinstance(document, dict):
+        return ""
+    lists = {key: value for key, value in document.items() if isinstance(value, list)}
+    wrapped = [key for key, value in lists.items() if value and isinstance(value[0], dict) and "score" in value[0]]
+    if not wrapped and "images" in lists:
+        return " This looks like an annotation file."
+    keys = wrapped or list(lists)
+    return f" The list stands under `{keys[0]}`: write it alone, without an object around it." if len(keys) == 1 else ""
+
+
+def _with_integer_ids(result: dict[str, Any]) -> dict[str, Any]:
+    """The result itself, or a copy in which ids such as 7.0 are integers."""
+    ids = {key: result[key] for key in ("image_id", "category_id")}
+    if all(type(value) is int for value in ids.values()):
+        return result
+    return result | {key: as_integer(value) for key, value in ids.items()}
 
 
 def check_references(
@@ -104,10 +126,14 @@ def result_masks(
     areas = np.full(len(results), -1.0)
     areas[plain] = np.where(is_sound, plain_areas, -1.0)
     for index in np.flatnonzero(areas < 0).tolist():
+        where = f"`{source}`: result {index} (counted from 0), for image id {results[index]['image_id']}"
+        straight = straighten(shapes[index])
+        if straight.forms:
+            reasons = "; ".join(SENTENCES[form] for form in straight.forms)
+            raise DataError(f"{where}, cannot be scored: {reasons}.")
         try:
-            shapes[index] = to_rle(shapes[index], *sizes[index])
+            shapes[index] = to_rle(straight.value, *sizes[index])
         except ValueError as error:
-            where = f"`{source}`: result {index} (counted from 0), for image id {results[index]['image_id']}"
             raise DataError(f"{where}, cannot be scored: it comes {error}.") from error
         areas[index] = mask_utils.area(shapes[index])
     return shapes, areas
@@ -120,21 +146,24 @@ def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
     return isinstance(shape.get("counts"), str) and all(type(side) is int for side in shape["size"])
 
 
-def _fault(result: Any) -> str:
-    """What is wrong with one result, to follow "result 3"; empty if nothing is."""
+def _faults(result: Any) -> list[str]:
+    """All that is wrong with one result, each to follow "result 3"."""
     if not isinstance(result, dict):
-        return f"must be an object, but is {_json_type(result)}"
-    for key in ("image_id", "category_id"):
-        if not is_integer(result.get(key)):
-            return f"must have an integer `{key}`, but has {_shown(result, key)}"
+        return [f"must be an object, but is {_json_type(result)}"]
+    found = [
+        f"must have an integer `{key}`, but has {_shown(result, key)}"
+        for key in ("image_id", "category_id")
+        if as_integer(result.get(key)) is None
+    ]
     if not is_number(result.get("score")):
-        return f"must have a finite number as `score`, but has {_shown(result, 'score')}"
+        found.append(f"must have a finite number as `score`, but has {_shown(result, 'score')}")
     bbox = result.get("bbox")
     if not bbox and not result.get("segmentation"):
-        return "has neither `bbox` nor `segmentation`"
+        found.append("has neither `bbox` nor `segmentation`")
     if bbox and not is_box(bbox):
-        return f"must have a `bbox` of four finite numbers x, y, width, height (sides at least 0), but has {bbox!r:.80}"
-    return ""
+        sides = "four finite numbers x, y, width, height (sides at least 0)"
+        found.append(f"must have a `bbox` of {sides}, but has {bbox!r:.80}")
+    return found
 
 
 def is_box(bbox: Any) -> bool:

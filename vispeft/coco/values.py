@@ -1,4 +1,4 @@
-"""Numbers out of JSON that may hold anything: strings, null, lists, NaN, huge integers, booleans."""
+"""Numbers and flags out of JSON that may hold anything: strings, null, lists, NaN, huge integers, booleans."""
 
 from __future__ import annotations
 
@@ -35,3 +35,28 @@ def as_integer(value: Any) -> int | None:
         return None
     integer = int(value)
     return integer if -LARGEST_ID <= integer <= LARGEST_ID else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """False or true of 0, 1, false, true and null (which is false), or None of anything else."""
+    if value is None:
+        return False
+    return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def why_no_id(value: Any) -> str:
+    """The reason why a value is no id, to follow its name: "is text"."""
+    if value is None:
+        return "is missing"
+    if isinstance(value, str):
+        return "is text"
+    return "is no integer"
+
+
+def is_text(value: str) -> bool:
+    """True for text that is not blank, in characters that can be printed and written to a file."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return bool(value.strip()) and "\0" not in value
