@@ -20,6 +20,8 @@ DECODED_AT_MOST = 20_000
 
 WORTH_THREADS = 16
 
+_SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
+
 _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
 
 
@@ -64,6 +66,14 @@ def keep_inside(entries: dict[int, ImageEntry], folder: Path, findings: Findings
                 repair="`file_name` leaves the image folder; left out with its annotations.",
             )
     return kept
+
+
+def is_sidecar(path: Path) -> bool:
+    """Whether macOS (`._a.jpg`, `.DS_Store`) or Windows (`Thumbs.db`) wrote the file beside the images.
+
+    A `._a.jpg` holds the attributes of a.jpg and is never an image, whatever its ending.
+    """
+    return path.name.startswith("._") or path.name.lower() in _SIDECARS
 
 
 def _is_inside(root: Path, entry: ImageEntry) -> bool:
