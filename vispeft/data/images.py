@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from vispeft.data.metadata import exif_orientation, turned, without_metadata
-from vispeft.data.tiff import TiffLayout, decode_unchanged, read_tiff, tiff_layout
+from vispeft.data.tiff import TiffLayout, decode_unchanged, is_tiff, read_tiff, tiff_layout
 from vispeft.errors import DataError
 
 T = TypeVar("T")
@@ -74,6 +74,22 @@ def verify_picture(path: Path) -> ImageHeader:
     Safe in threads; hold `quiet` around them.
     """
     return _guarded(path, lambda: _decode(path, 1)[1])
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's content is of an image format that is read, whatever its name; it may still be damaged."""
+    # a TGA file has no mark, so that other files may be taken for one
+    formats = tuple(name for name in _formats() if name != "TGA")
+    try:
+        with quiet(), path.open("rb") as file, Image.open(file, formats=formats):
+            return True
+    except UnidentifiedImageError:
+        return is_tiff(path)
+    except OSError:
+        return False
+    # the format was known; what is broken beyond it, the reader says
+    except Exception:
+        return True
 
 
 def quiet() -> warnings.catch_warnings[None]:

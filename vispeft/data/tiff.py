@@ -61,6 +61,12 @@ class TiffLayout:
         return self.bits > 8 or self.kind != "u" or (self.is_planar and self.bands > 3)
 
 
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does."""
+    with path.open("rb") as file:
+        return file.read(4) in _MAGICS
+
+
 def tiff_layout(path: Path) -> TiffLayout | None:
     """The layout of a TIFF file, or None for another. Raises `DataError` where its bands are no grey and no RGB."""
     with path.open("rb") as file:
