@@ -76,8 +76,26 @@ def verify_picture(path: Path) -> ImageHeader:
     return _guarded(path, lambda: _decode(path, 1)[1])
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Values of an image file as stored, palette indices and deep numbers as such.
+
+    values: [h, w], or [h, w, n] for several channels, the last of 2 or 4 being alpha
+    """
+
+    values: NDArray[Any]
+    is_palette: bool
+    is_stack: bool
+
+
+def read_stored(path: Path) -> Stored:
+    """Decode an image file whose values are numbers, not colours to look at. Raises `DataError` that names the file."""
+    with quiet():
+        return _guarded(path, lambda: _stored(path))
+
+
 def is_picture(path: Path) -> bool:
-    """Whether a file's content is of an image format that is read, whatever its name; it may still be damaged."""
+    """Tell whether a file's content is of an image format that is read, whatever its name; it may still be damaged."""
     # a TGA file has no mark, so that other files may be taken for one
     formats = tuple(name for name in _formats() if name != "TGA")
     try:
@@ -118,6 +136,27 @@ def _decode(path: Path, long_side: int | None) -> tuple[Picture, ImageHeader]:
         values = read_tiff(path, layout)
         return Picture(_as_rgb(_to_8_bit(values, is_inverted=layout.is_inverted))), _tiff_header(layout)
     return _with_image(path, lambda image, orientation: _decode_image(path, image, orientation, long_side))
+
+
+def _stored(path: Path) -> Stored:
+    if (layout := _tiff_layout(path)) is not None and layout.is_deep:
+        return Stored(read_tiff(path, layout), False, layout.is_stack)
+    return _with_image(path, lambda image, orientation: _stored_values(path, image, orientation))
+
+
+def _stored_values(path: Path, image: Image.Image, orientation: int) -> Stored:
+    is_stack = _header(image, orientation).is_stack
+    raw_mode, is_deep_png = str(image.tile[0][3]) if image.tile else "", _is_deep_png(image)
+    image.load()
+    is_palette = image.mode in ("P", "PA")
+    if is_deep_png:
+        values: NDArray[Any] = _read_deep_png(path)
+    else:
+        values = np.asarray(image if image.mode not in ("CMYK", "YCbCr", "LAB") else image.convert("RGB"))
+    # Pillow spreads 2 and 4 bits over 0..255
+    for name, spread in (("L;2", 85), ("L;4", 17)):
+        values = values // spread if name in raw_mode else values
+    return Stored(turned(values, orientation), is_palette, is_stack)
 
 
 def _decode_image(
@@ -221,7 +260,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _is_deep_png(image: Image.Image) -> bool:
-    """Whether a PNG has 16 bits of each colour, of which Pillow would keep the upper 8."""
+    """Tell whether a PNG has 16 bits of each colour, of which Pillow would keep the upper 8."""
     if image.format != "PNG" or not image.tile or image.mode.startswith("I"):
         return False
     return ";16" in str(image.tile[0][3])

@@ -65,7 +65,7 @@ def walk_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
 
 
 def has_picture_ending(path: Path) -> bool:
-    """Whether a file is named as an image, in any letter case."""
+    """Tell whether a file is named as an image, in any letter case."""
     return path.suffix.lower() in _endings()
 
 

@@ -50,19 +50,19 @@ class TiffLayout:
 
     @property
     def is_inverted(self) -> bool:
-        """Whether 0 is white."""
+        """Tell whether 0 is white."""
         return self.photometric == _WHITE_IS_ZERO
 
     @property
     def is_deep(self) -> bool:
-        """Whether `read_tiff` is needed; what Pillow reads right is left to it."""
+        """Tell whether `read_tiff` is needed; what Pillow reads right is left to it."""
         if self.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or self.bits not in (8, 16, 32, 64):
             return False
         return self.bits > 8 or self.kind != "u" or (self.is_planar and self.bands > 3)
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does."""
+    """Tell whether a file begins as a TIFF does."""
     with path.open("rb") as file:
         return file.read(4) in _MAGICS
 
