@@ -8,12 +8,12 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from vispeft.data.images import ImageHeader, read_stored
 from vispeft.errors import DataError
 
 _UNLABELLED = 255
+_HIGHEST = 65535
 _FEWEST_SOFT = 3
 _SOFT_SHARE = 0.5
 _TOUCHING_SHARE = 0.75
@@ -60,21 +60,36 @@ def _refuse_size(path: Path, width: int, height: int, header: ImageHeader) -> No
 
 def refuse_soft_edges(path: Path, values: NDArray[np.int64]) -> None:
     """Raise `DataError` where most values are scattered pixels between others: soft edges, or what JPEG leaves."""
-    low, high = ndimage.minimum_filter(values, 3), ndimage.maximum_filter(values, 3)
-    present = np.unique(values[values > 0])
-    thin = np.setdiff1d(present, np.unique(values[low == high]), assume_unique=True)
-    if len(thin) < _FEWEST_SOFT or len(thin) < _SOFT_SHARE * len(present):
+    present, ids = np.unique(values, return_inverse=True)
+    # of more than 65535 values, the highest count as one
+    ranks = ids.reshape(values.shape).clip(0, _HIGHEST - 1).astype(np.uint16) + np.uint16(present[0] > 0)
+    square = np.ones((3, 3), np.uint8)
+    low, high = cv2.erode(ranks, square), cv2.dilate(ranks, square)
+    has_core = np.bincount(ranks[low == high], minlength=_HIGHEST + 1) > 0
+    is_thin = (ranks > 0) & ~has_core[ranks]
+    num_values, num_thin = int(np.count_nonzero(present)), len(np.unique(ranks[is_thin]))
+    if num_thin < _FEWEST_SOFT or num_thin < _SOFT_SHARE * num_values:
         return
-    is_thin = np.isin(values, thin)
-    lowest_object = ndimage.minimum_filter(np.where(values > 0, values, np.iinfo(np.int64).max), 3)
-    is_touching = is_thin & ((high != values) | (lowest_object != values))
-    if is_touching.sum() < _TOUCHING_SHARE * is_thin.sum():
+    lowest_object = cv2.erode(np.where(ranks > 0, ranks, _HIGHEST).astype(np.uint16), square)
+    is_touching = (high != ranks) | (lowest_object != ranks) | _is_scattered(ranks)
+    if (is_thin & is_touching).sum() < _TOUCHING_SHARE * is_thin.sum():
         return
     raise DataError(
-        f"{path} holds {len(present)} values, {len(thin)} of them in few scattered pixels beside others: a picture "
-        "with soft edges (drawn smooth, resized or saved as JPEG), not a label image, of which every value is one "
-        "instance. Threshold a black-and-white one at half its range, number its objects if there are several, and save as PNG."
+        f"{path} holds {num_values} values, {num_thin} of them in few scattered pixels beside others: a picture with "
+        "soft edges (drawn smooth, resized or saved as JPEG), not a label image, of which every value is one instance. "
+        "Threshold a black-and-white one at half its range, number its objects if there are several; save it as PNG."
     )
+
+
+def _is_scattered(ranks: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    """Pixels whose value lies in many runs of few pixels. ranks: [h, w]"""
+    padded = np.pad(ranks, 1, constant_values=_HIGHEST)
+    above = (padded[:-2, :-2], padded[:-2, 1:-1], padded[:-2, 2:], padded[1:-1, :-2])
+    is_start = np.logical_and.reduce([neighbour != ranks for neighbour in above])
+    num_starts = np.bincount(ranks[is_start], minlength=_HIGHEST + 1)
+    num_pixels = np.bincount(ranks.reshape(-1), minlength=_HIGHEST + 1)
+    scattered: NDArray[np.bool_] = ((num_starts >= _FEWEST_SOFT) & (num_pixels < _FEWEST_SOFT * num_starts))[ranks]
+    return scattered
 
 
 def separate_parts(mask: NDArray[np.bool_]) -> int:

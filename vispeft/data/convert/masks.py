@@ -21,13 +21,15 @@ _SEVERAL_PARTS = (
     "one value with several separate parts, of which one instance was made; if this is a semantic mask, whose values "
     "are classes, number its objects (`scipy.ndimage.label`) or save one mask per object."
 )
+_EMPTY = "nothing but background; no instance."
 _BACKGROUND = "a value on all corners and most of the image, of which an instance was made; a background must be 0."
 
 
 @dataclass(frozen=True)
 class _Found:
-    """The mask files of one image. is_single: one file holds all instances, else each holds one."""
+    """The mask files of one image. is_single: one file holds all instances, else each in `folder` holds one."""
 
+    folder: Path
     paths: tuple[Path, ...]
     is_single: bool
 
@@ -39,7 +41,9 @@ class _MaskFolder:
         self._single: dict[str, list[Path]] = {}
         self._grouped: dict[str, list[Path]] = {}
         self.folder = folder
-        for path in find_pictures(folder, skip=skip).pictures:
+        scan = find_pictures(folder, skip=skip)
+        self.passed_over = scan.passed_over
+        for path in scan.pictures:
             self._single.setdefault(key_of(path, folder), []).append(path)
             self._grouped.setdefault(composed(path.parent.relative_to(folder).as_posix()), []).append(path)
         self._used: set[Path] = set()
@@ -51,7 +55,7 @@ class _MaskFolder:
             raise DataError(f"{some([str(path) for path in single])} are masks of one image; keep one.")
         paths = single or self._grouped.get(key, [])
         self._used.update(paths)
-        return _Found(tuple(paths), bool(single)) if paths or (self.folder / key).is_dir() else None
+        return _Found(self.folder / key, tuple(paths), bool(single)) if paths or (self.folder / key).is_dir() else None
 
     def unused(self) -> list[Path]:
         """The files that belong to no image so far."""
@@ -88,7 +92,7 @@ def convert_masks(
                 builder, files, header, None if kinds is None else _class_values(kinds, path, images, header)
             )
     if scan.pictures and len(bare) == len(scan.pictures):
-        raise DataError(_nothing_found(images, masks, bare, found.unused()))
+        raise DataError(_nothing_found(images, masks, bare, found.unused() or found.passed_over))
     _tell_unmatched(builder.findings, images, masks, bare, found.unused())
     return builder.write(out, images)
 
@@ -103,12 +107,14 @@ def _add_instances(builder: Builder, files: _Found, header: ImageHeader, kinds: 
 
 def _instances(files: _Found, header: ImageHeader, findings: Findings) -> Iterator[tuple[NDArray[np.bool_], str]]:
     """Yield the masks of an image and their places; note what is suspicious."""
+    if not files.paths:
+        findings.warn("empty-mask", _EMPTY, str(files.folder))
     for path in files.paths:
         values = read_values(path, header)
         refuse_soft_edges(path, values)
         present = np.unique(values[values > 0])
         if len(present) == 0:
-            findings.warn("empty-mask", "hold nothing but background.", str(path))
+            findings.warn("empty-mask", _EMPTY, str(path))
         if len(present) > 1 and not files.is_single:
             raise DataError(
                 f"{path} holds {len(present)} values, but a file in a folder of masks must be one instance; for a file "
@@ -137,7 +143,7 @@ def _most_frequent(values: NDArray[np.int64]) -> np.int64:
 
 def _nothing_found(images: Path, masks: Path, bare: Sequence[Path], unused: Sequence[Path]) -> str:
     place = masks / key_of(bare[0], images)
-    held = some([path.relative_to(masks).as_posix() for path in unused]) if unused else "no image file"
+    held = some([path.relative_to(masks).as_posix() for path in unused]) if unused else "no file"
     return (
         f"{masks}: for none of the {len(bare)} images a mask was found (looked for {place}.png, {place}.tif "
         f"and the like, and {place}/*.png). It holds {held}; give each mask the name of its image."
@@ -167,5 +173,6 @@ def _tell_unmatched(
 
 def _is_named_after(mask: Path, image: Path) -> bool:
     """Tell whether an image's name is part of a mask's, as in `1_mask.png`, but not `11.png`, for `1.jpg`."""
-    stem = re.escape(composed(image.stem).casefold())
-    return re.search(rf"(?<![^\W_]){stem}(?![^\W_])", composed(mask.stem).casefold()) is not None
+    stem = composed(image.stem).casefold()
+    before, after = (r"\d" if edge.isdigit() else r"[^\W\d_]" for edge in (stem[:1], stem[-1:]))
+    return re.search(f"(?<!{before}){re.escape(stem)}(?!{after})", composed(mask.stem).casefold()) is not None
