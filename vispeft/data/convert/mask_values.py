@@ -60,14 +60,13 @@ def _refuse_size(path: Path, width: int, height: int, header: ImageHeader) -> No
 
 def refuse_soft_edges(path: Path, values: NDArray[np.int64]) -> None:
     """Raise `DataError` where most values are scattered pixels between others: soft edges, or what JPEG leaves."""
-    present, ids = np.unique(values, return_inverse=True)
-    # of more than 65535 values, the highest count as one
-    ranks = ids.reshape(values.shape).clip(0, _HIGHEST - 1).astype(np.uint16) + np.uint16(present[0] > 0)
+    ranks = _ranks(values)
     square = np.ones((3, 3), np.uint8)
     low, high = cv2.erode(ranks, square), cv2.dilate(ranks, square)
     has_core = np.bincount(ranks[low == high], minlength=_HIGHEST + 1) > 0
     is_thin = (ranks > 0) & ~has_core[ranks]
-    num_values, num_thin = int(np.count_nonzero(present)), len(np.unique(ranks[is_thin]))
+    num_values = int(np.count_nonzero(np.bincount(ranks.reshape(-1))[1:]))
+    num_thin = int(np.count_nonzero(np.bincount(ranks[is_thin])))
     if num_thin < _FEWEST_SOFT or num_thin < _SOFT_SHARE * num_values:
         return
     lowest_object = cv2.erode(np.where(ranks > 0, ranks, _HIGHEST).astype(np.uint16), square)
@@ -79,6 +78,14 @@ def refuse_soft_edges(path: Path, values: NDArray[np.int64]) -> None:
         "soft edges (drawn smooth, resized or saved as JPEG), not a label image, of which every value is one instance. "
         "Threshold a black-and-white one at half its range, number its objects if there are several; save it as PNG."
     )
+
+
+def _ranks(values: NDArray[np.int64]) -> NDArray[np.uint16]:
+    """The values in 16 bits, 0 staying 0; large ones by their order, and the highest beyond 65534 as one."""
+    if values.max() < _HIGHEST:
+        return values.astype(np.uint16)
+    present, order = np.unique(values, return_inverse=True)
+    return (order.reshape(values.shape) + int(present[0] > 0)).clip(0, _HIGHEST - 1).astype(np.uint16)
 
 
 def _is_scattered(ranks: NDArray[np.uint16]) -> NDArray[np.bool_]:

@@ -83,10 +83,8 @@ def _nothing_found(images: Path, labels: Path, bare: Sequence[Path], label_files
     for place, files in places:
         named = [path for key, path in files.items() if Path(key).name in wanted]
         if named:
-            return (
-                f"{message} {place} holds {some([_relative(path, place) for path in named])}: give --labels and "
-                f"--images so that names below them agree, such as --labels {named[0].parent}."
-            )
+            remedy = f"--labels {named[0].parent}" if named[0].parent != labels else f"--images {bare[0].parent}"
+            return f"{message} {place} holds {some([_relative(path, place) for path in named])}: give {remedy}."
     found = [_relative(path, labels) for path in label_files.values()]
     return f"{message} It holds {some(found) if found else 'no .txt file'}."
 
