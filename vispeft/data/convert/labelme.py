@@ -84,6 +84,8 @@ def _documents(folder: Path, out: Path, findings: Findings) -> dict[Path, dict[s
     """The LabelMe files of a folder; other JSON is told, `out` from an earlier time not."""
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder.")
+    if out.is_file() and _is_labelme(out):
+        raise DataError(f"{out} is a LabelMe file, which the COCO file would replace; name another one.")
     documents = {}
     for path in sorted(walk_files(folder)):
         if path.suffix.lower() != ".json" or is_sidecar(path) or path.resolve() == out.resolve():
@@ -98,6 +100,13 @@ def _documents(folder: Path, out: Path, findings: Findings) -> dict[Path, dict[s
         told = "".join(f" {problem.message}" for problem in findings.problems())
         raise DataError(f"{folder} holds no LabelMe file.{told}")
     return documents
+
+
+def _is_labelme(path: Path) -> bool:
+    try:
+        return _read_document(path) is not None
+    except DataError:
+        return False
 
 
 def _read_document(path: Path) -> dict[str, Any] | None:
