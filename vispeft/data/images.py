@@ -53,6 +53,14 @@ class Picture:
     reduction: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """Orientation, 1 to 8 as in EXIF, and Pillow's name for the form of the pixels in the file."""
+
+    orientation: int
+    raw_mode: str
+
+
 def read_header(path: Path) -> ImageHeader:
     """The size of an image file without decoding it. Raises `DataError` for a file that is none or is too large."""
     return _guarded(path, lambda: _header_of(path))
@@ -128,49 +136,47 @@ def _guarded(path: Path, read: Callable[[], T]) -> T:
 def _header_of(path: Path) -> ImageHeader:
     if (layout := _tiff_layout(path)) is not None and layout.is_deep:
         return _tiff_header(layout)
-    return _with_image(path, lambda image, orientation: _header(image, orientation))
+    return _with_image(path, _header)
 
 
 def _decode(path: Path, long_side: int | None) -> tuple[Picture, ImageHeader]:
     if (layout := _tiff_layout(path)) is not None and layout.is_deep:
         values = read_tiff(path, layout)
         return Picture(_as_rgb(_to_8_bit(values, is_inverted=layout.is_inverted))), _tiff_header(layout)
-    return _with_image(path, lambda image, orientation: _decode_image(path, image, orientation, long_side))
+    return _with_image(path, lambda image, traits: _decode_image(path, image, traits, long_side))
 
 
 def _stored(path: Path) -> Stored:
     if (layout := _tiff_layout(path)) is not None and layout.is_deep:
         return Stored(read_tiff(path, layout), False, layout.is_stack)
-    return _with_image(path, lambda image, orientation: _stored_values(path, image, orientation))
+    return _with_image(path, lambda image, traits: _stored_values(path, image, traits))
 
 
-def _stored_values(path: Path, image: Image.Image, orientation: int) -> Stored:
-    is_stack = _header(image, orientation).is_stack
-    raw_mode, is_deep_png = str(image.tile[0][3]) if image.tile else "", _is_deep_png(image)
+def _stored_values(path: Path, image: Image.Image, traits: _Traits) -> Stored:
+    is_stack = _header(image, traits).is_stack
     image.load()
     is_palette = image.mode in ("P", "PA")
-    if is_deep_png:
+    if _is_deep_png(image, traits):
         values: NDArray[Any] = _read_deep_png(path)
     else:
         values = np.asarray(image if image.mode not in ("CMYK", "YCbCr", "LAB") else image.convert("RGB"))
     # Pillow spreads 2 and 4 bits over 0..255
     for name, spread in (("L;2", 85), ("L;4", 17)):
-        values = values // spread if name in raw_mode else values
-    return Stored(turned(values, orientation), is_palette, is_stack)
+        values = values // spread if name in traits.raw_mode else values
+    return Stored(turned(values, traits.orientation), is_palette, is_stack)
 
 
 def _decode_image(
-    path: Path, image: Image.Image, orientation: int, long_side: int | None
+    path: Path, image: Image.Image, traits: _Traits, long_side: int | None
 ) -> tuple[Picture, ImageHeader]:
-    header = _header(image, orientation)
+    header = _header(image, traits)
     longest = max(header.height, header.width)
     if long_side is not None and image.format in ("JPEG", "MPO"):
         reduction = max(r for r in (1, 2, 4, 8) if r == 1 or longest // r >= long_side)
         image.draft("RGB", (max(image.width // reduction, 1), max(image.height // reduction, 1)))
-    is_deep_png = _is_deep_png(image)
     image.load()
-    pixels = _as_rgb(_to_8_bit(_read_deep_png(path))) if is_deep_png else _to_rgb(image)
-    pixels = np.ascontiguousarray(turned(pixels, orientation))
+    pixels = _as_rgb(_to_8_bit(_read_deep_png(path))) if _is_deep_png(image, traits) else _to_rgb(image)
+    pixels = np.ascontiguousarray(turned(pixels, traits.orientation))
     return Picture(pixels, max(round(longest / max(pixels.shape[:2])), 1)), header
 
 
@@ -190,13 +196,14 @@ def _tiff_layout(path: Path) -> TiffLayout | None:
     return layout
 
 
-def _with_image(path: Path, use: Callable[[Image.Image, int], T]) -> T:
-    """What `use` makes of the opened image and its orientation. Broken metadata costs no image."""
+def _with_image(path: Path, use: Callable[[Image.Image, _Traits], T]) -> T:
+    """The result of `use` on the opened image and its traits. Broken metadata costs no image."""
     try:
         # of a path, Pillow would map a TIFF into memory and lay its rows out by the turned width
         with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
             _check_size(path, image.width, image.height)
-            return use(image, _orientation_of(image))
+            raw_mode = _raw_mode(image)
+            return use(image, _Traits(_orientation_of(image), raw_mode))
     except (DataError, FileNotFoundError, Image.DecompressionBombError):
         raise
     # broken metadata ends in nearly every exception there is
@@ -206,7 +213,7 @@ def _with_image(path: Path, use: Callable[[Image.Image, int], T]) -> T:
             raise
         with Image.open(BytesIO(bare[0]), formats=_formats()) as image:
             _check_size(path, image.width, image.height)
-            return use(image, bare[1])
+            return use(image, _Traits(bare[1], _raw_mode(image)))
 
 
 def _orientation_of(image: Image.Image) -> int:
@@ -232,8 +239,8 @@ def _check_size(path: Path, width: int, height: int) -> None:
         )
 
 
-def _header(image: Image.Image, orientation: int) -> ImageHeader:
-    is_turned = orientation in _TURNED
+def _header(image: Image.Image, traits: _Traits) -> ImageHeader:
+    is_turned = traits.orientation in _TURNED
     width, height = (image.height, image.width) if is_turned else (image.width, image.height)
     # an MPO's others are previews and second views of the same scene
     is_stack = image.format != "MPO" and bool(getattr(image, "is_animated", False))
@@ -259,11 +266,14 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be decoded ({reason}); it is damaged, cut off or of an unusual kind.")
 
 
-def _is_deep_png(image: Image.Image) -> bool:
+def _raw_mode(image: Image.Image) -> str:
+    """The form of the pixels in the file. It is lost once they are decoded, which asking a PNG for its EXIF does."""
+    return str(image.tile[0][3]) if image.tile else ""
+
+
+def _is_deep_png(image: Image.Image, traits: _Traits) -> bool:
     """Tell whether a PNG has 16 bits of each colour, of which Pillow would keep the upper 8."""
-    if image.format != "PNG" or not image.tile or image.mode.startswith("I"):
-        return False
-    return ";16" in str(image.tile[0][3])
+    return image.format == "PNG" and ";16" in traits.raw_mode and not image.mode.startswith("I")
 
 
 def _read_deep_png(path: Path) -> NDArray[Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from vispeft.data.check import write_json
-from vispeft.data.images import ImageHeader, read_header
+from vispeft.data.images import ImageHeader, quiet, read_header
 from vispeft.data.problems import CheckReport, Findings, Problem, show
 from vispeft.data.scan import has_picture_ending
 from vispeft.errors import DataError
@@ -32,7 +32,8 @@ class Builder:
     def add_image(self, path: Path, root: Path) -> ImageHeader | None:
         """Add an image file by its path relative to `root`. One that cannot be read is told, and None returned."""
         try:
-            header = read_header(path)
+            with quiet():
+                header = read_header(path)
         except DataError as error:
             self.findings.warn("unreadable-image", "left out with its annotations.", str(error).removesuffix("."))
             return None
