@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vispeft.data.metadata import exif_orientation, turned, without_metadata
 from vispeft.data.tiff import TiffLayout, decode_unchanged, is_tiff, read_tiff, tiff_layout
@@ -268,7 +268,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 def _raw_mode(image: Image.Image) -> str:
     """The form of the pixels in the file. It is lost once they are decoded, which asking a PNG for its EXIF does."""
-    return str(image.tile[0][3]) if image.tile else ""
+    return str(image.tile[0][3]) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
 
 
 def _is_deep_png(image: Image.Image, traits: _Traits) -> bool:

@@ -42,7 +42,8 @@ def find_pictures(folder: Path, *, skip: Sequence[Path] = ()) -> FolderScan:
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder.")
     skipped = {path.resolve() for path in skip if path.resolve() != folder.resolve()}
-    pictures, passed_over = [], []
+    pictures: list[Path] = []
+    passed_over: list[Path] = []
     for path in walk_files(folder, skipped):
         is_image = path.is_file() and not is_sidecar(path) and (has_picture_ending(path) or is_picture(path))
         (pictures if is_image else passed_over).append(path)

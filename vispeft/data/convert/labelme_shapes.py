@@ -99,7 +99,8 @@ def _outline(kind: str, points: NDArray[np.float64], mask: Any) -> Outline | str
         angles = np.linspace(0, 2 * np.pi, _CIRCLE_CORNERS, endpoint=False)
         # of the circle's area
         radius *= np.sqrt(2 * np.pi / _CIRCLE_CORNERS / np.sin(2 * np.pi / _CIRCLE_CORNERS))
-        return points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+        rim: NDArray[np.float64] = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
+        return rim
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points.min(0), points.max(0)
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
