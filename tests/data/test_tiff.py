@@ -51,17 +51,20 @@ def write_tiff(
     }
     if extra:
         tags[338] = ("H", list(extra))
-    start = int(offsets[-1])
-    directory, values = struct.pack(order + "H", len(tags)), b""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", int(offsets[-1]))
+    path.write_bytes(head + b"".join(strips) + directory(tags, int(offsets[-1]), order))
+    return path
+
+
+def directory(tags: dict[int, tuple[str, list[int]]], start: int, order: str) -> bytes:
+    entries, values = struct.pack(order + "H", len(tags)), b""
     for tag, (code, numbers) in sorted(tags.items()):
         packed = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
         if len(packed) > 4:
             place = start + 6 + 12 * len(tags) + len(values)
             values, packed = values + packed, struct.pack(order + "I", place)
-        directory += struct.pack(order + "HHI", tag, {"H": 3, "I": 4}[code], len(numbers)) + packed.ljust(4, b"\0")
-    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
-    path.write_bytes(head + b"".join(strips) + directory + bytes(4) + values)
-    return path
+        entries += struct.pack(order + "HHI", tag, {"H": 3, "I": 4}[code], len(numbers)) + packed.ljust(4, b"\0")
+    return entries + bytes(4) + values
 
 
 def deep(dtype: str, bands: int) -> Array:

@@ -29,7 +29,7 @@ _REMEDY = "save the three bands that are to be seen as an RGB PNG or TIFF"
 
 @dataclass(frozen=True)
 class TiffLayout:
-    """How the first picture of a TIFF file holds its pixels.
+    """Layout of the pixels of the first picture in a TIFF file.
 
     height, width: as stored, before `orientation` (1 to 8, as in EXIF)
     bands, bits, kind: channels; bits of each; `u`, `i` or `f` for unsigned, signed and floating-point
@@ -207,7 +207,7 @@ def _decode(path: Path, layout: TiffLayout, data: bytes) -> NDArray[Any]:
 
 
 def decode_unchanged(data: bytes) -> NDArray[Any] | None:
-    """What OpenCV makes of an encoded image, in its own depth and order of channels; None where it fails."""
+    """Decode an image with OpenCV, in its own depth and order of channels. Returns None where it fails."""
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
