@@ -128,3 +128,16 @@ def test_stats_show_split_shapes__write_what_they_say(shapes_set: Path, command:
     status, _, err = command("data", "shapes", "--out", tmp_path / "new", "--domain", "hatch")
     assert status == 1
     assert "hatched" in err
+
+
+def test_convert__tells_warnings_and_writes_the_file(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    first, *others = sorted(path.stem for path in (shapes_set / "images").iterdir())
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / f"{first}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("thing\n")
+    words = ("--labels", tmp_path / "labels", "--names", tmp_path / "classes.txt", "--out", tmp_path / "out.json")
+    status, _, err = command("data", "convert", "yolo", "--images", shapes_set / "images", *words)
+    assert status == 0
+    assert err.startswith(f"warning: {others[0]}")
+    assert "no label file; background." in err
+    assert len(json.loads((tmp_path / "out.json").read_text())["annotations"]) == 1

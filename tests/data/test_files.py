@@ -10,7 +10,8 @@ import pytest
 
 from vispeft.data import EvalTransform, InstanceDataset, read_coco
 from vispeft.data.check import check_dataset, write_fixed
-from vispeft.data.files import inner_path, is_sidecar, walk_files
+from vispeft.data.files import inner_path, names_in
+from vispeft.data.scan import is_sidecar
 from vispeft.errors import DataError
 
 
@@ -182,7 +183,7 @@ def test_check_dataset__tells_pointers_from_images(write: Any, folder: Path, doc
     assert "git lfs pull" in problem.message
 
 
-def test_walk_files__follows_links_and_ends(folder: Path) -> None:
+def test_names_in__follows_links_and_ends(folder: Path) -> None:
     (folder / "day1").mkdir()
     (folder / "day1" / "c.png").touch()
     (folder / "day1" / "all").symlink_to(folder)
@@ -194,7 +195,7 @@ def test_walk_files__follows_links_and_ends(folder: Path) -> None:
         (folder / name).touch()
     (folder / ".cache").mkdir()
     (folder / ".cache" / "e.png").touch()
-    assert list(walk_files(folder)) == ["a.png", "b.png", "day1/c.png", "linked/d.png"]
+    assert names_in(folder) == ["a.png", "b.png", "day1/c.png", "linked/d.png"]
 
 
 @pytest.mark.parametrize("name", ["._a.jpg", "x/._a.jpg", "Thumbs.db", ".DS_Store", "desktop.ini"])

@@ -16,7 +16,9 @@ from PIL import Image
 from vispeft.assemble.loaders import image_size
 from vispeft.assemble.saved import LoadedRun
 from vispeft.data import EvalTransform, Sample, collate
-from vispeft.data.images import Picture, read_picture
+from vispeft.data.images import FORMATS, Picture, read_picture
+from vispeft.data.problems import Findings
+from vispeft.data.scan import find_pictures
 from vispeft.errors import DataError, writing
 from vispeft.evaluation import draw_instances, to_coco_results
 from vispeft.evaluation.files import write_json
@@ -25,8 +27,6 @@ from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.progress import open_progress
 from vispeft.training.step import in_float32
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 @dataclass(frozen=True)
@@ -133,22 +133,22 @@ def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name
 
 
 def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """The image files that paths name: files as they are, and those in folders, by name.
+    """The image files that paths name: files as they are, and those in folders by content. Others there are told.
 
     out: a folder inside of those whose pictures are overlays of an earlier time, not images
     """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            skipped = None if out is None or out.resolve() == path.resolve() else out.resolve()
-            inside = sorted(
-                each
-                for each in path.rglob("*")
-                if each.suffix.lower() in IMAGE_SUFFIXES and each.is_file() and skipped not in each.resolve().parents
-            )
-            if not inside:
-                raise DataError(f"`{path}` must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but holds none.")
-            found += inside
+            scan = find_pictures(path, skip=() if out is None else (out,))
+            findings = Findings()
+            scan.tell(findings)
+            if not scan.pictures:
+                told = "".join(f" {problem.message}" for problem in findings.problems())
+                raise DataError(f"`{path}` must hold images ({', '.join(FORMATS)}), but holds none.{told}")
+            for problem in findings.problems():
+                warnings.warn(f"{path}: {problem.message}", stacklevel=3)
+            found += scan.pictures
         elif path.is_file():
             found.append(path)
         else:

@@ -31,7 +31,7 @@ def check(
 
     Example: vispeft data check train.json --images images
     """
-    from vispeft.data.check import check_dataset, preview_fixed, write_fixed
+    from vispeft.data.check import check_dataset, write_fixed
 
     if fix is not None:
         report = write_fixed(annotations, images, fix)
@@ -124,7 +124,7 @@ Json = Annotated[Path, typer.Option(help="COCO file to write.", show_default=Fal
 def yolo(
     images: Images,
     labels: Annotated[Path, typer.Option(help="Folder of one text file per image.", show_default=False)],
-    names: Annotated[Path, typer.Option(help="data.yaml with `names`.", show_default=False)],
+    names: Annotated[Path, typer.Option(help="data.yaml with `names`, or classes.txt.", show_default=False)],
     out: Json,
 ) -> None:
     """YOLO segmentation labels.
@@ -133,7 +133,7 @@ def yolo(
     """
     from vispeft.data.convert import convert_yolo
 
-    convert_yolo(images, labels, out, names=names)
+    _tell(convert_yolo(images, labels, out, names=names), "warning")
     console().print(f"COCO file in {out}")
 
 
@@ -149,25 +149,27 @@ def labelme(
     """
     from vispeft.data.convert import convert_labelme
 
-    convert_labelme(folder, out, images=images)
+    _tell(convert_labelme(folder, out, images=images), "warning")
     console().print(f"COCO file in {out}")
 
 
 @convert.command()
 def masks(
     images: Images,
-    masks: Annotated[Path, typer.Option(help="For a.jpg: a.png of instance numbers, or a folder a of PNGs.")],
+    masks: Annotated[
+        Path, typer.Option(help="For a.jpg: a.png or a.tif of instance numbers, or a folder a of one file each.")
+    ],
     name: Annotated[list[str], typer.Option(help="Class name; several with --classes.", show_default=False)],
     out: Json,
-    classes: Annotated[Path | None, typer.Option(help="Folder of PNGs of class numbers, for several classes.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Folder of files of class numbers, for several classes.")] = None,
 ) -> None:
-    """PNG instance masks.
+    """Instance masks.
 
     Example: vispeft data convert masks --images images --masks masks --name cell --out coco.json
     """
     from vispeft.data.convert import convert_masks
 
-    convert_masks(images, masks, out, names=name, classes=classes)
+    _tell(convert_masks(images, masks, out, names=name, classes=classes), "warning")
     console().print(f"COCO file in {out}")
 
 
@@ -196,7 +198,7 @@ def _tell_what_fix_leaves(report: CheckReport) -> None:
     if left is None:
         return
     if left.refused:
-        _tell([problem for problem in left.refusals if problem not in report.refusals], "--fix cannot mend")
+        _tell(left.refusals, "--fix cannot mend")
         return
     say(
         f"--fix would leave {left.num_images} images, {left.num_categories} classes, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PureWindowsPath
@@ -13,8 +12,9 @@ from typing import Any
 
 from vispeft.coco.values import as_integer
 from vispeft.data.images import ImageHeader, quiet, read_header, verify_picture
-from vispeft.data.near_files import Near, find_near, image_endings
+from vispeft.data.near_files import Near, find_near
 from vispeft.data.problems import Findings, show
+from vispeft.data.scan import has_picture_ending, is_sidecar, walk_files
 from vispeft.data.sets import ImageEntry
 from vispeft.errors import DataError
 
@@ -33,8 +33,6 @@ _SIDECAR = "kept by macOS or Windows beside the images, and no images themselves
 _BROKEN_LINK = "links to files that are not there; fetch those (`dvc pull`, `git annex get`) or mend the links"
 _POINTER = "only pointers to images that Git LFS or git-annex keeps elsewhere; fetch them (`git lfs pull`)"
 _POINTERS = (b"version https://git-lfs", b"/annex/objects/", b"version https://hawser")
-
-_SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
 
 _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
 
@@ -75,7 +73,7 @@ def find_files(
     if len(present) == len(entries):
         return present
     # JSON cannot hold names in other encodings
-    files = [file for file in walk_files(folder) if file == file.encode("utf-8", "ignore").decode()]
+    files = names_in(folder)
     names = [entry.file_name for entry in present.values()]
     absent = _absent_files([entry for entry in entries.values() if entry.id not in present], folder, files, names)
     counts = _annotation_counts(annotations)
@@ -128,32 +126,11 @@ def inner_path(folder: Path, file_name: str) -> Path | None:
     return folder / path.relative_to(root) if path.is_relative_to(root) else None
 
 
-def is_sidecar(path: Path) -> bool:
-    """Whether macOS (`._a.jpg`, `.DS_Store`) or Windows (`Thumbs.db`) wrote the file beside the images.
-
-    A `._a.jpg` holds the attributes of a.jpg and is never an image, whatever its ending.
-    """
-    return path.name.startswith("._") or path.name.lower() in _SIDECARS
-
-
-def walk_files(folder: Path) -> Iterator[str]:
-    """The files in a folder and all below it, each relative to it with `/`, links followed.
-
-    Hidden folders and the files that macOS and Windows leave beside images are passed over. A folder that several links
-    lead to is walked once, so that links in a circle end.
-    """
-    seen = set()
-    for directory, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(directory)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        inner = os.path.relpath(directory, folder).replace(os.sep, "/")
-        prefix = "" if inner == "." else f"{inner}/"
-        for name in sorted(names):
-            if not is_sidecar(Path(name)) and os.path.isfile(os.path.join(directory, name)):
-                yield f"{prefix}{name}"
+def names_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder and below it, each relative to it with `/`, that can stand in JSON."""
+    found = (path for path in walk_files(folder) if not is_sidecar(path) and path.is_file())
+    names = (os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
+    return [name for name in names if name == name.encode("utf-8", "ignore").decode()]
 
 
 def _annotation_counts(annotations: list[Any]) -> Counter[int | None]:
@@ -177,7 +154,7 @@ def _why_none(causes: Counter[str], files: list[str]) -> str:
         return "; ".join(cause if count == causes.total() else f"{cause} ({count} images)" for cause, count in known)
     if not files:
         return "the folder holds no files"
-    images = [file for file in files if PurePath(file).suffix.lower() in image_endings()]
+    images = [file for file in files if has_picture_ending(PurePath(file))]
     if not images:
         return f"the folder holds no images, but {len(files)} other files, such as `{show(files[0])}`"
     return f"the {len(images)} images there, such as `{show(images[0])}`, have quite other names"

@@ -10,13 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from PIL import Image
-
-from vispeft.data.images import FORMATS
 from vispeft.data.problems import show
+from vispeft.data.scan import has_picture_ending
 
 Parts = tuple[str, ...]
 
@@ -107,11 +105,6 @@ def path_parts(name: str, *, without: str = "") -> Parts:
         name = name.replace("\\", "/")
     parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
     return tuple(parts[1:] if len(parts) > 1 and _DRIVE.fullmatch(parts[0]) else parts)
-
-
-def image_endings() -> frozenset[str]:
-    """All endings of image files that are read, in lower case and with their dot."""
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
 
 
 def _folded(name: str, *, without: str = "") -> Parts:
@@ -233,9 +226,8 @@ class _Index:
     def _list_ends(self, likeness: _Likeness) -> dict[Parts, list[int]]:
         """Places of files by every end of their paths."""
         ends: dict[Parts, list[int]] = defaultdict(list)
-        endings = image_endings()
         for place, parts in enumerate(self._parts):
-            if parts and (likeness is not _ANY_ENDING or posixpath.splitext(parts[-1])[1] in endings):
+            if parts and (likeness is not _ANY_ENDING or has_picture_ending(PurePosixPath(parts[-1]))):
                 key = (*parts[:-1], likeness.key(parts[-1]))
                 for start in range(len(key)):
                     ends[key[start:]].append(place)
