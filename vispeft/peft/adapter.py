@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain
 
@@ -117,9 +118,7 @@ class AdapterDelta(Delta):
             for adapter in adapters:
                 base_of_sum = stream if self.is_additive else start
                 stream = adapter(base_of_sum, stream if seen is None else seen, self.act, self.scale)
-        result = stream.movedim(-1, self.dim)
-        # kernels that follow are chosen by memory format, so a channels-first map has to stay one
-        return result.contiguous() if y.is_contiguous() else result
+        return _laid_out_like(y, stream.movedim(-1, self.dim))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
         """None: an adapter is not linear."""
@@ -127,6 +126,15 @@ class AdapterDelta(Delta):
 
     def extra_repr(self) -> str:
         return repr(self.method)
+
+
+def _laid_out_like(y: Tensor, result: Tensor) -> Tensor:
+    """Return `result` in the memory layout of `y`, by which the kernels that follow are chosen."""
+    if y.is_contiguous():
+        return result.contiguous()
+    if result.stride() == y.stride():
+        return result
+    return torch.empty_like(y, dtype=result.dtype).copy_(result)
 
 
 def _check_same_size(module: nn.Conv2d) -> None:
