@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vispeft.losses.matcher import CostWeights, HungarianMatcher, assign, box_costs, class_costs, mask_costs
+from vispeft.losses.matcher import CostWeights, HungarianMatcher, Match, assign, box_costs, class_costs, mask_costs
 from vispeft.structures import LayerPredictions, Targets
 
 NUM_QUERIES, NUM_CLASSES, WIDTH = 8, 3, 6
@@ -88,6 +88,47 @@ def test_matcher__prefers_the_query_that_is_right_in_one_thing(right: str) -> No
     features = 10 * targets.masks[None].float() - 5
     ((match,),) = HungarianMatcher(num_points=256)([layer], features, [targets])
     assert match.query_idx.tolist() == [2]
+
+
+def plain_giou(one: Tensor, other: Tensor) -> float:
+    """Generalised IoU of two cxcywh boxes by its definition."""
+    (a_low, a_high), (b_low, b_high) = ((box[:2] - box[2:] / 2, box[:2] + box[2:] / 2) for box in (one, other))
+    overlap = (torch.minimum(a_high, b_high) - torch.maximum(a_low, b_low)).clamp(min=0).prod()
+    union = one[2:].prod() + other[2:].prod() - overlap
+    hull = (torch.maximum(a_high, b_high) - torch.minimum(a_low, b_low)).prod()
+    return float(overlap / union - (hull - union) / hull)
+
+
+def test_matcher__adds_the_published_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class 4, mask 5, dice 5, L1 5 and generalised IoU 2 (Mask DINO's published settings), each by its definition."""
+    torch.manual_seed(0)
+    (layer,), features, targets = make_layers(1, num_layers=1), torch.randn(1, WIDTH, 4, 4), make_targets(3)
+    given: list[Tensor] = []
+
+    def keep(costs: Tensor) -> tuple[Match, ...]:
+        given.append(costs)
+        return assign(costs)
+
+    monkeypatch.setattr("vispeft.losses.matcher.assign", keep)
+    torch.manual_seed(1)
+    HungarianMatcher(num_points=64)([layer], features, [targets])
+    torch.manual_seed(1)
+    grid = (2 * torch.rand(64, 2) - 1)[None, None]
+    at_points = F.grid_sample(features, grid, align_corners=False)[0, :, 0]  # [D, 64]
+    masks = F.grid_sample(targets.masks[None].float(), grid, align_corners=False)[0, :, 0]  # [T, 64]
+    wanted = torch.zeros(1, NUM_QUERIES, 3)
+    for query in range(NUM_QUERIES):
+        logits = layer.mask_embeddings[0, query] @ at_points
+        for target, mask in enumerate(masks):
+            logit = layer.class_logits[0, query, targets.labels[target]]
+            prob, probs = logit.sigmoid(), logits.sigmoid()
+            focal = -0.25 * (1 - prob) ** 2 * prob.log() + 0.75 * prob**2 * (1 - prob).log()
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, mask)
+            dice = 1 - (2 * (probs * mask).sum() + 1) / (probs.sum() + mask.sum() + 1)
+            box, target_box = layer.boxes[0, query], targets.boxes[target]
+            boxes = 5 * (box - target_box).abs().sum() - 2 * plain_giou(box, target_box)
+            wanted[0, query, target] = 4 * focal + 5 * cross_entropy + 5 * dice + boxes
+    torch.testing.assert_close(given[0], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_matcher__is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:

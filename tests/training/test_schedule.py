@@ -15,7 +15,10 @@ def test_factor__warms_up_linearly_and_never_from_zero() -> None:
 def test_factor__cosine_falls_from_one_to_the_final_factor() -> None:
     schedule = Schedule(steps=110, warmup=10, final_factor=0.1)
     assert schedule.factor(10) == 1.0
+    # (1 + cos 45 deg) / 2 after a quarter of the way, and its complement after three
+    assert schedule.factor(35) == pytest.approx(0.1 + 0.9 * 0.8535534)
     assert schedule.factor(60) == pytest.approx(0.55)
+    assert schedule.factor(85) == pytest.approx(0.1 + 0.9 * 0.1464466)
     assert schedule.factor(110) == pytest.approx(0.1)
     factors = [schedule.factor(step) for step in range(10, 110)]
     assert factors == sorted(factors, reverse=True)
