@@ -28,6 +28,7 @@ from vispeft.peft.inject import attached, inject, is_injected, remove
 from vispeft.peft.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA
 from vispeft.peft.plan import Plan
 from vispeft.peft.store import copy_tensors, own_keys, read_tensors, resolved_plan, state_tensors, write_tensors
+from vispeft.peft.wrappers import unwrapped
 
 _PREFIX = "base_model.model."
 _OUT_PROJ = ".base_layer.out_proj"
@@ -57,7 +58,7 @@ class _Factors:
 
 def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Injects the LoRA or DoRA of a `peft` directory into a model without a plan, in place, and loads its tensors."""
-    source = Path(directory)
+    model, source = unwrapped(model), Path(directory)
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
     config = _read_config(source / "adapter_config.json")
@@ -93,7 +94,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     Parts of a fused projection become one pair of factors with zeros between the parts, so that the library computes
     the same.
     """
-    target = Path(directory)
+    model, target = unwrapped(model), Path(directory)
     plan, state = resolved_plan(model), state_tensors(model)
     own = own_keys(model, plan.train, state)
     factors = _their_factors(model)

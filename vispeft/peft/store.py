@@ -20,6 +20,7 @@ from vispeft.peft.delta import Method
 from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
 from vispeft.peft.plan import Plan
 from vispeft.peft.site import Names
+from vispeft.peft.wrappers import unwrapped
 
 FORMAT = 1
 
@@ -48,6 +49,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
 
     metadata: anything that JSON can hold and a user of the file will need: class names, image size, normalisation
     """
+    model = unwrapped(model)
     plan = resolved_plan(model)
     state = state_tensors(model)
     own = own_keys(model, plan.train, state)
@@ -72,7 +74,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     The model must be the base that the file was trained on, without a plan or with the very plan of the file; any other
     is refused and left as it was.
     """
-    source = Path(path)
+    model, source = unwrapped(model), Path(path)
     tensors, file = _read(source)
     _check_names(model, file.plan, source)
     _check_base(model, file, source)
