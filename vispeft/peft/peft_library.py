@@ -71,6 +71,8 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         site = _our_site(name, modules, source)
         rank = pair.a.shape[0]
         kind = LoRA if pair.magnitude is None else DoRA
+        if isinstance(module := modules.get(site), nn.Conv2d):
+            _check_conv(site, module)
         plan[site] = kind(rank, None if pair.scale == 1 else pair.scale * rank)
         state |= {f"{site}.{kind.name}.a": pair.a, f"{site}.{kind.name}.b": pair.b}
         if pair.magnitude is not None:
@@ -179,6 +181,8 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
     factors: dict[str, _Factors] = {}
     modules = dict(model.named_modules())
     for item in attached(model):
+        if isinstance(item.delta, ConvLoRA):
+            _check_conv(item.site, modules[item.site])
         name = _their_site(item.site, item.delta, modules)
         if name is None or name in factors:
             raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save`.")
@@ -195,6 +199,16 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
         if name not in factors:
             _complete_attention(factors, name, modules[name])
     return factors
+
+
+def _check_conv(site: str, module: nn.Module) -> None:
+    """Refuses a convolution that the library (0.21) does not follow: its update pads with zeros, without dilation."""
+    assert isinstance(module, nn.Conv2d)
+    if module.padding_mode != "zeros" or tuple(module.dilation) != (1, 1):
+        raise PlanError(
+            f"The peft library forgets dilation and padding mode: at `{site}`, with dilation {module.dilation} and "
+            f"padding {module.padding_mode!r}, it computes another update. Use `save` and `load`."
+        )
 
 
 def _their_site(site: str, delta: Delta | WeightDelta, modules: Mapping[str, nn.Module]) -> str | None:
