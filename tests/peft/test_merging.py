@@ -13,10 +13,9 @@ from torch.nn.utils import parametrizations, prune
 
 from vispeft.errors import PlanError
 from vispeft.models.pyramid import ChannelNorm
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, check, inject, merge
-from vispeft.peft import merging
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, check, inject, merge, merging
 from vispeft.peft.inject import attached
-from vispeft.peft.maps import LINEAR_FORWARDS
+from vispeft.peft.maps import LINEAR_FORWARDS, LINEAR_UNLESS_ACTIVATED
 
 Build = Callable[[], nn.Module]
 Shake = Callable[[nn.Module], None]
@@ -69,7 +68,7 @@ def hooked() -> nn.Module:
 
 def pre_hooked() -> nn.Module:
     linear = nn.Linear(6, 6)
-    linear.register_forward_pre_hook(lambda module, args: module.bias.data.zero_() and None)
+    linear.register_forward_pre_hook(lambda module, args: (args[0].relu(),))
     return linear
 
 
@@ -126,7 +125,7 @@ def test_merge__refuses_a_norm_with_an_activation(kind: str, method: Method) -> 
     size = {"num_groups": 2} if kind == "GroupNormAct" else {}
     model = nn.Sequential(getattr(timm.layers, kind)(8, **size))
     inject(model, Plan({"0": method}))
-    with pytest.raises(PlanError, match=rf"`0\.{method.name}` \(a {kind} has a `forward` of its own"):
+    with pytest.raises(PlanError, match=rf"`0\.{method.name}` \(a {kind} has an activation or a dropout of its own"):
         merge(model)
 
 
@@ -155,6 +154,10 @@ KNOWN = {
     "timm.layers.norm.LayerNorm2d": (lambda: timm.layers.LayerNorm2d(8), IMAGE),
     "timm.layers.norm.LayerNorm2dFp32": (lambda: timm.layers.LayerNorm2dFp32(8), IMAGE),
     "timm.layers.norm.LayerNormFp32": (lambda: timm.layers.LayerNormFp32(8), ROWS),
+    "timm.layers.norm_act.BatchNormAct2d": (lambda: timm.layers.BatchNormAct2d(8, apply_act=False), IMAGE),
+    "timm.layers.norm_act.GroupNormAct": (lambda: timm.layers.GroupNormAct(8, num_groups=2, apply_act=False), IMAGE),
+    "timm.layers.norm_act.LayerNormAct": (lambda: timm.layers.LayerNormAct(8, apply_act=False), ROWS),
+    "timm.layers.norm_act.LayerNormAct2d": (lambda: timm.layers.LayerNormAct2d(8, apply_act=False), IMAGE),
     "torchvision.models.convnext.LayerNorm2d": (lambda: torchvision.models.convnext.LayerNorm2d(8), IMAGE),
     "vispeft.models.pyramid.ChannelNorm": (lambda: ChannelNorm(8), IMAGE),
 }
@@ -168,7 +171,7 @@ def transformers_norm(name: str) -> nn.Module:
     return made
 
 
-@pytest.mark.parametrize("name", sorted(LINEAR_FORWARDS))
+@pytest.mark.parametrize("name", sorted(LINEAR_FORWARDS | LINEAR_UNLESS_ACTIVATED))
 def test_merge__equals_unmerged_for_every_forward_that_is_known(name: str, shake: Shake) -> None:
     torch.manual_seed(0)
     make, shape = KNOWN.get(name, (lambda: transformers_norm(name), IMAGE))
@@ -230,7 +233,9 @@ def test_merge__leaves_the_model_as_it_was_when_anything_fails(
     failing: str, build: Build, images: Tensor, shake: Shake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build()
-    inject(model, Plan({"blocks.*.mlp.fc1": [LoRA(2), IA3()], "conv": ScaleShift(), "reader.weight": LoRA(2)}, ["head"]))
+    inject(
+        model, Plan({"blocks.*.mlp.fc1": [LoRA(2), IA3()], "conv": ScaleShift(), "reader.weight": LoRA(2)}, ["head"])
+    )
     shake(model)
     y, before, keys = model(images), state_of(model), [item.key for item in attached(model)]
     owner, name = {
@@ -302,7 +307,9 @@ def test_merge__and_injection_keep_channels_last(method: Method, shake: Shake) -
     ],
     ids=["reflect", "circular", "replicate", "valid"],
 )
-def test_merge__of_a_convolution_padded_by_other_values(options: dict[str, object], method: Method, shake: Shake) -> None:
+def test_merge__of_a_convolution_padded_by_other_values(
+    options: dict[str, object], method: Method, shake: Shake
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, **{"kernel_size": 3, **options})).eval()  # type: ignore[arg-type]
     inject(model, Plan({"0": method}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,27 +39,27 @@ def check(model: nn.Module, example: Any) -> None:
 
 
 def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str], running: list[str]) -> None:
-    """Raise a PlanError where a delta or the form of the example is at fault; else note on the error what was called."""
+    """Raise a PlanError where a delta or the form of the example is at fault; else note on the error what was done."""
     if isinstance(error, PlanError | MemoryError | torch.OutOfMemoryError):
         return
     if running:
         raise PlanError(f"`{running[-1]}` does not fit what its site gives: {error}") from error
-    ran = sorted(finished)
+    ran = ", ".join(f"`{key}`" for key in sorted(finished)) or "none"
+    reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
     form, others = _forms(example)
     with disabled(model):
-        if _works(lambda: _call(model, example)):
+        if _works(model, example):
             raise PlanError(
-                f"The model runs on the example without its deltas, but not with them. Those that ran are "
-                f"{', '.join(f'`{key}`' for key in ran) or 'none'}. {type(error).__name__}: {error}"
+                f"The model runs on the example without its deltas, but not with them; those that ran are {ran}. {reason}"
             ) from error
-        for text, other in others:
-            if _works(lambda other=other: _call(model, other)):  # type: ignore[misc]
-                raise PlanError(f"The model cannot be called with {form}: {error} It can with `{text}`.") from error
-    signature = _misfit(model, example)
-    if signature is not None:
+        remedy = next((text for text, other in others if _works(model, other)), None)
+    if remedy is not None:
+        raise PlanError(f"The model cannot be called with {form}, but with `{remedy}`. {reason}") from error
+    misfit = _misfit(model, example)
+    if misfit is not None:
         raise PlanError(
-            f"The model cannot be called with {form}: {signature}. Its arguments are `{inspect.signature(model.forward)}`."
-            f" Pass a tuple of arguments, a mapping of keyword arguments, or the one argument itself."
+            f"The model cannot be called with {form}: {misfit}. Its arguments are `{inspect.signature(model.forward)}`. "
+            f"Pass a tuple of arguments, a mapping of keyword arguments, or the one argument itself."
         ) from error
     error.add_note(f"The model itself fails on this example, without its deltas too. `check` called it with {form}.")
 
@@ -89,10 +89,10 @@ def _call(model: nn.Module, example: Any) -> None:
         model(example)
 
 
-def _works(call: Callable[[], None]) -> bool:
-    """Return True if a call raises nothing."""
+def _works(model: nn.Module, example: Any) -> bool:
+    """Return True if the model runs on an example."""
     try:
-        call()
+        _call(model, example)
     except Exception:
         return False
     return True

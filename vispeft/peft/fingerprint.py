@@ -31,7 +31,7 @@ def fingerprint(state: Mapping[str, Tensor], own: Iterable[str], deltas: Collect
 
 
 def rounded_fingerprints(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, str]:
-    """Return fingerprints of the base rounded to each lower precision, and its own `precisions`; none without a base."""
+    """Return fingerprints of the base in each lower precision, beside its own `precisions`; none without a base."""
     base = _base_keys(state, own)
     found = _precisions(state, base)
     if not found:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vispeft.peft.delta import Delta
+
 # classes whose `forward` is linear in weight and bias, row by row of their output; a test compares each numerically
 LINEAR_FORWARDS = frozenset(
     {
@@ -35,6 +37,16 @@ LINEAR_FORWARDS = frozenset(
     }
 )
 
+# classes of norms with an activation and a dropout as children: linear where all children are nn.Identity
+LINEAR_UNLESS_ACTIVATED = frozenset(
+    {
+        "timm.layers.norm_act.BatchNormAct2d",
+        "timm.layers.norm_act.GroupNormAct",
+        "timm.layers.norm_act.LayerNormAct",
+        "timm.layers.norm_act.LayerNormAct2d",
+    }
+)
+
 # maps whose weight rows and bias belong to the features of their output, so that a linear delta merges into them
 _MERGING_BASES = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -56,9 +68,11 @@ def merge_obstacle(module: nn.Module, weights: dict[str, Tensor]) -> str | None:
         return f"a {kind} has no weight and bias that belong to its outputs"
     if "forward" in vars(module):
         return "its `forward` was replaced by another library or by hand"
-    foreign = next((owner for owner in _owners(module) if owner not in LINEAR_FORWARDS), None)
-    if foreign is not None:
+    owners = set(_owners(module))
+    if not owners <= LINEAR_FORWARDS | LINEAR_UNLESS_ACTIVATED:
         return f"a {kind} has a `forward` of its own, which may do more than `W x + c`"
+    if owners & LINEAR_UNLESS_ACTIVATED and not all(isinstance(x, Delta | nn.Identity) for x in module.children()):
+        return f"a {kind} has an activation or a dropout of its own"
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
         return "it normalises over several axes"
     return next((reason for name in ("weight", "bias") if (reason := tensor_obstacle(module, name, weights))), None)

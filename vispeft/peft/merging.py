@@ -49,7 +49,9 @@ def merge(model: nn.Module) -> None:
     injection_of(model)
     changes, refused = _planned(model)
     if refused:
-        raise PlanError(f"These deltas do not merge: {_listed(refused)}. Keep them as an adapter file, or `remove` them.")
+        raise PlanError(
+            f"These deltas do not merge: {_listed(refused)}. Keep them as an adapter file, or `remove` them."
+        )
     before = [change.parameter.clone() for change in changes]
     try:
         for change in changes:
@@ -135,7 +137,9 @@ def _held(model: nn.Module) -> Iterator[_Held]:
     for prefix, module in model.named_modules():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             full = f"{prefix}.{name}" if prefix else name
-            yield _Held(full.replace("parametrizations.", "").removesuffix(".original"), module, tensor.device, _span(tensor))
+            yield _Held(
+                full.replace("parametrizations.", "").removesuffix(".original"), module, tensor.device, _span(tensor)
+            )
 
 
 def _span(tensor: Tensor) -> range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
         return
     precisions = ", ".join(sorted(precisions_of(state, own))) or "no precision"
     raise CheckpointError(
-        f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is a "
-        f"{type(model).__name__} with fingerprint {found[:12]} (in {precisions}). Build the same model with the same "
-        f"weights, load the file in the precision in which it was trained, and convert the model afterwards."
+        f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is "
+        f"a {type(model).__name__} with fingerprint {found[:12]} ({precisions}). Build the same model with the same "
+        f"weights. To use another precision, convert the model after `load`."
     )

@@ -68,7 +68,7 @@ class Checkpoint:
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What training may change, by name, not copied: trainable parameters, and buffers beside or among these.
 
-    Buffers of a module in train mode with frozen parameters alone are not trained: it is a container, or the norm rests.
+    Buffers of a module in train mode whose parameters are frozen are not among them: it is a container.
     """
     tensors: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():
