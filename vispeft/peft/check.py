@@ -50,15 +50,17 @@ def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str
     with disabled(model):
         if _works(model, example):
             raise PlanError(
-                f"The model runs on the example without its deltas, but not with them; those that ran are {ran}. {reason}"
+                f"The model runs on the example without its deltas, but not with them. Those that ran are {ran}. "
+                f"{reason}"
             ) from error
         remedy = next((text for text, other in others if _works(model, other)), None)
     if remedy is not None:
         raise PlanError(f"The model cannot be called with {form}, but with `{remedy}`. {reason}") from error
     misfit = _misfit(model, example)
     if misfit is not None:
+        signature = inspect.signature(model.forward)
         raise PlanError(
-            f"The model cannot be called with {form}: {misfit}. Its arguments are `{inspect.signature(model.forward)}`. "
+            f"The model cannot be called with {form}: {misfit}. Its arguments are `{signature}`. "
             f"Pass a tuple of arguments, a mapping of keyword arguments, or the one argument itself."
         ) from error
     error.add_note(f"The model itself fails on this example, without its deltas too. `check` called it with {form}.")
