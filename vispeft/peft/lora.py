@@ -124,20 +124,20 @@ class LinearLoRA(Delta):
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """y with the low-rank update on the rows of its parts. x: [..., in]; y: [..., out]."""
         dropout = self.dropout if self.training else 0.0
-        if base is None or not is_plain_linear(base):
-            return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
-        return lora_update(
-            y,
-            x,
-            base.weight,
-            base.bias,
-            self.a,
-            self.b,
-            self.scale,
-            starts=self.starts,
-            dropout=dropout,
-            replay=replay_of(x),
-        )
+        if base is not None and is_plain_linear(base):
+            return lora_update(
+                y,
+                x,
+                base.weight,
+                base.bias,
+                self.a,
+                self.b,
+                self.scale,
+                starts=self.starts,
+                dropout=dropout,
+                replay=replay_of(x),
+            )
+        return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`W + scale * B A`, and the bias as it is."""

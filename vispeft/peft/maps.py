@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ _MERGING_BASES = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNo
 _MERGING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Return True for an nn.Linear that runs torch's own `forward`."""
     return type(module) is nn.Linear and "forward" not in vars(module)
 
