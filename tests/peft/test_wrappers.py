@@ -83,3 +83,9 @@ def test_unwrapped__is_the_model_itself_without_a_wrapper(build: Build) -> None:
 def test_inject__refuses_a_model_of_torchscript(images: Tensor) -> None:
     with pytest.raises(PlanError, match=r"TorchScript and cannot be changed\. Give the model that it was made from"):
         inject(torch.jit.trace(nn.Conv2d(3, 4, 1), images), Plan(train=["**"]))
+
+
+def test_inject__says_what_to_do_with_a_part_that_is_compiled() -> None:
+    model = nn.Sequential(compiled(nn.Linear(4, 4)))
+    with pytest.raises(PlanError, match=r"`0` at `0`: A OptimizedModule is a wrapper.*Call `inject` before"):
+        inject(model, Plan({"0": LoRA(2)}))
