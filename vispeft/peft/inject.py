@@ -228,8 +228,8 @@ def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDel
         return delta
     if unwrapped(site.module) is not site.module:
         raise PlanError(
-            f"A {type(site.module).__name__} is a wrapper, which adds a prefix to names. Call `inject` before this part "
-            f"is compiled or wrapped; or name the module inside, if it is wrapped wherever the adapter is used."
+            f"A {type(site.module).__name__} is a wrapper, which adds a prefix to names. Call `inject` before this "
+            f"part is compiled or wrapped; or name the module inside, if it is wrapped wherever the adapter is used."
         )
     if isinstance(site.module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         last = next(reversed(list(site.module.named_children())), ("", None))[0]

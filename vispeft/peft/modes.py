@@ -11,9 +11,9 @@ from vispeft.peft.wrappers import wrapped_layers
 def train_mode(model: nn.Module) -> None:
     """Put the model in train mode, but rest what drops values or keeps statistics in its frozen parts, in place.
 
-    Call it instead of `model.train()`. The model itself, the deltas, every part that is trained in full and every module with trained
-    parameters of its own train as usual. In what is frozen, containers follow train mode, since they may ask for it to
-    give losses or to recompute activations. In eval mode there are
+    Call it instead of `model.train()`. The model itself, the deltas, every part that is trained in full and every
+    module with trained parameters of its own train as usual. In what is frozen, containers follow train mode, since
+    they may ask for it to give losses or to recompute activations. In eval mode there are
 
     - dropout, drop path and stochastic depth;
     - modules without children that own parameters or buffers, and norms with running statistics, so that nothing that
