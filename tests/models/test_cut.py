@@ -120,7 +120,7 @@ def test_find_cut__names_what_stands_in_the_way(trained: list[str], reason: str)
 def test_front__refuses_what_is_random() -> None:
     model = build(VIT, ["decoder"])
     model.get_submodule(f"{BLOCKS}.1.attn").train()
-    with pytest.raises(CutError, match=r"`backbone\.body\.model\.blocks\.1\.attn` is frozen, but in train mode"):
+    with pytest.raises(CutError, match=r"`backbone\.body\.model\.blocks\.1\.attn\.qkv` is frozen, but in train mode"):
         Front(model, images_for(model))
 
 

@@ -1,8 +1,10 @@
-"""No delta may sleep."""
+"""Every delta takes part in a forward pass."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft import Adapter, LoRA, Plan, check, inject
@@ -39,3 +41,110 @@ def test_check__names_the_site_whose_width_was_guessed_wrong(build, images: Tens
 def test_check__needs_a_plan(build, images: Tensor) -> None:
     with pytest.raises(PlanError, match=r"no plan\. Call `inject"):
         check(build(), images)
+
+
+class Listed(nn.Module):
+    """Takes a list of images, as detectors do, or a mapping of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, images: list[Tensor], scale: float = 1.0) -> Tensor:
+        if not isinstance(images, list):
+            raise ValueError("images must be a list")
+        return torch.stack([self.body(image * scale) for image in images])
+
+
+class Batched(nn.Module):
+    """Takes one mapping."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.body(batch["pixels"])
+
+
+def injected(model: nn.Module) -> nn.Module:
+    inject(model, Plan({"body": LoRA(2)}))
+    return model
+
+
+@pytest.mark.parametrize("images", [[torch.ones(4)], [torch.ones(4), torch.ones(4)]], ids=["one", "two"])
+def test_check__passes_a_list_as_the_one_argument(images: list[Tensor]) -> None:
+    model = injected(Listed())
+    check(model, images)
+    check(model, (images, 2.0))
+    check(model, {"images": images, "scale": 2.0})
+    check(injected(Batched()), ({"pixels": torch.ones(4)},))
+
+
+@pytest.mark.parametrize(
+    ("make", "example", "message"),
+    [
+        (Listed, (torch.ones(4),), r"with 1 positional arguments.*but with `check\(model, list\(example\)\)`"),
+        (Listed, torch.ones(4), r"with the Tensor as its one argument.*but with `check\(model, \[example\]\)`"),
+        (Batched, {"pixels": torch.ones(4)}, r"keyword arguments pixels.*but with `check\(model, \(example,\)\)`"),
+        (Batched, {"pixel": torch.ones(4)}, r"keyword arguments pixel: .*batch.*Pass a tuple of arguments"),
+    ],
+    ids=["tuple for a list", "tensor for a list", "keywords for a mapping", "unknown keyword"],
+)
+def test_check__says_how_to_pass_an_example_of_another_form(
+    make: Callable[[], nn.Module], example: object, message: str
+) -> None:
+    with pytest.raises(PlanError, match=message):
+        check(injected(make()), example)
+
+
+def test_check__says_that_a_list_of_arguments_must_be_a_tuple(build: Callable[[], nn.Module], images: Tensor) -> None:
+    model = build()
+    inject(model, Plan({"conv": LoRA(2)}))
+    with pytest.raises(PlanError, match=r"with the list as its one argument.*but with `check\(model, tuple\(example\)"):
+        check(model, [images])
+
+
+def test_check__leaves_an_error_of_the_model_itself_as_it_is(build: Callable[[], nn.Module]) -> None:
+    model = build()
+    inject(model, Plan({"conv": LoRA(2)}))
+    with pytest.raises(RuntimeError, match="expected input") as caught:
+        check(model, torch.zeros(2, 5, 8, 8))
+    assert "fails on this example, without its deltas too" in caught.value.__notes__[0]
+
+
+def test_check__names_the_deltas_that_ran_where_the_model_fails_behind_them() -> None:
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            if y.abs().max() > 100:
+                raise ValueError("too large")
+            return y
+
+    model = injected(Strict())
+    nn.init.constant_(model.body.lora.b, 1e6)
+    with pytest.raises(
+        PlanError,
+        match=r"without its deltas, but not with them\. Those that ran are `body\.lora`\. ValueError: too large",
+    ):
+        check(model, torch.ones(4))
+
+
+@pytest.mark.parametrize("output", [{"y": torch.ones(4)}, ((torch.ones(4),), 1), None], ids=["dict", "nested", "None"])
+def test_check__names_a_module_whose_output_no_delta_can_follow(output: object) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> object:
+            return output
+
+    model = nn.Sequential(Odd())
+    inject(model, Plan({"0": Adapter(width=2)}))
+    with pytest.raises(PlanError, match=r"A Odd with a delta must give a tensor, or a tuple that begins with one"):
+        check(model, torch.ones(4))

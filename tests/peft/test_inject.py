@@ -1,5 +1,6 @@
 """Injection under everything else that torch does with a model, and its errors."""
 
+from collections import namedtuple
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Plan, ScaleShift, inject, merge, remove, train_mode
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, inject, merge, remove, train_mode
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -231,3 +232,48 @@ def test_inject__is_not_done_twice(build: Build) -> None:
 def test_remove_and_merge__need_a_plan(function: Callable[[nn.Module], None], build: Build) -> None:
     with pytest.raises(PlanError, match="no plan"):
         function(build())
+
+
+@pytest.mark.parametrize("method", [LoRA(2), IA3(), Adapter(width=2)], ids=["lora", "ia3", "adapter"])
+def test_inject__refuses_a_lazy_module_and_says_what_to_do(method: Method) -> None:
+    model = nn.Sequential(nn.LazyLinear(8))
+    with pytest.raises(PlanError, match=r"`0\.weight` has no shape yet\. Run the model once"):
+        inject(model, Plan({"0": method}))
+    model(torch.zeros(1, 4))
+    inject(model, Plan({"0": method}))
+
+
+@pytest.mark.parametrize("kind", [tuple, list, namedtuple("Pair", "y z")._make], ids=["tuple", "list", "named tuple"])
+def test_inject__keeps_the_type_of_several_outputs(kind: Callable[[tuple[Tensor, int]], object]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> object:
+            return kind((self.fc(x), 7))
+
+    model = nn.Sequential(Two())
+    before = model(torch.ones(4))
+    inject(model, Plan({"0": ScaleShift()}))
+    nn.init.zeros_(model[0].scale_shift.gain)
+    after = model(torch.ones(4))
+    assert type(after) is type(before)
+    assert not after[0].any()
+    assert after[1] == 7
+
+
+def test_inject__works_with_a_forward_that_another_library_has_put_in_its_place(shake: Shake) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(4, 4)
+    linear.forward = lambda x: F.linear(x, 2 * linear.weight, linear.bias)
+    model = nn.Sequential(nn.Linear(4, 4), linear)
+    inject(model, Plan({"*": LoRA(2)}))
+    shake(model)
+    x = torch.randn(3, 4)
+    lora = model[1].lora
+    hidden = model[0](x)
+    wanted = F.linear(hidden, 2 * linear.weight, linear.bias) + hidden @ lora.a.T @ lora.b.T
+    torch.testing.assert_close(model(x), wanted)
+    for mine, theirs in zip(gradients(model(x).sum(), model), gradients(wanted.sum(), model), strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -152,3 +152,19 @@ def test_load_peft__refuses_magnitudes_of_another_size(build: Build, tmp_path: P
     other.conv = nn.Conv2d(3, 6, 3)
     with pytest.raises(CheckpointError, match=r"`conv` has 8 magnitudes in the file, but is a Conv2d of another size"):
         load_peft(other, tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"dilation": (2, 2)}, {"padding_mode": "reflect"}], ids=["dilation", "padding"])
+def test_save_and_load_peft__refuse_a_convolution_that_the_library_does_not_follow(
+    change: dict[str, object], build: Build, tmp_path: Path
+) -> None:
+    plain, model = build(), build()
+    inject(plain, Plan({"conv": LoRA(2)}))
+    save_peft(plain, tmp_path)
+    for name, value in change.items():
+        setattr(model.conv, name, value)
+    with pytest.raises(PlanError, match=r"forgets dilation and padding mode: at `conv`"):
+        load_peft(model, tmp_path)
+    inject(model, Plan({"conv": LoRA(2)}))
+    with pytest.raises(PlanError, match=r"forgets dilation and padding mode: at `conv`"):
+        save_peft(model, tmp_path)

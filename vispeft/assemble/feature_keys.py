@@ -15,7 +15,7 @@ from vispeft.config import Config
 from vispeft.data import CocoSet, Draw
 from vispeft.models import MaskDINO
 from vispeft.models.cut import Front
-from vispeft.peft.store import fingerprint
+from vispeft.peft.fingerprint import fingerprint
 
 _FORMAT = 1
 # what samples and features are computed by

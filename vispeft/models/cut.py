@@ -88,7 +88,7 @@ class Front:
 
     def __init__(self, model: MaskDINO, images: Tensor) -> None:
         self.cut = find_cut(model)
-        restless = [n for n, m in model.named_modules() if self.cut.is_in_front(n) and m.training]
+        restless = [n for n, m in model.named_modules() if self.cut.is_in_front(n) and m.training and _may_vary(m)]
         if restless:
             raise CutError(f"`{restless[0]}` is frozen, but in train mode")
         self.padded_size: tuple[int, int] = (images.shape[-2], images.shape[-1])
@@ -138,6 +138,12 @@ class Front:
         pairs = zip(_tensors(whole), _tensors(continued), strict=True)
         if not all(_is_same(one, other) for one, other in pairs):
             raise CutError(f"the backbone, continued from `{self.cut.name}`, gives other maps")
+
+
+def _may_vary(module: nn.Module) -> bool:
+    """Return True for a module that may drop values or change its statistics in train mode; containers do neither."""
+    owns = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+    return "drop" in type(module).__name__.lower() or (owns and not any(True for _ in module.children()))
 
 
 class Rest(nn.Module):

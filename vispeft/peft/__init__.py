@@ -5,8 +5,9 @@ from vispeft.peft.budget import Count, count
 from vispeft.peft.check import check
 from vispeft.peft.delta import Delta, Method, WeightDelta
 from vispeft.peft.dora import DoRA
-from vispeft.peft.inject import disabled, inject, merge, remove
+from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.lora import LoRA
+from vispeft.peft.merging import merge
 from vispeft.peft.modes import train_mode
 from vispeft.peft.peft_library import load_peft, save_peft
 from vispeft.peft.plan import METHODS, Plan, method_from_dict

@@ -140,6 +140,7 @@ def _laid_out_like(y: Tensor, result: Tensor) -> Tensor:
 def _check_same_size(module: nn.Conv2d) -> None:
     """Refuses a convolution that changes the size of its map, which a parallel adapter cannot follow."""
     spans = [rate * (kernel - 1) for rate, kernel in zip(module.dilation, module.kernel_size, strict=True)]
-    keeps = module.padding == "same" or list(spans) == [2 * int(pad) for pad in module.padding]
+    padding = (0, 0) if module.padding == "valid" else module.padding
+    keeps = padding == "same" or list(spans) == [2 * int(pad) for pad in padding]
     if any(stride != 1 for stride in module.stride) or not keeps:
         raise PlanError("A parallel adapter needs a convolution that keeps its map's size, but this one changes it.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vispeft.peft.inject import attached
+from vispeft.peft.wrappers import unwrapped
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,6 @@ def count(model: nn.Module) -> Count:
         own = {id(parameter): parameter.numel() for parameter in item.delta.parameters()}
         deltas[item.delta.method.name] = deltas.get(item.delta.method.name, 0) + sum(own.values())
         seen |= own.keys()
-    others = [parameter for parameter in model.parameters() if id(parameter) not in seen]
+    others = [parameter for parameter in unwrapped(model).parameters() if id(parameter) not in seen]
     full = sum(parameter.numel() for parameter in others if parameter.requires_grad)
     return Count(deltas, full, sum(parameter.numel() for parameter in others) - full)

@@ -1,32 +1,34 @@
-"""Nothing sleeps: one forward pass that every delta must take part in."""
+"""One forward pass that every delta must take part in."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from vispeft_kernels.errors import KernelError
 
 from vispeft.errors import PlanError
-from vispeft.peft.inject import attached, injection_of, recorded
+from vispeft.peft.inject import attached, disabled, injection_of, recorded
+from vispeft.peft.wrappers import unwrapped
 
 
 def check(model: nn.Module, example: Any) -> None:
-    """Runs the model once in eval mode, without gradients; PlanError names every delta that did not run.
+    """Run the model once in eval mode, without gradients; PlanError names every delta that did not run.
 
-    example: what the model is called with: a tensor, a tuple of arguments, or a mapping of keyword arguments
+    example: a tuple is passed as the arguments, a mapping as keyword arguments, and anything else, a list or a named
+        tuple too, as the one argument: `check(detector, [image])` calls `detector([image])`
     """
+    model = unwrapped(model)
     injection_of(model)
     with recorded(model) as (finished, running), _evaluating(model), torch.no_grad():
         try:
             _call(model, example)
-        except (KernelError, RuntimeError) as error:
-            if not running:
-                raise
-            raise PlanError(f"`{running[-1]}` does not fit what its site gives: {error}") from error
+        except Exception as error:
+            _explain(model, example, error, finished, running)
+            raise
     sleeping = [item.key for item in attached(model) if item.key not in finished]
     if sleeping:
         raise PlanError(
@@ -36,14 +38,79 @@ def check(model: nn.Module, example: Any) -> None:
         )
 
 
+def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str], running: list[str]) -> None:
+    """Raise a PlanError where a delta or the form of the example is at fault; else note on the error what was done."""
+    if isinstance(error, PlanError | MemoryError | torch.OutOfMemoryError):
+        return
+    if running:
+        raise PlanError(f"`{running[-1]}` does not fit what its site gives: {error}") from error
+    ran = ", ".join(f"`{key}`" for key in sorted(finished)) or "none"
+    reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
+    form, others = _forms(example)
+    with disabled(model):
+        if _works(model, example):
+            raise PlanError(
+                f"The model runs on the example without its deltas, but not with them. Those that ran are {ran}. "
+                f"{reason}"
+            ) from error
+        remedy = next((text for text, other in others if _works(model, other)), None)
+    if remedy is not None:
+        raise PlanError(f"The model cannot be called with {form}, but with `{remedy}`. {reason}") from error
+    misfit = _misfit(model, example)
+    if misfit is not None:
+        signature = inspect.signature(model.forward)
+        raise PlanError(
+            f"The model cannot be called with {form}: {misfit}. Its arguments are `{signature}`. "
+            f"Pass a tuple of arguments, a mapping of keyword arguments, or the one argument itself."
+        ) from error
+    error.add_note(f"The model itself fails on this example, without its deltas too. `check` called it with {form}.")
+
+
+def _forms(example: Any) -> tuple[str, list[tuple[str, Any]]]:
+    """Return how an example is passed, in words, and other ways to pass the same, as code and value."""
+    if isinstance(example, Mapping):
+        return f"the keyword arguments {', '.join(map(str, example))}", [("check(model, (example,))", (example,))]
+    if type(example) is tuple:
+        return (
+            f"{len(example)} positional arguments, the entries of a tuple",
+            [("check(model, list(example))", list(example)), ("check(model, (example,))", (example,))],
+        )
+    kind = type(example).__name__
+    others: list[tuple[str, Any]] = [("check(model, [example])", [example])]
+    if isinstance(example, list | tuple):
+        others.insert(0, ("check(model, tuple(example))", tuple(example)))
+    return f"the {kind} as its one argument", others
+
+
 def _call(model: nn.Module, example: Any) -> None:
-    match example:
-        case Mapping():
-            model(**example)
-        case tuple() | list():
-            model(*example)
-        case _:
-            model(example)
+    if isinstance(example, Mapping):
+        model(**example)
+    elif type(example) is tuple:
+        model(*example)
+    else:
+        model(example)
+
+
+def _works(model: nn.Module, example: Any) -> bool:
+    """Return True if the model runs on an example."""
+    try:
+        _call(model, example)
+    except Exception:
+        return False
+    return True
+
+
+def _misfit(model: nn.Module, example: Any) -> str | None:
+    """Return the reason why the arguments do not fit the model's signature; None if they do, or it has none."""
+    args = example if type(example) is tuple else () if isinstance(example, Mapping) else (example,)
+    kwargs = example if isinstance(example, Mapping) else {}
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    except ValueError:
+        return None
+    return None
 
 
 @contextmanager

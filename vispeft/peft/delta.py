@@ -127,14 +127,13 @@ def at_least(name: str, value: float, bound: float) -> None:
 
 def _maps(module: nn.Module) -> Iterator[Widths]:
     """Widths of the maps in a module, in the order of registration; a fully described module counts alone."""
-    dim = 1 if "2d" in type(module).__name__ else -1
     match module:
         case nn.Linear():
             yield Widths(module.in_features, module.out_features, -1)
         case nn.Conv2d():
             yield Widths(module.in_channels, module.out_channels, 1)
         case nn.LayerNorm():
-            yield Widths(module.normalized_shape[-1], module.normalized_shape[-1], dim)
+            yield Widths(module.normalized_shape[-1], module.normalized_shape[-1], _channel_dim(module))
         case nn.BatchNorm2d():
             yield Widths(module.num_features, module.num_features, 1)
         case nn.GroupNorm():
@@ -145,6 +144,21 @@ def _maps(module: nn.Module) -> Iterator[Widths]:
             for child in module.children():
                 if not isinstance(child, Delta):
                     yield from _maps(child)
+
+
+@torch.no_grad()
+def _channel_dim(norm: nn.LayerNorm) -> int:
+    """The dimension along which a LayerNorm works: 1 for a subclass that takes [B, C, H, W], as segmenters have.
+
+    Found by a trial, for neither names nor options tell it reliably.
+    """
+    if type(norm).forward is nn.LayerNorm.forward or len(norm.normalized_shape) > 1:
+        return -1
+    try:
+        norm.forward(reference_tensor(norm).new_zeros(1, norm.normalized_shape[0], 1, 1))
+    except (RuntimeError, ValueError, IndexError):
+        return -1
+    return 1
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:

@@ -15,6 +15,7 @@ from vispeft_kernels.lora import lora_update, scaled
 
 from vispeft.peft.delta import Delta, WeightDelta, trainable
 from vispeft.peft.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA, add_product
+from vispeft.peft.maps import is_plain_linear
 from vispeft.peft.replay import replay_of
 
 
@@ -57,7 +58,7 @@ class LinearDoRA(LinearLoRA):
         """y with the low-rank update and the gains on the rows of its parts. x: [..., in]; y: [..., out]."""
         (frozen,) = self.bases
         gain = gains(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
-        if base is None or type(base) is not nn.Linear:
+        if base is None or not is_plain_linear(base):
             return scaled(super().forward(x, y, None), gain, frozen.bias)
         return lora_update(
             y,

@@ -14,6 +14,7 @@ from vispeft_kernels.lora import is_fused, lora_linear
 
 from vispeft.peft.delta import Delta
 from vispeft.peft.lora import LinearLoRA
+from vispeft.peft.maps import is_plain_linear
 from vispeft.peft.replay import replay_of
 
 _MARK = "_vispeft_rows"
@@ -63,7 +64,7 @@ def make_whole(module: nn.Module, x: Tensor) -> Tensor:
 def _lora_of(module: nn.Module) -> LinearLoRA | None:
     """The update of a plain linear map, where it is the first of its active deltas."""
     first = next((child for child in module.children() if isinstance(child, Delta) and child.is_active), None)
-    return first if type(module) is nn.Linear and type(first) is LinearLoRA else None
+    return first if is_plain_linear(module) and type(first) is LinearLoRA else None
 
 
 def _is_unwatched(module: nn.Module, delta: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
@@ -25,9 +26,7 @@ from vispeft.peft.lora import LinearLoRA
 from vispeft.peft.plan import Plan
 from vispeft.peft.replay import is_replayed, remember_source
 from vispeft.peft.site import Names, Roles, Site
-
-# maps whose weight rows and bias belong to the features of their output, so that a linear delta merges into them
-MERGING_BASES = (nn.Linear, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
+from vispeft.peft.wrappers import unwrapped
 
 _MARK = "_vispeft_injection"
 
@@ -85,8 +84,10 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     Outputs stay bit-identical until the first optimizer step. On an error the model is as it was.
     roles: what `@role` stands for in this model's patterns
     """
+    model = unwrapped(model)
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
+    _refuse_uninitialized(model)
     names = Names(model)
     trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
     attachments = [
@@ -104,6 +105,7 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
 
 def remove(model: nn.Module) -> None:
     """Takes every delta out, in place: the original model, with fully trained parameters at their trained values."""
+    model = unwrapped(model)
     injection = injection_of(model)
     for handle in injection.handles:
         handle.remove()
@@ -116,37 +118,6 @@ def remove(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         tensor.requires_grad_(name in injection.thawed_before)
     delattr(model, _MARK)
-
-
-@torch.no_grad()
-def merge(model: nn.Module) -> None:
-    """Folds every delta into the frozen weights and takes it out, in place.
-
-    PlanError names the deltas that cannot be folded; nothing is changed then.
-    """
-    injection_of(model)
-    merged = [(module, _merged(module)) for module in model.modules() if _deltas(module)]
-    refused = [
-        item.key
-        for item in attached(model)
-        for module, result in merged
-        if result is None and item.delta in _deltas(module)
-    ]
-    if refused:
-        raise PlanError(
-            f"These deltas do not merge: {', '.join(f'`{key}`' for key in refused)}. Keep them as an adapter file, or "
-            f"`remove` them."
-        )
-    forms = [(owner, name, getattr(owner, name).clone()) for owner, name, _ in _forms(model)]
-    remove(model)
-    for owner, name, value in forms:
-        owner.get_parameter(name).copy_(value)
-    for module, result in merged:
-        assert result is not None
-        weight, bias = result
-        module.get_parameter("weight").copy_(weight)
-        if bias is not None:
-            module.get_parameter("bias").copy_(bias)
 
 
 @contextmanager
@@ -187,30 +158,50 @@ def recorded(model: nn.Module) -> Iterator[tuple[set[str], list[str]]]:
 
 def is_injected(model: nn.Module) -> bool:
     """Whether `inject` was called on this model and neither `remove` nor `merge` since."""
-    return _MARK in vars(model)
+    return _MARK in vars(unwrapped(model))
 
 
 def injection_of(model: nn.Module) -> Injection:
     """What `inject` did to this model; PlanError if nothing."""
     if not is_injected(model):
-        raise PlanError(
-            "The model has no plan. Call `inject(model, plan)` first, on this very module and not on a wrapper."
-        )
-    injection: Injection = vars(model)[_MARK]
+        raise PlanError("The model has no plan. Call `inject(model, plan)` first, on this very module.")
+    injection: Injection = vars(unwrapped(model))[_MARK]
     return injection
 
 
 def attached(model: nn.Module) -> list[Attached]:
     """Every delta in the model, in the model's order and, at one site, in the order in which they run."""
     found: list[Attached] = []
-    for name, module in model.named_modules():
-        for parameter, form in _module_forms(module):
+    for name, module in unwrapped(model).named_modules():
+        for parameter, form in module_forms(module):
             site = f"{name}.{parameter}" if name else parameter
             found += [
                 Attached(site, key, delta) for key, delta in form.named_children() if isinstance(delta, WeightDelta)
             ]
         found += [Attached(name, key, child) for key, child in module.named_children() if isinstance(child, Delta)]
     return found
+
+
+def hook_of_others(module: nn.Module) -> str | None:
+    """The name of a hook that is not ours and may change what the module or its deltas compute; None without one.
+
+    Hooks that see the output after our deltas change nothing between the map and them.
+    """
+    before = []
+    for hook in module._forward_hooks.values():
+        if hook is _run_deltas:
+            break
+        before.append(hook)
+    hooks = [*module._forward_pre_hooks.values(), *before]
+    others = [hook for hook in hooks if hook is not hold_back and hook is not remember_source]
+    return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
+
+
+def _refuse_uninitialized(model: nn.Module) -> None:
+    """Refuses a model with lazy modules, whose parameters have no shape before the first forward pass."""
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise PlanError(f"`{name}` has no shape yet. Run the model once on an example, then call `inject`.")
 
 
 def _build(
@@ -235,6 +226,11 @@ def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDel
             raise PlanError("This parameter is parametrized already, by another library or by hand.")
         delta: Delta | WeightDelta | None = method.for_parameter(site.module.get_parameter(site.parameter))
         return delta
+    if unwrapped(site.module) is not site.module:
+        raise PlanError(
+            f"A {type(site.module).__name__} is a wrapper, which adds a prefix to names. Call `inject` before this "
+            f"part is compiled or wrapped; or name the module inside, if it is wrapped wherever the adapter is used."
+        )
     if isinstance(site.module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         last = next(reversed(list(site.module.named_children())), ("", None))[0]
         raise PlanError(
@@ -247,7 +243,7 @@ def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDel
 def _attach(site: Site, delta: Delta | WeightDelta) -> list[RemovableHandle]:
     """Makes a delta part of its site. Returns the handles of new hooks."""
     if site.parameter is None:
-        is_first = not _deltas(site.module)
+        is_first = not deltas_of(site.module)
         site.module.add_module(_free_name(site.module, delta), delta)
         if not is_first:
             return []
@@ -256,7 +252,7 @@ def _attach(site: Site, delta: Delta | WeightDelta) -> list[RemovableHandle]:
             handles.append(site.module.register_forward_pre_hook(hold_back))
         return handles
     handles = []
-    forms = dict(_module_forms(site.module))
+    forms = dict(module_forms(site.module))
     order = next(iter(forms.values())).order if forms else tuple(dict(site.module.named_parameters(recurse=False)))
     if not forms:
         handles.append(site.module.register_state_dict_post_hook(_give_base_keys))  # type: ignore[no-untyped-call]
@@ -279,17 +275,32 @@ def _free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
 
 def _run_deltas(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
     """The forward hook: the module's output through its deltas in turn; of several outputs, the first."""
-    x = args[0] if args else next(iter(kwargs.values()))
-    y = output if isinstance(output, Tensor) else output[0]
+    x = args[0] if args else next(iter(kwargs.values()), None)
+    y = output if isinstance(output, Tensor) else _first(module, output)
     base = None if torch.compiler.is_compiling() or not _is_first_hook(module) else module
-    deltas = [delta for delta in _deltas(module) if delta.is_active]
+    deltas = [delta for delta in deltas_of(module) if delta.is_active]
     if (held := held_back(args)) is not None:
         x, y = held, make_whole(module, held)
         deltas, base = deltas[1:], None
     for delta in deltas:
         y = delta(x, y, base)
         base = None
-    return y if isinstance(output, Tensor) else type(output)((y, *output[1:]))
+    if isinstance(output, Tensor):
+        return y
+    rest = (y, *output[1:])
+    # a named tuple takes its fields one by one
+    return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+
+
+def _first(module: nn.Module, output: Any) -> Tensor:
+    """The first of a module's several outputs; PlanError if there is no tensor at its place."""
+    first = output[0] if isinstance(output, tuple | list) and output else None
+    if not isinstance(first, Tensor):
+        raise PlanError(
+            f"A {type(module).__name__} with a delta must give a tensor, or a tuple that begins with one, but gives a "
+            f"{type(output).__name__}{'' if first is None else f' of {type(first).__name__}'}. Name a module inside it."
+        )
+    return first
 
 
 def _is_first_hook(module: nn.Module) -> bool:
@@ -297,11 +308,12 @@ def _is_first_hook(module: nn.Module) -> bool:
     return next(iter(module._forward_hooks.values())) is _run_deltas
 
 
-def _deltas(module: nn.Module) -> list[Delta]:
+def deltas_of(module: nn.Module) -> list[Delta]:
+    """The deltas of a module's output, in the order in which they run."""
     return [child for child in module.children() if isinstance(child, Delta)]
 
 
-def _module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
+def module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
     """Parameters of the module that have deltas, with what holds these."""
     if not parametrize.is_parametrized(module):
         return []
@@ -314,12 +326,21 @@ def _module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
     ]
 
 
+def base_parameters(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters by name; of those with deltas of ours and nobody else's, the frozen value."""
+    parameters: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+    for name, _ in module_forms(module):
+        if len(module.get_submodule(f"parametrizations.{name}")._modules) == 1:
+            parameters[name] = module.get_parameter(f"parametrizations.{name}.original")
+    return parameters
+
+
 def _drop_forms(owner: nn.Module) -> None:
     """Takes our parametrizations off a module and puts its parameters back in their order.
 
     Not by torch's own removal: it deletes the property from the class, which a deep copy of the module shares.
     """
-    forms = _module_forms(owner)
+    forms = module_forms(owner)
     if not forms:
         return
     assert isinstance(owner.parametrizations, nn.ModuleDict)
@@ -338,25 +359,10 @@ def _drop_forms(owner: nn.Module) -> None:
         owner.register_parameter(name, parameter)
 
 
-def _forms(model: nn.Module) -> list[tuple[nn.Module, str, WeightForm]]:
-    return [(module, name, form) for module in model.modules() for name, form in _module_forms(module)]
-
-
-def _merged(module: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias that do the same as the module with its deltas, or None."""
-    is_plain_conv = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-    if not (isinstance(module, MERGING_BASES) or is_plain_conv) or not isinstance(module.weight, Tensor):
-        return None
-    result: tuple[Tensor, Tensor | None] | None = module.weight, getattr(module, "bias", None)
-    for delta in _deltas(module):
-        result = delta.merged(*result) if result is not None else None
-    return result
-
-
 def _key_pairs(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
     """Prefixes of the parametrized keys of a module, and what the base calls them."""
     pairs = []
-    for name, _ in _module_forms(module):
+    for name, _ in module_forms(module):
         inner = f"{prefix}parametrizations.{name}"
         pairs += [(f"{inner}.original", f"{prefix}{name}"), (f"{inner}.0.", f"{prefix}{name}.")]
     return pairs

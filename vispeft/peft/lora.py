@@ -13,6 +13,7 @@ from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.errors import PlanError
 from vispeft.peft.delta import Delta, Method, WeightDelta, at_least, trainable
+from vispeft.peft.maps import is_plain_linear
 from vispeft.peft.replay import replay_of
 
 # thirds of a fused projection's rows
@@ -87,11 +88,6 @@ class LoRA(Method):
                 f"`{self.name}` cannot follow the padding or weights of a {type(module).__name__}. "
                 f"Name its `weight` parameter instead."
             )
-        if module.padding_mode != "zeros":
-            raise PlanError(
-                f"`{self.name}` serves convolutions padded with zeros, but this one's padding is "
-                f"{module.padding_mode!r}. Name its `weight` parameter instead."
-            )
         if module.groups > 1:
             raise PlanError(
                 f"`{self.name}` serves convolutions with 1 group, but this one has {module.groups}. "
@@ -128,20 +124,20 @@ class LinearLoRA(Delta):
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """y with the low-rank update on the rows of its parts. x: [..., in]; y: [..., out]."""
         dropout = self.dropout if self.training else 0.0
-        if base is None or type(base) is not nn.Linear:
-            return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
-        return lora_update(
-            y,
-            x,
-            base.weight,
-            base.bias,
-            self.a,
-            self.b,
-            self.scale,
-            starts=self.starts,
-            dropout=dropout,
-            replay=replay_of(x),
-        )
+        if base is not None and is_plain_linear(base):
+            return lora_update(
+                y,
+                x,
+                base.weight,
+                base.bias,
+                self.a,
+                self.b,
+                self.scale,
+                starts=self.starts,
+                dropout=dropout,
+                replay=replay_of(x),
+            )
+        return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`W + scale * B A`, and the bias as it is."""
@@ -149,6 +145,14 @@ class LinearLoRA(Delta):
 
     def extra_repr(self) -> str:
         return repr(self.method)
+
+
+@dataclass(frozen=True)
+class _Margins:
+    """Padding by other values than zeros: left, right, top and bottom, and torch's name of the mode."""
+
+    sizes: list[int]
+    mode: str
 
 
 class ConvLoRA(Delta):
@@ -159,13 +163,18 @@ class ConvLoRA(Delta):
         if method.parts:
             raise PlanError(f"`parts` must be empty on a convolution, but is {method.parts!r}.")
         self.scale, self.dropout = method.scale, method.dropout
-        self.stride, self.padding, self.dilation = base.stride, base.padding, base.dilation
+        self.stride, self.dilation = base.stride, base.dilation
+        is_zeros = base.padding_mode == "zeros"
+        self.padding = base.padding if is_zeros else 0
+        self.margins = None if is_zeros else _Margins(_margins(base), base.padding_mode)
         self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
         self.a, self.b = _factors(method.rank, self.rows, base.weight)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """y with the low-rank update. x: [B, in, H, W]; y: [B, out, h, w]."""
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
+        if self.margins is not None:
+            x = F.pad(x, self.margins.sizes, self.margins.mode)
         a, b = (factor.to(y.dtype) for factor in (self.a, self.b))
         hidden = F.conv2d(x, a, None, self.stride, self.padding, self.dilation)
         return torch.add(y, F.conv2d(hidden, b), alpha=self.scale)
@@ -193,6 +202,21 @@ class WeightLoRA(WeightDelta):
 
     def extra_repr(self) -> str:
         return repr(self.method)
+
+
+def _margins(base: nn.Conv2d) -> list[int]:
+    """The padding of a convolution by other values than zeros: left, right, top and bottom."""
+    sizes: list[int] = []
+    for axis in (1, 0):
+        whole = base.dilation[axis] * (base.kernel_size[axis] - 1)
+        match base.padding:
+            case "same":
+                sizes += [whole // 2, whole - whole // 2]
+            case "valid":
+                sizes += [0, 0]
+            case _:
+                sizes += [int(base.padding[axis])] * 2
+    return sizes
 
 
 def add_product(weight: Tensor, a: Tensor, b: Tensor, scale: float, rows: list[slice]) -> Tensor:

@@ -28,6 +28,7 @@ from vispeft.peft.inject import attached, inject, is_injected, remove
 from vispeft.peft.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA
 from vispeft.peft.plan import Plan
 from vispeft.peft.store import copy_tensors, own_keys, read_tensors, resolved_plan, state_tensors, write_tensors
+from vispeft.peft.wrappers import unwrapped
 
 _PREFIX = "base_model.model."
 _OUT_PROJ = ".base_layer.out_proj"
@@ -57,7 +58,7 @@ class _Factors:
 
 def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     """Injects the LoRA or DoRA of a `peft` directory into a model without a plan, in place, and loads its tensors."""
-    source = Path(directory)
+    model, source = unwrapped(model), Path(directory)
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
     config = _read_config(source / "adapter_config.json")
@@ -70,6 +71,8 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         site = _our_site(name, modules, source)
         rank = pair.a.shape[0]
         kind = LoRA if pair.magnitude is None else DoRA
+        if isinstance(module := modules.get(site), nn.Conv2d):
+            _check_conv(site, module)
         plan[site] = kind(rank, None if pair.scale == 1 else pair.scale * rank)
         state |= {f"{site}.{kind.name}.a": pair.a, f"{site}.{kind.name}.b": pair.b}
         if pair.magnitude is not None:
@@ -93,7 +96,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     Parts of a fused projection become one pair of factors with zeros between the parts, so that the library computes
     the same.
     """
-    target = Path(directory)
+    model, target = unwrapped(model), Path(directory)
     plan, state = resolved_plan(model), state_tensors(model)
     own = own_keys(model, plan.train, state)
     factors = _their_factors(model)
@@ -178,6 +181,8 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
     factors: dict[str, _Factors] = {}
     modules = dict(model.named_modules())
     for item in attached(model):
+        if isinstance(item.delta, ConvLoRA):
+            _check_conv(item.site, modules[item.site])
         name = _their_site(item.site, item.delta, modules)
         if name is None or name in factors:
             raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save`.")
@@ -194,6 +199,16 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
         if name not in factors:
             _complete_attention(factors, name, modules[name])
     return factors
+
+
+def _check_conv(site: str, module: nn.Module) -> None:
+    """Refuses a convolution that the library (0.21) does not follow: its update pads with zeros, without dilation."""
+    assert isinstance(module, nn.Conv2d)
+    if module.padding_mode != "zeros" or tuple(module.dilation) != (1, 1):
+        raise PlanError(
+            f"The peft library forgets dilation and padding mode: at `{site}`, with dilation {module.dilation} and "
+            f"padding {module.padding_mode!r}, it computes another update. Use `save` and `load`."
+        )
 
 
 def _their_site(site: str, delta: Delta | WeightDelta, modules: Mapping[str, nn.Module]) -> str | None:

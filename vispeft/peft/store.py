@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError, writing
 from vispeft.peft.delta import Method
+from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rounded_fingerprints
 from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
 from vispeft.peft.plan import Plan
 from vispeft.peft.site import Names
+from vispeft.peft.wrappers import unwrapped
 
 FORMAT = 1
 
@@ -35,12 +36,14 @@ class AdapterFile:
     architecture: class name of the base
     fingerprint: SHA-256 of the base's frozen tensors, or of its names and shapes where nothing is frozen
     metadata: what the caller of `save` added
+    rounded: the fingerprints of the base after rounding, by precision; none in files of earlier versions
     """
 
     plan: Plan
     architecture: str
     fingerprint: str
     metadata: Mapping[str, Any]
+    rounded: Mapping[str, str] = field(default_factory=dict)
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
@@ -48,6 +51,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
 
     metadata: anything that JSON can hold and a user of the file will need: class names, image size, normalisation
     """
+    model = unwrapped(model)
     plan = resolved_plan(model)
     state = state_tensors(model)
     own = own_keys(model, plan.train, state)
@@ -56,6 +60,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
         "plan": plan.to_dict(),
         "architecture": type(model).__name__,
         "fingerprint": fingerprint(state, own, delta_keys(model, state)),
+        "rounded": rounded_fingerprints(state, own),
         "metadata": dict(metadata or {}),
     }
     try:
@@ -72,7 +77,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     The model must be the base that the file was trained on, without a plan or with the very plan of the file; any other
     is refused and left as it was.
     """
-    source = Path(path)
+    model, source = unwrapped(model), Path(path)
     tensors, file = _read(source)
     _check_names(model, file.plan, source)
     _check_base(model, file, source)
@@ -132,24 +137,6 @@ def delta_keys(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
     """Names of the tensors of the deltas that are attached."""
     prefixes = tuple(f"{item.key}." for item in attached(model))
     return {key for key in state if key.startswith(prefixes)}
-
-
-def fingerprint(state: Mapping[str, Tensor], own: Iterable[str], deltas: Collection[str] = ()) -> str:
-    """SHA-256 over the tensors that training does not change; over names and shapes of all if it changes all.
-
-    deltas: names of tensors that do not belong to the base
-    """
-    own = set(own)
-    changing = {state[key].data_ptr() for key in own if state[key].numel()}
-    base = [key for key in sorted(state) if key not in own and state[key].data_ptr() not in changing]
-    digest = hashlib.sha256()
-    for key in base or sorted(state.keys() - set(deltas)):
-        tensor = state[key]
-        digest.update(f"{key} {list(tensor.shape)}\n".encode())
-        if base:
-            digest.update(str(tensor.dtype).encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Iterable[str], source: Path) -> None:
@@ -215,7 +202,8 @@ def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
                 f"Use the version that wrote it."
             )
         plan = Plan.from_dict(header["plan"])
-        return tensors, AdapterFile(plan, header["architecture"], header["fingerprint"], header["metadata"])
+        rounded = dict(header.get("rounded", {}))
+        return tensors, AdapterFile(plan, header["architecture"], header["fingerprint"], header["metadata"], rounded)
     except (KeyError, TypeError, ValueError, PlanError) as error:
         raise CheckpointError(f"`{source}` has a damaged header: {error}.") from error
 
@@ -230,11 +218,15 @@ def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
 
 
 def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
-    """Refuses a model whose frozen tensors are not those that the file was trained on."""
+    """Refuses a model whose frozen tensors are not those that the file was trained on, in any precision."""
     state = state_tensors(model)
-    found = fingerprint(state, own_keys(model, file.plan.train, state), delta_keys(model, state))
-    if found != file.fingerprint:
-        raise CheckpointError(
-            f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model "
-            f"is a {type(model).__name__} with fingerprint {found[:12]}. Build the same model with the same weights."
-        )
+    own = own_keys(model, file.plan.train, state)
+    found = fingerprint(state, own, delta_keys(model, state))
+    if found == file.fingerprint or is_rounded(state, own, file.fingerprint, file.rounded):
+        return
+    precisions = ", ".join(sorted(precisions_of(state, own))) or "no precision"
+    raise CheckpointError(
+        f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is "
+        f"a {type(model).__name__} with fingerprint {found[:12]} ({precisions}). Build the same model with the same "
+        f"weights. To use another precision, convert the model after `load`."
+    )

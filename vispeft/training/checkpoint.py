@@ -73,11 +73,14 @@ class Checkpoint:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, by name, not copied: trainable parameters, and buffers of modules in train mode."""
+    """What training may change, by name, not copied: trainable parameters, and buffers beside or among these.
+
+    Buffers of a module in train mode whose parameters are frozen are not among them: it is a container.
+    """
     tensors: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():
         own = {name: p for name, p in module.named_parameters(recurse=False) if p.requires_grad}
-        if module.training:
+        if module.training and (own or all(p.requires_grad for p in module.parameters())):
             own |= dict(module.named_buffers(recurse=False))
         for name, tensor in own.items():
             tensors[f"{module_name}.{name}" if module_name else name] = tensor.detach()
