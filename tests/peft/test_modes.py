@@ -62,7 +62,7 @@ def test_train_mode__a_part_trained_in_full_trains_with_its_dropout(build: Build
 def test_train_mode__a_thawed_norm_trains_and_its_neighbours_rest(build: Build) -> None:
     model = build()
     inject(model, Plan(train=["bn", "blocks.0.norm1.bias"]))
-    train_mode(model)
+    train_mode(model, update_statistics=True)
     assert {"", "bn", "blocks.0.norm1"} <= training(model)
     assert not training(model) & {"conv", "blocks.0.norm2", "blocks.1.norm1", "head"}
 
@@ -70,8 +70,10 @@ def test_train_mode__a_thawed_norm_trains_and_its_neighbours_rest(build: Build) 
 def test_train_mode__full_fine_tuning_is_ordinary_training(build: Build) -> None:
     model = build()
     inject(model, Plan.full())
-    train_mode(model)
+    train_mode(model, update_statistics=True)
     assert all(module.training for module in model.modules())
+    train_mode(model)
+    assert {name for name, module in model.named_modules() if not module.training} == {"bn"}
 
 
 def test_train_mode__changes_no_frozen_tensor_and_drops_nothing_in_frozen_parts(build: Build, images: Tensor) -> None:
@@ -145,3 +147,15 @@ def test_train_mode__a_model_of_transformers_recomputes_its_blocks() -> None:
     model.layers[1].attention.q_proj.register_forward_hook(lambda *_: calls.append(1))
     model(torch.randn(1, 3, 16, 16)).last_hidden_state.sum().backward()
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("update", [False, True])
+def test_train_mode__statistics_change_only_where_asked(build: Build, images: Tensor, update: bool) -> None:
+    model = build()
+    inject(model, Plan.full())
+    train_mode(model, update_statistics=update)
+    before = model.bn.running_mean.clone()
+    model(images)
+    assert model.bn.training is update
+    assert torch.equal(model.bn.running_mean, before) is not update
+    assert model.blocks[0].attn.drop.training

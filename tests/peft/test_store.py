@@ -27,7 +27,7 @@ def file(build: Build, images: Tensor, train: Train, tmp_path: Path) -> Path:
     """A trained plan of every kind, saved."""
     model = build()
     inject(model, PLAN)
-    train_mode(model)
+    train_mode(model, update_statistics=True)
     train(model, images)
     save(model, tmp_path / "deep" / "adapter.safetensors", metadata={"classes": ["a"]})
     return tmp_path / "deep" / "adapter.safetensors"

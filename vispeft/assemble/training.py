@@ -56,4 +56,5 @@ def loop_settings_of(config: TrainConfig) -> LoopSettings:
         checkpoint_every=config.checkpoint_every,
         patience=config.patience,
         ema_decay=config.ema,
+        update_statistics=config.update_statistics,
     )

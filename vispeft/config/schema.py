@@ -142,6 +142,9 @@ class TrainConfig(Section):
     )
     gamma: Fraction = Field(0.1, description="Factor at each milestone.")
     clip: Positive | None = Field(1.0, description="Largest norm of all gradients together; empty: no clipping.")
+    update_statistics: bool = Field(
+        False, description="Update the running statistics of BatchNorms that are trained in full. Default: kept."
+    )
     ema: Fraction | None = Field(None, description="Decay of an average of the trained weights, which is what is kept.")
     checkpoint_every: Count | None = Field(
         None, description="Steps between checkpoints beside those at evaluations. Default: none beside them."

@@ -1,4 +1,4 @@
-"""Which modules are in train mode while a model with frozen parts is trained."""
+"""Train mode for a model with frozen parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vispeft.peft.delta import Delta, WeightDelta
 from vispeft.peft.wrappers import wrapped_layers
 
 
-def train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module, *, update_statistics: bool = False) -> None:
     """Put the model in train mode, but rest what drops values or keeps statistics in its frozen parts, in place.
 
     Call it instead of `model.train()`. The model itself, the deltas, every part that is trained in full and every
@@ -22,11 +22,20 @@ def train_mode(model: nn.Module) -> None:
       dropout as a child, and modules with a number such as `attention_dropout` among their attributes. Where activation
       checkpointing is on for such a module (`gradient_checkpointing`), it is in train mode all the same and its rate
       applies: set it to 0.
+
+    Norms with running statistics keep them also where they are trained in full, as the published models of detection
+    do: the few images of a batch give worse ones.
+
+    update_statistics: let norms that are trained in full take their statistics from the batch, and update them
     """
     *wrappers, inner = wrapped_layers(model)
     deltas = [module for module in inner.modules() if isinstance(module, Delta | WeightDelta)]
     added = {parameter for delta in deltas for parameter in delta.parameters()}
     _visit(inner, added, parent_is_full=False)
+    if not update_statistics:
+        for module in inner.modules():
+            if _keeps_statistics(module):
+                module.training = False
     for delta in deltas:
         delta.train()
     for module in (*wrappers, inner):
@@ -52,7 +61,12 @@ def _rests(module: nn.Module) -> bool:
     buffers = [name for name, _ in module.named_buffers(recurse=False)]
     owns = bool(buffers) or any(True for _ in module.parameters(recurse=False))
     is_leaf = all(isinstance(child, Delta) for child in module.children())
-    return (owns and is_leaf) or "running_mean" in buffers or _has_rate(module)
+    return (owns and is_leaf) or _keeps_statistics(module) or _has_rate(module)
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Return True for a norm with running statistics, of any library."""
+    return any(name == "running_mean" for name, _ in module.named_buffers(recurse=False))
 
 
 def _drops(module: nn.Module) -> bool:

@@ -47,6 +47,7 @@ class LoopSettings:
     ema_decay: of an average of the trained weights, which is evaluated and kept in their place; None: no average
     metric: which figure of an evaluation is best when it is highest
     may_rest: names of trainable parameters that may get no gradient
+    update_statistics: whether norms that are trained in full update their running statistics
     """
 
     steps: int
@@ -59,6 +60,7 @@ class LoopSettings:
     ema_decay: float | None = None
     metric: str = "segm/AP"
     may_rest: Collection[str] = ()
+    update_statistics: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def fit(
     data: plain values that checkpoints keep, by which a resumed run knows its data again
     """
     module, stepper = fabric.setup(LossModule(model if called is None else called, criterion), optimizer)
-    peft.train_mode(model)
+    peft.train_mode(model, update_statistics=settings.update_statistics)
     loop = _Loop(
         fabric=fabric,
         model=model,
@@ -341,7 +343,7 @@ class _Loop:
             try:
                 yield
             finally:
-                peft.train_mode(self.model)
+                peft.train_mode(self.model, update_statistics=self.settings.update_statistics)
 
     def _metrics(self) -> dict[str, float]:
         if self.evaluate is None:
