@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
 from vispeft.models import MaskDINO, build_model
+from vispeft.models.geometry import masks_to_boxes
 from vispeft.peft import LoRA, Plan, inject, train_mode
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
@@ -123,6 +124,40 @@ def test_forward__denoising_groups_do_not_see_each_other() -> None:
     difference = (plain.layers[-1].class_logits - changed.layers[-1].class_logits).abs().amax(-1)[0]
     assert difference[:4].max() < 1e-5
     assert difference[4:].min() > 1e-4
+
+
+def test_forward__boxes_begin_with_those_of_the_proposals_own_masks() -> None:
+    model = small().eval()
+    with torch.inference_mode():
+        predictions = model(torch.randn(1, 3, 64, 64))
+    assert predictions.proposals is not None
+    masks = torch.einsum("qd,dhw->qhw", predictions.proposals.mask_embeddings[0], predictions.mask_features[0]) > 0
+    is_found = masks.flatten(1).any(1)
+    assert is_found.any()
+    wanted = masks_to_boxes(masks, inclusive_end=True)
+    torch.testing.assert_close(predictions.layers[0].boxes[0][is_found], wanted[is_found], atol=1e-4, rtol=0)
+
+
+def test_forward__selected_queries_give_the_encoder_no_gradient() -> None:
+    model = small().train()
+    predictions = model(torch.randn(1, 3, 64, 64))
+    assert predictions.proposals is not None
+    weight = model.decoder.enc_output.weight
+    final, proposals = predictions.final.class_logits.sum(), predictions.proposals.class_logits.sum()
+    assert torch.autograd.grad(final, weight, retain_graph=True, allow_unused=True) == (None,)
+    assert torch.autograd.grad(proposals, weight)[0].any()
+
+
+def test_forward__a_box_gives_the_layer_before_a_gradient() -> None:
+    """Look forward twice: also where the last layer's own output passes none on."""
+    model = small().train()
+    # fresh, it is zero and passes nothing on
+    nn.init.normal_(model.decoder.bbox_embed.layers[-1].weight, std=0.1)
+    model.decoder.layers[-1].register_forward_hook(lambda module, inputs, output: output.detach())
+    boxes = model(torch.randn(1, 3, 64, 64)).final.boxes
+    (gradient,) = torch.autograd.grad(boxes.sum(), model.decoder.layers[-2].linear2.weight, allow_unused=True)
+    assert gradient is not None
+    assert gradient.any()
 
 
 def test_forward__refuses_a_size_off_the_grid() -> None:

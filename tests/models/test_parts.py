@@ -72,6 +72,18 @@ def test_make_denoising_queries__without_noise_gives_the_truth() -> None:
     assert torch.equal(queries.attention_mask, expected)
 
 
+def test_make_denoising_queries__redraws_half_the_noises_share_of_labels() -> None:
+    torch.manual_seed(0)
+    embedding = nn.Embedding(1000, 1)
+    with torch.no_grad():
+        embedding.weight.copy_(torch.arange(1000.0)[:, None])
+    labels = torch.full((1000,), 7)
+    targets = [Targets(labels, torch.full((1000, 4), 0.5), torch.ones(1000, 2, 2) > 0)]
+    noised = make_denoising_queries(targets, embedding, num_queries=3, budget=1, noise_scale=0.4)
+    assert noised is not None
+    assert float((noised.content[0, :, 0] != 7).float().mean()) == pytest.approx(0.2, abs=0.05)
+
+
 def test_make_denoising_queries__keeps_noise_within_its_scale() -> None:
     torch.manual_seed(0)
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4]])
