@@ -106,9 +106,9 @@ def test_cpu_has_fast_bf16__goes_by_what_the_processor_tells(
     line: str, has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nbugs\t:\n")
-    monkeypatch.setattr("vispeft.training.devices.Path", lambda _: tmp_path / "cpuinfo")
+    monkeypatch.setattr("vispeft.training.processor.Path", lambda _: tmp_path / "cpuinfo")
     assert cpu_has_fast_bf16() is has_it
-    monkeypatch.setattr("vispeft.training.devices.Path", lambda _: tmp_path / "none")
+    monkeypatch.setattr("vispeft.training.processor.Path", lambda _: tmp_path / "none")
     assert not cpu_has_fast_bf16()
 
 

@@ -12,8 +12,6 @@ from vispeft.training.memory import (
     available_memory_bytes,
     keep_freed_memory,
     memory_bytes,
-    peak_memory_bytes,
-    reset_peak_memory,
 )
 
 CPU = torch.device("cpu")
@@ -40,13 +38,17 @@ def may_reset() -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
 def test_reset_peak_memory__begins_anew() -> None:
-    held = torch.ones(32 * 2**20)
-    del held
-    peak = peak_memory_bytes(CPU)
-    reset_peak_memory(CPU)
-    if peak_memory_bytes(CPU) == peak and not may_reset():
+    # in a process of its own: whether freed memory goes back to the system depends on what other tests set
+    code = (
+        "import torch; from vispeft.training.memory import peak_memory_bytes, reset_peak_memory;"
+        "cpu = torch.device('cpu');"
+        "held = torch.ones(32 * 2**20); del held; peak = peak_memory_bytes(cpu); reset_peak_memory(cpu);"
+        "print(peak_memory_bytes(cpu) - peak)"
+    )
+    fallen = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    if fallen == 0 and not may_reset():
         pytest.skip("this system does not let a process reset its peak")
-    assert peak_memory_bytes(CPU) < peak
+    assert fallen < -100 * 2**20
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory in use is known on Linux only")
