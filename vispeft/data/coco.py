@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.other_forms import hint_of_other_form
 from vispeft.coco.values import as_integer, is_text
 from vispeft.data.categories import read_categories, with_category_list
 from vispeft.data.files import Headers, check_files, find_files
@@ -96,14 +97,10 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     document = _load_json(path, findings)
     if findings.is_refused:
         return None
-    if isinstance(document, list):
-        hint = " It looks like a COCO results file." if document and _has_score(document[0]) else ""
-        findings.refuse(
-            "not-coco", f"the top level must be an object with images, annotations and categories.{hint}", ""
-        )
-        return None
-    if not isinstance(document, dict):
-        findings.refuse("not-coco", "the top level must be an object with images, annotations and categories.", "")
+    hint = hint_of_other_form(document)
+    if not isinstance(document, dict) or hint:
+        sentence = "the top level must be an object with images, annotations and categories"
+        findings.refuse("not-coco", f"{sentence}; {hint}." if hint else f"{sentence}.", "")
         return None
     document = with_category_list(document, findings)
     for key in ("images", "categories", "annotations"):
@@ -115,10 +112,6 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
             "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
         )
     return None if findings.is_refused else document
-
-
-def _has_score(entry: Any) -> bool:
-    return isinstance(entry, dict) and "score" in entry
 
 
 def _load_json(path: Path, findings: Findings) -> Any:

@@ -108,7 +108,7 @@ def check_files(
                     "several-pictures", "several pictures in one file; the first is used.", show(entry.file_name)
                 )
     if not kept and entries and not findings.is_refused:
-        findings.refuse("no-usable-image", f"none of the {len(entries)} images in {folder} can be read.", "")
+        findings.refuse("no-usable-image", f"none of the {len(entries)} images in {folder} can be used.", "")
     return kept
 
 
@@ -261,6 +261,8 @@ def _agree(entry: ImageEntry, header: ImageHeader, findings: Findings) -> ImageE
         return entry
     turned = header.is_turned and (entry.height, entry.width) == (header.width, header.height)
     hint = " before its EXIF orientation is applied" if turned else ""
+    if not turned and (entry.height, entry.width) == (header.width, header.height):
+        hint = " with width and height exchanged"
     findings.refuse(
         "image-size",
         "the size in the JSON differs from the file's (as shown, EXIF applied), so its masks would not fit.",

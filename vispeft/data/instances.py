@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
-from vispeft.coco.values import as_flag, as_integer, as_number, new_ids
+from vispeft.coco.values import as_flag, as_integer, as_number, flag_of_text, new_ids
 from vispeft.data.problems import Findings, show
 from vispeft.data.references import References
 from vispeft.data.segmentation import (
@@ -62,7 +62,7 @@ def read_annotations(
 def tell_of_crowds(raw: list[Any], num_instances: int, findings: Findings) -> None:
     """Refuse a file of which nothing is left to train on; warn of one that is mostly crowd regions."""
     given = [item.get("iscrowd") for item in raw if isinstance(item, dict)]
-    num_crowds = sum(value == "1" or as_flag(value) is True for value in given)
+    num_crowds = sum(bool(flag_of_text(value) or as_flag(value)) for value in given)
     remedy = "set it to 0 where a mask is one object."
     if given and num_crowds == len(given):
         sentence = f"no annotation is left that can be trained on: every annotation has `iscrowd` 1; {remedy}"
@@ -130,10 +130,10 @@ def _read_one(
 def _crowd_of(item: Mapping[str, Any], name: str, findings: Findings) -> bool | None:
     raw = item.get("iscrowd")
     is_crowd = as_flag(raw)
-    if is_crowd is None and raw in ("0", "1"):
+    if (spelt := flag_of_text(raw)) is not None:
         sentence = "`iscrowd` is text; write the number 0 or 1, without quotes."
         findings.refuse("text-iscrowd", sentence, name, repair="`iscrowd` was text; read as a number.")
-        return bool(raw == "1")
+        return spelt
     if is_crowd is None:
         findings.warn("bad-iscrowd", "`iscrowd` must be 0 or 1; left out.", f"{name} ({show(raw)})")
     return is_crowd

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.forms import SENTENCES, straighten
+from vispeft.coco.forms import SENTENCES, holds_relative, straighten
 from vispeft.coco.values import as_integer
 from vispeft.errors import DataError
 from vispeft.evaluation.files import read_json, write_json
@@ -120,6 +120,8 @@ def result_masks(
     """
     sizes = [image_sizes[result["image_id"]] for result in results]
     shapes = [result["segmentation"] for result in results]
+    if any(isinstance(shape, list) for shape in shapes) and holds_relative(shapes):
+        raise DataError(f"`{source}`: the results cannot be scored: {SENTENCES['relative-coordinates']}.")
     plain = [index for index, shape in enumerate(shapes) if _is_compressed(shape, sizes[index])]
     num_pixels = np.array([sizes[index][0] * sizes[index][1] for index in plain], dtype=np.int64)
     is_sound, plain_areas = measure_rles([shapes[index]["counts"] for index in plain], num_pixels)

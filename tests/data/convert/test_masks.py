@@ -286,3 +286,14 @@ def test_convert_masks__takes_a_jpeg_of_two_values(
     Image.fromarray(values).save(masks / "a.jpg", quality=100)
     convert_masks(images, masks, out, names=["cell"])
     assert areas() == {"a.jpg": [8.0 * 24]}
+
+
+@pytest.mark.parametrize(("highest", "kinds"), [(2, ["value-255"]), (9, [])])
+def test_convert_masks__tells_255_beside_instances_from_1_on(
+    images: Path, masks: Path, out: Path, add_pictures: AddPictures, highest: int, kinds: list[str]
+) -> None:
+    add_pictures("a.jpg")
+    values = np.zeros((32, 48), np.uint8)
+    values[2:8, 2:8], values[2:8, 12:20], values[20:30, 2:10] = 1, highest, 255
+    save(masks / "a.png", values)
+    assert [problem.kind for problem in convert_masks(images, masks, out, names=["cell"])] == kinds
