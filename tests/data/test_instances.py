@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from vispeft.data.check import check_dataset, write_fixed
@@ -219,3 +220,17 @@ def test_read_annotations__refuses_category_ids_that_count_from_elsewhere(
     assert "correct the ids" in problem.message
     with pytest.raises(DataError, match="every `category_id`"):
         write_fixed(path, folder, folder.parent / "fixed.json")
+
+
+@pytest.mark.parametrize(("side", "kinds"), [(400, ["percent"]), (150, [])])
+def test_read_annotations__warns_of_coordinates_in_percent(
+    write: Any, folder: Path, document: dict[str, Any], side: int, kinds: list[str]
+) -> None:
+    polygon = [5.0, 5.0, 96.5, 5.0, 96.5, 40.0, 5.0, 40.0]
+    document["images"] = [document["images"][0] | {"height": side, "width": side}]
+    document["annotations"] = [
+        {"id": place, "image_id": 1, "category_id": 7, "segmentation": [[number - place for number in polygon]]}
+        for place in range(1, 5)
+    ]
+    Image.fromarray(np.zeros((side, side), np.uint8)).save(folder / "a.png")
+    assert [problem.kind for problem in check_dataset(write(document), folder).problems] == kinds

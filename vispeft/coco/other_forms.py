@@ -18,7 +18,7 @@ _OF_LISTS = (
 
 
 def hint_of_other_form(document: Any) -> str:
-    """What a document is instead of a COCO instance file, and the remedy; empty where that is not known."""
+    """Name the form of a document that is no COCO instance file, and the remedy; empty where it is not known."""
     first = document[0] if isinstance(document, list) and document else document
     if not isinstance(first, dict) or (first is document and {"images", "annotations"} <= first.keys()):
         return ""

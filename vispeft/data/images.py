@@ -33,7 +33,7 @@ _OVERSHOOT = 1.5
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file says of itself.
+    """The header of an image file.
 
     height, width: as shown (EXIF orientation applied), in pixels
     is_stack: it holds several pictures (an animation, or pages), of which the first is read

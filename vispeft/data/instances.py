@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ from vispeft.data.sets import Annotation, Category, ImageEntry
 
 SMALL = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
+
+FEWEST_FOR_PERCENT = 4
+"""Annotations from which on coordinates that end just below 100 are taken for a sign of percent."""
 
 
 def read_annotations(
@@ -56,7 +59,21 @@ def read_annotations(
             other = _name(raw[twin], twin)
             findings.warn("exact-duplicate", "the same instance twice; both are used.", f"{name} (as {other})")
         found.append(ids.assign(annotation, item, name, findings))
+    _tell_of_percent(found, entries, findings)
     return found
+
+
+def _tell_of_percent(found: Sequence[Annotation], entries: Mapping[int, ImageEntry], findings: Findings) -> None:
+    """Warn where all polygons end just below 100 though every image is far larger, as coordinates in percent do."""
+    ends = [a.segmentation.extent[1].max() for a in found if isinstance(a.segmentation, Polygons)]
+    if len(ends) < FEWEST_FOR_PERCENT or len(ends) < len(found) or not 90 < max(ends) <= 100:
+        return
+    if all(min(entries[a.image_id].height, entries[a.image_id].width) > 200 for a in found):
+        sentence = (
+            "no coordinate is above 100, though every image is larger than 200 pixels: are they in percent, as in "
+            "Label Studio's own format? Then multiply x by width / 100 and y by height / 100."
+        )
+        findings.warn("percent", sentence, "")
 
 
 def tell_of_crowds(raw: list[Any], num_instances: int, findings: Findings) -> None:

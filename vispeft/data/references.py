@@ -89,7 +89,7 @@ class References:
 
 
 def _shift_of(used: Set[int], listed: Set[int]) -> int:
-    """What to add to category ids so that they are listed: 1 or -1 where one of them is not as it is, else 0."""
+    """The difference, 1 or -1, with which all category ids are listed, where one of them is not without it; else 0."""
     if used <= listed:
         return 0
     return next((shift for shift in (1, -1) if {identifier + shift for identifier in used} <= listed), 0)

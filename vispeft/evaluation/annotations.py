@@ -25,7 +25,7 @@ from vispeft.evaluation.rle import check_counts, is_integer, is_number, to_rle
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What results are scored against.
+    """The ground truth that results are scored against.
 
     images, categories: as in the file, with ids and sides as integers
     annotations: with `id`, `area`, `bbox` and `iscrowd` all there

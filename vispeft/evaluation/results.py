@@ -142,7 +142,7 @@ def result_masks(
 
 
 def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
-    """Whether a segmentation looks like a compressed RLE of its image's size; what it holds is another question."""
+    """True for what looks like a compressed RLE of its image's size; its content is checked elsewhere."""
     if not isinstance(shape, dict) or shape.get("size") != list(size):
         return False
     return isinstance(shape.get("counts"), str) and all(type(side) is int for side in shape["size"])
@@ -169,7 +169,7 @@ def _faults(result: Any) -> list[str]:
 
 
 def is_box(bbox: Any) -> bool:
-    """Whether a JSON value is a COCO box: x, y, width, height, with sides of at least 0."""
+    """True for a COCO box: x, y, width, height, with sides of at least 0."""
     is_four_numbers = isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox)
     return is_four_numbers and bbox[2] >= 0 and bbox[3] >= 0
 
