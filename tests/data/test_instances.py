@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from vispeft.data.check import check_dataset, write_fixed
@@ -164,3 +165,72 @@ def test_tell_of_crowds__warns_where_most_are(write: Any, folder: Path, document
         annotation["iscrowd"] = 1
     (problem,) = check_dataset(write(document), folder).problems
     assert (problem.severity, problem.message[:30]) == ("warn", "3 of 4 annotations have `iscro")
+
+
+def test_read_annotations__reads_a_dense_mask(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    wanted = mask_of(document["annotations"][0])
+    for rows in (wanted.tolist(), (wanted == 1).tolist(), (1 - wanted).tolist()):
+        document["annotations"] = [{"id": 1, "image_id": 1, "category_id": 7, "segmentation": rows}]
+        (problem,) = check_dataset(write(document), folder).problems
+        assert (problem.severity, problem.kind) == ("refuse", "dense-mask")
+        np.testing.assert_array_equal(mask_of(fixed(write(document), folder)["annotations"][0]), np.array(rows))
+
+
+@pytest.mark.parametrize(("text", "is_crowd"), [("false", 0), ("0.0", 0), ("True", 1), (" 1 ", 1)])
+def test_read_annotations__reads_a_flag_that_is_text(
+    write: Any, folder: Path, document: dict[str, Any], text: str, is_crowd: int
+) -> None:
+    document["annotations"][0]["iscrowd"] = text
+    (problem,) = check_dataset(write(document), folder).problems
+    assert (problem.severity, problem.kind) == ("refuse", "text-iscrowd")
+    assert fixed(write(document), folder)["annotations"][0]["iscrowd"] == is_crowd
+
+
+@pytest.mark.parametrize("form", ["{}.0", "{:06}", "{}"])
+def test_read_annotations__reads_ids_as_pandas_and_file_names_spell_them(
+    write: Any, folder: Path, document: dict[str, Any], form: str
+) -> None:
+    wanted = fixed(write(document), folder)["annotations"]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = form.format(annotation["category_id"])
+        annotation["image_id"] = {1: "a", 2: "b"}[annotation["image_id"]]
+    assert fixed(write(document), folder)["annotations"] == wanted
+
+
+def test_read_annotations__does_not_guess_between_a_name_and_an_id(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    document["categories"] = [{"id": 3, "name": "7"}, {"id": 7, "name": "3"}]
+    document["annotations"][0]["category_id"] = "7"
+    write_fixed(write(document), folder, folder.parent / "fixed.json")
+    left = json.loads((folder.parent / "fixed.json").read_text())["annotations"]
+    assert [annotation["id"] for annotation in left] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_read_annotations__refuses_category_ids_that_count_from_elsewhere(
+    write: Any, folder: Path, document: dict[str, Any], shift: int
+) -> None:
+    document["categories"] = [{"id": 1, "name": "box"}, {"id": 2, "name": "pair"}]
+    for annotation in document["annotations"]:
+        annotation["category_id"] = {7: 1, 3: 2}[annotation["category_id"]] + shift
+    path = write(document)
+    (problem,) = check_dataset(path, folder).refusals
+    assert problem.kind == "shifted-categories"
+    assert "correct the ids" in problem.message
+    with pytest.raises(DataError, match="every `category_id`"):
+        write_fixed(path, folder, folder.parent / "fixed.json")
+
+
+@pytest.mark.parametrize(("side", "kinds"), [(400, ["percent"]), (150, [])])
+def test_read_annotations__warns_of_coordinates_in_percent(
+    write: Any, folder: Path, document: dict[str, Any], side: int, kinds: list[str]
+) -> None:
+    polygon = [5.0, 5.0, 96.5, 5.0, 96.5, 40.0, 5.0, 40.0]
+    document["images"] = [document["images"][0] | {"height": side, "width": side}]
+    document["annotations"] = [
+        {"id": place, "image_id": 1, "category_id": 7, "segmentation": [[number - place for number in polygon]]}
+        for place in range(1, 5)
+    ]
+    Image.fromarray(np.zeros((side, side), np.uint8)).save(folder / "a.png")
+    assert [problem.kind for problem in check_dataset(write(document), folder).problems] == kinds

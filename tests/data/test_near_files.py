@@ -39,6 +39,9 @@ TAKEN: dict[str, tuple[str, list[str], str, str]] = {
     "local files of Label Studio": ("/data/local-files/?d=images%5Ca.png", ["a.png"], "a.png", "(URL)"),
     "upload to Label Studio": ("/data/upload/1/1a2b3c4d-a.png", ["1a2b3c4d-a.png"], "1a2b3c4d-a.png", "folders"),
     "before the upload": ("images/1a2b3c4d-my_a.png", ["my a.png"], "my a.png", "Label Studio"),
+    "UTF-8 read as Windows'": ("Ã¼1.png", ["ü1.png"], "ü1.png", "another encoding"),
+    "UTF-8 read as an archive's": ("ü1.png", ["├╝1.png"], "├╝1.png", "another encoding"),
+    "HTML escapes": ("a &amp; b&#39;s.png", ["a & b's.png"], "a & b's.png", "have HTML escapes"),
     "folders dropped": ("a.png", ["day1/a.png", "day1/b.png"], "day1/a.png", "`/data/set/images/day1`"),
     "ending of the same format": ("a.jpeg", ["a.jpg"], "a.jpg", "of the same format"),
     "the nearest of two": ("images/A.png", ["a.png", "A.png"], "A.png", "the image folder itself"),
@@ -54,6 +57,10 @@ NOT_TAKEN: dict[str, tuple[list[str], list[str], str]] = {
     "other folder": (["day1/a.png"], ["day2/a.png"], "other folders"),
     "other format": (["a.jpg"], ["a.png"], "another format"),
     "without an ending": (["a"], ["a.png"], "another format"),
+    "an ending twice": (["a.png"], ["a.png.png"], "too few or too many"),
+    "size behind the ending, of VIA": (["a.png12340"], ["a.png"], "too few or too many"),
+    "before an export of Roboflow": (["a.jpg"], ["a_jpg.rf.0a1b2c3d4e5f0a1b2c3d4e5f0a1b2c3d.jpg"], "Roboflow"),
+    "an export of Roboflow": (["a-b_png.rf.AbC1b2c3d4e5f0a1b2c3.jpg"], ["a-b.png"], "Roboflow"),
     "a mask below": (["a.png", "b.png"], ["images/a.png", "masks/a.png", "masks/b.png"], "lack the folders"),
 }
 

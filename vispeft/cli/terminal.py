@@ -1,4 +1,4 @@
-"""What a command says: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def _failed(message: str, is_debug: bool) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether it is Python's, CUDA's or torch's own word for a lack of memory."""
+    """True for Python's, CUDA's or torch's own word for a lack of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _is_kernel_error(error: Exception) -> bool:
-    """Whether it is a kernel's own error; a command that never loaded the kernels cannot have raised one."""
+    """True for a kernel's own error; a command that never loaded the kernels cannot have raised one."""
     kernels = sys.modules.get("vispeft_kernels")
     return kernels is not None and isinstance(error, kernels.KernelError)
 

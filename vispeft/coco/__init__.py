@@ -1,1 +1,1 @@
-"""What a COCO file may hold: the rules that reading for training and reading for scoring share."""
+"""The content of COCO files: the rules that reading for training and reading for scoring share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ SENTENCES = {
     "text-counts": "`counts` of the RLE is the text of a list; write the list itself, without quotes around it",
     "text-in-counts": "`counts` of the RLE has numbers that are text; write them without quotes",
     "text-size": "`size` of the RLE is text; write it as numbers [height, width]",
+    "dense-mask": "`segmentation` is a mask of one number a pixel, row by row; write its outline or its run lengths",
     "relative-coordinates": "the coordinates of `segmentation` lie in 0..1; multiply x by the width of the image and "
     "y by its height",
 }
@@ -55,6 +57,8 @@ def straighten(value: Any) -> Straight:
         value = value[0]
     if isinstance(value, dict):
         value = _straight_rle(value, forms) if "counts" in value else _from_object(value, forms)
+    if isinstance(value, list) and _is_dense_mask(value):
+        return Straight(_run_lengths(value), (*forms, "dense-mask"))
     if isinstance(value, list) and not all(map(_is_flat, value)):
         polygons = _polygons(value, 0, found := dict(forms))
         if polygons:
@@ -65,6 +69,23 @@ def straighten(value: Any) -> Straight:
 def _is_flat(part: Any) -> bool:
     """True for a polygon in COCO's form, as nearly all are; of two numbers, a part may be a point instead."""
     return isinstance(part, list) and len(part) != 2 and set(map(type, part)) <= {int, float}
+
+
+def _is_dense_mask(value: list[Any]) -> bool:
+    """True for at least three rows of 0 and 1, or false and true, all of one length."""
+    if len(value) < 3 or not isinstance(value[0], list) or len(value[0]) < 3:
+        return False
+    width = len(value[0])
+    return all(isinstance(row, list) and len(row) == width and all(one in (0, 1) for one in row) for row in value)
+
+
+def _run_lengths(rows: list[list[int]]) -> dict[str, Any]:
+    """The RLE of a dense mask, column by column."""
+    runs = [
+        (bool(value), len(list(run))) for value, run in itertools.groupby(itertools.chain(*zip(*rows, strict=True)))
+    ]
+    counts = [length for _, length in runs]
+    return {"size": [len(rows), len(rows[0])], "counts": [0, *counts] if runs[0][0] else counts}
 
 
 def _from_object(value: dict[str, Any], forms: dict[str, None]) -> Any:

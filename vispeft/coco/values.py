@@ -9,6 +9,8 @@ from typing import Any
 
 LARGEST_ID = 2**63 - 1
 
+_FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
 
 def new_ids(used: Set[int]) -> Iterator[int]:
     """Positive integers that are not in use: those above all others, as far as 64 bits go."""
@@ -42,6 +44,11 @@ def as_flag(value: Any) -> bool | None:
     if value is None:
         return False
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
+
+
+def flag_of_text(value: Any) -> bool | None:
+    """False or true of text such as "0", "1.0" and "False", or None of anything else."""
+    return _FLAGS.get(value.strip().casefold()) if isinstance(value, str) else None
 
 
 def why_no_id(value: Any) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.other_forms import hint_of_other_form
 from vispeft.coco.values import as_integer, is_text
 from vispeft.data.categories import read_categories, with_category_list
 from vispeft.data.files import Headers, check_files, find_files
@@ -18,7 +19,7 @@ from vispeft.data.images import LARGEST_IMAGE
 from vispeft.data.instances import read_annotations, tell_of_crowds
 from vispeft.data.named_files import why_no_file_name, with_file_names
 from vispeft.data.problems import CheckReport, Findings, show
-from vispeft.data.sets import CocoSet, Groups, ImageEntry
+from vispeft.data.sets import Annotation, CocoSet, Groups, ImageEntry
 from vispeft.errors import DataError
 
 # gzip, zip, bzip2, xz
@@ -76,19 +77,17 @@ def examine(
     )
     if report.refused:
         return None, report
-    per_image: dict[int, tuple[list[Any], list[Any]]] = {entry_id: ([], []) for entry_id in entries}
+    instances_of, crowds_of = _grouped(found, entries)
+    kinds, pictures = tuple(categories.values()), tuple(entries.values())
+    return CocoSet(annotations, images, kinds, pictures, instances_of, crowds_of, report), report
+
+
+def _grouped(found: Iterable[Annotation], image_ids: Iterable[int]) -> tuple[Groups, Groups]:
+    """Instances and crowd regions of each image, in the order of the images."""
+    per_image: dict[int, tuple[list[Annotation], list[Annotation]]] = {identifier: ([], []) for identifier in image_ids}
     for annotation in found:
         per_image[annotation.image_id][annotation.is_crowd].append(annotation)
-    coco_set = CocoSet(
-        annotations,
-        images,
-        tuple(categories.values()),
-        tuple(entries.values()),
-        Groups(pair[0] for pair in per_image.values()),
-        Groups(pair[1] for pair in per_image.values()),
-        report,
-    )
-    return coco_set, report
+    return Groups(pair[0] for pair in per_image.values()), Groups(pair[1] for pair in per_image.values())
 
 
 def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
@@ -96,14 +95,10 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     document = _load_json(path, findings)
     if findings.is_refused:
         return None
-    if isinstance(document, list):
-        hint = " It looks like a COCO results file." if document and _has_score(document[0]) else ""
-        findings.refuse(
-            "not-coco", f"the top level must be an object with images, annotations and categories.{hint}", ""
-        )
-        return None
-    if not isinstance(document, dict):
-        findings.refuse("not-coco", "the top level must be an object with images, annotations and categories.", "")
+    hint = hint_of_other_form(document)
+    if not isinstance(document, dict) or hint:
+        sentence = "the top level must be an object with images, annotations and categories"
+        findings.refuse("not-coco", f"{sentence}; {hint}." if hint else f"{sentence}.", "")
         return None
     document = with_category_list(document, findings)
     for key in ("images", "categories", "annotations"):
@@ -115,10 +110,6 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
             "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
         )
     return None if findings.is_refused else document
-
-
-def _has_score(entry: Any) -> bool:
-    return isinstance(entry, dict) and "score" in entry
 
 
 def _load_json(path: Path, findings: Findings) -> Any:

@@ -108,7 +108,7 @@ def check_files(
                     "several-pictures", "several pictures in one file; the first is used.", show(entry.file_name)
                 )
     if not kept and entries and not findings.is_refused:
-        findings.refuse("no-usable-image", f"none of the {len(entries)} images in {folder} can be read.", "")
+        findings.refuse("no-usable-image", f"none of the {len(entries)} images in {folder} can be used.", "")
     return kept
 
 
@@ -210,7 +210,7 @@ def _tell_outside(file: _AbsentFile, findings: Findings) -> str:
 
 
 def _is_absolute(file_name: str) -> bool:
-    """Whether a name is an absolute path on any system."""
+    """True for an absolute path on any system."""
     return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root or PurePath(file_name).drive)
 
 
@@ -241,7 +241,7 @@ def _tell_unusable(entry: ImageEntry, error: DataError, num_annotations: int, fi
 
 
 def _is_pointer(path: Path) -> bool:
-    """Whether a file only names content that Git LFS or git-annex keeps elsewhere."""
+    """True for a file that only names content that Git LFS or git-annex keeps elsewhere."""
     try:
         if not path.is_file():
             return False
@@ -261,6 +261,8 @@ def _agree(entry: ImageEntry, header: ImageHeader, findings: Findings) -> ImageE
         return entry
     turned = header.is_turned and (entry.height, entry.width) == (header.width, header.height)
     hint = " before its EXIF orientation is applied" if turned else ""
+    if not turned and (entry.height, entry.width) == (header.width, header.height):
+        hint = " with width and height exchanged"
     findings.refuse(
         "image-size",
         "the size in the JSON differs from the file's (as shown, EXIF applied), so its masks would not fit.",

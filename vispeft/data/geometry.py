@@ -1,4 +1,4 @@
-"""Where a network input lies in its image: one crop, scale, flip and quarter turn, the same for pixels and masks."""
+"""The place of a network input in its image: one crop, scale, flip and quarter turn, the same for pixels and masks."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ _OVERSHOOT = 1.5
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What a file says of itself.
+    """The header of an image file.
 
     height, width: as shown (EXIF orientation applied), in pixels
     is_stack: it holds several pictures (an animation, or pages), of which the first is read
@@ -260,6 +260,8 @@ def _unreadable(path: Path, error: Exception) -> DataError:
         return DataError(
             f"{path} holds more than the {LARGEST_IMAGE:,} pixels that are read at once; cut it into tiles."
         )
+    if isinstance(error, UnidentifiedImageError) and path.stat().st_size == 0:
+        return DataError(f"{path} is an empty file.")
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"{path} is not an image in a format that is read ({', '.join(FORMATS)}).")
     reason = str(error).strip().split("\n")[0][:200] or type(error).__name__

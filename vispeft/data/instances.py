@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
-from vispeft.coco.values import as_flag, as_integer, as_number, new_ids
+from vispeft.coco.values import as_flag, as_integer, as_number, flag_of_text, new_ids
 from vispeft.data.problems import Findings, show
 from vispeft.data.references import References
 from vispeft.data.segmentation import (
@@ -25,6 +25,9 @@ from vispeft.data.sets import Annotation, Category, ImageEntry
 
 SMALL = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
+
+FEWEST_FOR_PERCENT = 4
+"""Annotations from which on coordinates that end just below 100 are taken for a sign of percent."""
 
 
 def read_annotations(
@@ -56,13 +59,27 @@ def read_annotations(
             other = _name(raw[twin], twin)
             findings.warn("exact-duplicate", "the same instance twice; both are used.", f"{name} (as {other})")
         found.append(ids.assign(annotation, item, name, findings))
+    _tell_of_percent(found, entries, findings)
     return found
+
+
+def _tell_of_percent(found: Sequence[Annotation], entries: Mapping[int, ImageEntry], findings: Findings) -> None:
+    """Warn where all polygons end just below 100 though every image is far larger, as coordinates in percent do."""
+    ends = [a.segmentation.extent[1].max() for a in found if isinstance(a.segmentation, Polygons)]
+    if len(ends) < FEWEST_FOR_PERCENT or len(ends) < len(found) or not 90 < max(ends) <= 100:
+        return
+    if all(min(entries[a.image_id].height, entries[a.image_id].width) > 200 for a in found):
+        sentence = (
+            "no coordinate is above 100, though every image is larger than 200 pixels: are they in percent, as in "
+            "Label Studio's own format? Then multiply x by width / 100 and y by height / 100."
+        )
+        findings.warn("percent", sentence, "")
 
 
 def tell_of_crowds(raw: list[Any], num_instances: int, findings: Findings) -> None:
     """Refuse a file of which nothing is left to train on; warn of one that is mostly crowd regions."""
     given = [item.get("iscrowd") for item in raw if isinstance(item, dict)]
-    num_crowds = sum(value == "1" or as_flag(value) is True for value in given)
+    num_crowds = sum(bool(flag_of_text(value) or as_flag(value)) for value in given)
     remedy = "set it to 0 where a mask is one object."
     if given and num_crowds == len(given):
         sentence = f"no annotation is left that can be trained on: every annotation has `iscrowd` 1; {remedy}"
@@ -130,10 +147,10 @@ def _read_one(
 def _crowd_of(item: Mapping[str, Any], name: str, findings: Findings) -> bool | None:
     raw = item.get("iscrowd")
     is_crowd = as_flag(raw)
-    if is_crowd is None and raw in ("0", "1"):
+    if (spelt := flag_of_text(raw)) is not None:
         sentence = "`iscrowd` is text; write the number 0 or 1, without quotes."
         findings.refuse("text-iscrowd", sentence, name, repair="`iscrowd` was text; read as a number.")
-        return bool(raw == "1")
+        return spelt
     if is_crowd is None:
         findings.warn("bad-iscrowd", "`iscrowd` must be 0 or 1; left out.", f"{name} ({show(raw)})")
     return is_crowd

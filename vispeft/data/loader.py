@@ -106,7 +106,7 @@ def train_draws(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainBatches:
-    """What `build_loader` draws for training."""
+    """The samples that `build_loader` draws for training."""
     for name, value, least in (("batch_size", batch_size, 1), ("start_step", start_step, 0)):
         if value < least:
             raise ConfigError(f"`{name}` must be at least {least}, but is {value}.")
@@ -118,7 +118,7 @@ def train_draws(
 
 
 def eval_draws(coco_set: CocoSet, *, batch_size: int, rank: int = 0, world_size: int = 1) -> EvalBatches:
-    """What `build_loader` draws for evaluation."""
+    """The samples that `build_loader` draws for evaluation."""
     if batch_size < 1:
         raise ConfigError(f"`batch_size` must be at least 1, but is {batch_size}.")
     return EvalBatches(len(coco_set), batch_size, rank, world_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import posixpath
 import re
@@ -22,10 +23,13 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*/?", re.IGNORECASE)
 _ASKED_PATH = re.compile(r"/\?(?:[^#]*&)?d=([^&#]*)")
 _DRIVE = re.compile(r"[a-z]:", re.IGNORECASE)
 _UPLOAD_PREFIX = re.compile(r"[0-9a-f]{8}-(?=.)", re.IGNORECASE)
+_EXPORT_SUFFIX = re.compile(r"[-_](?:jpe?g|png|bmp|webp|tiff?|avif|heic)\.rf\.[0-9a-z]{16,}$", re.IGNORECASE)
+_VIA_SIZE = re.compile(r"(?<=\.)(jpe?g|png|bmp|webp|tiff?|gif)\d+$", re.IGNORECASE)
 _SAME_FORMAT = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 
 _FORMS = {
-    "unicode": "differ from the files' in Unicode form (such as composed or decomposed letters)",
+    "unicode": "differ from the files' in Unicode form (such as composed or decomposed letters, or UTF-8 read as "
+    "another encoding)",
     "case": "differ from the files' in letter case",
 }
 
@@ -101,6 +105,8 @@ def path_parts(name: str, *, without: str = "") -> Parts:
         # escaped twice where an address is part of another
         while (plain := unquote(name)) != name:
             name = plain
+    if without != "entity":
+        name = html.unescape(name)
     if without != "separator":
         name = name.replace("\\", "/")
     parts = [part for part in posixpath.normpath(name).split("/") if part not in ("", ".", "..")]
@@ -113,12 +119,22 @@ def _folded(name: str, *, without: str = "") -> Parts:
     if without != "space":
         parts = tuple(part.strip() for part in parts)
     if without != "unicode":
-        parts = tuple(part if part.isascii() else unicodedata.normalize("NFKC", part) for part in parts)
+        parts = tuple(part if part.isascii() else unicodedata.normalize("NFKC", _decoded(part)) for part in parts)
     return parts if without == "case" else tuple(part.casefold() for part in parts)
 
 
+def _decoded(text: str) -> str:
+    """The text that was meant where UTF-8 was read as an encoding of Windows or of ZIP archives."""
+    for encoding in ("cp1252", "latin-1", "cp437"):
+        try:
+            return unicodedata.normalize("NFC", text).encode(encoding).decode("utf-8")
+        except UnicodeError:
+            continue
+    return text
+
+
 def _is_random_prefix(name: str) -> bool:
-    """Whether a name begins as uploads to Label Studio do, and not with the eight digits of a date."""
+    """True for a name that begins as uploads to Label Studio do, and not with the eight digits of a date."""
     prefix = _UPLOAD_PREFIX.match(posixpath.basename(name.replace("\\", "/")))
     return prefix is not None and not prefix[0][:-1].isdecimal()
 
@@ -135,7 +151,15 @@ def _before_upload(base: str) -> str:
 
 
 def _stem(base: str) -> str:
-    return posixpath.splitext(base)[0]
+    """A base name without its endings as an image, and without the size that VIA writes behind them."""
+    stem = posixpath.splitext(_VIA_SIZE.sub(r"\1", base))[0]
+    while has_picture_ending(PurePosixPath(stem)):
+        stem = posixpath.splitext(stem)[0]
+    return stem
+
+
+def _before_export(base: str) -> str:
+    return _stem(_EXPORT_SUFFIX.sub("", _stem(base)))
 
 
 def _is_address(name: str) -> bool:
@@ -158,6 +182,7 @@ _FEATURES: dict[str, tuple[Callable[[str], bool], str]] = {
     "address": (_is_address, "the form of an address (URL)"),
     "separator": (lambda name: "\\" in name, "Windows separators (`\\`)"),
     "escape": (lambda name: "%" in name, "percent escapes (%20 for a space)"),
+    "entity": (lambda name: html.unescape(name) != name, "HTML escapes (`&amp;` for `&`)"),
     "space": (_has_spaces, "spaces at their ends"),
 }
 
@@ -173,9 +198,17 @@ class _Likeness:
 
 _EQUAL = _Likeness(lambda base: base, "")
 _UPLOAD = _Likeness(_before_upload, "differ in the prefix that Label Studio adds on upload")
-_ANY_ENDING = _Likeness(_stem, "have the ending of another format", is_certain=False)
-_LIKENESSES = (_EQUAL, _Likeness(_with_usual_ending, "have another ending of the same format"), _UPLOAD, _ANY_ENDING)
-"""From the nearest on. A file of another format may be the mask of the image: it is named, but never taken."""
+_ANY_ENDING = _Likeness(_stem, "have the ending of another format, or one too few or too many", is_certain=False)
+_EXPORT = _Likeness(_before_export, "differ in the suffix that Roboflow adds on export", is_certain=False)
+_LIKENESSES = (
+    _EQUAL,
+    _Likeness(_with_usual_ending, "have another ending of the same format"),
+    _UPLOAD,
+    _ANY_ENDING,
+    _EXPORT,
+)
+"""From the nearest on. A file of another format may be the mask of the image, and Roboflow may have cut or turned the
+image: they are named, but never taken."""
 
 
 class _Index:
@@ -227,7 +260,7 @@ class _Index:
         """Places of files by every end of their paths."""
         ends: dict[Parts, list[int]] = defaultdict(list)
         for place, parts in enumerate(self._parts):
-            if parts and (likeness is not _ANY_ENDING or has_picture_ending(PurePosixPath(parts[-1]))):
+            if parts and (likeness.is_certain or has_picture_ending(PurePosixPath(parts[-1]))):
                 key = (*parts[:-1], likeness.key(parts[-1]))
                 for start in range(len(key)):
                     ends[key[start:]].append(place)

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: problems, collected as they are found and told in one sentence per kind."""
+"""Problems of a data set, collected as they are found and told in one sentence per kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Problem:
 
     @property
     def count(self) -> int:
-        """How many annotations, images or categories it concerns."""
+        """The number of annotations, images or categories that it concerns."""
         return len(self.subjects)
 
 
@@ -69,7 +69,7 @@ class CheckReport:
 
     @property
     def is_fixable(self) -> bool:
-        """Whether the file is refused, but a repaired copy of it would not be."""
+        """True where the file is refused, but a repaired copy of it would not be."""
         return self.repaired is not None and not self.repaired.refused
 
     def raise_if_refused(self) -> None:

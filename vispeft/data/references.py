@@ -30,6 +30,8 @@ class References:
         self._lacks_classes = bool(items) and all(item.get("category_id") is None for item in items)
         if self._lacks_classes:
             findings.refuse("no-category-id", "no annotation has a `category_id`; give each the id of its class.", "")
+        used = {identifier for item in items if (identifier := as_integer(item.get("category_id"))) is not None}
+        self._shift = _shift_of(used, set(categories))
 
     def category_of(self, item: Mapping[str, Any], name: str) -> int | None:
         """The class index of an annotation, or None, which is told."""
@@ -40,6 +42,9 @@ class References:
         if identifier is not None:
             if not self._category_idx:
                 return None  # no category could be read, which is told
+            if self._shift:
+                self._refuse_shift(identifier, name)
+                return None
             self._refuse(
                 "unknown-category",
                 "its category is not in `categories`",
@@ -62,6 +67,15 @@ class References:
             self._findings.warn("unknown-image", "its image is not in `images`; left out.", subject)
         return self._entries.get(identifier)
 
+    def _refuse_shift(self, identifier: int, name: str) -> None:
+        """Refuse ids that count from elsewhere, for leaving out those unknown would keep the rest under wrong names."""
+        change = "added to" if self._shift > 0 else "taken from"
+        sentence = (
+            f"its category is not in `categories`, but all are with 1 {change} every `category_id`; correct the ids, "
+            "or remove these annotations."
+        )
+        self._findings.refuse("shifted-categories", sentence, f"{name} (category_id {identifier})")
+
     def _refuse_id(self, key: str, kind: str, owner: str, value: Any, name: str) -> None:
         reason = why_no_id(value)
         remedy = f"give the integer id {owner}"
@@ -72,3 +86,10 @@ class References:
 
     def _refuse(self, kind: str, cause: str, remedy: str, subject: str) -> None:
         self._findings.refuse(kind, f"{cause}; {remedy}.", subject, repair=f"{cause}; left out.")
+
+
+def _shift_of(used: Set[int], listed: Set[int]) -> int:
+    """The difference, 1 or -1, with which all category ids are listed, where one of them is not without it; else 0."""
+    if used <= listed:
+        return 0
+    return next((shift for shift in (1, -1) if {identifier + shift for identifier in used} <= listed), 0)

@@ -25,7 +25,7 @@ class Draws(Protocol):
 
 
 def repeat_factors(coco_set: CocoSet, threshold: float = BALANCE_THRESHOLD) -> NDArray[np.float64]:
-    """How often each image is drawn per epoch so that rare classes are seen more (Gupta et al. 2019, section 4.4).
+    """Draws of each image per epoch that make rare classes seen more often (Gupta et al. 2019, section 4.4).
 
     A class that a fraction f of the images show counts max(1, sqrt(threshold / f)); an image, its rarest class.
     """

@@ -64,7 +64,7 @@ def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> t
 
 
 def _deal(names: list[str], classes: dict[str, Counter[int]], val_fraction: float) -> dict[str, bool]:
-    """Which files go to the validation side. At least one stays on either side."""
+    """The files that go to the validation side. At least one stays on either side."""
     num_val = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
     room = {False: len(names) - num_val, True: num_val}
     totals: Counter[int] = sum(classes.values(), Counter())

@@ -1,4 +1,4 @@
-"""What a data set holds, in numbers: per class, per size, per image."""
+"""Counts of a data set: per class, per size, per image."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.forms import SENTENCES, holds_relative, straighten
-from vispeft.coco.values import as_flag, as_integer, why_no_id
+from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.values import as_flag, as_integer, flag_of_text, why_no_id
 from vispeft.errors import DataError
 from vispeft.evaluation.faults import Faults
 from vispeft.evaluation.files import read_json
@@ -24,7 +25,7 @@ from vispeft.evaluation.rle import check_counts, is_integer, is_number, to_rle
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What results are scored against.
+    """The ground truth that results are scored against.
 
     images, categories: as in the file, with ids and sides as integers
     annotations: with `id`, `area`, `bbox` and `iscrowd` all there
@@ -86,9 +87,9 @@ def _checked_lists(
     document: Any, source: str, faults: Faults
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
     """Images and categories with integer ids, and the annotations of a COCO document, or a DataError."""
-    if not isinstance(document, dict):
-        hint = " It looks like a results file." if isinstance(document, list) else ""
-        raise DataError(f"{source} must hold an object with images, annotations and categories.{hint}")
+    hint = f"; {hint}" if (hint := hint_of_other_form(document)) else ""
+    if not isinstance(document, dict) or hint:
+        raise DataError(f"{source} must hold an object with images, annotations and categories{hint}.")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
             given = "an object in its place" if isinstance(document.get(key), dict) else "none"
@@ -195,7 +196,7 @@ def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, name: str, fau
     bbox, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd")
     has_box, is_crowd = is_box(bbox), as_flag(crowd)
     if is_crowd is None:
-        if crowd in ("0", "1"):
+        if flag_of_text(crowd) is not None:
             faults.refuse("annotation", "an `iscrowd` that is text", name, is_mendable=True)
         else:
             faults.warn("with an `iscrowd` that is neither 0 nor 1; not scored", name)

@@ -11,7 +11,7 @@ from vispeft.errors import DataError
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
+    """The content of a JSON file."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

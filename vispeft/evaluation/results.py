@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.forms import SENTENCES, straighten
+from vispeft.coco.forms import SENTENCES, holds_relative, straighten
 from vispeft.coco.values import as_integer
 from vispeft.errors import DataError
 from vispeft.evaluation.files import read_json, write_json
@@ -120,6 +120,8 @@ def result_masks(
     """
     sizes = [image_sizes[result["image_id"]] for result in results]
     shapes = [result["segmentation"] for result in results]
+    if any(isinstance(shape, list) for shape in shapes) and holds_relative(shapes):
+        raise DataError(f"`{source}`: the results cannot be scored: {SENTENCES['relative-coordinates']}.")
     plain = [index for index, shape in enumerate(shapes) if _is_compressed(shape, sizes[index])]
     num_pixels = np.array([sizes[index][0] * sizes[index][1] for index in plain], dtype=np.int64)
     is_sound, plain_areas = measure_rles([shapes[index]["counts"] for index in plain], num_pixels)
@@ -140,7 +142,7 @@ def result_masks(
 
 
 def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
-    """Whether a segmentation looks like a compressed RLE of its image's size; what it holds is another question."""
+    """True for what looks like a compressed RLE of its image's size; its content is checked elsewhere."""
     if not isinstance(shape, dict) or shape.get("size") != list(size):
         return False
     return isinstance(shape.get("counts"), str) and all(type(side) is int for side in shape["size"])
@@ -167,7 +169,7 @@ def _faults(result: Any) -> list[str]:
 
 
 def is_box(bbox: Any) -> bool:
-    """Whether a JSON value is a COCO box: x, y, width, height, with sides of at least 0."""
+    """True for a COCO box: x, y, width, height, with sides of at least 0."""
     is_four_numbers = isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox)
     return is_four_numbers and bbox[2] >= 0 and bbox[3] >= 0
 

@@ -126,10 +126,10 @@ def _decode_counts(text: bytes) -> NDArray[np.int64]:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether a JSON value is an integer that numpy's int64 can hold (true and false are not)."""
+    """True for an integer that numpy's int64 can hold (true and false are not)."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a finite number (true and false are not)."""
+    """True for a finite number (true and false are not)."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))

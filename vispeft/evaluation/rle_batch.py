@@ -31,7 +31,7 @@ class Runs:
 
 
 def measure_rles(texts: Sequence[str], num_pixels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether each RLE describes exactly so many pixels, and the area of its mask. num_pixels: [N]."""
+    """Tell for each RLE whether it describes exactly so many pixels, and the area of its mask. num_pixels: [N]."""
     is_sound, areas = np.zeros(len(texts), dtype=bool), np.zeros(len(texts))
     for chunk in _chunks(texts):
         part = texts[chunk]

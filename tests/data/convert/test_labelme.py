@@ -262,3 +262,48 @@ def test_convert_labelme__keeps_images_without_shapes_as_background(
     write(images / "b.json", image="b.jpg")
     assert convert_labelme(images, out) == ()
     assert areas() == {"a.jpg": [100], "b.jpg": []}
+
+
+def test_convert_labelme__reads_masks_with_colours_and_alpha(
+    images: Path, out: Path, add_pictures: AddPictures, areas: Areas
+) -> None:
+    add_pictures("a.jpg")
+    mask = np.zeros((11, 11), np.uint8)
+    mask[2:8, 3:8] = 255
+    white, opaque = np.full_like(mask, 255), np.full_like(mask, 255)
+    by_alpha, by_colour = np.dstack([white, white, white, mask]), np.dstack([mask * 0, mask * 0, mask, opaque])
+    write(
+        images / "a.json",
+        shape(points=[[5, 5], [15, 15]], kind="mask", mask=encoded(by_alpha)),
+        shape(points=[[15, 15], [5, 5]], kind="mask", mask=encoded(by_colour)),
+    )
+    convert_labelme(images, out)
+    assert areas() == {"a.jpg": [30.0, 30.0]}
+
+
+def test_convert_labelme__takes_no_empty_group_and_none_of_its_own_words(
+    images: Path, out: Path, add_pictures: AddPictures, areas: Areas
+) -> None:
+    add_pictures("a.jpg")
+    write(
+        images / "a.json",
+        shape(group_id=""),
+        shape(group_id=""),
+        shape("__ignore__"),
+        shape("_background_"),
+        shape("dog", points=[[1, 1], [9, 1], [9, 9]], kind="rectangle"),
+    )
+    problems = convert_labelme(images, out)
+    assert [problem.kind for problem in problems] == ["no-object", "no-outline"]
+    assert len(areas()["a.jpg"]) == 2
+    assert read_coco(out, images).class_names == ("cow",)
+
+
+def test_convert_labelme__tells_instances_that_are_numbered_in_labels(
+    images: Path, out: Path, add_pictures: AddPictures
+) -> None:
+    add_pictures("a.jpg")
+    write(images / "a.json", shape("cow-1"), shape("cow-2"))
+    (problem,) = convert_labelme(images, out)
+    assert "cow-1, cow-2" in problem.message
+    assert "group_id" in problem.message

@@ -263,3 +263,37 @@ def test_convert_masks__takes_no_mask_for_an_image(
     save(images / "masks" / "a.png", LABELS)
     assert convert_masks(images, images / "masks", out, names=["cell"]) == ()
     assert areas() == {"a.jpg": [60, 100]}
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_convert_masks__refuses_a_jpeg_whose_values_lie_in_blocks(
+    images: Path, masks: Path, out: Path, add_pictures: AddPictures, quality: int
+) -> None:
+    add_pictures("a.jpg")
+    values = np.zeros((32, 48), np.uint8)
+    values[5:15, 5:15] = values[18:28, 25:40] = 255
+    Image.fromarray(values).save(masks / "a.jpg", quality=quality)
+    with pytest.raises(DataError, match=r"saved as JPEG.*PNG"):
+        convert_masks(images, masks, out, names=["cell"])
+
+
+def test_convert_masks__takes_a_jpeg_of_two_values(
+    images: Path, masks: Path, out: Path, add_pictures: AddPictures, areas: Areas
+) -> None:
+    add_pictures("a.jpg")
+    values = np.zeros((32, 48), np.uint8)
+    values[8:16, 16:40] = 255
+    Image.fromarray(values).save(masks / "a.jpg", quality=100)
+    convert_masks(images, masks, out, names=["cell"])
+    assert areas() == {"a.jpg": [8.0 * 24]}
+
+
+@pytest.mark.parametrize(("highest", "kinds"), [(2, ["value-255"]), (9, [])])
+def test_convert_masks__tells_255_beside_instances_from_1_on(
+    images: Path, masks: Path, out: Path, add_pictures: AddPictures, highest: int, kinds: list[str]
+) -> None:
+    add_pictures("a.jpg")
+    values = np.zeros((32, 48), np.uint8)
+    values[2:8, 2:8], values[2:8, 12:20], values[20:30, 2:10] = 1, highest, 255
+    save(masks / "a.png", values)
+    assert [problem.kind for problem in convert_masks(images, masks, out, names=["cell"])] == kinds

@@ -190,3 +190,43 @@ def test_convert_yolo__refuses_names(
     (tmp_path / "data.yaml").write_text(content)
     with pytest.raises(DataError, match=named):
         convert_yolo(images, labels, out, names=tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "names"),
+    [
+        ("data.yaml", "nc: 3\nnames: [no, 007, 1.50]\n", ("no", "007", "1.50")),
+        ("data.yaml", "names:\n  0: on\n  1: null\n", ("on", "null")),
+        ("obj.names", "cat\ndog\n", ("cat", "dog")),
+        ("classes.txt", "1 cat\ndog\n", ("1 cat", "dog")),
+    ],
+)
+def test_convert_yolo__takes_names_as_they_are_written(
+    images: Path, labels: Path, out: Path, add_pictures: AddPictures, file: str, text: str, names: tuple[str, ...]
+) -> None:
+    add_pictures("a.jpg")
+    (labels / "a.txt").write_text(LINE)
+    (labels.parent / file).write_text(text)
+    convert_yolo(images, labels, out, names=labels.parent / file)
+    assert read_coco(out, images).class_names == names
+
+
+@pytest.mark.parametrize("text", ["0 cat\n1 dog\n", "1: cat\n2: dog\n", "0,cat\n1,dog\n"])
+def test_convert_yolo__refuses_names_with_their_numbers(
+    images: Path, labels: Path, out: Path, add_pictures: AddPictures, text: str
+) -> None:
+    add_pictures("a.jpg")
+    (labels / "a.txt").write_text(LINE)
+    (labels.parent / "classes.txt").write_text(text)
+    with pytest.raises(DataError, match="begin with numbers"):
+        convert_yolo(images, labels, out, names=labels.parent / "classes.txt")
+
+
+def test_convert_yolo__refuses_labels_of_another_letter_case(
+    images: Path, labels: Path, out: Path, add_pictures: AddPictures
+) -> None:
+    add_pictures("a.jpg", "B.jpg")
+    for name in ("a.txt", "b.txt"):
+        (labels / name).write_text(LINE)
+    with pytest.raises(DataError, match=r"B\.jpg \(b\.txt\): .*letter case"):
+        convert_yolo(images, labels, out, names=["cat"])

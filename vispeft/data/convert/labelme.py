@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -166,10 +167,13 @@ def _refuse_missing(
 def _tell_alike(names: Sequence[str], findings: Findings) -> None:
     alike: dict[str, list[str]] = {}
     for name in names:
-        alike.setdefault(" ".join(composed(name).casefold().replace("_", " ").split()), []).append(name)
+        # old versions told instances apart by numbers: cat-1, cat-2
+        plain = re.sub(r"-\d+$", "", composed(name).casefold()).replace("_", " ")
+        alike.setdefault(" ".join(plain.split()), []).append(name)
     for group in alike.values():
         if len(group) > 1:
-            findings.warn("labels-alike", "labels that differ in little stay separate classes.", some(group))
+            sentence = "labels that differ in little stay separate classes; instances are told apart by `group_id`."
+            findings.warn("labels-alike", sentence, some(group))
 
 
 def _tell_images(files: Sequence[_Labelled], pictures: Sequence[Path], root: Path, findings: Findings) -> None:

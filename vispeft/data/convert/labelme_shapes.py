@@ -19,6 +19,8 @@ from vispeft.data.problems import Findings, show
 # oriented boxes: LabelMe's, X-AnyLabeling's and others' word for four corners
 _POLYGONS = ("polygon", "oriented_rectangle", "rotated_rectangle", "rotation", "quadrilateral")
 _CIRCLE_CORNERS = 90
+# LabelMe's own words, in its converters, for what is no object
+_NO_OBJECT = ("__ignore__", "_background_")
 _LEAST = {"rectangle": 2, "circle": 2, "mask": 2}
 
 
@@ -52,6 +54,9 @@ def read_shape(raw: dict[str, Any], subject: str, findings: Findings) -> Shape |
         return None
     if text != label and isinstance(label, str):
         findings.warn("spaces", "blanks around the label are left out.", f"{show(label)} in {subject}")
+    if text in _NO_OBJECT:
+        findings.warn("no-object", "LabelMe's label for what is no object; left out.", f"{show(text)} in {subject}")
+        return None
     kind = raw.get("shape_type") or "polygon"
     if kind not in (*_POLYGONS, "rectangle", "circle", "mask"):
         sentence = f"shapes of type {show(kind)} have no area that is known; left out."
@@ -65,7 +70,8 @@ def read_shape(raw: dict[str, Any], subject: str, findings: Findings) -> Shape |
     if isinstance(outline, str):
         findings.warn("no-outline", f"{outline}; left out.", f"the {kind} {show(text)} in {subject}")
         return None
-    return Shape(text, raw.get("group_id"), outline)
+    group = raw.get("group_id")
+    return Shape(text, None if group == "" else group, outline)
 
 
 def draw(outlines: Sequence[Outline], height: int, width: int) -> NDArray[np.bool_]:
@@ -101,6 +107,8 @@ def _outline(kind: str, points: NDArray[np.float64], mask: Any) -> Outline | str
         radius *= np.sqrt(2 * np.pi / _CIRCLE_CORNERS / np.sin(2 * np.pi / _CIRCLE_CORNERS))
         rim: NDArray[np.float64] = points[0] + radius * np.stack([np.cos(angles), np.sin(angles)], 1)
         return rim
+    if kind == "rectangle" and len(points) == 3:
+        return "has three points, not two or four"
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points.min(0), points.max(0)
         return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
@@ -117,9 +125,18 @@ def _stamp(points: NDArray[np.float64], encoded: Any) -> Stamp | str:
     # decoders raise nearly every exception there is on hostile bytes
     except Exception:
         return "has a `mask` that is no PNG in base64"
-    mask = (pixels if pixels.ndim == 2 else pixels[:, :, 0]) > 0
-    (left, top), (right, bottom) = np.round(points[:2]).astype(int)
+    mask = _drawn(pixels)
+    (left, top), (right, bottom) = np.round([points[:2].min(0), points[:2].max(0)]).astype(int)
     height, width = bottom - top + 1, right - left + 1
     if abs(mask.shape[0] - height) > 1 or abs(mask.shape[1] - width) > 1:
         return f"has a `mask` of {mask.shape[1]}x{mask.shape[0]} pixels in a box of {width}x{height}"
     return Stamp(mask, int(left), int(top))
+
+
+def _drawn(pixels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the pixels that are neither black nor transparent. pixels: [h, w], or [h, w, n], n of 2 or 4 with alpha"""
+    if pixels.ndim == 2:
+        return np.asarray(pixels > 0)
+    has_alpha = pixels.shape[2] in (2, 4)
+    drawn = (pixels[:, :, : pixels.shape[2] - has_alpha] > 0).any(2)
+    return np.asarray(drawn & (pixels[:, :, -1] > 0) if has_alpha else drawn)

@@ -27,6 +27,7 @@ def read_values(path: Path, header: ImageHeader) -> NDArray[np.int64]:
     if stored.is_stack:
         raise DataError(f"{path} holds several pages or frames; save them as a folder of one mask per instance.")
     values = stored.values
+    _refuse_lossy(path, values)
     num_channels = values.shape[2] if values.ndim == 3 else 1
     alpha = values[:, :, -1] if num_channels in (2, 4) else None
     if num_channels > 1:
@@ -43,6 +44,17 @@ def read_values(path: Path, header: ImageHeader) -> NDArray[np.int64]:
     if alpha is not None and alpha.any():
         numbers = np.where(alpha.astype(np.float64) < alpha.max() / 2, 0, numbers)
     return np.where(numbers == _UNLABELLED, 0, numbers) if stored.is_palette else numbers
+
+
+def _refuse_lossy(path: Path, values: NDArray[Any]) -> None:
+    """Raise `DataError` for a JPEG of more than two values: its compression leaves other values than were saved."""
+    with path.open("rb") as file:
+        is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    if is_jpeg and (num_values := len(np.unique(values))) > 2:
+        raise DataError(
+            f"{path} holds {num_values} values and was saved as JPEG, which changes values, so they are no instance "
+            "numbers. Save the mask as PNG from its source; threshold a black-and-white one at half its range."
+        )
 
 
 def _refuse_no_integers(path: Path, values: NDArray[Any]) -> None:

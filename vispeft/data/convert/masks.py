@@ -24,6 +24,12 @@ _SEVERAL_PARTS = (
 _EMPTY = "nothing but background; no instance."
 _BACKGROUND = "a value on all corners and most of the image, of which an instance was made; a background must be 0."
 
+_LIKE_UNLABELLED = (
+    "the value 255 beside instances from 1 on without a gap, of which an instance was made; where it means unlabelled, "
+    "as in Pascal VOC, write 0."
+)
+_VOID = 255
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -120,6 +126,8 @@ def _instances(files: _Found, header: ImageHeader, findings: Findings) -> Iterat
                 f"{path} holds {len(present)} values, but a file in a folder of masks must be one instance; for a file "
                 "of several instances give it the name of its image and put it beside the folder."
             )
+        if files.is_single and len(present) > 1 and present[-1] == _VOID > len(present) == present[-2] + 1:
+            findings.warn("value-255", _LIKE_UNLABELLED, str(path))
         for value in present:
             mask, subject = values == value, f"value {value} of {path}"
             if files.is_single and (parts := separate_parts(mask)) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,14 @@ def convert_yolo(images: Path, labels: Path, out: Path, *, names: Sequence[str] 
 def _tell_unmatched(
     findings: Findings, images: Path, labels: Path, bare: Sequence[Path], unused: Sequence[Path]
 ) -> None:
+    near = {composed(_relative(path.with_suffix(""), labels)).casefold(): path for path in unused}
     for path in bare:
-        findings.warn("no-labels", "no label file; background.", show(_relative(path, images)))
+        subject = show(_relative(path, images))
+        if (other := near.get(key_of(path, images).casefold())) is None:
+            findings.warn("no-labels", "no label file; background.", subject)
+        else:
+            sentence = "no label file of the image's name, but one that differs in letter case; rename it."
+            findings.refuse("labels-of-like-name", sentence, f"{subject} ({show(_relative(other, labels))})")
     for path in unused:
         if path.stem.lower() not in _NO_LABELS:
             findings.warn(
@@ -90,10 +97,11 @@ def _nothing_found(images: Path, labels: Path, bare: Sequence[Path], label_files
 
 def _names_in(path: Path) -> list[str]:
     text = _read_text(path)
-    if path.suffix.lower() == ".txt":
-        return checked_names([line for line in text.splitlines() if line.strip()], str(path))
+    if path.suffix.lower() in (".txt", ".names"):
+        return checked_names(_name_lines(path, text), str(path))
     try:
-        document = yaml.safe_load(text)
+        # all scalars as the text that stands there: else `no` is false, and `007` is 7
+        document = yaml.load(text, Loader=yaml.BaseLoader)
     except yaml.YAMLError as error:
         raise DataError(f"{path} must be a YAML file with `names`: {error}") from error
     names = document.get("names") if isinstance(document, dict) else document
@@ -103,6 +111,17 @@ def _names_in(path: Path) -> list[str]:
         raise DataError(f"{path} must hold `names`, a list of the classes or one number each.")
     _check_yaml(path, document if isinstance(document, dict) else {}, len(names))
     return checked_names(names, str(path))
+
+
+def _name_lines(path: Path, text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.strip()]
+    for first in (0, 1):
+        numbered = [re.match(rf"\s*{number}(\s*[:,=]|\s)", line) for number, line in enumerate(lines, start=first)]
+        if len(lines) > 1 and all(numbered):
+            raise DataError(
+                f"{path}: its lines begin with numbers ({show(lines[0])}); leave the names alone, in order."
+            )
+    return lines
 
 
 def _in_order(path: Path, names: dict[Any, Any]) -> list[Any]:
@@ -118,7 +137,7 @@ def _in_order(path: Path, names: dict[Any, Any]) -> list[Any]:
 def _check_yaml(path: Path, document: dict[Any, Any], num_names: int) -> None:
     if "kpt_shape" in document:
         raise DataError(f"{path}: `kpt_shape` says that the labels are boxes with key points; they hold no masks.")
-    if isinstance(document.get("nc"), int) and document["nc"] != num_names:
+    if str(document.get("nc", num_names)).strip() not in (str(num_names), ""):
         raise DataError(f"{path}: `nc` is {document['nc']}, but `names` holds {num_names}.")
 
 
