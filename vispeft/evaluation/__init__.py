@@ -1,6 +1,6 @@
-"""From predictions to figures and pictures: postprocessing, COCO results, COCO metrics, comparisons, depth, overlays.
+"""Evaluation: postprocessing, COCO results, COCO metrics, comparisons, error analysis and overlays.
 
-Names are loaded when they are first used: scoring and comparing files does not wait for torch.
+Names are loaded when they are first used, so that scoring and comparing files does not import torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded on first use (PEP 562)."""
+    """Return a public name, loaded on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vispeft.evaluation' has no attribute {name!r}")
     return getattr(import_module(f"vispeft.evaluation.{_HOMES[name]}"), name)

@@ -1,6 +1,6 @@
-"""From matches to precision, recall and COCO's twelve figures: pycocotools' arithmetic, where it matters bit by bit.
+"""Precision, recall and COCO's twelve metrics of matches, with pycocotools' arithmetic, bit for bit where it matters.
 
-Precision only changes for the better at a detection that is right, so that curves are computed at those alone.
+Precision rises only at a true positive, so that curves are computed at true positives alone.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Curves:
     scores: NDArray[np.float64]
 
     def category_precisions(self) -> list[float]:
-        """AP of each category by ascending id: all sizes, 100 detections; -1 where it has no objects."""
+        """Return the AP of each category by ascending id: all sizes, 100 detections; -1 where it has no objects."""
         precision = np.moveaxis(self.precision[:, :, :, 0, -1], 2, 0)  # [K, T, R]
         return [mean_of_defined(category) for category in precision]
 
 
 def accumulate(matches: Matches, num_categories: int) -> Curves:
-    """Precision at each recall, and the highest recall, of every category."""
+    """Return the precision at each recall, and the highest recall, of every category."""
     sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, len(AREA_RANGES), len(MAX_DETECTIONS)
     precision, scores = -np.ones(sizes), -np.ones(sizes)
     recall = -np.ones((sizes[0], *sizes[2:]))
@@ -61,7 +61,7 @@ def accumulate(matches: Matches, num_categories: int) -> Curves:
 
 
 def count_objects(matches: Matches, num_categories: int) -> NDArray[np.int64]:
-    """Objects to be found, by category and size range: [K, A]."""
+    """Count the ground-truth objects that are not ignored, by category and size range: [K, A]."""
     counted = ~matches.truths.is_ignored
     counts = [np.bincount(matches.truths.category_idx[column], minlength=num_categories) for column in counted.T]
     return np.stack(counts, axis=1)
@@ -70,12 +70,15 @@ def count_objects(matches: Matches, num_categories: int) -> NDArray[np.int64]:
 def interpolated_precision(
     is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_], num_objects: int
 ) -> NDArray[np.float64]:
-    """Precision at the 101 recalls of one curve. Both: [n] bool, best score first; what is not counted is not right."""
+    """Return the precision at the 101 recalls of one curve.
+
+    is_right, is_counted: [n] bool, best score first; a detection that is not counted is no true positive
+    """
     return _curve(is_right, is_counted, np.zeros(len(is_right)), num_objects).precision
 
 
 def coco_stats(curves: Curves) -> dict[str, float]:
-    """The twelve figures by their names, -1 where undefined."""
+    """Return the twelve metrics by their names, -1 where undefined."""
     precision, recall = curves.precision, curves.recall
     figures = [mean_of_defined(precision[..., 0, -1])]
     figures += [
@@ -88,7 +91,7 @@ def coco_stats(curves: Curves) -> dict[str, float]:
 
 
 def mean_of_defined(values: NDArray[np.float64]) -> float:
-    """The mean of what is not -1; -1 if nothing is."""
+    """Return the mean of the values other than -1; -1 if there are none."""
     defined = values[values > -1]
     return float(np.mean(defined)) if len(defined) else -1.0
 
@@ -103,7 +106,7 @@ class _Curve:
 def _curve(
     is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_], score: NDArray[np.float64], num_objects: int
 ) -> _Curve:
-    """One curve of one category. All: [n], best score first."""
+    """Return one curve of one category. is_right, is_counted, score: [n], best score first."""
     right = np.flatnonzero(is_right)
     num_right = np.arange(1, len(right) + 1, dtype=np.float64)
     num_wrong = np.cumsum(is_counted)[right] - num_right

@@ -1,6 +1,6 @@
-"""A COCO annotation file made ready for pycocotools: as it stands, with only what is missing filled in.
+"""COCO annotation file prepared for pycocotools: unchanged, with only missing fields filled in.
 
-Scoring reads no images and drops nothing that pycocotools can score. Whatever is done here becomes a warning.
+Scoring reads no images and drops nothing that pycocotools can score. Every change is reported as a warning.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class GroundTruth:
     images, categories: as in the file, with ids and sides as integers
     annotations: with `id`, `area`, `bbox` and `iscrowd` all there
     rles: each annotation's mask as pycocotools reads it, compressed; None where it cannot take part in the mask pass
-    warnings: one sentence per kind of thing that was done
+    warnings: one sentence per kind of change
     """
 
     images: list[dict[str, Any]]
@@ -41,19 +41,19 @@ class GroundTruth:
 
     @property
     def image_sizes(self) -> dict[int, tuple[int, int]]:
-        """Height and width of every image by its id."""
+        """Return the height and width of every image by its id."""
         return {image["id"]: (image["height"], image["width"]) for image in self.images}
 
     @property
     def category_names(self) -> dict[int, str]:
-        """Name of every category by its id; a name that several categories share is told apart by the id."""
+        """Return the name of every category by its id; the id is added to a name that several categories share."""
         names = {category["id"]: str(category.get("name", category["id"])) for category in self.categories}
         uses = Counter(names.values())
         return {key: name if uses[name] == 1 else f"{name} (id {key})" for key, name in names.items()}
 
 
 def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
-    """Annotations to score against, from a COCO instances file or from what such a file holds (left unchanged)."""
+    """Return the annotations of a COCO instances file, or of its content (left unchanged), to score against."""
     source = f"`{annotations}`" if isinstance(annotations, Path) else "the annotations"
     document = read_json(annotations) if isinstance(annotations, Path) else annotations
     faults = Faults(source)
@@ -86,7 +86,7 @@ def _name(entry: dict[str, Any], place: int) -> str:
 def _checked_lists(
     document: Any, source: str, faults: Faults
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
-    """Images and categories with integer ids, and the annotations of a COCO document, or a DataError."""
+    """Return images and categories with integer ids, and the annotations of a COCO document, or raise a DataError."""
     hint = f"; {hint}" if (hint := hint_of_other_form(document)) else ""
     if not isinstance(document, dict) or hint:
         raise DataError(f"{source} must hold an object with images, annotations and categories{hint}.")
@@ -106,7 +106,7 @@ def _checked_lists(
 
 
 def _with_ids(items: Iterable[Any], key: str, same: Sequence[str], faults: Faults) -> list[dict[str, Any]]:
-    """The items that have an integer `id` of their own; the others are refused, but for an entry given twice."""
+    """Return the items that have a unique integer `id`; the others are refused, except for an entry given twice."""
     found: dict[int, dict[str, Any]] = {}
     for place, item in enumerate(items):
         item_id = item.get("id") if isinstance(item, dict) else None
@@ -123,7 +123,7 @@ def _with_ids(items: Iterable[Any], key: str, same: Sequence[str], faults: Fault
 
 
 def _with_sides(image: dict[str, Any], faults: Faults) -> dict[str, Any]:
-    """An image with a positive integer `height` and `width`; one without is refused."""
+    """Return an image with a positive integer `height` and `width`; one without them is refused."""
     height, width = as_integer(image.get("height")), as_integer(image.get("width"))
     if height is None or width is None or height < 1 or width < 1 or height * width >= 2**32:
         faults.refuse("image", "no positive integer `height` and `width`", str(image["id"]), is_mendable=True)
@@ -134,7 +134,7 @@ def _with_sides(image: dict[str, Any], faults: Faults) -> dict[str, Any]:
 def _with_known_ids(
     entry: dict[str, Any], name: str, sizes: Container[int], category_ids: Container[int], faults: Faults
 ) -> dict[str, Any]:
-    """A copy of one annotation with ids as integers. What it names wrongly is refused, an unknown image warned of."""
+    """Return a copy of one annotation with integer ids. Wrong ids are refused; an unknown image gives a warning."""
     annotation = {**entry, "id": as_integer(entry.get("id"))}
     for key in ("image_id", "category_id"):
         value = entry.get(key)
@@ -153,7 +153,7 @@ def _with_known_ids(
 def _annotation_rle(
     annotation: dict[str, Any], size: tuple[int, int] | None, name: str, is_relative: bool, faults: Faults
 ) -> dict[str, Any] | None:
-    """The mask of an annotation as pycocotools reads it, or None if it has none that could be read."""
+    """Return the mask of an annotation as pycocotools reads it, or None if it has no readable mask."""
     straight = straighten(annotation.get("segmentation"))
     is_scaled = is_relative and isinstance(straight.value, list) and bool(straight.value)
     for form in (*straight.forms, *(["relative-coordinates"] if is_scaled else [])):
@@ -180,7 +180,7 @@ def _annotation_rle(
 
 
 def _misfit(rle: dict[str, Any], size: tuple[int, int], name: str, faults: Faults) -> dict[str, Any]:
-    """An RLE of another size than its image: pycocotools lets it match nothing, so it counts as missed."""
+    """Return an RLE of another size than its image: it matches nothing in pycocotools and is a false negative."""
     sides = rle.get("size")
     if not isinstance(sides, list) or len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
         raise ValueError("with an RLE that has no `size` [height, width]")
@@ -192,7 +192,7 @@ def _misfit(rle: dict[str, Any], size: tuple[int, int], name: str, faults: Fault
 
 
 def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, name: str, faults: Faults) -> bool:
-    """Add `area`, `bbox` and `iscrowd` where they are missing. False if there is nothing to take them from."""
+    """Add `area`, `bbox` and `iscrowd` where they are missing. Return False if they cannot be derived."""
     bbox, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd")
     has_box, is_crowd = is_box(bbox), as_flag(crowd)
     if is_crowd is None:
@@ -218,7 +218,7 @@ def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, name: str, fau
 
 
 def _shared_names(categories: Sequence[dict[str, Any]]) -> list[str]:
-    """A warning for every name that stands for several categories."""
+    """Return a warning for every name that several categories share."""
     uses = Counter(str(category.get("name")) for category in categories)
     return [
         f"{count} categories are called {name}; they are scored apart, and told apart by their ids."
@@ -231,7 +231,7 @@ def _renumber(annotations: Sequence[dict[str, Any]], source: str) -> list[str]:
     """Give annotations without an id, with id 0, or with the id of an earlier one, ids of their own, in place.
 
     pycocotools marks "not matched" with 0, and of two annotations with one id it scores the last one twice. Returns
-    what is to be told of it.
+    the warnings.
     """
     highest = max((annotation["id"] for annotation in annotations if annotation["id"] is not None), default=0)
     seen: set[int] = set()

@@ -1,7 +1,7 @@
-"""AP of resampled sets of images: which images a set holds, and how often, as weights on one sorted list of detections.
+"""AP of resampled sets of images, computed from image weights on one sorted list of detections.
 
-A resample in which an image stands three times is scored as if it were three images. Sorting and matching are those of
-the original set; only the counts change, so that thousands of resamples cost seconds.
+An image that is drawn three times is scored as three images. Sorting and matching are those of the original set; only
+the counts change, so that thousands of resamples take seconds.
 
 Letters: `B` resamples, `I` images, `D` detections, `T` IoU thresholds, `K` categories.
 """
@@ -29,12 +29,12 @@ _NUM_TOGETHER = 128
 
 @dataclass(frozen=True)
 class Records:
-    """All that the AP of one results file depends on: objects of all sizes, 100 detections per image and category.
+    """Input of the AP of one results file: objects of all sizes, 100 detections per image and category.
 
     image_idx: [D] int64, of each detection, by category and then falling score
-    category_begins: [K + 1] int64, where each category's detections begin
-    is_right, is_ignored: [T, D] bool; what is neither is wrong
-    num_objects: [K, I] int64, objects to be found
+    category_begins: [K + 1] int64, offset of each category's first detection
+    is_right, is_ignored: [T, D] bool, true positives and ignored detections; the others are false positives
+    num_objects: [K, I] int64, ground-truth objects
     """
 
     image_idx: NDArray[np.int64]
@@ -45,12 +45,12 @@ class Records:
 
     @property
     def num_images(self) -> int:
-        """Images of the whole set, those without objects and detections among them."""
+        """Number of images of the whole set, including those without objects and detections."""
         return int(self.num_objects.shape[1])
 
 
 def records_of(matches: Matches, num_images: int, num_categories: int) -> Records:
-    """The records of matched results."""
+    """Return the records of matched results."""
     order = np.lexsort((-matches.score, matches.category_idx))
     is_ignored = matches.is_ignored[0][:, order]
     is_right = matches.is_matched[0][:, order] & ~is_ignored
@@ -63,12 +63,12 @@ def records_of(matches: Matches, num_images: int, num_categories: int) -> Record
 
 
 def resample_images(num_images: int, num_resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """How often each image stands in each resample, as many images drawn with replacement as there are: [B, I]."""
+    """Return the count of each image in each resample of `num_images` images drawn with replacement: [B, I]."""
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
 
 
 def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP") -> NDArray[np.float64]:
-    """AP, AP50 or AP75 of each weighted set of images: [B], nan where it holds no object. weights: [B, I]."""
+    """Return AP, AP50 or AP75 of each weighted set of images: [B], nan where it has no object. weights: [B, I]."""
     thresholds = range(len(IOU_THRESHOLDS))[METRICS[metric]]
     by_image = np.ascontiguousarray(weights.T, dtype=np.float64)  # [I, B]
     num_objects = records.num_objects.astype(np.float64) @ by_image  # [K, B], whole numbers
@@ -90,14 +90,14 @@ def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP"
 
 
 def plain_ap(records: Records, metric: str = "AP") -> float:
-    """AP, AP50 or AP75 of the set as it is: pycocotools' figure, to rounding; nan where there is no object."""
+    """Return AP, AP50 or AP75 of the unweighted set: pycocotools' value, up to rounding; nan without objects."""
     return float(weighted_ap(records, np.ones((1, records.num_images), dtype=np.int64), metric)[0])
 
 
 def _category_ap(
     records: Records, rows: slice, weights: NDArray[np.float64], num_objects: NDArray[np.float64], thresholds: range
 ) -> NDArray[np.float64]:
-    """AP of one category in each of some weighted sets, mean over IoU thresholds: [b]. weights: [I, b]."""
+    """Return the AP of one category in each weighted set, mean over IoU thresholds: [b]. weights: [I, b]."""
     is_right, is_ignored = records.is_right[thresholds.start : thresholds.stop, rows], records.is_ignored[:, rows]
     image_idx = records.image_idx[rows]
     needed = np.flatnonzero(is_right.any(axis=0))
@@ -123,7 +123,10 @@ def _category_ap(
 def _sums_up_to(
     places: NDArray[np.int64], image_idx: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """How many detections stand up to and with each of some places: [n, b]. weights: [I, b]."""
+    """Return the weighted number of detections up to and including each position: [n, b].
+
+    places: [n] int64, ascending; weights: [I, b]
+    """
     begins = np.concatenate([np.zeros(1, dtype=np.int64), places + 1])
     images = image_idx[: begins[-1]]
     between = csr_matrix((np.ones(len(images)), images, begins), shape=(len(places), len(weights)))
@@ -134,9 +137,10 @@ def _sums_up_to(
 def _mean_precision(
     num_right: NDArray[np.float64], num_counted: NDArray[np.float64], num_objects: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The 101-point mean of interpolated precision: [b].
+    """Return the 101-point mean of interpolated precision: [b].
 
-    num_right, num_counted: [n, b], right ones and all that count, up to and with each right detection; overwritten
+    num_right, num_counted: [n, b], true positives, and all counted detections, up to and including each true
+        positive; overwritten
     num_objects: [b]
     """
     num_counted += np.spacing(1)

@@ -1,4 +1,4 @@
-"""COCO metrics for masks and boxes: pycocotools' own figures, to the last digit, in a fraction of its time."""
+"""COCO metrics for masks and boxes: equal to pycocotools' to the last digit, in a fraction of its time."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from vispeft.evaluation.results import check_references, checked_results, read_r
 
 @dataclass(frozen=True)
 class CocoMetrics:
-    """The twelve COCO numbers for masks and for boxes, in 0..1, -1 where undefined.
+    """The twelve COCO metrics for masks and for boxes, in 0..1, -1 where undefined.
 
     segm, bbox: name of `METRIC_NAMES` to value
     per_category: category name to mask AP
-    warnings: what is odd about the annotations, one sentence each
+    warnings: anomalies of the annotations, one sentence each
     """
 
     segm: Mapping[str, float]
@@ -32,15 +32,15 @@ class CocoMetrics:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """`segm`, `bbox` and `per_category`, as `summary.json` holds them."""
+        """Return `segm`, `bbox` and `per_category`, as in `summary.json`."""
         return {"segm": dict(self.segm), "bbox": dict(self.bbox), "per_category": dict(self.per_category)}
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Checked results beside what they are scored against.
+    """Checked results with the ground truth that they are scored against.
 
-    image_ids, category_ids: ascending; `image_idx` and `category_idx` of what follows count along them
+    image_ids, category_ids: ascending; `image_idx` and `category_idx` of truths and detections are indices into them
     names: of the categories, by index
     results: as given
     masks, mask_areas: of each result, as compressed RLE and in pixels; None if the results are boxes only
@@ -60,7 +60,7 @@ class Scored:
         return tuple(names[key] for key in self.category_ids)
 
     def truths(self, kind: str) -> Truths:
-        """The annotated objects of the mask pass ("segm"), which needs masks, or of the box pass ("bbox")."""
+        """Return the ground-truth objects of the mask pass ("segm"), which needs masks, or of the box pass ("bbox")."""
         annotations, rles = self.truth.annotations, self.truth.rles
         shapes: Shapes
         if kind == "segm":
@@ -73,7 +73,7 @@ class Scored:
         return Truths(*self._places(annotations), area, is_crowd, shapes)
 
     def detections(self, kind: str) -> Detections:
-        """The detected objects of the mask pass or of the box pass, with the areas that pycocotools gives them."""
+        """Return the detections of the mask pass or of the box pass, with the areas that pycocotools uses."""
         score = np.array([result["score"] for result in self.results], dtype=np.float64)
         places = self._places(self.results)
         if kind == "segm":
@@ -89,11 +89,11 @@ class Scored:
         return Detections(*places, area, score, boxes)
 
     def match(self, kind: str) -> Matches:
-        """Which detection takes which object, by masks or by boxes."""
+        """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox")."""
         return match_detections(self.truths(kind), self.detections(kind), len(self.image_ids))
 
     def _places(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Image and category index of annotations or results."""
+        """Return the image and category index of annotations or results."""
         images = {key: index for index, key in enumerate(self.image_ids)}
         categories = {key: index for index, key in enumerate(self.category_ids)}
         return (
@@ -105,12 +105,12 @@ class Scored:
 def evaluate_coco(
     annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
 ) -> CocoMetrics:
-    """COCO metrics of results on an annotation file as it stands; neither argument is changed.
+    """Return the COCO metrics of results on an unmodified annotation file; neither argument is changed.
 
-    Sizes of detected masks are mask areas: pycocotools takes them from a result's `bbox` where there is one, so the
-    mask pass goes without. Results that are boxes only have no mask figures (-1).
+    The size of a detected mask is its mask area: pycocotools would take it from a result's `bbox`, so the mask pass
+    omits `bbox`. Results that are boxes only have no mask metrics (-1).
 
-    annotations: a file, what it holds, or what `read_ground_truth` made of it, which saves time from the second use on
+    annotations: a file, its content, or the result of `read_ground_truth`, which saves time from the second use on
     """
     scored = read_scored(annotations, results)
     warnings = list(scored.truth.warnings)
@@ -138,7 +138,7 @@ def _nothing_to_find(truth: GroundTruth) -> str:
 def read_scored(
     annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
 ) -> Scored:
-    """Results and annotations, checked against each other; neither argument is changed."""
+    """Read results and annotations and check them against each other; neither argument is changed."""
     if isinstance(annotations, GroundTruth):
         truth = annotations
     else:

@@ -1,12 +1,12 @@
-"""Which configurations differ in AP, how sure that is, and which of the best is cheapest.
+"""Bootstrap comparison of configurations by AP: differences to the best, their significance, and the cheapest equal.
 
-What is resampled: the images of the validation set, with replacement, the same drawing for every configuration (so that
-comparisons are paired), and, where a configuration was trained with several seeds, its seeds, each configuration's on
-its own. What is not: training sets, and the seeds of a configuration that was trained once.
+Images of the validation set are resampled with replacement, with the same drawing for every configuration, so that
+comparisons are paired. Seeds of a configuration that was trained with several seeds are resampled too, independently
+for each configuration. Training sets, and the seeds of a configuration that was trained once, are not resampled.
 
 Intervals and p values come from the deviations of the resamples from their own mean (Davison and Hinkley, Bootstrap
-Methods and Their Application, 1997, sections 4.4 and 5.2). Resampling itself lifts AP a little, since interpolation
-takes the best of coarser curves; the figure spoken of is the AP that sets of this size give, which has no such shift.
+Methods and Their Application, 1997, sections 4.4 and 5.2). Resampling itself raises AP a little, since interpolation
+takes the best of coarser curves; the reported value is the AP of sets of this size, which has no such shift.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PER_COMPARISON = 50
 class Entry:
     """A configuration in a comparison. runs: one per training seed, all on the same images
 
-    trainable_params: what it costs; None if that is not known
+    trainable_params: its cost; None if unknown
     """
 
     name: str
@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and its interval. resampled_mean: what the resamples came to on average"""
+    """A metric and its interval. resampled_mean: mean over the resamples"""
 
     value: float
     low: float
@@ -50,14 +50,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where one configuration stands.
+    """Result of one configuration in a comparison.
 
-    figure: mean over its seeds
-    seed_figures: of each run
-    difference: figure less that of the best; None for the best itself
+    figure: the metric, mean over its seeds
+    seed_figures: the metric of each run
+    difference: metric minus that of the best; None for the best itself
     p_value: two-sided, of no difference to the best; corrected_p: the same after Holm's correction
     is_distinguishable: whether the corrected p is below 1 - level
-    best_share: the share of resamples in which it comes first
+    best_share: the share of resamples in which it has the highest metric
     """
 
     name: str
@@ -77,11 +77,11 @@ class Comparison:
 
     standings: in the order given
     level: of all intervals
-    best: the name of the configuration with the highest figure
-    equals: the names of those that are not distinguishable from it, highest figure first, the best itself first of all
-    cheapest: of those, the one with the fewest trainable parameters; None where these are not known
-    sentence: what it comes to
-    notes: what else must be known to read the figures
+    best: the name of the configuration with the highest metric
+    equals: the names of those that are not distinguishable from it: the best itself, then by falling metric
+    cheapest: of those, the one with the fewest trainable parameters; None where these are unknown
+    sentence: the conclusion
+    notes: limits of the conclusion, one sentence each
     """
 
     metric: str
@@ -96,7 +96,7 @@ class Comparison:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the comparison as values for JSON."""
         return asdict(self)
 
 
@@ -150,7 +150,7 @@ def compare(
 def estimate_ap(
     runs: Sequence[Records], *, metric: str = "AP", num_resamples: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Estimate:
-    """The AP of one configuration, mean over its seeds, with its interval."""
+    """Return the AP of one configuration, mean over its seeds, with its interval."""
     return (
         compare([Entry("", tuple(runs))], metric=metric, num_resamples=num_resamples, seed=seed, level=level)
         .standings[0]
@@ -159,9 +159,9 @@ def estimate_ap(
 
 
 def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95, *, least: float = 0.0) -> Estimate:
-    """The interval of a figure from its resamples [B], in which undefined ones (nan) do not count.
+    """Return the interval of a metric from its resamples [B]; undefined ones (nan) are ignored.
 
-    least: what no such figure can be below; none can be above 1
+    least: lower bound of the metric; the upper bound is 1
     """
     mean = float(np.nanmean(samples))
     tail = (1 - level) / 2
@@ -171,7 +171,7 @@ def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95, *,
 
 
 def p_value(difference: float, samples: NDArray[np.float64], num_images: int) -> float:
-    """How often a difference at least as large, either way, would come about by chance if there were none.
+    """Return the two-sided p value of a difference: the probability of one at least as large if there were none.
 
     samples: [B] resampled differences
     """
@@ -183,12 +183,12 @@ def p_value(difference: float, samples: NDArray[np.float64], num_images: int) ->
 
 
 def _least_p(num_images: int) -> float:
-    """How often so many images would all agree on which is better by chance (the sign test): no p can be below."""
+    """Return the least possible p: the probability that all images agree on the better one by chance (sign test)."""
     return 2.0 ** (1 - num_images)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm, A simple sequentially rejective multiple test procedure, 1979)."""
+    """Correct p values for their number (Holm, A simple sequentially rejective multiple test procedure, 1979)."""
     corrected = [0.0] * len(p_values)
     highest = 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
@@ -198,7 +198,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _check(entries: Sequence[Entry], metric: str, num_resamples: int | None) -> None:
-    """Raise a DataError for what cannot be compared."""
+    """Raise a DataError if the entries cannot be compared."""
     if metric not in METRICS:
         raise DataError(f"`metric` must be one of {', '.join(METRICS)}, but is {metric!r}.")
     if num_resamples is not None and num_resamples < 100:
@@ -214,10 +214,10 @@ def _check(entries: Sequence[Entry], metric: str, num_resamples: int | None) -> 
 def _resampled(
     entry: Entry, weights: NDArray[np.int64], metric: str, generator: np.random.Generator
 ) -> NDArray[np.float64]:
-    """AP of a configuration over resampled images and seeds: [B].
+    """Return the AP of a configuration over resampled images and seeds: [B].
 
-    Of S seeds, S are drawn with replacement. That shows (S - 1) / S of their variance, so that deviations from the mean
-    over all are stretched by sqrt(S / (S - 1)).
+    Of S seeds, S are drawn with replacement. That gives (S - 1) / S of their variance, so that deviations from the mean
+    over all seeds are scaled by sqrt(S / (S - 1)).
     """
     by_seed = np.stack([weighted_ap(run, weights, metric) for run in entry.runs])  # [S, B]
     num_seeds = len(by_seed)
@@ -232,7 +232,7 @@ def _resampled(
 def _tested(
     differences: NDArray[np.float64], samples: NDArray[np.float64], best: int, num_images: int
 ) -> list[tuple[float, float]]:
-    """The p value of each difference to the best, and the same corrected for their number; 1 for the best itself.
+    """Return the p value of each difference to the best, and the corrected p value; 1 for the best itself.
 
     differences: [entries]; samples: [entries, B]
     """
@@ -243,7 +243,7 @@ def _tested(
 
 
 def _best_shares(samples: NDArray[np.float64]) -> list[float]:
-    """The share of resamples in which each comes first; equals share. samples: [entries, B]."""
+    """Return the share of resamples in which each entry is the best; ties are split. samples: [entries, B]."""
     defined = samples[:, ~np.isnan(samples).any(axis=0)]
     is_first = defined == defined.max(axis=0, initial=-np.inf)
     shares: list[float] = (is_first / np.maximum(is_first.sum(axis=0), 1)).mean(axis=1).tolist()
@@ -253,7 +253,7 @@ def _best_shares(samples: NDArray[np.float64]) -> list[float]:
 def _concluded(
     standings: tuple[Standing, ...], best: int, metric: str, num_images: int, num_resamples: int, level: float
 ) -> Comparison:
-    """The comparison with what it comes to."""
+    """Return the comparison with its conclusion."""
     ranked = sorted(standings, key=lambda one: (one is not standings[best], -one.figure.value))
     equals = [one for one in ranked if not one.is_distinguishable]
     costs = [one.trainable_params for one in equals]
@@ -275,7 +275,7 @@ def _concluded(
 
 
 def _limits(num_others: int, num_images: int, num_resamples: int, level: float) -> list[tuple[str, str]]:
-    """What makes that no difference at all could be told from chance, and why; empty where one could."""
+    """Return the causes, with reasons, for which no difference could reach significance; empty if one could."""
     return [
         (
             f"{number} {what} cannot tell {num_others + 1} configurations apart",

@@ -1,4 +1,4 @@
-"""What a comparison needs, from run directories and results files."""
+"""Input of a comparison, read from run directories and results files."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Source:
     """One run, or one results file.
 
     annotations: the file that the results belong to
-    configuration: what was configured, the seed aside, as text; None of a results file
+    configuration: the configuration without the seed, as text; None for a results file
     seed: of the training
-    summary: what summary.json holds
+    summary: the content of summary.json
     """
 
     name: str
@@ -44,13 +44,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Contender:
-    """A configuration to be compared, with its runs. entry: what `compare` takes"""
+    """A configuration to be compared, with its runs. entry: the input of `compare`"""
 
     entry: Entry
     sources: tuple[Source, ...]
 
     def mean(self, key: str) -> float | None:
-        """The mean of a number of summary.json over the runs; None where one lacks it."""
+        """Return the mean of a number of summary.json over the runs; None if one run lacks it."""
         values = [source.summary.get(key) for source in self.sources]
         numbers = [value for value in values if is_number(value)]
         return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
@@ -58,10 +58,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Contest:
-    """Everything to be compared.
+    """All candidates of a comparison.
 
     kind: "segm", or "bbox" where the annotations or some results have no masks
-    warnings: what is odd about the annotations and the results, one sentence each
+    warnings: anomalies of the annotations and the results, one sentence each
     """
 
     contenders: tuple[Contender, ...]
@@ -70,9 +70,9 @@ class Contest:
 
 
 def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_grouped: bool = True) -> Contest:
-    """Run directories and results files, matched against the annotations, which must be the same for all.
+    """Read run directories and results files and match them to the annotations, which must be the same for all.
 
-    annotations: what results files belong to; run directories bring their own
+    annotations: the annotation file of results files; run directories name their own
     is_grouped: runs that differ in the seed alone are one configuration
     """
     sources = [find_source(path, annotations) for path in paths]
@@ -92,7 +92,7 @@ def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_g
 
 
 def find_source(path: Path, annotations: Path | None = None) -> Source:
-    """The files of a run directory, or a results file with its annotations."""
+    """Return the files of a run directory, or a results file with its annotations."""
     if not path.is_dir():
         if not path.exists():
             raise DataError(f"`{path}` is not there. Name a run directory, or a results file with --annotations.")
@@ -130,7 +130,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _common_truth(sources: Sequence[Source]) -> GroundTruth:
-    """The annotations that all results belong to, or a DataError that names two files that differ."""
+    """Return the annotations of all results, or raise a DataError that names two files that differ."""
     first = sources[0].annotations
     truth = read_ground_truth(first)
     content = first.read_bytes()
@@ -146,14 +146,14 @@ def _common_truth(sources: Sequence[Source]) -> GroundTruth:
 
 
 def _scored_part(truth: GroundTruth) -> tuple[Any, ...]:
-    """What figures depend on."""
+    """Return the parts of the ground truth that metrics depend on."""
     keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
     annotations = [tuple(entry[key] for key in keys) for entry in truth.annotations]
     return truth.image_sizes, sorted(category["id"] for category in truth.categories), annotations, truth.rles
 
 
 def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) -> tuple[str, list[str]]:
-    """What is compared, and what has to be said of the results."""
+    """Return the kind of shapes that are compared, "segm" or "bbox", and warnings about the results."""
     empty = [name for name, one in zip(names, scored, strict=True) if not one.results]
     warnings = [f"{', '.join(empty)}: an empty list of results; nothing was detected."] if empty else []
     if truth.annotations and all(rle is None for rle in truth.rles):
@@ -165,7 +165,7 @@ def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) ->
 
 
 def _groups(sources: Sequence[Source]) -> list[list[int]]:
-    """Indices of the runs of each configuration. Two runs of one seed are no two seeds, and stay apart."""
+    """Return the indices of the runs of each configuration. Two runs with the same seed are not grouped."""
     groups: dict[tuple[Any, int], list[int]] = {}
     seen: dict[tuple[Any, Any], int] = {}
     for index, source in enumerate(sources):
@@ -179,7 +179,7 @@ def _groups(sources: Sequence[Source]) -> list[list[int]]:
 
 
 def _title(names: Sequence[str]) -> str:
-    """What the names of the runs of one configuration have in common."""
+    """Return the common prefix of the names of the runs of one configuration."""
     if len(names) == 1:
         return names[0]
     common = "".join(
@@ -190,7 +190,7 @@ def _title(names: Sequence[str]) -> str:
 
 
 def _distinct(names: Sequence[str], fallbacks: Sequence[str]) -> list[str]:
-    """The names, or where two are alike their fallbacks, numbered if these are alike too."""
+    """Return the names, or the fallbacks if two names are alike, numbered if the fallbacks are alike too."""
     chosen = [name if names.count(name) == 1 else fallback for name, fallback in zip(names, fallbacks, strict=True)]
     return [
         name if chosen.count(name) == 1 else f"{name} ({chosen[: index + 1].count(name)})"

@@ -1,4 +1,4 @@
-"""COCO results looked at closely: by category, size and image, by errors, scores and outlines; for anyone's model."""
+"""Error analysis of COCO results of any model: by category, size and image, by errors, scores and boundaries."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from vispeft.evaluation.matching import (
 
 @dataclass(frozen=True)
 class CategoryFigures:
-    """One category, in 0..1, -1 where undefined.
+    """Metrics of one category, in 0..1, -1 where undefined.
 
-    num_objects: objects to be found, all sizes and then small, medium, large
+    num_objects: ground-truth objects, of all sizes and then small, medium, large
     """
 
     name: str
@@ -63,14 +63,14 @@ class PrecisionRecall:
 
 @dataclass(frozen=True)
 class Depth:
-    """Everything about one results file.
+    """Error analysis of one results file.
 
     kind: "segm", or "bbox" where the results or the annotations are boxes only
-    figures: COCO's twelve; boundary: the same with boundary IoU, None for boxes
+    figures: COCO's twelve metrics; boundary: the same with boundary IoU, None for boxes
     interval: of AP, over resampled images
-    threshold: the score with the best F1 at IoU 0.5, from which on images and confusion count detections
+    threshold: the score with the best F1 at IoU 0.5; images and confusion count detections from this score on
     worst: image ids, the worst first
-    warnings: what is odd about the annotations
+    warnings: anomalies of the annotations
     """
 
     kind: str
@@ -88,7 +88,7 @@ class Depth:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the analysis as values for JSON."""
         return asdict(self)
 
 
@@ -99,7 +99,7 @@ def evaluate_depth(
     num_resamples: int = 1000,
     seed: int = 0,
 ) -> Depth:
-    """Look closely at results, by their masks, or by their boxes if they or the annotations have no masks.
+    """Analyse the errors of results, by their masks, or by their boxes if they or the annotations have no masks.
 
     num_resamples, seed: of the interval of AP
     """
@@ -135,7 +135,7 @@ def evaluate_depth(
 
 
 def _matched(scored: Scored, kind: str) -> tuple[Matches, Pairs, Pairs]:
-    """Matches, the pairs of each category from IoU 0.5, and all pairs of each image from IoU 0.1."""
+    """Return the matches, the pairs of each category from IoU 0.5, and all pairs of each image from IoU 0.1."""
     truths, detections, num_images = scored.truths(kind), scored.detections(kind), len(scored.image_ids)
     ranked = rank_detections(detections, num_images)
     overlaps = overlapping_pairs(truths, detections, ranked, num_images, least_iou=BACKGROUND, is_within_category=False)

@@ -1,8 +1,8 @@
 """Boundary AP: COCO's AP with IoU replaced by the lesser of mask IoU and boundary IoU.
 
 Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, CVPR 2021. The boundary of a mask is
-what lies in it within 2 % of the image's diagonal of its outline. Only pairs that overlap enough as masks can match, so
-that only their boundaries are made, each within its own box.
+its part within a distance of 2 % of the image's diagonal from its outline. Only pairs that overlap enough as masks can
+match, so that only their boundaries are computed, each within its own box.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CHUNK = 1024
 
 
 def boundary_stats(scored: Scored) -> dict[str, float]:
-    """COCO's twelve figures with boundary IoU. Results must have masks."""
+    """Return COCO's twelve metrics with boundary IoU. Results must have masks."""
     truths, detections = scored.truths("segm"), scored.detections("segm")
     ranked = rank_detections(detections, len(scored.image_ids))
     pairs = overlapping_pairs(truths, detections, ranked, len(scored.image_ids))
@@ -52,7 +52,7 @@ def boundary_stats(scored: Scored) -> dict[str, float]:
 
 
 def boundaries(rles: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The boundary of each mask, as compressed RLE."""
+    """Yield the boundary of each mask, as compressed RLE."""
     for start in range(0, len(rles), _CHUNK):
         part = rles[start : start + _CHUNK]
         runs = decode_rles([rle["counts"] for rle in part])
@@ -67,9 +67,9 @@ def boundaries(rles: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def boundary_of(region: NDArray[np.uint8], height: int, width: int) -> NDArray[np.bool_]:
-    """What of a mask lies near its outline, the image's edge included.
+    """Return the part of a mask near its outline, with the image's edge as part of the outline: [h, w].
 
-    region: [h, w] 0 or 1, a rectangle that holds all of the mask; height, width: of the image
+    region: [h, w] 0 or 1, a rectangle that contains the whole mask; height, width: of the image
     """
     reach = max(1, round(DILATION_RATIO * math.hypot(height, width)))
     framed = cv2.copyMakeBorder(region, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
@@ -84,7 +84,7 @@ def _pair_ious(
     found_idx: NDArray[np.int64],
     truth_idx: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """IoU of each pair."""
+    """Return the IoU of each pair."""
     ious = np.zeros(len(found_idx))
     order = np.argsort(found_idx, kind="stable")
     cuts = np.flatnonzero(np.diff(found_idx[order])) + 1

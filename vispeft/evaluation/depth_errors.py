@@ -1,4 +1,4 @@
-"""What AP is lost by: six kinds of error, and the AP that mending each alone would give.
+"""Error analysis by six kinds of error, with the AP gained by correcting each kind alone.
 
 Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, ECCV 2020: foreground from an IoU of 0.5,
 background up to 0.1. Matching and AP are COCO's at IoU 0.5 (100 detections per image and category, crowds ignored), so
@@ -24,13 +24,14 @@ KINDS = ("localisation", "classification", "duplicate", "background", "both")
 class Errors:
     """Errors by kind.
 
-    ap50: the figure that mending starts from
-    counts: detections of each kind of error, and objects `missed`: neither found nor covered by a detection of the
-        wrong class or place
-    gains: AP50 gained by mending all errors of one kind: a wrong class or place put right, or taken out where the
-        object is found already; duplicates, background and both taken out; missed objects no longer asked for
-    gain_false_positives, gain_false_negatives: by making every wrong detection the last, or asking for no object that
-        was not found
+    ap50: AP50 without corrections
+    counts: detections of each kind of error, and `missed` objects: false negatives that no classification or
+        localisation error overlaps
+    gains: AP50 gained by correcting all errors of one kind: a wrong class or localisation is corrected, or removed
+        where the object has a true positive already; duplicates, background and both are removed; missed objects are
+        not counted
+    gain_false_positives, gain_false_negatives: AP50 gained by ranking every false positive last, or by counting no
+        false negative
     """
 
     ap50: float
@@ -41,7 +42,7 @@ class Errors:
 
 
 def decompose_errors(matches: Matches, overlaps: Pairs, num_categories: int) -> Errors:
-    """The errors of matched results. overlaps: pairs of each image, whatever their category, from IoU 0.1."""
+    """Return the errors of matched results. overlaps: pairs of each image, of any categories, from IoU 0.1."""
     state = _State.of(matches, num_categories)
     kind, target = _kinds(matches, overlaps, state)
     base = _mean_ap(state, state.category, state.is_right, state.is_counted, state.num_objects)
@@ -90,8 +91,11 @@ class _State:
 
 
 def _kinds(matches: Matches, overlaps: Pairs, state: _State) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The kind of each detection's error, by its number in `KINDS`, -1 if it is none, and the object that a wrong class
-    or place meant, -1 where there is none or it is found already: [D] each."""
+    """Return the kind of each detection's error and the object that it should have matched: [D] each.
+
+    The kind is an index into `KINDS`, -1 without error. The object is that of a classification or localisation error,
+    -1 where there is none or it has a true positive already.
+    """
     truths = matches.truths
     is_usable = ~truths.is_crowd[overlaps.truth]
     detection, truth, iou = (column[is_usable] for column in (overlaps.detection, overlaps.truth, overlaps.iou))
@@ -119,7 +123,7 @@ def _kinds(matches: Matches, overlaps: Pairs, state: _State) -> tuple[NDArray[np
 def _best(
     detection: NDArray[np.int64], truth: NDArray[np.int64], iou: NDArray[np.float64], number: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The highest IoU of each detection, 0 where it overlaps nothing, and with which object: [D] each."""
+    """Return the highest IoU of each detection, 0 where it overlaps nothing, and the object of it: [D] each."""
     best, best_truth = np.zeros(number), np.full(number, -1)
     order = np.lexsort((-truth, iou))  # of equal ones the first object stands last
     best[detection[order]] = iou[order]
@@ -128,7 +132,10 @@ def _best(
 
 
 def _best_of_each_target(state: _State, target: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether a detection is the one, of all that meant the same object, with the highest score: [D]."""
+    """Tell which detections have the highest score of all with the same target object: [D].
+
+    target: [D] int64, -1 where there is none
+    """
     rows = np.flatnonzero(target >= 0)
     rows = rows[np.lexsort((-state.score[rows], target[rows]))]
     first = np.ones(len(rows), dtype=bool)
@@ -145,7 +152,7 @@ def _mean_ap(
     is_counted: NDArray[np.bool_],
     num_objects: NDArray[np.int64],
 ) -> float:
-    """AP50 of changed detections, mean over the categories that have objects; 0 if none has."""
+    """Return the AP50 of changed detections, mean over the categories that have objects; 0 if none has."""
     order = np.lexsort((-state.score, category))
     order = order[is_counted[order]]
     bounds = np.searchsorted(category[order], np.arange(len(num_objects) + 1))

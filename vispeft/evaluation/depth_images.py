@@ -1,4 +1,4 @@
-"""Image by image: AP, what is right, wrong and missed from a score on, and which class was taken for which."""
+"""Metrics of each image and the confusion matrix, for detections from a score threshold on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vispeft.evaluation.matching import IOU_THRESHOLDS, Matches, Pairs
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image. Detections count from the threshold on, at IoU 0.5.
+    """Metrics of one image, of detections from the score threshold on, at IoU 0.5.
 
     ap: COCO's AP of this image alone; -1 where it has no objects
-    num_right, num_wrong: detections; num_missed: objects
-    f1: 2 right / (2 right + wrong + missed); -1 where there is nothing to find and nothing was found
+    num_right, num_wrong, num_missed: true positives, false positives, false negatives
+    f1: 2 TP / (2 TP + FP + FN); -1 where there are neither objects nor detections
     """
 
     image_id: int
@@ -31,10 +31,11 @@ class ImageScore:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Which class was taken for which, from a score on and at IoU 0.5, each detection with the object it fits best.
+    """Confusion matrix at IoU 0.5 from a score on; each detection is paired with the object it fits best.
 
     names: of the categories; rows and columns have one more
-    counts: rows are annotated categories, the last row is background; columns are predicted ones, the last is missed
+    counts: rows are annotated categories, the last row is background; columns are predicted categories, the last
+        column is false negatives
     """
 
     names: tuple[str, ...]
@@ -42,7 +43,7 @@ class Confusion:
 
 
 def score_images(matches: Matches, image_ids: Sequence[int], threshold: float) -> tuple[ImageScore, ...]:
-    """Every image, by ascending id."""
+    """Return the metrics of every image, by ascending id."""
     num_images = len(image_ids)
     is_used = ~matches.is_ignored[0, 0] & (matches.score >= threshold)
     is_right = is_used & matches.is_matched[0, 0]
@@ -58,7 +59,7 @@ def score_images(matches: Matches, image_ids: Sequence[int], threshold: float) -
 
 
 def worst_images(images: Sequence[ImageScore], number: int = 20) -> tuple[int, ...]:
-    """The ids of the images with the lowest F1, of equal ones those with the lower AP first; perfect ones left out."""
+    """Return the ids of the images with the lowest F1, ties by lower AP; perfect images are left out."""
     # precision is 1 less a rounding
     bad = [image for image in images if image.f1 >= 0 and (image.f1 < 1 or -1 < image.ap < 1 - 1e-9)]
     bad.sort(key=lambda image: (image.f1, image.ap, -image.num_wrong - image.num_missed))
@@ -66,7 +67,7 @@ def worst_images(images: Sequence[ImageScore], number: int = 20) -> tuple[int, .
 
 
 def image_ap(matches: Matches, num_images: int) -> NDArray[np.float64]:
-    """COCO's AP of each image alone: the mean over the categories that it has objects of; -1 where it has none: [I]."""
+    """Return COCO's AP of each image alone: [I], the mean over the categories of its objects; -1 without objects."""
     truths = matches.truths
     is_counted = ~truths.is_ignored[:, 0]
     cells, num_objects = np.unique(
@@ -87,7 +88,7 @@ def image_ap(matches: Matches, num_images: int) -> NDArray[np.float64]:
 
 
 def confuse(matches: Matches, overlaps: Pairs, names: Sequence[str], threshold: float) -> Confusion:
-    """The confusion matrix. overlaps: pairs of each image, whatever their category"""
+    """Return the confusion matrix. overlaps: pairs of each image, of any categories"""
     truths, number = matches.truths, len(names)
     is_used = (matches.score >= threshold) & ~matches.is_ignored[0, 0]
     is_near = (overlaps.iou >= IOU_THRESHOLDS[0]) & is_used[overlaps.detection]

@@ -1,4 +1,4 @@
-"""What scores are worth: calibration, and the score from which on detections are best believed."""
+"""Calibration of scores, and the score threshold with the best F1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LAECE_BINS = 25
 class Bin:
     """Detections with a score from `low` to `high` (the last bin: with it).
 
-    score: their mean score; precision: the share that is right at IoU 0.5; iou: the mean IoU of the right ones
+    score: their mean score; precision: the share of true positives at IoU 0.5; iou: the mean IoU of true positives
     """
 
     low: float
@@ -31,12 +31,12 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether a score of 0.7 is right seven times in ten. All detections count, those of very low score too.
+    """Calibration: the agreement of scores with precision, over all detections, those of very low score included.
 
     d_ece: the mean distance of score and precision over the bins, weighted by their detections (Küppers et al.,
         Multivariate Confidence Calibration for Object Detection, CVPR Workshops 2020; by score alone)
     la_ece: the mean distance of score and precision times IoU, in 25 bins per category, mean over categories (Oksuz et
-        al., Towards Building Self-Aware Object Detectors, CVPR 2023; a detection is right from IoU 0.5)
+        al., Towards Building Self-Aware Object Detectors, CVPR 2023; true positives from IoU 0.5)
     bins: empty ones left out
     """
 
@@ -46,7 +46,7 @@ class Calibration:
 
 
 def calibrate(matches: Matches, pairs: Pairs) -> Calibration | None:
-    """Calibration at IoU 0.5; None where nothing was detected or a score is no probability.
+    """Return the calibration at IoU 0.5; None if there are no detections or a score is no probability.
 
     pairs: of each category and image, from IoU 0.5
     """
@@ -67,7 +67,7 @@ def calibrate(matches: Matches, pairs: Pairs) -> Calibration | None:
 
 
 def matched_ious(matches: Matches, pairs: Pairs) -> NDArray[np.float64]:
-    """The IoU of each detection with the object that it took at IoU 0.5, 0 where it took none: [D]."""
+    """Return the IoU of each detection with its matched object at IoU 0.5, 0 where it has none: [D]."""
     iou = np.zeros(len(matches.score))
     is_match = matches.truth[0][pairs.detection] == pairs.truth
     iou[pairs.detection[is_match]] = pairs.iou[is_match]
@@ -75,7 +75,7 @@ def matched_ious(matches: Matches, pairs: Pairs) -> NDArray[np.float64]:
 
 
 def best_threshold(matches: Matches, num_categories: int) -> float:
-    """The score from which on detections have the highest F1 at IoU 0.5, over all categories; 0.5 if none is right."""
+    """Return the score threshold with the highest F1 at IoU 0.5 over all categories; 0.5 without true positives."""
     is_counted = ~matches.is_ignored[0, 0]
     score, is_right = matches.score[is_counted], matches.is_matched[0, 0][is_counted]
     if not is_right.any():
@@ -89,7 +89,7 @@ def best_threshold(matches: Matches, num_categories: int) -> float:
 
 
 def _bins(score: NDArray[np.float64], is_right: NDArray[np.bool_], iou: NDArray[np.float64], number: int) -> list[Bin]:
-    """Bins of equal width that hold something."""
+    """Return the bins of equal width that are not empty."""
     place = np.minimum((score * number).astype(np.int64), number - 1)
     count = np.bincount(place, minlength=number)
     right = np.bincount(place, weights=is_right, minlength=number)

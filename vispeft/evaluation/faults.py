@@ -1,4 +1,4 @@
-"""Faults of annotations that results are scored against, collected while they are read, told by kind."""
+"""Faults of the annotations that results are scored against, collected during reading, reported by kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMED_AT_MOST = 5
 
 @dataclass
 class Faults:
-    """Collects what is to be warned of and what keeps an annotation file from being scored against.
+    """Collector of warnings and of faults for which an annotation file is refused.
 
     source: the file, as messages name it
     """
@@ -23,23 +23,24 @@ class Faults:
     _is_mendable: bool = False
 
     def warn(self, what: str, name: str) -> None:
-        """Note one annotation that is left out or mended."""
+        """Record one annotation that is left out or mended."""
         self._warned.setdefault(what, []).append(name)
 
     def refuse(self, word: str, what: str, name: str, *, is_mendable: bool = False) -> None:
-        """Note one entry that must not be scored. word: "annotation", "image" or "entry"; what: follows "has" or "have"
+        """Record one entry that must not be scored.
 
+        word: "annotation", "image" or "entry"; what: the fault, which follows "has" or "have"
         is_mendable: `vispeft data check --fix` mends it, without guessing
         """
         self._refused.setdefault((word, what), []).append(name)
         self._is_mendable = self._is_mendable or is_mendable
 
     def warnings(self) -> list[str]:
-        """One sentence per kind, with the first names."""
+        """Return one sentence per kind of warning, with the first names."""
         return [f"{_listed('Annotation', names)}: {what}." for what, names in self._warned.items()]
 
     def raise_if_refused(self) -> None:
-        """Raise one `DataError` that tells everything that is refused, or do nothing."""
+        """Raise one `DataError` that lists all refused entries, or do nothing."""
         if not self._refused:
             return
         told = "; ".join(
@@ -57,7 +58,7 @@ class Faults:
 
 
 def _listed(word: str, names: Sequence[str]) -> str:
-    """ "Annotations 3, 4" with at most five names, and how many there are in all if there are more."""
+    """Return such as "Annotations 3, 4", with at most five names, and the total number if there are more."""
     first = ", ".join(names[:NAMED_AT_MOST])
     plural = f"{word[:-1]}ies" if word.endswith("y") else f"{word}s"
     if len(names) > NAMED_AT_MOST:

@@ -1,4 +1,4 @@
-"""JSON files that other people wrote: every way in which reading can fail becomes one clear error."""
+"""Reading and writing of JSON files, with one clear error for every failure to read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vispeft.errors import DataError
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file."""
+    """Return the content of a JSON file."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
@@ -29,7 +29,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Write `value` as strict JSON (no NaN) so that `path` always holds either the old content or all of the new."""
+    """Write `value` as strict JSON (no NaN), atomically: `path` has either the old content or all of the new."""
     text = json.dumps(value, allow_nan=False, indent=indent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

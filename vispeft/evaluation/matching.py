@@ -1,8 +1,8 @@
-"""Which detection takes which object: COCO's greedy matching, over all images, sizes and thresholds at once.
+"""COCO's greedy matching of detections to ground-truth objects, over all images, sizes and thresholds at once.
 
-pycocotools goes through detections, best first, and gives each the free object of its image and category that it
-overlaps most, if it overlaps it enough. Only pairs that overlap by the lowest threshold matter, and they are few. Here
-the n-th such detections of all images and categories choose together.
+pycocotools goes through detections, best first, and matches each to the free object of its image and category with the
+highest IoU, if that reaches the threshold. Only pairs that reach the lowest threshold matter, and they are few. Here
+the n-th such detections of all images and categories are matched in one step.
 
 Letters: `D` detections, `G` annotated objects, `P` overlapping pairs, `A` size ranges, `T` IoU thresholds, `K`
 categories. A cell is one category in one image.
@@ -47,7 +47,7 @@ class Truths:
 
     @property
     def is_ignored(self) -> NDArray[np.bool_]:
-        """Whether an object neither counts when found nor when missed, for each range of sizes: [G, A]."""
+        """Mask of the objects that are ignored in each size range, neither true positive nor false negative: [G, A]."""
         return self.is_crowd[:, None] | _is_outside(self.area)
 
 
@@ -92,13 +92,13 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Matches:
-    """What became of every scored detection; its order is that of `ranked`.
+    """Matches of every scored detection, in the order of `ranked`.
 
     image_idx, category_idx, rank: [D] int64
     score: [D] float64
     is_matched: [A, T, D] bool
-    is_ignored: [A, T, D] bool, neither right nor wrong
-    truth: [T, D] int64, the object it took when objects of all sizes count, or -1
+    is_ignored: [A, T, D] bool, neither true nor false positive
+    truth: [T, D] int64, the matched object when objects of all sizes count, or -1
     truths: the objects
     """
 
@@ -113,13 +113,13 @@ class Matches:
 
 
 def match_detections(truths: Truths, detections: Detections, num_images: int) -> Matches:
-    """COCO's matching, by masks or by boxes."""
+    """Match detections to objects as COCO does, by masks or by boxes."""
     ranked = rank_detections(detections, num_images)
     return match_pairs(truths, detections, ranked, overlapping_pairs(truths, detections, ranked, num_images))
 
 
 def rank_detections(detections: Detections, num_images: int) -> Ranked:
-    """The detections that are scored, in pycocotools' order: of equal scores the first in the results."""
+    """Return the detections that are scored, in pycocotools' order: equal scores in the order of the results."""
     cell = detections.category_idx * num_images + detections.image_idx
     row = np.lexsort((-detections.score, cell))
     cell = cell[row]
@@ -137,7 +137,7 @@ def overlapping_pairs(
     least_iou: float = IOU_THRESHOLDS[0],
     is_within_category: bool = True,
 ) -> Pairs:
-    """All pairs of a cell, or of an image, that overlap by at least so much; in no particular order."""
+    """Return all pairs of a cell, or of an image, with at least an IoU of `least_iou`, in no particular order."""
     if is_within_category:
         place, truth_place = ranked.cell, truths.category_idx * num_images + truths.image_idx
     else:
@@ -165,7 +165,7 @@ def overlapping_pairs(
 
 
 def match_pairs(truths: Truths, detections: Detections, ranked: Ranked, pairs: Pairs) -> Matches:
-    """Who gets whom, given all pairs that overlap by the lowest threshold."""
+    """Match detections to objects, given all pairs that reach the lowest IoU threshold."""
     num_areas, num_thresholds = len(AREA_RANGES), len(IOU_THRESHOLDS)
     is_matched = np.zeros((num_areas, num_thresholds, len(ranked.row)), dtype=bool)
     is_outside = _is_outside(detections.area[ranked.row]).T
@@ -187,13 +187,13 @@ def match_pairs(truths: Truths, detections: Detections, ranked: Ranked, pairs: P
 
 
 def take_shapes(shapes: Shapes, rows: NDArray[np.int64]) -> Any:
-    """The shapes of some rows, as pycocotools takes them."""
+    """Return the shapes of some rows, as pycocotools takes them."""
     return shapes[rows] if isinstance(shapes, np.ndarray) else [shapes[row] for row in rows.tolist()]
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """For n detections, where in the sorted pairs their candidates begin and how many there are: [n] each."""
+    """Candidates of n detections in the sorted pairs. begin, count: [n] each, first position and number"""
 
     order: NDArray[np.int64]
     begin: NDArray[np.int64]
@@ -201,7 +201,7 @@ class _Candidates:
 
 
 def _rounds(ranked: Ranked, pairs: Pairs) -> list[tuple[NDArray[np.int64], _Candidates]]:
-    """Detections that choose at the same time, and their candidates by rising IoU, of equal ones the later last."""
+    """Return the detections of each round, one per cell, and their candidates by rising IoU, ties by object index."""
     order = np.lexsort((pairs.truth, pairs.iou, pairs.detection))
     chooser, begin, count = np.unique(pairs.detection[order], return_index=True, return_counts=True)
     turn = _position_in_group(ranked.cell[chooser])
@@ -219,7 +219,10 @@ def _choices(
     truth_ignored: NDArray[np.bool_],
     is_crowd: NDArray[np.bool_],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The best free object that counts, and the best that is ignored, or -1: [n, A, T] each. Crowds are always free."""
+    """Return the best free object that counts, and the best ignored one, or -1: [n, A, T] each.
+
+    Crowds are always free.
+    """
     real = np.full((len(candidates.begin), *is_taken.shape[1:]), -1)
     other = real.copy()
     for place in range(int(candidates.count.max())):
@@ -234,12 +237,12 @@ def _choices(
 
 
 def _is_outside(area: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether areas lie outside of each range of sizes: [N, A]."""
+    """Tell whether areas lie outside of each size range: [N, A]."""
     return (area[:, None] < AREA_RANGES[:, 0]) | (area[:, None] > AREA_RANGES[:, 1])
 
 
 def _position_in_group(sorted_keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of each element among its equals, which stand together."""
+    """Return the position of each element in its group of equal keys."""
     is_first = np.ones(len(sorted_keys), dtype=bool)
     is_first[1:] = sorted_keys[1:] != sorted_keys[:-1]
     starts = np.flatnonzero(is_first)

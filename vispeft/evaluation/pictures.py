@@ -1,4 +1,4 @@
-"""Overlays that a person can read: masks, contours and labels over an image."""
+"""Overlays of masks, contours and labels over an image."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def draw_instances(
     threshold: float = 0.5,
     show_scores: bool = True,
 ) -> Image.Image:
-    """The image with every instance of at least `threshold` drawn over it; small images are enlarged by a whole factor.
+    """Draw every instance with a score of at least `threshold` over an image; small images are enlarged.
 
-    Classes differ in hue, instances of one class in shade; with one class only, instances differ in hue and go without
-    its name. Labels that would cover each other, or too much of the picture, are shortened or left out, worst first.
+    The factor of enlargement is an integer. Classes differ in hue, instances of one class in shade; with one class
+    only, instances differ in hue and have no class name. Labels that would cover each other, or too much of the
+    picture, are shortened or left out, lowest score first.
 
     image: [H, W, 3] RGB
     names: one per contiguous class index
@@ -71,7 +72,7 @@ def draw_instances(
 def side_by_side(
     truth: Image.Image, prediction: Image.Image, *, captions: tuple[str, str] = ("truth", "prediction")
 ) -> Image.Image:
-    """Two pictures with captions, next to each other, or one above the other where they are very wide."""
+    """Return two pictures with captions, next to each other, or one above the other where they are very wide."""
     is_wide = truth.width > 2 * truth.height
     text_size = _text_size(truth)
     gap, bar = text_size // 2, 2 * text_size
@@ -103,7 +104,7 @@ class _Region:
 
 
 def _region(rle: dict[str, Any], size: tuple[int, int], factor: int) -> _Region:
-    """The region of one mask, enlarged by `factor`. size: height and width of the image."""
+    """Return the region of one mask, enlarged by `factor`. size: height and width of the image."""
     if list(rle["size"]) != list(size):
         raise VispeftError(
             f"`instances` must be of an image of {size[0]}x{size[1]} (height x width), but a mask is of"
@@ -115,7 +116,7 @@ def _region(rle: dict[str, Any], size: tuple[int, int], factor: int) -> _Region:
 
 
 def _colours(labels: Sequence[int], num_classes: int) -> list[Colour]:
-    """One colour for each of some instances."""
+    """Return one colour for each instance."""
     colours: list[Colour] = []
     for idx, label in enumerate(labels):
         hue = (label if num_classes > 1 else idx) * _GOLDEN_RATIO % 1
@@ -132,7 +133,7 @@ def _paint(picture: Image.Image, region: _Region, mask: NDArray[np.bool_], colou
 
 
 def _contour(mask: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
-    """The outermost pixels of a mask, `thickness` deep."""
+    """Return the outermost pixels of a mask, `thickness` deep."""
     inside = np.pad(mask, 1)
     for _ in range(thickness):
         core = inside[1:-1, 1:-1] & inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
@@ -143,7 +144,7 @@ def _contour(mask: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
 def _write_labels(
     picture: Image.Image, regions: Sequence[_Region], texts: Sequence[tuple[str, str]], colours: Sequence[Colour]
 ) -> None:
-    """Write a label at every region where it finds room, in place. texts: for each region a long and a short one."""
+    """Write a label at every region that has room for it, in place. texts: for each region a long and a short one."""
     draw = ImageDraw.Draw(picture)
     font = _font(_text_size(picture))
     is_taken = np.zeros((picture.height, picture.width), dtype=bool)
@@ -168,7 +169,7 @@ def _write_labels(
 def _free_box(
     draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, region: _Region, is_taken: NDArray[np.bool_]
 ) -> tuple[int, int, int, int] | None:
-    """Left, top, right and bottom of a label that lies inside the picture and on no other label, or None."""
+    """Return left, top, right and bottom of a label inside the picture that covers no other label, or None."""
     padding = max(1, int(font.size) // 5)
     width = int(draw.textlength(text, font=font)) + 2 * padding
     height = int(font.size) + padding
@@ -190,13 +191,13 @@ def _free_box(
 
 
 def _text_size(picture: Image.Image) -> int:
-    """Height of label text in pixels for a picture of this size."""
+    """Return the height of label text in pixels for a picture of this size."""
     return max(10, round(min(math.sqrt(picture.width * picture.height) / 50, min(picture.size) / 8)))
 
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The sans-serif font that comes with matplotlib, which knows more letters than Pillow's own."""
+    """Return the sans-serif font that comes with matplotlib, which covers more characters than Pillow's own."""
     import matplotlib  # here, because it takes a while to import and most runs draw nothing
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

@@ -1,4 +1,4 @@
-"""From a model's predictions to instances at the image's own size, without ever holding queries x height x width.
+"""Conversion of predictions to instances at the original image size, without a queries x height x width tensor.
 
 The order keeps validation within the memory of training: the best (query, class) pairs first, mask logits for the kept
 queries only and in chunks, one resize straight from the logits to the original pixels, RLE at once.
@@ -32,7 +32,7 @@ def postprocess(
     mask_threshold: float = 0.0,
     chunk_bytes: int = 64 * 2**20,
 ) -> list[Instances]:
-    """Instances of every image of a batch, best first, in original pixels; instances without a mask are left out.
+    """Return the instances of every image of a batch, best first, in original pixels; empty masks are left out.
 
     A score is the class probability times the mean probability of the mask's own pixels, as in Mask DINO's
     official inference.
@@ -64,7 +64,7 @@ class _Options:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where the pixels of one image axis lie among the cells of the mask logits.
+    """Positions of the pixels of one image axis on the grid of the mask logits.
 
     lower, upper: [pixels] int64, the two nearest cells
     weight: [pixels] float32, the share of the upper one
@@ -77,7 +77,7 @@ class _Axis:
     scale: float
 
     def near(self, cells: Tensor) -> slice:
-        """The pixels that some of the marked cells can reach. cells: [cells] bool, on the CPU, not all false."""
+        """Return the range of pixels that marked cells affect. cells: [cells] bool, on the CPU, not all false."""
         marked = cells.nonzero()
         first, last = int(marked[0]), int(marked[-1])
         start = math.floor((first - 0.5) / self.scale - 0.5)
@@ -94,7 +94,7 @@ class _Mask:
 
 
 def _image_instances(predictions: Predictions, image_idx: int, meta: ImageMeta, options: _Options) -> Instances:
-    """Instances of one image of the batch."""
+    """Return the instances of one image of the batch."""
     layer = predictions.final
     boxes = layer.boxes[image_idx].float()  # [Q, 4]
     probs = layer.class_logits[image_idx].float().sigmoid().nan_to_num(0.0)  # [Q, K]
@@ -123,7 +123,7 @@ def _image_instances(predictions: Predictions, image_idx: int, meta: ImageMeta, 
 def _query_masks(
     predictions: Predictions, image_idx: int, query_idx: Tensor, meta: ImageMeta, options: _Options
 ) -> list[_Mask]:
-    """One mask for each of some queries of one image. query_idx: [N] int64."""
+    """Return one mask for each given query of one image. query_idx: [N] int64."""
     features = predictions.mask_features[image_idx]
     rows = _axis(meta.height, features.shape[-2], meta.input_height / options.padded_height, features.device)
     columns = _axis(meta.width, features.shape[-1], meta.input_width / options.padded_width, features.device)
@@ -143,7 +143,7 @@ def _query_masks(
 
 
 def _axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) -> _Axis:
-    """Sampling of one axis. filled: the share of the padded input that the image fills."""
+    """Return the sampling of one axis. filled: the share of the padded input that the image fills."""
     scale = num_cells * filled / num_pixels
     centres = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) * scale - 0.5
     centres = centres.clamp(0, num_cells - 1)
@@ -157,7 +157,7 @@ def _axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) 
 def _resized_mask(
     logits: Tensor, rows: _Axis, columns: _Axis, region: tuple[slice, slice], mask_threshold: float
 ) -> _Mask:
-    """The mask of one query at the original size, by bilinear interpolation within the region where it can be.
+    """Return the mask of one query at the original size, by bilinear interpolation within `region`.
 
     logits: [h, w], of the padded input; region: rows and columns of the original image
     """
@@ -177,7 +177,7 @@ def _resized_mask(
 
 
 def _to_pixels(boxes_cxcywh: Tensor, meta: ImageMeta, options: _Options) -> Tensor:
-    """Boxes in original pixels, clipped to the image. boxes_cxcywh: [N, 4], normalised. Returns [N, 4] xyxy."""
+    """Return boxes in original pixels, clipped to the image: [N, 4] xyxy. boxes_cxcywh: [N, 4], normalised."""
     centre, size = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
     scale = boxes_cxcywh.new_tensor(
         [

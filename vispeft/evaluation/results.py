@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # scoring files needs no torch
 
 
 def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The instances of one image as COCO results, best first, ready for JSON.
+    """Return the instances of one image as COCO results, best first, ready for JSON.
 
     category_ids: the data set's own id of each contiguous class index
     """
@@ -44,17 +44,20 @@ def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[
 
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write COCO results to a JSON file, whole or not at all."""
+    """Write COCO results to a JSON file, atomically."""
     write_json(path, list(results))
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """COCO results of a JSON file, each checked as far as that goes without the annotations they belong to."""
+    """Read the COCO results of a JSON file, each checked as far as possible without the annotations."""
     return checked_results(read_json(path), str(path))
 
 
 def checked_results(results: Any, source: str) -> list[dict[str, Any]]:
-    """A list of COCO results (boxes, masks or both) with integer ids, or a DataError. source: for the message."""
+    """Return a list of COCO results (boxes, masks or both) with integer ids, or raise a DataError.
+
+    source: for the message
+    """
     if not isinstance(results, list):
         hint = _where_results_are(results)
         raise DataError(f"`{source}` must hold a list of COCO results, but holds {_json_type(results)}.{hint}")
@@ -71,7 +74,7 @@ def checked_results(results: Any, source: str) -> list[dict[str, Any]]:
 
 
 def _where_results_are(document: Any) -> str:
-    """A hint where an object holds the list of results, or is an annotation file."""
+    """Return a hint if an object contains the list of results, or is an annotation file."""
     if not isinstance(document, dict):
         return ""
     lists = {key: value for key, value in document.items() if isinstance(value, list)}
@@ -83,7 +86,7 @@ def _where_results_are(document: Any) -> str:
 
 
 def _with_integer_ids(result: dict[str, Any]) -> dict[str, Any]:
-    """The result itself, or a copy in which ids such as 7.0 are integers."""
+    """Return the result itself, or a copy in which ids such as 7.0 are integers."""
     ids = {key: result[key] for key in ("image_id", "category_id")}
     if all(type(value) is int for value in ids.values()):
         return result
@@ -114,7 +117,7 @@ def check_references(
 def result_masks(
     results: Sequence[Mapping[str, Any]], source: str, image_sizes: Mapping[int, tuple[int, int]]
 ) -> tuple[list[Mapping[str, Any]], NDArray[np.float64]]:
-    """The masks of results as compressed RLE, and their areas in pixels: [N].
+    """Return the masks of results as compressed RLE, and their areas in pixels: [N].
 
     image_sizes: image id to height and width
     """
@@ -142,14 +145,14 @@ def result_masks(
 
 
 def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
-    """True for what looks like a compressed RLE of its image's size; its content is checked elsewhere."""
+    """Tell whether a value has the form of a compressed RLE of its image's size; the counts are not checked here."""
     if not isinstance(shape, dict) or shape.get("size") != list(size):
         return False
     return isinstance(shape.get("counts"), str) and all(type(side) is int for side in shape["size"])
 
 
 def _faults(result: Any) -> list[str]:
-    """All that is wrong with one result, each to follow "result 3"."""
+    """Return all faults of one result, worded to follow "result 3"."""
     if not isinstance(result, dict):
         return [f"must be an object, but is {_json_type(result)}"]
     found = [
@@ -169,7 +172,7 @@ def _faults(result: Any) -> list[str]:
 
 
 def is_box(bbox: Any) -> bool:
-    """True for a COCO box: x, y, width, height, with sides of at least 0."""
+    """Tell whether a value is a COCO box: x, y, width, height, with sides of at least 0."""
     is_four_numbers = isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox)
     return is_four_numbers and bbox[2] >= 0 and bbox[3] >= 0
 
@@ -179,7 +182,7 @@ def _shown(result: Mapping[str, Any], key: str) -> str:
 
 
 def _json_type(value: Any) -> str:
-    """JSON's word for the type of a value, with its article."""
+    """Return JSON's word for the type of a value, with its article."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "a boolean"
     for kind, word in ((dict, "an object"), (list, "a list"), (str, "a string")):

@@ -1,7 +1,7 @@
-"""COCO run-length encoding: writing it from a small region, and checking what others wrote before pycocotools reads it.
+"""COCO run-length encoding: writing it from a small region, and checking foreign input before pycocotools reads it.
 
-pycocotools trusts its input: counts that do not add up to the image, or a polygon a million pixels wide, end in a crash
-or in an endless allocation rather than in an exception.
+pycocotools does not check its input: counts that do not add up to the image, or a polygon a million pixels wide, end in
+a crash or in an endless allocation rather than in an exception.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_PIXELS = 2**32 - 1
 
 
 def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> dict[str, Any]:
-    """Compressed RLE of a mask [height, width] that is false outside of one rectangle, without building the whole mask.
+    """Encode a mask [height, width] that is false outside of one rectangle, without building the whole mask.
 
     region: [h, w] bool, whose first pixel lies at row `top` and column `left` of the mask
     """
@@ -39,7 +39,7 @@ def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, w
 
 
 def compress(rle: dict[str, Any]) -> dict[str, Any]:
-    """The same mask with its counts as an ASCII string, as JSON can hold. rle: already checked, compressed or not."""
+    """Return the mask with its counts as an ASCII string, fit for JSON. rle: already checked, compressed or not."""
     height, width = rle["size"]
     counts = rle["counts"]
     if isinstance(counts, list):
@@ -48,9 +48,9 @@ def compress(rle: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Compressed RLE of a COCO segmentation: polygons, counts as a list, or counts as a string.
+    """Return the compressed RLE of a COCO segmentation: polygons, counts as a list, or counts as a string.
 
-    Raises ValueError with the reason, for the caller to say where, if pycocotools could not be trusted with it.
+    Raises ValueError with the reason if pycocotools could crash on it; the caller adds the place.
     """
     if isinstance(segmentation, dict):
         check_rle(segmentation, height, width)
@@ -105,7 +105,10 @@ def check_counts(counts: Any, num_pixels: int) -> None:
 
 
 def _decode_counts(text: bytes) -> NDArray[np.int64]:
-    """Run lengths of a compressed RLE: 5 bits per character; from the third run on, differences to two runs before."""
+    """Decode the run lengths of a compressed RLE, 5 bits per character.
+
+    From the fourth run on, a number is the difference to the run two places before.
+    """
     codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63:
         raise ValueError("with RLE `counts` in characters that COCO does not use")
@@ -126,10 +129,10 @@ def _decode_counts(text: bytes) -> NDArray[np.int64]:
 
 
 def is_integer(value: Any) -> bool:
-    """True for an integer that numpy's int64 can hold (true and false are not)."""
+    """Tell whether a value is an integer in the range of int64 (true and false are not)."""
     return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """True for a finite number (true and false are not)."""
+    """Tell whether a value is a finite number (true and false are not)."""
     return is_integer(value) or (isinstance(value, float) and math.isfinite(value))

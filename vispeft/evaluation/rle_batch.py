@@ -1,4 +1,4 @@
-"""Run lengths of many compressed RLEs at once: checked, measured, and decoded where a mask is."""
+"""Checks, mask areas and decoding of the run lengths of many compressed RLEs at once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Runs:
     """The run lengths of some masks, one mask after another; the first run of each is background.
 
     lengths: [R] int64
-    begins: [N + 1] int64, where in `lengths` each mask begins
+    begins: [N + 1] int64, offset of each mask in `lengths`
     """
 
     lengths: NDArray[np.int64]
     begins: NDArray[np.int64]
 
     def of(self, index: int) -> NDArray[np.int64]:
-        """The run lengths of one mask."""
+        """Return the run lengths of one mask."""
         return self.lengths[self.begins[index] : self.begins[index + 1]]
 
 
@@ -52,7 +52,7 @@ def measure_rles(texts: Sequence[str], num_pixels: NDArray[np.int64]) -> tuple[N
 
 
 def decode_rles(texts: Sequence[str]) -> Runs:
-    """Run lengths of RLEs that are known to be sound."""
+    """Return the run lengths of RLEs that are known to be valid."""
     numbers, _ = _read_numbers(texts)
     chains = _add_up(numbers)
     lengths = chains.sums - np.repeat(chains.before, chains.rows, axis=1)
@@ -61,9 +61,9 @@ def decode_rles(texts: Sequence[str]) -> Runs:
 
 
 def decode_region(lengths: NDArray[np.int64], box: tuple[int, int, int, int], height: int) -> NDArray[np.uint8]:
-    """The mask within a box that holds all of it: [box height, box width], 0 or 1.
+    """Decode a mask within a box that contains all of it: [box height, box width], 0 or 1.
 
-    lengths: the mask's run lengths; box: left, top, width and height in pixels; height: the mask's own
+    lengths: the mask's run lengths; box: left, top, width and height in pixels; height: of the whole mask in pixels
     """
     left, top, box_width, box_height = box
     first, last = left * height, (left + box_width) * height
@@ -76,7 +76,7 @@ def decode_region(lengths: NDArray[np.int64], box: tuple[int, int, int, int], he
 
 @dataclass(frozen=True)
 class _Numbers:
-    """The numbers of some texts. values: [R] int64; begins: [N + 1] int64, where each text's begin"""
+    """The numbers of N texts. values: [R] int64; begins: [N + 1] int64, offset of each text's first number"""
 
     values: NDArray[np.int64]
     begins: NDArray[np.int64]
@@ -86,15 +86,15 @@ class _Numbers:
 class _Chains:
     """Run lengths as running sums: COCO writes differences to two runs before, from the fourth run on.
 
-    Every text has a chain of its runs 0, 2, 4, ... (without the first, which stands apart) and one of 1, 3, 5, ...; the
-    chains of all texts follow each other in two lines of M elements.
+    Every text has a chain of its runs 0, 2, 4, ... (without the first, which is kept separately) and one of its runs
+    1, 3, 5, ...; the chains of all texts follow each other in two rows of M elements.
 
     sums: [2, M] int64, running over all texts
-    before: [2, N] int64, what the texts before came to
+    before: [2, N] int64, the sums of all earlier texts
     first: [N] int64, the first run
-    begins, rows: [N] int64, where each text's chains begin, and their length
-    is_padded: [N] bool, whether the last element of the second chain is none of the text's
-    place: [R] int64, where in the flat sums each number went
+    begins, rows: [N] int64, offset of each text's chains, and their length
+    is_padded: [N] bool, whether the last element of the second chain is padding
+    place: [R] int64, index of each number in the flat sums
     """
 
     sums: NDArray[np.int64]
@@ -107,7 +107,7 @@ class _Chains:
 
 
 def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
-    """The numbers of some texts, and whether each text consists of whole numbers in COCO's characters: [N].
+    """Return the numbers of N texts, and whether each text consists of whole numbers in COCO's characters: [N].
 
     A number is 5 bits per character, the lowest first; the highest bit of the last is its sign.
     """
@@ -130,7 +130,7 @@ def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
 
 
 def _add_up(numbers: _Numbers) -> _Chains:
-    """The run lengths that the numbers of each text come to; every text has at least one."""
+    """Return the run lengths of the numbers of each text; every text has at least one."""
     starts, counts = numbers.begins[:-1], np.diff(numbers.begins)
     rows = (counts + 1) // 2
     begins = np.cumsum(rows) - rows
@@ -146,7 +146,7 @@ def _add_up(numbers: _Numbers) -> _Chains:
 
 
 def _chunks(texts: Sequence[str]) -> list[slice]:
-    """Slices of the texts of about `_CHUNK` characters each."""
+    """Return slices of the texts of about `_CHUNK` characters each."""
     ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
     if not len(ends):
         return []
