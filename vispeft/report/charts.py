@@ -1,4 +1,4 @@
-"""Charts whose lines stretch with the page while text and points keep their size: places in percent of the plot.
+"""Charts with positions in percent of the plot: lines scale with the page, text and points keep their size.
 
 A template draws them; the colours come from the page, so that they follow its light or dark theme.
 """
@@ -34,10 +34,10 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Axis:
-    """Where values lie along one side of a plot.
+    """Scale of values along one side of a plot.
 
-    low, high: its ends, apart
-    values: where its ticks stand; none for round numbers
+    low, high: its ends, which differ
+    values: positions of the ticks; none for round numbers
     """
 
     label: str
@@ -48,13 +48,13 @@ class Axis:
     values: Sequence[float] = ()
 
     def place(self, value: float) -> float:
-        """Percent of the way from `low` to `high`."""
+        """Return the position of a value in percent of the way from `low` to `high`."""
         low, high, value = (math.log(each) if self.is_log else each for each in (self.low, self.high, value))
         return round(100 * (value - low) / (high - low), 2)
 
     @property
     def ticks(self) -> list[tuple[float, str]]:
-        """Place and text of each tick."""
+        """Return the position and text of each tick."""
         values = self.values or (log_ticks(self.low, self.high) if self.is_log else ticks(self.low, self.high))
         return [(self.place(value), self.format(value)) for value in values]
 
@@ -64,8 +64,8 @@ class Series:
     """One line of a chart.
 
     points: x and y, by ascending x
-    key: of what it belongs to, for highlighting and details; empty if there is nothing to tell
-    colour: its number, or None for the place in the chart
+    key: of its configuration, for highlighting and details; empty if there are none
+    colour: its number, or None for the index in the chart
     """
 
     name: str
@@ -77,10 +77,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Dot:
-    """One point that can be looked at and followed.
+    """One point of a chart, with details and a link.
 
-    key: of what it belongs to
-    label: all that is to be said of it, for those who do not see the chart
+    key: of its configuration
+    label: full description, for screen readers
     low, high: its interval along y; None where there is none
     is_strong: drawn filled, the others as outlines
     text: written beside it where there is room
@@ -100,7 +100,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot with its axes. lines, dots: as placed, in percent; legend: name and number of colour"""
+    """A plot with its axes. lines, dots: with positions in percent; legend: name and number of colour"""
 
     title: str
     x: Axis
@@ -113,7 +113,7 @@ class Chart:
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str = "step", from_zero: bool = False) -> Chart | None:
-    """Values over training steps, or nothing if there are no points to draw.
+    """Return a chart of values over training steps, or None if there are no points to draw.
 
     from_zero: whether the vertical axis starts at 0 rather than at the lowest value
     """
@@ -128,7 +128,10 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str = "step", f
 
 
 def axis(values: Iterable[float], label: str, *, may_be_log: bool = False, format: Format = compact) -> Axis:
-    """An axis that all values lie on, logarithmic where it may be and they span much; a little room at open ends."""
+    """Return an axis that covers all values, with a margin at open ends.
+
+    may_be_log: logarithmic if the values are positive and span a wide range
+    """
     listed = list(values)
     low, high = min(listed), max(listed)
     if may_be_log and low > 0 and high / low > _LOG_SPAN:
@@ -142,7 +145,7 @@ def axis(values: Iterable[float], label: str, *, may_be_log: bool = False, forma
 
 
 def value_axis(values: Iterable[float], label: str) -> Axis:
-    """An axis for a few numbers that were chosen, with ticks at these and room at both ends."""
+    """Return an axis for a few chosen numbers, with ticks at these and a margin at both ends."""
     listed = sorted(set(values))
     low, high = listed[0], listed[-1]
     is_log = low > 0 and len(listed) > 2 and high / low >= _LOG_CHOICES
@@ -158,7 +161,7 @@ def value_axis(values: Iterable[float], label: str) -> Axis:
 
 
 def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
-    """A line as the template draws it: places, and a mark for every point where there are few."""
+    """Return a line as the template draws it: positions, and a mark for every point if there are few."""
     points = thinned(line.points)
     places = [(x.place(px), round(100 - y.place(py), 2)) for px, py in points]
     return {
@@ -173,7 +176,7 @@ def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
 
 
 def placed_dots(dots: Sequence[Dot], x: Axis, y: Axis) -> list[dict[str, object]]:
-    """Dots as the template draws them; of texts that would cover each other or a dot the first stands."""
+    """Return dots as the template draws them; a text that would cover an earlier text or a dot is left out."""
     places = [(x.place(dot.x), y.place(dot.y)) for dot in dots]
     wide, narrow = ([_square(*place, size) for place in places] for size in (_WIDE, _NARROW))
     placed: list[dict[str, object]] = []
@@ -205,7 +208,10 @@ def _free_side(
     taken: list[Rectangle],
     sides: Sequence[str] = ("left", "right"),
 ) -> str | None:
-    """The side of a dot on which a text covers nothing in a plot of so many pixels, which it takes then; or None."""
+    """Return a side of a dot where a text covers nothing, and add the text to `taken`; None if there is no such side.
+
+    size: of the plot in pixels
+    """
     x, y = left / 100 * size[0], bottom / 100 * size[1]
     width = min(_CHARACTER * len(text), _WIDEST_TEXT)
     for side in sides if text else ():
@@ -218,7 +224,7 @@ def _free_side(
 
 
 def _square(left: float, bottom: float, size: tuple[float, float]) -> Rectangle:
-    """What a dot covers in a plot of so many pixels."""
+    """Return the rectangle that a dot covers. left, bottom: in percent; size: of the plot in pixels"""
     x, y = left / 100 * size[0], bottom / 100 * size[1]
     return x - 6, y - 6, x + 6, y + 6
 
@@ -228,7 +234,7 @@ def _overlap(first: Rectangle, second: Rectangle) -> bool:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
-    """At most `most` points: means over equal stretches where there are more, the last point as it is."""
+    """Return at most `most` points: means over equal stretches if there are more, with the last point unchanged."""
     if len(points) <= most:
         return list(points)
     edges = [round(idx * (len(points) - 1) / (most - 1)) for idx in range(most)]
@@ -240,7 +246,7 @@ def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> 
 
 
 def ticks(low: float, high: float, num: int = 5) -> list[float]:
-    """Round numbers between two values, about `num` of them."""
+    """Return about `num` round numbers between two values."""
     raw = (high - low) / num
     power = 10 ** math.floor(math.log10(raw))
     step = power * min((1, 2, 5, 10), key=lambda factor: abs(factor * power - raw))
@@ -250,7 +256,7 @@ def ticks(low: float, high: float, num: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two values for a logarithmic axis, two at least where that is possible."""
+    """Return round numbers between two values for a logarithmic axis, at least two where possible."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), tuple(float(each) for each in range(1, 10))):
         found = [round(factor * 10.0**decade, 12) for decade in decades for factor in factors]

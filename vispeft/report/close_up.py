@@ -1,4 +1,4 @@
-"""What a close look at a run's predictions found: the interval of AP, precision by recall, errors, classes mixed up."""
+"""Error analysis of a run's predictions: interval of AP, precision by recall, kinds of error, confusion of classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MOST_MISTAKES = 15
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """One kind of error. gain: AP50 that mending it would give; share: of the largest gain, 0..1"""
+    """One kind of error. gain: AP50 gained by correcting it; share: of the largest gain, 0..1"""
 
     name: str
     meaning: str
@@ -44,11 +44,11 @@ class ErrorKind:
 
 @dataclass(frozen=True)
 class ConfusionTable:
-    """Which class was taken for which.
+    """Confusion matrix as a table.
 
-    columns: predicted classes, and missed
-    rows: annotated classes, and background, with count and share of the row of each column
-    mistakes: instead of rows where there are many classes: annotated as, found as, how often
+    columns: predicted classes, and false negatives
+    rows: annotated classes, and background, with count and share of the row for each column
+    mistakes: instead of rows if there are many classes: annotated class, predicted class, count
     """
 
     columns: Sequence[str]
@@ -58,11 +58,11 @@ class ConfusionTable:
 
 @dataclass(frozen=True)
 class CloseUp:
-    """Everything that a run's page shows of it.
+    """Error analysis as shown on a run's page.
 
     interval: of AP; boundary_ap: None for boxes
-    threshold: the score from which on detections are best believed
-    confusion: None of a single class
+    threshold: the score threshold with the best F1
+    confusion: None for a single class
     """
 
     interval: Interval
@@ -76,9 +76,9 @@ class CloseUp:
 
 
 def look_closely(run: RunFiles) -> CloseUp | None:
-    """What the run's depth.json says if it is of these predictions, or what a look at them gives if they are few.
+    """Return the error analysis of a run, from its depth.json if that is up to date, or else computed.
 
-    None where there are too many, or nothing to look at.
+    None if it would have to be computed and there are too many predictions, or none.
     """
     path, predictions = run.path / "depth.json", run.path / "predictions_val.json"
     if path.is_file() and predictions.is_file() and path.stat().st_mtime >= predictions.stat().st_mtime:
@@ -143,7 +143,7 @@ def _calibration_chart(content: Mapping[str, Any]) -> Chart:
 
 
 def _error_kinds(content: Mapping[str, Any]) -> list[ErrorKind]:
-    """The kinds that occur, the costliest first."""
+    """Return the kinds of error that occur, the largest loss of AP first."""
     counts, gains = content["counts"], content["gains"]
     most = max(gains.values()) or 1.0
     kinds = [
@@ -155,7 +155,7 @@ def _error_kinds(content: Mapping[str, Any]) -> list[ErrorKind]:
 
 
 def _told(errors: Sequence[ErrorKind], ap50: float) -> str:
-    """Where to begin."""
+    """Return a sentence about the kind of error with the largest gain."""
     if not errors or not errors[0].share:
         return f"AP50 is {figure(ap50)}, and no kind of error alone keeps it from being higher."
     first = errors[0]

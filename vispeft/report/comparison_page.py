@@ -1,4 +1,4 @@
-"""The page that sets several runs side by side."""
+"""The page that compares several runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
 
 
 def _compared(runs: Mapping[str, RunFiles]) -> Comparison | None:
-    """Which runs differ; None if they were not scored alike, or have more predictions than are soon resampled."""
+    """Compare the runs; None if they were not scored alike, or have too many predictions to resample quickly."""
     num_predictions = sum(len(run.predictions) for run in runs.values())
     if len(runs) < 2 or num_predictions > _MOST_PREDICTIONS or not all(run.predictions for run in runs.values()):
         return None
@@ -56,7 +56,7 @@ def _compared(runs: Mapping[str, RunFiles]) -> Comparison | None:
 
 
 def _rows(runs: Mapping[str, RunFiles], comparison: Comparison | None, out: Path) -> list[list[Cell]]:
-    """A row for each run, with the interval of its AP if there is one."""
+    """Return a row for each run, with the interval of its AP if there is one."""
     intervals = [
         Interval(one.figure.value, one.figure.low, one.figure.high)
         for one in (comparison.standings if comparison else ())

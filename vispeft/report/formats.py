@@ -1,4 +1,4 @@
-"""Figures as people read them."""
+"""Text forms of numbers and values for reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NOTHING = "\N{EN DASH}"
 
 
 def defined(value: Any) -> float | None:
-    """A COCO figure, or None where it is undefined (-1) or missing."""
+    """Return a COCO metric, or None if it is undefined (-1) or missing."""
     return float(value) if isinstance(value, (int, float)) and value >= 0 else None
 
 
@@ -22,7 +22,7 @@ def formatted(value: Any, pattern: str) -> str:
 
 
 def byte_size(value: Any) -> str:
-    """A number of bytes in the unit that people would use."""
+    """Return a number of bytes as text, in a readable unit."""
     if not isinstance(value, (int, float)):
         return NOTHING
     for unit, size in (("GB", 2**30), ("MB", 2**20), ("kB", 2**10)):
@@ -41,7 +41,7 @@ def duration(seconds: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """A JSON value on one line."""
+    """Return a JSON value on one line."""
     if isinstance(value, list):
         return ", ".join(plain(item) for item in value) or NOTHING
     if isinstance(value, dict):
@@ -50,7 +50,7 @@ def plain(value: Any) -> str:
 
 
 def compact(value: float) -> str:
-    """A number in as few characters as an axis has room for: 1.2M, 35k, 0.05."""
+    """Return a number in few characters, for an axis: 1.2M, 35k, 0.05."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= (10_000 if unit == "k" else size):
             return f"{value / size:.3g}{unit}"
@@ -58,5 +58,5 @@ def compact(value: float) -> str:
 
 
 def count(value: Any) -> str:
-    """A whole number with its thousands apart."""
+    """Return a whole number with separated thousands."""
     return formatted(value, "{:,.0f}")

@@ -1,4 +1,4 @@
-"""What was annotated and what was found in one image, matched to each other, as outlines for a vector picture."""
+"""Outlines of the annotations and detections of one image, matched to each other, for a vector picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_OUTLINE = 60_000
 
 @dataclass(frozen=True)
 class Item:
-    """One annotation or detection of an image. score: None of an annotation"""
+    """One annotation or detection of an image. score: None for an annotation"""
 
     category_id: int
     rle: dict[str, Any]
@@ -31,10 +31,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Matching:
-    """Which detections found which annotations of an image: best score first, each its best free match.
+    """Matches of the detections and annotations of an image: best score first, each with its best free match.
 
     found_by: for each annotation the index of its detection, or None
-    iou: for each detection that with its annotation, or None where it is wrong
+    iou: for each detection the IoU with its annotation, or None for a false positive
     """
 
     found_by: tuple[int | None, ...]
@@ -50,7 +50,7 @@ class Matching:
 
     @property
     def score(self) -> float:
-        """Share of right ones (the F1 score); 1 where there is nothing and nothing was found."""
+        """F1 score; 1 if there are neither annotations nor detections."""
         total = len(self.found_by) + len(self.iou)
         return 2 * self.num_found / total if total else 1.0
 
@@ -59,7 +59,7 @@ class Matching:
 class Outline:
     """One instance as the page draws it, in the picture's own units.
 
-    path: of an SVG path; box: left, top, width, height; label: text and where it begins, None where there is no room
+    path: data of an SVG path; box: left, top, width, height; label: text and its start, None if there is no room
     """
 
     path: str
@@ -71,7 +71,7 @@ class Outline:
 
 
 def items_of(entries: Sequence[Mapping[str, Any]], height: int, width: int) -> list[Item]:
-    """Annotations or results of one image whose masks can be read, best score first."""
+    """Return the annotations or results of one image whose masks can be read, best score first."""
     items = []
     for entry in entries:
         try:
@@ -83,7 +83,7 @@ def items_of(entries: Sequence[Mapping[str, Any]], height: int, width: int) -> l
 
 
 def match(truth: Sequence[Item], found: Sequence[Item]) -> Matching:
-    """Match detections, best first, to annotations of their class by masks that overlap by half or more."""
+    """Match detections, best first, to annotations of their class with a mask IoU of at least 0.5."""
     found_by: list[int | None] = [None] * len(truth)
     iou: list[float | None] = [None] * len(found)
     if truth and found:
@@ -111,7 +111,7 @@ def outlines(
     factor: float,
     size: tuple[float, float],
 ) -> tuple[list[Outline], int]:
-    """Outlines to draw, large ones first, and how many had to be left out.
+    """Return the outlines to draw, large ones first, and the number of those left out.
 
     hues: numbers that become colours
     factor: from image pixels to units of the picture; size: width and height of the picture in its units
@@ -132,12 +132,12 @@ def outlines(
 
 
 def label_size(width: float) -> float:
-    """Height of label text in the units of a picture of this width."""
+    """Return the height of label text in the units of a picture of this width."""
     return round(width / 26, 1)
 
 
 def _path(rle: dict[str, Any], factor: float) -> str:
-    """The outline of a mask, holes included, as an SVG path; corners within half a pixel are cut."""
+    """Return the outline of a mask, holes included, as an SVG path, simplified to half a pixel."""
     left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
     mask: NDArray[np.uint8] = mask_utils.decode(rle)[top : top + height, left : left + width]
     if not mask.size:
@@ -161,7 +161,7 @@ def _place_label(
     size: tuple[float, float],
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[str, float, float] | None:
-    """Where a label begins (left, baseline) so that it covers no other, or None."""
+    """Return a label with a start (left, baseline) at which it covers no other label, or None."""
     height = label_size(size[0])
     width = 0.6 * height * len(text)
     x, y, _, box_height = box
@@ -180,6 +180,6 @@ def _overlap(first: tuple[float, float, float, float], second: tuple[float, floa
 
 
 def _colour(number: int) -> str:
-    """A colour that shows on light and dark pictures, far from those of nearby numbers."""
+    """Return a colour that is visible on light and dark pictures, far from those of nearby numbers."""
     red, green, blue = colorsys.hls_to_rgb(number * _GOLDEN_RATIO % 1, 0.62, 0.95)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"

@@ -1,4 +1,4 @@
-"""What all pages share: their template environment, the facts of a run, and writing a page whole or not at all."""
+"""Common parts of all pages: the template environment, the facts of a run, and atomic writing of a page."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vispeft.report.formats import NOTHING, byte_size, count, defined, duration,
 
 @dataclass(frozen=True)
 class Fact:
-    """One figure with its name, as a page shows it.
+    """One metric with its name, as a page shows it.
 
-    note: what it means
-    order: what a table sorts it by; None where it has no value
+    note: its meaning
+    order: sort key in a table; None if it has no value
     """
 
     name: str
@@ -31,7 +31,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure, and from where to where it may be."""
+    """A metric with the ends of its interval."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class NextStep:
-    """Something to do now: why, and the command that does it; empty where there is none to give."""
+    """A recommended next step: the reason, and the command, empty if there is none."""
 
     why: str
     command: str = ""
@@ -50,7 +50,7 @@ class NextStep:
 class Cell:
     """A cell of a table that sorts.
 
-    order: what it is sorted by; None where it has no value
+    order: sort key; None if it has no value
     span: begin, middle and end of an interval that is drawn beside the text, in percent
     """
 
@@ -83,7 +83,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 
 
 def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
-    """The outcome of a run in the order of interest."""
+    """Return the results of a run, the most important first."""
     segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
     scores = (("mask AP", segm.get("AP")), ("mask AP50", segm.get("AP50")), ("box AP", bbox.get("AP")))
     costs: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
@@ -103,7 +103,7 @@ def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
 
 
 def told_in_short(summary: Mapping[str, Any]) -> str:
-    """What was trained, for how long and where, such as `lora, full · 200 steps · cpu`."""
+    """Return methods, steps and device of a run in one line, such as `lora, full · 200 steps · cpu`."""
     steps = summary.get("steps")
     parts = (
         plain(summary.get("methods", [])),
@@ -114,7 +114,7 @@ def told_in_short(summary: Mapping[str, Any]) -> str:
 
 
 def environment_facts(environment: Mapping[str, Any]) -> list[Fact]:
-    """Where and how a run was made; the command line as one would type it."""
+    """Return the environment of a run and its command line, quoted for the shell."""
     facts = []
     for name, value in environment.items():
         is_command = name == "command_line" and isinstance(value, list)
@@ -123,7 +123,7 @@ def environment_facts(environment: Mapping[str, Any]) -> list[Fact]:
 
 
 def span_of(interval: Interval | None, ends: Sequence[float]) -> tuple[float, float, float] | None:
-    """Where an interval begins, where its figure lies and where it ends, in percent of the room of all `ends`."""
+    """Return the begin, metric and end of an interval in percent of the range of all `ends`."""
     if interval is None or max(ends) <= min(ends):
         return None
     room = (max(ends) - min(ends)) / 100
@@ -134,5 +134,5 @@ def span_of(interval: Interval | None, ends: Sequence[float]) -> tuple[float, fl
 
 
 def link_to(target: Path, page: Path) -> str:
-    """The address of a file as seen from a page; empty if the file is not there."""
+    """Return the address of a file relative to a page; empty if the file does not exist."""
     return Path(os.path.relpath(target, page.parent)).as_posix() if target.exists() else ""

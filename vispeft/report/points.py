@@ -1,4 +1,4 @@
-"""The configurations of a sweep, their figures over the seeds, and how they are told apart."""
+"""The configurations of a sweep, their metrics over the seeds, and their short titles."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MOST_VARIANTS = 7
 class Point:
     """A configuration over its seeds.
 
-    key: names it within a page; number: of its first trial
+    key: its identifier within a page; number: of its first trial
     title: short enough for a chart
-    trials: those that are complete, or all where none is
-    ap: mean over the seeds; interval: of it, or None; over_seeds: the interval is their range
-    group: what it has in common with others of its colour
+    trials: those that are complete, or all if none is
+    ap: mean over the seeds; interval: of it, or None; is_over_seeds: the interval is the range of the seeds
+    group: common value of the configurations with its colour
     """
 
     key: str
@@ -39,13 +39,13 @@ class Point:
     settings: Mapping[str, Any]
 
     def mean(self, name: str) -> float | None:
-        """The mean of a figure over its complete trials."""
+        """Return the mean of a metric over its complete trials."""
         values = [trial.figures[name] for trial in self.trials if trial.state == "complete" and name in trial.figures]
         return sum(values) / len(values) if values else None
 
     @property
     def nearest(self) -> Trial:
-        """The trial whose AP is nearest to the mean: the one to look at."""
+        """The trial whose AP is nearest to the mean, to represent the configuration."""
         here = [trial for trial in self.trials if trial.path is not None] or list(self.trials)
         ap = self.ap
         return here[0] if ap is None else min(here, key=lambda trial: abs(trial.figures.get(AP, -1.0) - ap))
@@ -56,7 +56,7 @@ class Point:
 
 
 def points_of(sweep: SweepFiles) -> list[Point]:
-    """Every configuration of a sweep, in the order of its first trial."""
+    """Return every configuration of a sweep, in the order of its first trial."""
     grouped: dict[str, list[Trial]] = {}
     for trial in sweep.trials:
         grouped.setdefault(repr(sorted(trial.labels.items(), key=lambda item: item[0])), []).append(trial)
@@ -66,7 +66,7 @@ def points_of(sweep: SweepFiles) -> list[Point]:
 
 
 def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
-    """The last part of each dotted key, or as much of its end as tells them apart."""
+    """Return the last part of each dotted key, or the shortest end of it that is unique."""
     short = {}
     for name in names:
         found = _LAST_PART.search(name)
@@ -76,20 +76,20 @@ def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
 
 
 def title_of(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Such as `adapters, count 2, lr 0.001`."""
+    """Return a title such as `adapters, count 2, lr 0.001`."""
     told = [str(value) if name == "variant" else f"{names[name]} {_shown(value)}" for name, value in labels.items()]
     return ", ".join(told) or "the configuration itself"
 
 
 def ranked(points: Sequence[Point]) -> list[Point]:
-    """Configurations by falling AP; a mean over fewer seeds than others have is not compared with theirs."""
+    """Return configurations by falling AP, without those that have fewer complete seeds than others."""
     most = max((len(point.trials) for point in points if point.ap is not None), default=0)
     found = [point for point in points if point.ap is not None and len(point.trials) == most]
     return sorted(found, key=lambda point: -(point.ap or 0.0))
 
 
 def front_of(points: Sequence[Point], cost: str) -> list[Point]:
-    """Those that no other beats in AP and in a cost, the cheapest first."""
+    """Return the Pareto front of AP and a cost, the cheapest first."""
     front: list[Point] = []
     priced = [(point, point.mean(cost)) for point in ranked(points)]
     best = float("-inf")
@@ -127,13 +127,13 @@ def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles,
 
 
 def _methods(settings: Mapping[str, Any]) -> str:
-    """The methods of a configuration's deltas, such as `adapter, lora`; empty if it has none."""
+    """Return the methods of a configuration's deltas, such as `adapter, lora`; empty if it has none."""
     found = {value for key, value in settings.items() if key.startswith("peft.deltas.") and key.endswith(".method")}
     return ", ".join(sorted(map(str, found)))
 
 
 def _group(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """The variant, or else the first value that is no number."""
+    """Return the variant, or else the first value that is no number."""
     if "variant" in labels:
         return str(labels["variant"])
     for name, value in labels.items():
@@ -147,5 +147,5 @@ def _shown(value: Any) -> str:
 
 
 def run_page_of(trial: Trial) -> Path | None:
-    """The report of a trial, where it is there."""
+    """Return the path of a trial's report, or None if it does not exist."""
     return trial.path / "report.html" if trial.path is not None else None

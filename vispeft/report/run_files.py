@@ -1,4 +1,4 @@
-"""What a run directory holds, read back for a report. Only `config.yaml` must be there."""
+"""Contents of a run directory, read for a report. Only `config.yaml` is required."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.image
 
 @dataclass(frozen=True)
 class RunFiles:
-    """The contents of one run directory; what is not there is empty.
+    """The contents of one run directory; fields of missing files are empty.
 
     images_path: the folder of the validation images, or None if the configuration names none
-    data: `key=value` words for the data paths of the configuration, where all are given
+    data: `key=value` words for the data paths of the configuration, if all are given
     metrics: the lines of metrics.jsonl
-    truth: the validation annotations really scored
+    truth: the validation annotations that were scored
     predictions: COCO results
     """
 
@@ -40,7 +40,7 @@ class RunFiles:
     predictions: Sequence[Mapping[str, Any]]
 
     def series(self, split: str, key: str) -> list[tuple[float, float]]:
-        """Step and value of one figure of metrics.jsonl, without the steps where it was not finite."""
+        """Return step and value of one metric of metrics.jsonl, without the steps where it was not finite."""
         lines = [line for line in self.metrics if line.get("split") == split]
         return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
 
@@ -69,7 +69,7 @@ def read_run(run_dir: Path) -> RunFiles:
 
 
 def _data_section(config_text: str, config_path: Path) -> dict[str, str]:
-    """The data paths that a configuration names, such as `val.images`."""
+    """Return the data paths that a configuration names, such as `val.images`."""
     try:
         config = yaml.safe_load(config_text)
     except yaml.YAMLError as error:
@@ -95,7 +95,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that can be read: an interrupted run may leave half a line."""
+    """Return the lines of a metrics.jsonl that can be read: an interrupted run may leave half a line."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:

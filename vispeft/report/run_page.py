@@ -1,4 +1,4 @@
-"""The page of one run: what of it goes where. How it looks stands in `templates/`."""
+"""Content of the page of one run. The layout is in `templates/`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _facts(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[Fact]:
-    """The outcome; how sure it is beside the first figure."""
+    """Return the results of a run, with the interval beside the first metric."""
     first, *rest = run_facts(summary)
     if close_up is None or first.order is None:
         return [first, *rest]
@@ -76,7 +76,7 @@ def _facts(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[Fact]:
 
 
 def category_rows(runs: Mapping[str, RunFiles]) -> list[list[Cell]]:
-    """Category, validation instances, and mask AP in each run; those with most instances first."""
+    """Return category, validation instances, and mask AP in each run; categories with most instances first."""
     first = next(iter(runs.values()))
     counts: Counter[str] = Counter()
     if first.truth is not None:
@@ -119,7 +119,7 @@ def _charts(run: RunFiles) -> list[Chart]:
 
 
 def _metric_rows(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[tuple[str, str, str, str]]:
-    """Name, meaning, mask figure and box figure of the twelve COCO numbers."""
+    """Return name, meaning, mask value and box value of the twelve COCO metrics."""
     segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
     if not segm and not bbox:
         return []
@@ -130,7 +130,7 @@ def _metric_rows(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[t
 
 
 def _next_steps(run: RunFiles) -> list[NextStep]:
-    """What one would do with the run now."""
+    """Return recommended next steps for the run."""
     path, methods = str(run.path), run.summary.get("methods", [])
     if not run.summary:
         again = ("vispeft", "train", f"{path}/config.yaml", "--resume", "--out", path)
@@ -158,6 +158,6 @@ def _step(why: str, *words: str) -> NextStep:
 
 
 def _may_rise(run: RunFiles) -> bool:
-    """Whether AP was highest at the last of several evaluations."""
+    """Tell whether AP was highest at the last of several evaluations."""
     scores = [score for _, score in run.series("val", "segm/AP")]
     return len(scores) > 1 and isinstance(run.summary.get("steps"), int) and scores[-1] >= max(scores)

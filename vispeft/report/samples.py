@@ -1,4 +1,4 @@
-"""Validation images with what is there and what was found: some spread over the set, and those that went worst."""
+"""Validation images with ground truth and predictions: some spread over the set, and those with the most errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MIN_UNITS = 320
 
 @dataclass(frozen=True)
 class Panel:
-    """The outlines over one picture. note: how many were found, or how many are right"""
+    """The outlines over one picture. note: number of annotations found, or of true positives"""
 
     caption: str
     note: str
@@ -40,9 +40,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Sample:
-    """A validation image: its truth, and what each of some runs found.
+    """A validation image with its ground truth and the predictions of each run.
 
-    source: a data URI that holds the picture
+    source: a data URI with the picture
     width, height: of the picture, in the units of the outlines
     text_size: of labels, in those units
     """
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures for a page. note: what one has to know of them, or why there are none"""
+    """Pictures for a page. note: explanation of them, or the reason for their absence"""
 
     shown: Sequence[Sample]
     worst: Sequence[Sample]
@@ -66,7 +66,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a run found from a score on. by_image: results of each image"""
+    """Predictions of a run from a score on. by_image: results of each image"""
 
     name: str
     threshold: float
@@ -75,7 +75,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Gallery:
-    """All that pictures are made of. folder: of the validation images"""
+    """Ground truth and predictions for the pictures. folder: of the validation images"""
 
     truth: GroundTruth
     folder: Path
@@ -83,19 +83,22 @@ class _Gallery:
 
     @cached_property
     def annotated(self) -> Mapping[int, Sequence[Mapping[str, Any]]]:
-        """Annotations of each image."""
+        """Annotations by image id."""
         grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
         for annotation in self.truth.annotations:
             grouped[annotation["image_id"]].append(annotation)
         return grouped
 
     def truths(self, image: Mapping[str, Any]) -> list[Item]:
-        """The annotated objects of an image."""
+        """Return the annotated objects of an image."""
         entries = [entry for entry in self.annotated.get(image["id"], []) if not entry["iscrowd"]]
         return items_of(entries, image["height"], image["width"])
 
     def found(self, image: Mapping[str, Any], run: _Found) -> tuple[list[Item], Matching]:
-        """What a run found in an image, and which of it is right; what lies on a crowd of its class is left out."""
+        """Return a run's detections in an image and their matches.
+
+        Unmatched detections that lie on a crowd of their class are left out.
+        """
         items, truths = items_of(run.by_image.get(image["id"], []), image["height"], image["width"]), self.truths(image)
         matching = match(truths, items)
         crowds = [entry for entry in self.annotated.get(image["id"], []) if entry["iscrowd"]]
@@ -118,9 +121,9 @@ class _Gallery:
 def draw_samples(
     runs: Mapping[str, RunFiles], *, num_images: int, num_worst: int = 0, threshold: float | None = None
 ) -> Samples:
-    """Truth and predictions of images spread evenly over the validation set, which all runs must share.
+    """Draw ground truth and predictions of images spread evenly over the validation set, the same for all runs.
 
-    num_worst: how many more images to show, those that the first run got wrong most
+    num_worst: number of additional images, those with the most errors of the first run
     threshold: the score from which on predictions are drawn; None for as many as there are annotations
     """
     first = next(iter(runs.values()))
@@ -152,9 +155,9 @@ def _found(name: str, predictions: Sequence[Mapping[str, Any]], truth: GroundTru
 
 
 def _threshold(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> float:
-    """The score above which there are as many predictions as annotations, but at most one half.
+    """Return the score above which there are as many predictions as annotations, but at most 0.5.
 
-    Scores of a short fine-tuning are low: half would hide what the model has found.
+    Scores after a short fine-tuning are low: a threshold of 0.5 would hide the model's detections.
     """
     scores = sorted((result["score"] for result in predictions), reverse=True)
     num_annotations = sum(not annotation["iscrowd"] for annotation in truth.annotations)
@@ -164,14 +167,14 @@ def _threshold(predictions: Sequence[Mapping[str, Any]], truth: GroundTruth) -> 
 
 
 def _spread(gallery: _Gallery, num_images: int) -> list[dict[str, Any]]:
-    """Images that have annotations, evenly spread over the file; if none has any, of all images."""
+    """Return images with annotations, evenly spread over the file; if there are no annotations, any images."""
     images = [image for image in gallery.truth.images if image["id"] in gallery.annotated] or gallery.truth.images
     num_shown = min(num_images, len(images))
     return [images[(2 * idx + 1) * len(images) // (2 * num_shown)] for idx in range(num_shown)]
 
 
 def _worst(gallery: _Gallery, num_images: int) -> list[dict[str, Any]]:
-    """Images in which the first run got the least right; of equals those with more that went wrong."""
+    """Return the images with errors of the first run, lowest F1 first, ties by more errors."""
     if not num_images:
         return []
     judged = []
@@ -184,7 +187,7 @@ def _worst(gallery: _Gallery, num_images: int) -> list[dict[str, Any]]:
 
 
 def _drawn(gallery: _Gallery, images: Sequence[Mapping[str, Any]], missing: list[str]) -> list[Sample]:
-    """Samples of images; what cannot be read is told in `missing`."""
+    """Return samples of images; those that cannot be read are added to `missing`."""
     samples = []
     for image in images:
         try:
@@ -195,7 +198,7 @@ def _drawn(gallery: _Gallery, images: Sequence[Mapping[str, Any]], missing: list
 
 
 def _sample(gallery: _Gallery, image: Mapping[str, Any]) -> Sample:
-    """One image with its truth and with every run's predictions."""
+    """Return one image with its ground truth and the predictions of every run."""
     file_name = str(image.get("file_name"))
     path = inner_path(gallery.folder, file_name)
     if path is None:
@@ -233,7 +236,7 @@ def _prediction(
     factor: float,
     size: tuple[float, float],
 ) -> Panel:
-    """What a run found, in the colours of what it found; what is wrong in colours of its own."""
+    """Return the panel of a run's predictions: true positives in their annotations' colours, others in their own."""
     of = {detection: index for index, detection in enumerate(matching.found_by) if detection is not None}
     own = _hues(items, len(names), first=len(truths))
     hues = [truth_hues[of[index]] if index in of else own[index] for index in range(len(items))]
@@ -253,7 +256,7 @@ def _prediction(
 
 
 def _hues(items: Sequence[Item], num_classes: int, first: int = 0) -> list[int]:
-    """Numbers that become colours: of the class, or of the instance where there is one class only."""
+    """Return colour numbers by class, or by instance if there is one class only."""
     return [item.category_id if num_classes > 1 else first + index for index, item in enumerate(items)]
 
 
@@ -262,7 +265,7 @@ def _counted(note: str, left_out: int) -> str:
 
 
 def _jpeg(picture: Image.Image) -> str:
-    """The picture in a data URI of a bounded size, no larger than a page can show."""
+    """Return the picture as a data URI of bounded size, no larger than a page can show."""
     picture = picture.convert("RGB")
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     for quality in (84, 72, 60, 45, 30, 15):

@@ -1,4 +1,4 @@
-"""The charts of a sweep: AP against what it costs, against each number that was varied, and on the way."""
+"""The charts of a sweep: AP against cost, against each number that was varied, and over training steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MOST_LINES = 8
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several charts that a reader chooses from. key: unlike those of the others"""
+    """One of several charts that a reader chooses from. key: unique among them"""
 
     key: str
     label: str
@@ -47,12 +47,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Colours:
-    """A colour for each group of configurations, the largest first; from the eighth on all have one."""
+    """A colour for each group of configurations, the largest first; from the eighth on all groups share one."""
 
     groups: Sequence[str]
 
     def of(self, point: Point) -> int:
-        """The number of a configuration's colour."""
+        """Return the number of a configuration's colour."""
         return min(self.groups.index(point.group), NUM_COLOURS - 1)
 
     @property
@@ -64,12 +64,12 @@ class Colours:
 
 
 def colours_of(points: Sequence[Point]) -> Colours:
-    """Colours by how many configurations a group has."""
+    """Return the colours of the groups, ordered by their number of configurations."""
     return Colours([group for group, _ in Counter(point.group for point in points).most_common()])
 
 
 def front_charts(points: Sequence[Point], colours: Colours, page: Path) -> list[Choice]:
-    """AP against each cost, with the front of those that no other beats in both."""
+    """Return charts of AP against each cost, with the Pareto front."""
     choices = []
     for name, (label, format) in COSTS.items():
         priced = [(point, cost) for point in points if point.ap is not None and (cost := point.mean(name)) is not None]
@@ -102,7 +102,7 @@ def front_charts(points: Sequence[Point], colours: Colours, page: Path) -> list[
 
 
 def parameter_charts(points: Sequence[Point], page: Path) -> list[Choice]:
-    """AP against each number that was varied, a line for each choice of the rest."""
+    """Return charts of AP against each number that was varied, with a line for each choice of the other values."""
     complete = [point for point in points if point.ap is not None]
     values = [{**point.settings} or {**point.labels} for point in complete]
     varied = _varied(values)
@@ -116,7 +116,7 @@ def parameter_charts(points: Sequence[Point], page: Path) -> list[Choice]:
 
 
 def curve_charts(sweep: SweepFiles, points: Sequence[Point], colours: Colours) -> list[Chart]:
-    """Validation AP and training loss over the steps; nothing of what was looked at once only."""
+    """Return charts of validation AP and training loss over the steps, without curves of a single evaluation."""
     charts = []
     for title, series_of in (
         ("Validation mask AP", lambda trial: trial.scores),
@@ -136,7 +136,7 @@ def curve_charts(sweep: SweepFiles, points: Sequence[Point], colours: Colours) -
 def _curves(
     point: Point, sweep: SweepFiles, series_of: Callable[[Trial], Sequence[tuple[float, float]]], colour: int
 ) -> list[Series]:
-    """The mean of a configuration's complete trials, and each other trial, dashed."""
+    """Return the mean curve of a configuration's complete trials, and each other trial as a dashed curve."""
     trials = [trial for trial in sweep.trials if trial.labels == point.labels and series_of(trial)]
     complete = [trial for trial in trials if trial.state == "complete"]
     lines = []
@@ -151,7 +151,7 @@ def _curves(
 
 
 def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean at the steps that all curves have."""
+    """Return the mean at the steps that all curves have."""
     values = [dict(curve) for curve in curves]
     shared = [step for step, _ in curves[0] if all(step in one for one in values)]
     return [(step, sum(one[step] for one in values) / len(values)) for step in shared]
@@ -165,7 +165,10 @@ def _parameter_chart(
     label: str,
     page: Path,
 ) -> Chart:
-    """AP against one key; configurations without any delta stand at 0 of what a delta has, on every line."""
+    """Return a chart of AP against one key.
+
+    If the key is a count of a delta, such as its rank, configurations without deltas are at 0 on every line.
+    """
     groups = _groups(values, varied, key)
     lists, bare = [], []
     for indices in groups.values():
@@ -201,7 +204,7 @@ def _parameter_chart(
 
 
 def _groups(values: Sequence[Mapping[str, Any]], varied: Sequence[str], key: str) -> dict[str, list[int]]:
-    """Places of configurations that have a key, by what else was chosen for them."""
+    """Return the indices of the configurations that have a key, by their other chosen values."""
     groups: dict[str, list[int]] = {}
     others = [other for other in varied if other != key and not _follows(values, key, other)]
     with_key = [index for index, one in enumerate(values) if _is_number(one.get(key))]
@@ -233,13 +236,13 @@ def _dot(point: Point, x: float, colour: int, page: Path, *, is_strong: bool = T
 
 
 def _extent(point: Point) -> list[float]:
-    """All values along the AP axis that a configuration needs room for."""
+    """Return all values of a configuration that the AP axis must cover."""
     found = [point.ap or 0.0]
     return found if point.interval is None else [*found, point.interval.low, point.interval.high]
 
 
 def _bars(points: Sequence[Point]) -> str:
-    """What the bars are."""
+    """Return the meaning of the bars, a sentence or nothing."""
     kinds = {point.is_over_seeds for point in points if point.interval is not None}
     if not kinds:
         return ""
@@ -251,7 +254,7 @@ def _bars(points: Sequence[Point]) -> str:
 
 
 def _stairs(points: Sequence[tuple[float, float]], x_end: float) -> list[tuple[float, float]]:
-    """The border of what is reached: each AP holds until a higher one can be had."""
+    """Return the Pareto front as a step line: each AP is kept up to the cost of the next."""
     stairs: list[tuple[float, float]] = []
     for x, y in points:
         if stairs:
@@ -261,7 +264,7 @@ def _stairs(points: Sequence[tuple[float, float]], x_end: float) -> list[tuple[f
 
 
 def _smooth(points: Sequence[tuple[float, float]], most: int = 60) -> list[tuple[float, float]]:
-    """Few enough points for a chart of hundreds of lines: means over equal stretches."""
+    """Return means over equal stretches, few enough points for a chart of hundreds of lines."""
     size = -(-len(points) // most) or 1
     parts = [points[first : first + size] for first in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
@@ -275,15 +278,16 @@ def _means(members: Sequence[tuple[float, Point]]) -> list[tuple[float, float]]:
 
 
 def _varied(values: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys that are not the same everywhere."""
+    """Return the keys whose values differ between configurations."""
     keys = dict.fromkeys(key for one in values for key in one)
     return [key for key in keys if len({repr(one.get(key)) for one in values}) > 1]
 
 
 def _follows(values: Sequence[Mapping[str, Any]], key: str, other: str) -> bool:
-    """Whether `other` has one value for each value of `key`, so that it tells nothing more.
+    """Tell whether `other` has one value for each value of `key`, so that it adds no information.
 
-    What is set in some of them only does not follow: it is another configuration, such as a delta at one more site.
+    A key that only some configurations have does not follow: it makes another configuration, such as a delta at one
+    more site.
     """
     if len({other in one for one in values if key in one}) > 1:
         return False
@@ -304,7 +308,7 @@ def _is_counted(key: str) -> bool:
 
 
 def _without_delta(points: Sequence[Point], values: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> list[Point]:
-    """Configurations that have no delta at all, and are else like one of those with these indices."""
+    """Return the configurations without deltas that otherwise equal one of those with these indices."""
     alike = [_beside_deltas(values[index]) for index in indices]
     return [
         point
@@ -316,7 +320,7 @@ def _without_delta(points: Sequence[Point], values: Sequence[Mapping[str, Any]],
 
 
 def _beside_deltas(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What is set beside the deltas and what concerns them alone."""
+    """Return the values without those of the deltas and of the training of methods."""
     return {key: value for key, value in values.items() if not key.startswith(("peft.deltas.", "train.methods."))}
 
 

@@ -1,4 +1,4 @@
-"""What a sweep's directory holds, read back for a report: its table, and of each trial the run that is there."""
+"""Contents of a sweep's directory, read for a report: its table, and the run of each trial if it exists."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ AP = "segm/AP"
 class Trial:
     """One run of a sweep.
 
-    labels: what was chosen for it, the variant included
-    settings: every key of its configuration with its value, `train.seed` aside; empty where its directory is not here
+    labels: the chosen values, the variant included
+    settings: every key of its configuration with its value, without `train.seed`; empty if its directory is missing
     path: its run directory, or None
     scores, losses: step and mask AP, step and training loss
     """
@@ -42,10 +42,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `vispeft.evaluation.compare` found over a sweep's configurations.
+    """Result of `vispeft.evaluation.compare` on a sweep's configurations.
 
     intervals, differences: by the number of a configuration's first trial; differences to the best
-    equals: those first numbers that are not distinguishable from the best
+    equals: first trial numbers of the configurations that are not distinguishable from the best
     """
 
     sentence: str
@@ -64,8 +64,8 @@ class Verdict:
 class SweepFiles:
     """The contents of a sweep's directory.
 
-    sweep_text: of sweep.yaml
-    verdict: None where there is none for these trials
+    sweep_text: text of sweep.yaml
+    verdict: None if there is none for these trials
     """
 
     path: Path
@@ -75,7 +75,7 @@ class SweepFiles:
     verdict: Verdict | None
 
     def count(self, state: str) -> int:
-        """How many trials are in a state."""
+        """Return the number of trials in a state."""
         return sum(trial.state == state for trial in self.trials)
 
 
@@ -99,7 +99,7 @@ def read_sweep(sweep_dir: Path) -> SweepFiles:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; places in lists of mappings are numbers."""
+    """Yield dotted keys and values of nested mappings; indices in lists of mappings become numbers."""
     for key, value in values.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
             value = {str(place): item for place, item in enumerate(value)}
@@ -138,7 +138,7 @@ def _series(lines: Sequence[Mapping[str, Any]], split: str, key: str) -> list[tu
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The keys of a configuration that say what was trained; those of a file that cannot be read are none."""
+    """Return the keys and values of a configuration that affect training; empty if the file cannot be read."""
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, yaml.YAMLError):
@@ -147,7 +147,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _verdict(path: Path, trials: Sequence[Trial]) -> Verdict | None:
-    """The comparison that stands in a file, if it is of the trials that are complete now."""
+    """Return the comparison in a file, if it covers the trials that are complete now."""
     content = read_json(path) if path.is_file() else None
     complete = sorted(trial.number for trial in trials if trial.state == "complete")
     if not isinstance(content, dict) or content.get("complete") != complete:

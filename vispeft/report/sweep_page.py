@@ -1,4 +1,4 @@
-"""The page of a sweep: what of it goes where. How it looks stands in `templates/`."""
+"""Content of the page of a sweep. The layout is in `templates/`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vispeft.report.sweep_text import cheapest_of, conclusion, equals_of, next_s
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table. key: of the configuration it belongs to; marks: words that stand beside its first cell"""
+    """A row of a table. key: of its configuration; marks: words beside its first cell"""
 
     key: str
     cells: Sequence[Cell]
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Tip:
-    """What is told of a configuration wherever it is pointed at."""
+    """Facts of a configuration, shown when the pointer is over it."""
 
     key: str
     title: str
@@ -76,7 +76,7 @@ def write_sweep_report(sweep_dir: Path) -> Path:
 
 
 def _facts(sweep: SweepFiles, points: Sequence[Point]) -> list[Fact]:
-    """How far the sweep is, and its best."""
+    """Return the progress of the sweep and its best results."""
     equals = equals_of(sweep, points)
     found = []
     if equals:
@@ -106,7 +106,7 @@ def _facts(sweep: SweepFiles, points: Sequence[Point]) -> list[Fact]:
 
 
 def _configuration_rows(sweep: SweepFiles, points: Sequence[Point], page: Path) -> list[Row]:
-    """Every configuration that has a complete trial, the best first."""
+    """Return a row for every configuration with a complete trial, the best first."""
     equals = equals_of(sweep, points)
     cheapest = cheapest_of(equals) if len(equals) > 1 else None
     front = front_of(points, "trainable_params")
@@ -129,7 +129,7 @@ def _configuration_rows(sweep: SweepFiles, points: Sequence[Point], page: Path) 
 
 
 def _configuration_cells(point: Point, sweep: SweepFiles, page: Path, ends: Sequence[float]) -> list[Cell]:
-    """ends: of all intervals, which are drawn side by side"""
+    """Return the cells of a configuration. ends: of all intervals, which are drawn on one scale"""
     target = run_page_of(point.nearest)
     interval = point.interval
     spread = NOTHING if interval is None else f"{figure(interval.low)} to {figure(interval.high)}"
@@ -145,7 +145,7 @@ def _configuration_cells(point: Point, sweep: SweepFiles, page: Path, ends: Sequ
 
 
 def _difference_cells(difference: tuple[Interval, float] | None) -> list[Cell]:
-    """How far below the best, and how sure that is; dashes for the best and for what was not compared."""
+    """Return the difference to the best with its interval, and its p value; dashes for the best or if not compared."""
     if difference is None:
         return [Cell(NOTHING), Cell(NOTHING)]
     less, p_value = difference
@@ -175,7 +175,7 @@ def _cost_cells(params: float | None, seconds: float | None, memory: float | Non
 
 
 def _lost(trial: Trial, point: Point, sweep: SweepFiles) -> tuple[Trial, str, str]:
-    """A trial that failed or was stopped early, the title of its configuration, and the address of its log."""
+    """Return a failed or pruned trial with the title of its configuration and the address of its log."""
     log = Path("logs") / f"{trial.number:04d}.txt"
     return trial, point.title, log.as_posix() if (sweep.path / log).is_file() else ""
 

@@ -1,4 +1,4 @@
-"""What a sweep came to, in sentences, and what to run next."""
+"""Conclusion of a sweep in sentences, and recommended next steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FEWEST_SEEDS = 3
 
 
 def conclusion(sweep: SweepFiles, points: Sequence[Point]) -> list[str]:
-    """Which configurations do as well as the best, and which of them is cheapest; as far as it can be said."""
+    """Return sentences on the configurations that equal the best and the cheapest of them, as far as is known."""
     if sweep.verdict is not None:
         return [sweep.verdict.sentence, *sweep.verdict.notes]
     first_to_last = ranked(points)
@@ -36,7 +36,7 @@ def conclusion(sweep: SweepFiles, points: Sequence[Point]) -> list[str]:
 
 
 def equals_of(sweep: SweepFiles, points: Sequence[Point]) -> list[Point]:
-    """Configurations not distinguishable from the best, the best first."""
+    """Return the configurations that are not distinguishable from the best, the best first."""
     found = ranked(points)
     if sweep.verdict is not None:
         best, equals = sweep.verdict.best, sweep.verdict.equals
@@ -48,19 +48,19 @@ def equals_of(sweep: SweepFiles, points: Sequence[Point]) -> list[Point]:
 
 
 def num_open(sweep: SweepFiles) -> int:
-    """How many trials are neither complete nor given up."""
+    """Return the number of trials that are neither complete nor failed nor pruned."""
     done = sum(sweep.count(state) for state in ("complete", "failed", "pruned"))
     return max(0, int(sweep.results.get("num_runs", 0)) - done)
 
 
 def cheapest_of(points: Sequence[Point]) -> Point | None:
-    """The one with the fewest trainable parameters."""
+    """Return the configuration with the fewest trainable parameters, or None if these are unknown."""
     priced = [point for point in points if point.mean("trainable_params") is not None]
     return min(priced, key=lambda point: point.mean("trainable_params") or 0.0, default=None)
 
 
 def next_steps(sweep: SweepFiles, points: Sequence[Point]) -> list[NextStep]:
-    """What one would do with the sweep now."""
+    """Return recommended next steps for the sweep."""
     path = str(sweep.path)
     again = ["vispeft", "sweep", f"{path}/sweep.yaml"]
     found = []
@@ -95,7 +95,7 @@ def next_steps(sweep: SweepFiles, points: Sequence[Point]) -> list[NextStep]:
 
 
 def _edges(best: Point, points: Sequence[Point]) -> list[str]:
-    """Numbers whose best value is the largest that was tried: the optimum may lie beyond."""
+    """Return a hint for each number whose best value is the largest or smallest tried: the optimum may be beyond it."""
     texts = []
     for name, value in best.labels.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a run trained, and where, as its adapter file tells."""
+"""Trained parameters of a run, by region and site, read from its adapter file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the model. num_params: trained in it; share: of all that were trained, 0..1"""
+    """A part of the model. num_params: trained parameters in it; share: of all trained parameters, 0..1"""
 
     name: str
     num_params: int
@@ -29,7 +29,7 @@ class Region:
 
 @dataclass(frozen=True)
 class TrainedSites:
-    """Sites of one pattern that were trained in one way. pattern: block numbers as `*`"""
+    """Sites of one pattern with the same method. pattern: with block numbers as `*`"""
 
     pattern: str
     how: str
@@ -39,7 +39,7 @@ class TrainedSites:
 
 @dataclass(frozen=True)
 class Trained:
-    """Everything that was trained: by region, most first, and by pattern in the order of the model."""
+    """All trained parameters: by region, largest first, and by pattern in the order of the model."""
 
     regions: tuple[Region, ...]
     sites: tuple[TrainedSites, ...]
@@ -50,7 +50,7 @@ class Trained:
 
 
 def read_trained(adapter_path: Path) -> Trained | None:
-    """What an adapter file holds, or None where there is none."""
+    """Return the trained parameters in an adapter file, or None if it does not exist."""
     if not adapter_path.is_file():
         return None
     plan = peft.describe(adapter_path).plan
@@ -83,7 +83,7 @@ def read_trained(adapter_path: Path) -> Trained | None:
 
 
 def region_of(name: str) -> str:
-    """The part of a model that a module or parameter belongs to, as people call it."""
+    """Return the common name of the part of a model that a module or parameter belongs to."""
     first, _, rest = name.partition(".")
     if first == "decoder" and rest.split(".")[0].endswith("_embed"):
         return "heads"
@@ -93,7 +93,7 @@ def region_of(name: str) -> str:
 
 
 def describe_method(method: Method) -> str:
-    """Such as `lora, rank 8, parts qv`: what differs from the method's defaults."""
+    """Return a method with its values that are not defaults, such as `lora, rank 8, parts qv`."""
     told = [
         f"{field.name} {value}"
         for field in fields(method)
@@ -103,7 +103,10 @@ def describe_method(method: Method) -> str:
 
 
 def _delta_sizes(site: str, methods: Sequence[Method], sizes: dict[str, int]) -> list[int]:
-    """Number of values of each delta at a site, taken out of `sizes`. A second LoRA's tensors are `lora_2.*`."""
+    """Return the number of values of each delta at a site and remove them from `sizes`.
+
+    The tensors of a second LoRA are `lora_2.*`.
+    """
     found: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for key in [key for key in sizes if key.startswith(f"{site}.")]:
         matched = _DELTA.match(key, len(site) + 1)
