@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from bench_kernels_measure import PASSES, Case, Entry, Tensors, compiled, plain, vit_sizes
 from torch import Tensor
-from vispeft_kernels.adapter import STEPS, Maps, bottleneck, bottleneck_chain, function, reference
+from vispeft_kernels.adapter import STEPS, Maps, autograd, bottleneck, bottleneck_chain, reference
 
 MAPS = Maps._fields
 
@@ -47,7 +47,7 @@ class Size:
 
         def in_torch(x: Tensor, **maps: Tensor) -> list[Tensor]:
             for one in zip(*(maps[name] for name in MAPS), strict=True):
-                x = function.bottleneck_add(x, x, Maps(*one), "gelu", 1.0, STEPS["function"])
+                x = autograd.bottleneck_add(x, x, Maps(*one), "gelu", 1.0, STEPS["function"])
             return [x]
 
         def ours(x: Tensor, **maps: Tensor) -> list[Tensor]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from vispeft_kernels import KernelError, deformable_attention
-from vispeft_kernels.deformable import gather
-from vispeft_kernels.deformable.atlas import fill_planes, plan_atlas, read_planes
+from vispeft_kernels.deformable import torch_impl
+from vispeft_kernels.deformable.padded_levels import fill_planes, plan_atlas, read_planes
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 
 FLOAT32_TOLERANCE = 2e-5
@@ -91,20 +91,20 @@ def test_deformable_attention__is_the_same_in_parts(monkeypatch: pytest.MonkeyPa
     tensors = case.tensors()
     whole = run(deformable_attention, case, tensors)
     for points_at_once in (1, 170, 3 * 170, 13 * 84):  # one head, two heads, an image, two images
-        monkeypatch.setattr(gather, "POINTS_AT_ONCE", points_at_once)
+        monkeypatch.setattr(torch_impl, "POINTS_AT_ONCE", points_at_once)
         assert worst(run(deformable_attention, case, tensors), whole) < 1e-14
 
 
 def test_deformable_attention__is_the_same_with_rows_beyond_int16(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["more points than rows"]
     whole = run(deformable_attention, case, case.tensors())
-    monkeypatch.setattr(gather, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(torch_impl, "ROWS_AT_ONCE", 1)
     assert worst(run(deformable_attention, case, case.tensors()), whole) < 1e-14
 
 
 def test_deformable_attention__sorts_by_radix_and_by_comparison_alike() -> None:
     case = Case(1, 700, 1, 2, ((4, 3), (2, 2)), 4)  # 5600 points: padded to what torch sorts by radix
-    assert gather.RADIX_SORT_SIZE // 8 < 5600 < gather.RADIX_SORT_SIZE
+    assert torch_impl.RADIX_SORT_SIZE // 8 < 5600 < torch_impl.RADIX_SORT_SIZE
     tensors = case.tensors()
     assert worst(run(deformable_attention, case, tensors), run(deformable_attention_reference, case, tensors)) < 1e-12
 

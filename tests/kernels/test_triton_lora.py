@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import lora_add, lora_linear
-from vispeft_kernels.lora import launch, lora_segments, lora_update, ops
-from vispeft_kernels.lora.launch import Dropout
+from vispeft_kernels.lora import lora_segments, lora_update, ops, triton_impl
+from vispeft_kernels.lora.triton_impl import Dropout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # of the largest entry of a tensor; kernels/README.md has the same table
@@ -125,8 +125,8 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
     x, weight, bias, a, b = case.tensors(dtype)
     y = torch.randn(1, case.rows, case.outputs).to(DEVICE)
     torch.manual_seed(3)
-    seed = launch.new_seed(x)
-    mask = launch.mask(case.rows, case.features, Dropout(0.4, seed)).double() / 0.6
+    seed = triton_impl.new_seed(x)
+    mask = triton_impl.mask(case.rows, case.features, Dropout(0.4, seed)).double() / 0.6
     zero = torch.zeros_like(weight).double()
     for call, inputs, truth in (
         (
@@ -146,10 +146,10 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
 
 def test_mask__drops_the_asked_share_whatever_the_blocks_and_differs_by_seed() -> None:
     seed = torch.tensor([2**61 + 12345], device=DEVICE)
-    mask = launch.mask(130, 200, Dropout(0.3, seed))
+    mask = triton_impl.mask(130, 200, Dropout(0.3, seed))
     assert abs(float(mask.float().mean()) - 0.7) < 0.01
-    assert torch.equal(launch.mask(66, 65, Dropout(0.3, seed)), mask[:66, :65])
-    assert not torch.equal(launch.mask(130, 200, Dropout(0.3, seed + 2**32)), mask)
+    assert torch.equal(triton_impl.mask(66, 65, Dropout(0.3, seed)), mask[:66, :65])
+    assert not torch.equal(triton_impl.mask(130, 200, Dropout(0.3, seed + 2**32)), mask)
     columns = mask.float().T
     assert float(torch.corrcoef(columns[:64]).fill_diagonal_(0).abs().max()) < 0.45  # 130 rows, 64 columns
 
@@ -178,7 +178,7 @@ def test_lora_segments__dropout_has_the_gradients_of_the_mask_that_its_seed_draw
     y, x = torch.randn(33, 18, device=DEVICE), torch.randn(33, 24, device=DEVICE)
     a, b = torch.randn(2, 3, 24, device=DEVICE), torch.randn(2, 18, 3, device=DEVICE)
     torch.manual_seed(3)
-    mask = launch.mask(33, 24, Dropout(0.4, launch.new_seed(x))).double() / 0.6
+    mask = triton_impl.mask(33, 24, Dropout(0.4, triton_impl.new_seed(x))).double() / 0.6
 
     def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         runs = zip(x.mul(mask).split(lengths), a, b, strict=True)
@@ -192,7 +192,7 @@ def test_lora_segments__dropout_has_the_gradients_of_the_mask_that_its_seed_draw
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_ops__pass_opcheck(dropout: float) -> None:
     x, weight, bias, a, b = (one.requires_grad_() for one in CASES["odd"].tensors(torch.float32))
-    seed = launch.new_seed(x) if dropout else None
+    seed = triton_impl.new_seed(x) if dropout else None
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(ops.lora_linear_op, (x, weight, bias, a, b, seed, 0.5, [0], dropout), test_utils=checks)
     y = torch.randn(1, 67, 75, device=DEVICE, requires_grad=True)

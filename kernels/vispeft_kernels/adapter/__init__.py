@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vispeft_kernels.adapter import chain, function, launch, ops, reference, steps, table
-from vispeft_kernels.adapter.function import Steps
-from vispeft_kernels.adapter.steps import Maps
+from vispeft_kernels.adapter import autograd, chain, configs, ops, reference, torch_impl, triton_impl
+from vispeft_kernels.adapter.autograd import Steps
+from vispeft_kernels.adapter.torch_impl import Maps
 from vispeft_kernels.dispatch import choose, requested
 from vispeft_kernels.errors import KernelError
 
@@ -18,7 +18,7 @@ __all__ = ["ACTIVATIONS", "Maps", "bottleneck", "bottleneck_add", "bottleneck_ch
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 
-STEPS: dict[str, Steps] = {"function": steps, "triton": launch}
+STEPS: dict[str, Steps] = {"function": torch_impl, "triton": triton_impl}
 
 
 def bottleneck(
@@ -48,13 +48,13 @@ def bottleneck_add(
     maps = Maps(down_w, down_b, up_w, up_b)
     _check(y, x, maps, activation)
     width = down_w.shape[0]
-    limits = f"a bottleneck of {width} is wider than {table.LARGEST_WIDTH}" if width > table.LARGEST_WIDTH else ""
+    limits = f"a bottleneck of {width} is wider than {configs.LARGEST_WIDTH}" if width > configs.LARGEST_WIDTH else ""
     how = choose("adapter", "function", (y, x, *maps), limits)
     if how == "triton" and torch.compiler.is_compiling():
         return ops.bottleneck_add(y, x, maps, activation, scale)
     if how == "reference" or torch.compiler.is_compiling():
         return reference.bottleneck_add(y, x, *maps, activation, scale)
-    return function.bottleneck_add(y, x, maps, activation, scale, STEPS[how])
+    return autograd.bottleneck_add(y, x, maps, activation, scale, STEPS[how])
 
 
 def bottleneck_chain(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vispeft_kernels.adapter.reference import ACTIVATIONS
-from vispeft_kernels.adapter.steps import GRADIENTS
+from vispeft_kernels.adapter.torch_impl import GRADIENTS
 
 
 def bottleneck_chain(

@@ -1,6 +1,6 @@
 """The bottleneck adapter as `torch.library` operators, which `torch.compile` and export see as one node each.
 
-They hold on the CPU what `steps.py` does, on a CUDA device Triton's kernels. Without a `y` the stream is x itself.
+They hold on the CPU what `torch_impl.py` does, on a CUDA device Triton's kernels. Without a `y` the stream is x itself.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispeft_kernels.adapter import launch, steps
-from vispeft_kernels.adapter.steps import Maps
+from vispeft_kernels.adapter import torch_impl, triton_impl
+from vispeft_kernels.adapter.torch_impl import Maps
 from vispeft_kernels.launch import is_interpreted
 
 
@@ -22,7 +22,7 @@ def bottleneck_add(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: flo
 
 
 def _steps_for(x: Tensor) -> Any:
-    return launch if x.device.type == "cuda" or is_interpreted() else steps
+    return triton_impl if x.device.type == "cuda" or is_interpreted() else torch_impl
 
 
 def _flat(tensor: Tensor) -> Tensor:

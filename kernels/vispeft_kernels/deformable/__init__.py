@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vispeft_kernels.deformable import table
-from vispeft_kernels.deformable.ops import deformable_attention_op
+from vispeft_kernels.deformable import configs
+from vispeft_kernels.deformable.autograd import deformable_attention_op
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 from vispeft_kernels.deformable.samples import Samples
 from vispeft_kernels.dispatch import choose
@@ -53,7 +53,7 @@ def deformable_attention_around(
     samples = Samples(offsets, attention_logits, reference)
     _check(value, spatial_shapes, offsets, attention_logits)
     _check_reference(reference, offsets)
-    fits = samples.size <= table.LARGEST_SAMPLES and not reference.requires_grad
+    fits = samples.size <= configs.LARGEST_SAMPLES and not reference.requires_grad
     if fits and _choose(value, offsets, attention_logits, reference) == "triton":
         out: Tensor = deformable_attention_op(value, _flat(spatial_shapes), offsets, attention_logits, reference)
         return out
@@ -63,7 +63,7 @@ def deformable_attention_around(
 def _choose(value: Tensor, *points: Tensor) -> str:
     """What serves: Triton on a GPU, gather-sums on the CPU, the reference elsewhere."""
     dim = value.shape[3]
-    limits = f"a head has {dim} channels, more than {table.LARGEST_DIM}" if dim > table.LARGEST_DIM else ""
+    limits = f"a head has {dim} channels, more than {configs.LARGEST_DIM}" if dim > configs.LARGEST_DIM else ""
     auto = "gather" if value.device.type == "cpu" else "reference"
     return choose("deformable_attention", auto, (value, *points), limits)
 

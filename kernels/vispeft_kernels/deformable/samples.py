@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.atlas import Shapes
+from vispeft_kernels.deformable.padded_levels import Shapes
 
 
 @dataclass(frozen=True)

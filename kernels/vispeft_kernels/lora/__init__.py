@@ -15,16 +15,16 @@ from torch import Tensor
 
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
-from vispeft_kernels.lora import function, launch, ops, reference, steps, triton_steps
-from vispeft_kernels.lora.function import Replay, Steps
-from vispeft_kernels.lora.launch import Segments
-from vispeft_kernels.lora.scaled import scaled, scaled_lora
+from vispeft_kernels.lora import autograd, ops, reference, torch_impl, triton_impl, triton_steps
+from vispeft_kernels.lora.autograd import Replay, Steps
+from vispeft_kernels.lora.autograd_scaled import scaled, scaled_lora
+from vispeft_kernels.lora.configs import LARGEST_PARTS, LARGEST_RANK
 from vispeft_kernels.lora.segments import segmented
-from vispeft_kernels.lora.table import LARGEST_PARTS, LARGEST_RANK
+from vispeft_kernels.lora.triton_impl import Segments
 
 __all__ = ["is_fused", "lora_add", "lora_linear", "lora_segments", "lora_update", "scaled"]
 
-STEPS: dict[str, Steps] = {"function": steps, "triton": triton_steps}
+STEPS: dict[str, Steps] = {"function": torch_impl, "triton": triton_steps}
 
 
 def lora_add(
@@ -37,7 +37,7 @@ def lora_add(
         return reference.lora_add(y, x, a, b, scale, starts, dropout)
     if torch.compiler.is_compiling():
         return ops.lora_add(y, x, a, b, scale, starts, dropout)
-    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout, None, STEPS[how])
+    return autograd.lora(y, x, None, None, a, b, scale, tuple(starts), dropout, None, STEPS[how])
 
 
 def lora_linear(
@@ -62,15 +62,15 @@ def lora_linear(
         return reference.lora_add(F.linear(x, weight, bias), x, a, b, scale, starts, dropout)
     if torch.compiler.is_compiling():
         return ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout)
-    return function.lora(None, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
+    return autograd.lora(None, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
 
 
 def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, starts: Sequence[int] = (0,)) -> bool:
     """Whether `lora_linear` makes this in one kernel; where it does not, `lora_update` of the product is as good."""
     if torch.compiler.is_compiling() or _choose(x, weight, a, b, starts) != "triton":
         return False
-    rows = torch.empty(0, x.shape[-1], dtype=function.compute_dtype(x), device=x.device)
-    return launch.product_for(rows, weight.shape[0], b.shape[1], "forward") is not None
+    rows = torch.empty(0, x.shape[-1], dtype=autograd.compute_dtype(x), device=x.device)
+    return triton_impl.product_for(rows, weight.shape[0], b.shape[1], "forward") is not None
 
 
 def lora_update(
@@ -106,7 +106,7 @@ def lora_update(
     y = y.detach()
     if gain is not None:
         return scaled_lora(y, x, weight, bias, a, b, scale, gain, tuple(starts), dropout, replay, STEPS[how])
-    return function.lora(y, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
+    return autograd.lora(y, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
 
 
 def lora_segments(

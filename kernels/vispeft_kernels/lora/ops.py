@@ -1,6 +1,6 @@
 """The low-rank update as `torch.library` operators, which `torch.compile` and export see as one node each.
 
-They hold on the CPU what `steps.py` does, on a CUDA device Triton's kernels. A seed of dropout is a tensor [1], int64.
+They run `torch_impl.py` on the CPU and Triton's kernels on a CUDA device. A seed of dropout is a tensor [1], int64.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.launch import is_interpreted
-from vispeft_kernels.lora import steps, triton_steps
-from vispeft_kernels.lora.function import compute_dtype
-from vispeft_kernels.lora.steps import Rows
+from vispeft_kernels.lora import torch_impl, triton_steps
+from vispeft_kernels.lora.autograd import compute_dtype
+from vispeft_kernels.lora.torch_impl import Rows
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -51,7 +51,7 @@ def _seed(x: Tensor, dropout: float) -> Tensor | None:
 
 
 def _steps_for(x: Tensor) -> Any:
-    return triton_steps if x.device.type == "cuda" or is_interpreted() else steps
+    return triton_steps if x.device.type == "cuda" or is_interpreted() else torch_impl
 
 
 def _flat(tensor: Tensor) -> Tensor:

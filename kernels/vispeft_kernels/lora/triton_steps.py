@@ -1,4 +1,4 @@
-"""The steps of the low-rank update by Triton's kernels, on rows [M, *]: what `steps.py` does in torch.
+"""The steps of the low-rank update by Triton's kernels, on rows [M, *]: what `torch_impl.py` does in torch.
 
 The seed of dropout is one int64 on the device: a CUDA graph that holds the drawing of it draws anew at each replay.
 """
@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vispeft_kernels.launch import rows_of
-from vispeft_kernels.lora import launch
+from vispeft_kernels.lora import triton_impl
 from vispeft_kernels.lora.dropout import Seed
-from vispeft_kernels.lora.launch import Dropout, new_seed
-from vispeft_kernels.lora.steps import Rows, Starts
+from vispeft_kernels.lora.torch_impl import Rows, Starts
+from vispeft_kernels.lora.triton_impl import Dropout, new_seed
 
 __all__ = ["gradients", "linear", "new_seed", "update_"]
 
@@ -22,11 +22,11 @@ def update_(
     y: Tensor, rows: Tensor, a: Tensor, b: Tensor, scale: float, starts: Starts, dropout: float, seed: Seed
 ) -> Tensor:
     """Adds `scale * (dropout(x) a^T) b^T` to y [M, N] in place; returns h = dropout(x) a^T [M, parts * r]."""
-    hidden = launch.shrink(rows, a, _dropout(dropout, seed))
+    hidden = triton_impl.shrink(rows, a, _dropout(dropout, seed))
     if len(starts) == 1:
         y[:, starts[0] : starts[0] + b.shape[0]].addmm_(hidden, b.t(), alpha=scale)
     else:
-        launch.expand_(y, hidden, b, scale, starts)
+        triton_impl.expand_(y, hidden, b, scale, starts)
     return hidden
 
 
@@ -42,12 +42,12 @@ def linear(
     seed: Seed,
 ) -> tuple[Tensor, Tensor]:
     """`x W^T + bias` with the update, and h; in one kernel where that was measured to be the faster."""
-    config = launch.product_for(rows, weight.shape[0], b.shape[1], "forward")
+    config = triton_impl.product_for(rows, weight.shape[0], b.shape[1], "forward")
     if config is None:
         y = F.linear(rows, weight, bias)
         return y, update_(y, rows, a, b, scale, starts, dropout, seed)
-    hidden = launch.shrink(rows, a, _dropout(dropout, seed))
-    return launch.linear(rows, weight, bias, hidden, b, scale, starts, config), hidden
+    hidden = triton_impl.shrink(rows, a, _dropout(dropout, seed))
+    return triton_impl.linear(rows, weight, bias, hidden, b, scale, starts, config), hidden
 
 
 def gradients(
@@ -65,10 +65,10 @@ def gradients(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Gradients of x [M, K], through the frozen product too where there is a weight, of a and of b."""
     grad = rows_of(grad)
-    grad_hidden, grad_b = launch.grad_hidden_and_b(grad, hidden, b, scale, starts)
+    grad_hidden, grad_b = triton_impl.grad_hidden_and_b(grad, hidden, b, scale, starts)
     drop = _dropout(dropout, seed)
     x = rows[:]
-    grad_a = launch.grad_a(x, grad_hidden, drop) if dropout else grad_hidden.t() @ x
+    grad_a = triton_impl.grad_a(x, grad_hidden, drop) if dropout else grad_hidden.t() @ x
     return _grad_x(grad, weight, grad_hidden, a, drop) if needs_x else None, grad_a, grad_b
 
 
@@ -78,19 +78,21 @@ def _grad_x(grad: Tensor, weight: Tensor | None, grad_hidden: Tensor, a: Tensor,
         if dropout.seed is None:
             return grad_hidden @ a
         blank = torch.zeros(grad.shape[0], a.shape[1], dtype=grad.dtype, device=grad.device)
-        return launch.expand_(blank, grad_hidden, a, 1.0, (0,), by_rank=True, dropout=dropout)
+        return triton_impl.expand_(blank, grad_hidden, a, 1.0, (0,), by_rank=True, dropout=dropout)
     weight = weight.to(grad.dtype)
-    config = launch.product_for(grad, weight.shape[1], a.shape[0], "backward", dropout)
+    config = triton_impl.product_for(grad, weight.shape[1], a.shape[0], "backward", dropout)
     if config is not None:
-        return launch.linear(grad, weight, None, grad_hidden, a, 1.0, (0,), config, by_feature=True, dropout=dropout)
+        return triton_impl.linear(
+            grad, weight, None, grad_hidden, a, 1.0, (0,), config, by_feature=True, dropout=dropout
+        )
     grad_x = grad @ weight
     if dropout.seed is None:
         return grad_x.addmm_(grad_hidden, a)
-    return launch.expand_(grad_x, grad_hidden, a, 1.0, (0,), by_rank=True, dropout=dropout)
+    return triton_impl.expand_(grad_x, grad_hidden, a, 1.0, (0,), by_rank=True, dropout=dropout)
 
 
 def _dropout(probability: float, seed: Seed) -> Dropout:
     if not probability:
-        return launch.NONE
+        return triton_impl.NONE
     assert isinstance(seed, Tensor)
     return Dropout(probability, seed)

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vispeft_kernels.lora.autograd import Replay, Steps
 from vispeft_kernels.lora.dropout import Seed, blocks
-from vispeft_kernels.lora.function import Replay, Steps
-from vispeft_kernels.lora.steps import Rows, Starts, expand_
+from vispeft_kernels.lora.torch_impl import Rows, Starts, expand_
 
 
 def scaled(z: Tensor, gain: Tensor, bias: Tensor | None, dim: int = -1) -> Tensor:

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vispeft_kernels.lora.dropout import Seed
-from vispeft_kernels.lora.steps import Rows, Starts
+from vispeft_kernels.lora.torch_impl import Rows, Starts
 
 Replay = tuple[Callable[[Tensor], Tensor], Tensor]
 
 
 class Steps(Protocol):
-    """What `steps.py` does in torch and `triton_steps.py` in Triton."""
+    """What `torch_impl.py` does in torch and `triton_steps.py` in Triton."""
 
     def new_seed(self, x: Tensor) -> Seed:
         """A seed for dropout, one int64, where the steps want it."""

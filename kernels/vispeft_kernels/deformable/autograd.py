@@ -1,6 +1,6 @@
 """Deformable attention as `torch.library` operators, so that `torch.compile`, export and autograd see one node each.
 
-They hold on the CPU the weighted gather-sums of `gather.py`, on a CUDA device Triton's kernels. `shapes` is
+They hold on the CPU the weighted gather-sums of `torch_impl.py`, on a CUDA device Triton's kernels. `shapes` is
 [H0, W0, H1, W1, ...]; without a `reference`, `where` and `share` are locations and weights (see `samples.py`).
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable import gather, launch
-from vispeft_kernels.deformable.atlas import Shapes
-from vispeft_kernels.deformable.gather import Gradients
+from vispeft_kernels.deformable import torch_impl, triton_impl
+from vispeft_kernels.deformable.padded_levels import Shapes
 from vispeft_kernels.deformable.samples import Samples
+from vispeft_kernels.deformable.torch_impl import Gradients
 from vispeft_kernels.dispatch import requested
 from vispeft_kernels.launch import is_interpreted
 
@@ -34,8 +34,8 @@ def deformable_attention_op(
     """[B, Q, heads * dim] in the dtype of value [B, S, heads, dim]."""
     samples, pairs = Samples(where, share, reference), _pairs(shapes)
     if _is_triton(value):
-        return launch.forward(value, pairs, samples)
-    return gather.forward(value, pairs, *samples.resolve(pairs))
+        return triton_impl.forward(value, pairs, samples)
+    return torch_impl.forward(value, pairs, *samples.resolve(pairs))
 
 
 @deformable_attention_op.register_fake
@@ -57,7 +57,7 @@ def deformable_attention_backward_op(
     """Gradients for value, where and share; those that are not needed are empty. None for the reference."""
     samples, pairs = Samples(where, share, reference), _pairs(shapes)
     if _is_triton(value):
-        grads = launch.backward(grad, value, pairs, samples, needs_value, needs_points)
+        grads = triton_impl.backward(grad, value, pairs, samples, needs_value, needs_points)
     else:
         grads = _gather_backward(grad, value, pairs, samples, needs_value, needs_points)
     return grads.value, grads.locations, grads.weights
@@ -86,12 +86,12 @@ def _gather_backward(
 ) -> Gradients:
     """By gather-sums; from locations and weights on to offsets and logits by autograd."""
     if samples.reference is None:
-        return gather.backward(grad, value, shapes, samples.where, samples.share, needs_value, needs_points)
+        return torch_impl.backward(grad, value, shapes, samples.where, samples.share, needs_value, needs_points)
     with torch.enable_grad():
         leaves = samples.where.detach().requires_grad_(), samples.share.detach().requires_grad_()
         points = Samples(*leaves, samples.reference).resolve(shapes)
     locations, weights = (one.detach() for one in points)
-    grads = gather.backward(grad, value, shapes, locations, weights, needs_value, needs_points)
+    grads = torch_impl.backward(grad, value, shapes, locations, weights, needs_value, needs_points)
     if not needs_points:
         return Gradients(grads.value, samples.where.new_empty(0), samples.share.new_empty(0))
     return Gradients(grads.value, *torch.autograd.grad(points, leaves, (grads.locations, grads.weights)))

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.atlas import BORDER, Atlas, Shapes, fill_planes, plan_atlas, read_planes
+from vispeft_kernels.deformable.padded_levels import BORDER, Atlas, Shapes, fill_planes, plan_atlas, read_planes
 
 POINTS_AT_ONCE = 65_536
 ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes

@@ -8,10 +8,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable import table
-from vispeft_kernels.deformable.atlas import Shapes
-from vispeft_kernels.deformable.gather import Gradients
+from vispeft_kernels.deformable import configs
+from vispeft_kernels.deformable.padded_levels import Shapes
 from vispeft_kernels.deformable.samples import Samples
+from vispeft_kernels.deformable.torch_impl import Gradients
 from vispeft_kernels.launch import ceil_div, computable, is_interpreted, start
 
 
@@ -21,7 +21,7 @@ def forward(value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
     pixels = _rows(value)
     dim = value.shape[3]
     out = torch.empty(batch, queries, heads, dim, dtype=pixels.dtype, device=value.device)
-    config = table.forward(dim, samples.size, samples.mode > 0, is_interpreted())
+    config = configs.forward(dim, samples.size, samples.mode > 0, is_interpreted())
     start(
         _kernels().deformable_fwd_kernel,
         (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),
@@ -54,7 +54,7 @@ def backward(
         for one in arguments[:2]
         if one is not None
     )
-    config = table.backward(dim, samples.size, samples.mode > 0, is_interpreted())
+    config = configs.backward(dim, samples.size, samples.mode > 0, is_interpreted())
     grid = ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch
     start(
         _kernels().deformable_bwd_kernel,
@@ -77,7 +77,7 @@ def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples)
     num_rows, dim = value.shape[:3].numel(), value.shape[3]
     rows = torch.empty(*samples.share.shape, 4, dtype=torch.int64, device=value.device)
     weights = torch.empty(*samples.share.shape, 4, dtype=torch.float32, device=value.device)
-    config = table.corners(samples.size)
+    config = configs.corners(samples.size)
     start(
         _kernels().deformable_corners_kernel,
         (ceil_div(queries, config.blocks["BLOCK_Q"]), heads, batch),
@@ -96,7 +96,7 @@ def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples)
         (num_rows,),
         (grad, order, weights, ends, sums, 4 * samples.size, dim),
         {},
-        table.gather(dim),
+        configs.gather(dim),
     )
     return sums
 
@@ -122,6 +122,6 @@ def _levels(shapes: Shapes, device: torch.device) -> Tensor:
 
 def _kernels() -> ModuleType:
     """The device code; only here is triton imported."""
-    from vispeft_kernels.deformable import kernel
+    from vispeft_kernels.deformable import triton_kernels
 
-    return kernel
+    return triton_kernels

@@ -1,4 +1,4 @@
-"""The steps of the bottleneck adapter in plain torch, on rows [M, *]. `launch.py` has the same functions."""
+"""The steps of the bottleneck adapter in plain torch, on rows [M, *]. `triton_impl.py` has the same functions."""
 
 from __future__ import annotations
 

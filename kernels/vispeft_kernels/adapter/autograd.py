@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vispeft_kernels.adapter.steps import Gradients, Maps
+from vispeft_kernels.adapter.torch_impl import Gradients, Maps
 
 
 class Steps(Protocol):
-    """What `steps.py` does in torch and `launch.py` in Triton."""
+    """What `torch_impl.py` does in torch and `triton_impl.py` in Triton."""
 
     def forward(self, y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> tuple[Tensor, Tensor]:
         """The outcome and z."""

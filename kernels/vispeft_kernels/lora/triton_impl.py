@@ -1,4 +1,4 @@
-"""The low-rank update by Triton's kernels: the same steps as `function.py` takes in torch, on rows [M, *]."""
+"""The low-rank update by Triton's kernels: the same steps as `autograd.py` takes in torch, on rows [M, *]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vispeft_kernels.dispatch import requested
 from vispeft_kernels.launch import Config, capability, ceil_div, computable, padded, precision, rows_of, start
-from vispeft_kernels.lora import table
+from vispeft_kernels.lora import configs
 
 Starts = tuple[int, ...]
 
@@ -71,7 +71,7 @@ def shrink(x: Tensor, a: Tensor, dropout: Dropout = NONE, segments: Segments | N
     rows, factors = computable(rows_of(x)), computable(a.contiguous())
     ranks = a.shape[-2]
     hidden = torch.empty(x.shape[0], ranks, dtype=rows.dtype, device=x.device)
-    config = table.shrink(ranks, rows.dtype)
+    config = configs.shrink(ranks, rows.dtype)
     tiles, count = _row_tiles(segments, x, config.blocks["BLOCK_M"])
     start(
         _kernels().lora_shrink_kernel,
@@ -116,7 +116,7 @@ def expand_(
     h, factors = computable(hidden), computable(b.contiguous())
     parts = len(starts)
     width, rank = (b.shape[-1], b.shape[-2]) if by_rank else (b.shape[-2] // parts, b.shape[-1])
-    config = table.expand(rank, source.dtype)
+    config = configs.expand(rank, source.dtype)
     tiles, count = _row_tiles(segments, y, config.blocks["BLOCK_M"])
     start(
         _kernels().lora_expand_kernel,
@@ -142,7 +142,7 @@ def grad_hidden_and_b(
     rows, h, factors = computable(rows_of(grad)), computable(hidden.contiguous()), computable(b.contiguous())
     parts, rank = len(starts), b.shape[-1]
     width = b.shape[-2] // parts
-    config = table.grad(rank, rows.dtype)
+    config = configs.grad(rank, rows.dtype)
     tiles, count = _row_tiles(segments, grad, config.blocks["BLOCK_M"])
     grad_h = torch.empty_like(h)
     sums = torch.empty(count, parts * width, rank, dtype=torch.float32, device=grad.device)
@@ -160,7 +160,7 @@ def grad_a(x: Tensor, grad_hidden: Tensor, dropout: Dropout = NONE, segments: Se
     """The gradient of a, [R, K] or [adapters, R, K], in float32. x: [M, K]; grad_hidden: [M, R]."""
     rows, grads = computable(rows_of(x)), computable(grad_hidden.contiguous())
     ranks, features = grads.shape[1], rows.shape[1]
-    config = table.grad_a(ranks, rows.dtype)
+    config = configs.grad_a(ranks, rows.dtype)
     tiles, count = _row_tiles(segments, x, config.blocks["CHUNK"])
     sums = torch.empty(count, ranks, features, dtype=torch.float32, device=x.device)
     start(
@@ -236,17 +236,17 @@ def product_for(x: Tensor, columns: int, rank: int, way: str, dropout: Dropout =
     """
     has_dropout = dropout.seed is not None
     arch = capability(x.device)
-    first = table.products(rank, x.dtype, arch, has_dropout)[0] if requested() == "triton" else None
+    first = configs.products(rank, x.dtype, arch, has_dropout)[0] if requested() == "triton" else None
     name = str(x.dtype).removeprefix("torch.")
-    shape = table.Shape(arch, way, x.shape[1], columns, padded(rank), name, has_dropout)
-    return table.best_product(shape, x.dtype) or first
+    shape = configs.Shape(arch, way, x.shape[1], columns, padded(rank), name, has_dropout)
+    return configs.best_product(shape, x.dtype) or first
 
 
 def _kernels() -> ModuleType:
     """The device code; only here is triton imported."""
-    from vispeft_kernels.lora import kernel
+    from vispeft_kernels.lora import triton_kernels
 
-    return kernel
+    return triton_kernels
 
 
 def _row_tiles(segments: Segments | None, x: Tensor, size: int) -> tuple[Tensor | None, int]:
@@ -262,7 +262,7 @@ def _options(dropout: Dropout, segments: Segments | None) -> dict[str, bool]:
 
 
 def _three(starts: Sequence[int]) -> list[int]:
-    return [*starts, 0, 0][: table.LARGEST_PARTS]
+    return [*starts, 0, 0][: configs.LARGEST_PARTS]
 
 
 def _sum_tiles(sums: Tensor, segments: Segments | None, size: int) -> Tensor:

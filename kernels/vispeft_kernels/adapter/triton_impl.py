@@ -1,4 +1,4 @@
-"""The bottleneck adapter by Triton's kernels: the same steps as `steps.py` takes in torch, on rows [M, *]."""
+"""The bottleneck adapter by Triton's kernels: the same steps as `torch_impl.py` takes in torch, on rows [M, *]."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from vispeft_kernels.adapter import table
-from vispeft_kernels.adapter.steps import Gradients, Maps
+from vispeft_kernels.adapter import configs
+from vispeft_kernels.adapter.torch_impl import Gradients, Maps
 from vispeft_kernels.launch import ceil_div, computable, precision, rows_of, start
 
 
@@ -18,7 +18,7 @@ def forward(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> 
     width = maps.down_w.shape[0]
     out = torch.empty(stream.shape, dtype=stream.dtype, device=x.device)
     z = torch.empty(rows.shape[0], width, dtype=stream.dtype, device=x.device)
-    config = table.forward(width, stream.dtype)
+    config = configs.forward(width, stream.dtype)
     start(
         _kernels().adapter_fwd_kernel,
         (ceil_div(rows.shape[0], config.blocks["BLOCK_M"]),),
@@ -48,9 +48,9 @@ def backward(
     down, up = computable(down_w.contiguous()), computable(up_w.contiguous())
     (rows, width), inputs, outputs = kept.shape, down.shape[1], up.shape[0]
     grad_z = torch.empty_like(kept)
-    hidden = torch.empty(rows, width + table.ONES, dtype=kept.dtype, device=kept.device)
+    hidden = torch.empty(rows, width + configs.ONES, dtype=kept.dtype, device=kept.device)
     grad_x = torch.empty(rows if needs_x else 0, inputs, dtype=kept.dtype, device=kept.device)
-    config = table.backward(width, kept.dtype)
+    config = configs.backward(width, kept.dtype)
     start(
         _kernels().adapter_bwd_kernel,
         (ceil_div(rows, config.blocks["BLOCK_M"]),),
@@ -59,7 +59,7 @@ def backward(
             hidden.stride(0), scale,
         ),
         {
-            "ACTIVATION": activation, "SEQUENTIAL": is_sequential, "NEEDS_X": needs_x, "ONES": table.ONES,
+            "ACTIVATION": activation, "SEQUENTIAL": is_sequential, "NEEDS_X": needs_x, "ONES": configs.ONES,
             "PRECISION": precision(kept.dtype),
         },
         config,
@@ -77,6 +77,6 @@ def backward(
 
 def _kernels() -> ModuleType:
     """The device code; only here is triton imported."""
-    from vispeft_kernels.adapter import kernel
+    from vispeft_kernels.adapter import triton_kernels
 
-    return kernel
+    return triton_kernels
