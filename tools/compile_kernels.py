@@ -53,14 +53,12 @@ POINTERS = {
     "grad_share_ptr": "*fp32",
     "reference_ptr": "*fp32",
     "sums_ptr": "*fp32",
-    "tiles_ptr": "*i32",
     "seed_ptr": "*i64",
     "levels_ptr": "*i32",
     "order_ptr": "*i64",
     "ends_ptr": "*i64",
 }
 OPTIONAL = {
-    "tiles_ptr": "SEGMENTED",
     "seed_ptr": "DROPOUT",
     "bias_ptr": "HAS_BIAS",
     "reference_ptr": "REFERENCE",

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, lora_add, lora_linear
-from vispeft_kernels.lora import lora_segments, lora_update, ops, reference
+from vispeft_kernels.lora import lora_update, ops, reference
 from vispeft_kernels.lora.dropout import CPU_ROWS, masks
 
 STARTS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
@@ -190,17 +190,6 @@ def test_lora_linear__compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_lora_segments__compiles_without_a_graph_break() -> None:
-    x, _, _, a, b, y = tensors((0,), dtype=torch.float32)
-
-    def call(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return lora_segments(y, x, a, b, 0.5, (3, 5))
-
-    inputs = y, x, torch.stack([a, 2 * a]), torch.stack([b, -b])
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), call(*inputs))
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_ops__pass_opcheck_on_the_cpu(dropout: float) -> None:
     x, weight, bias, a, b, y = tensors((0, 6), dtype=torch.float32)
@@ -215,37 +204,6 @@ def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch:
     assert type(lora_add(y, x, a, b, 0.5).grad_fn).__name__ != "_LoraBackward"
     monkeypatch.setenv("VISPEFT_KERNELS", "auto")
     assert type(lora_add(y, x, a, b, 0.5).grad_fn).__name__ == "_LoraBackward"
-
-
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-def test_lora_segments__gives_each_run_of_rows_its_own_adapter(starts: tuple[int, ...]) -> None:
-    x, _, _, _, _, y = tensors(starts)
-    width = 9 if starts == (0,) else 3
-    a = torch.randn(4, len(starts) * 2, 5, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(4, len(starts) * width, 2, dtype=torch.float64, requires_grad=True)
-    lengths = (3, 0, 4, 1)
-    result = lora_segments(y, x, a, b, 0.5, lengths, starts=starts)
-    zero, owner = torch.zeros(9, 5, dtype=torch.float64), torch.repeat_interleave(torch.tensor(lengths))
-    rows = [
-        explicit(row, zero, None, a[i], b[i], starts) for row, i in zip(x.reshape(-1, 5), owner.tolist(), strict=True)
-    ]
-    wanted = y + torch.stack(rows).view(y.shape)
-    grad = torch.randn_like(wanted)
-    torch.testing.assert_close(result, wanted)
-    for ours, theirs in zip(
-        torch.autograd.grad(result, (y, x, a, b), grad), torch.autograd.grad(wanted, (y, x, a, b), grad), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "message"),
-    [((3, 4), "add up to 8, the rows of `x`"), ((9, -1), "must be 0 or more"), ((8,), "one entry per adapter")],
-)
-def test_lora_segments__refuses_lengths_that_do_not_fit(lengths: tuple[int, ...], message: str) -> None:
-    x, _, _, a, b, y = tensors((0,))
-    with pytest.raises(KernelError, match=message):
-        lora_segments(y, x, torch.stack([a, a]), torch.stack([b, b]), 1.0, lengths)
 
 
 @pytest.mark.parametrize(

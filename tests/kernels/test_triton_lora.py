@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import lora_add, lora_linear
-from vispeft_kernels.lora import lora_segments, lora_update, ops, triton_impl
+from vispeft_kernels.lora import lora_update, ops, triton_impl
 from vispeft_kernels.lora.triton_impl import Dropout
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -152,41 +152,6 @@ def test_mask__drops_the_asked_share_whatever_the_blocks_and_differs_by_seed() -
     assert not torch.equal(triton_impl.mask(130, 200, Dropout(0.3, seed + 2**32)), mask)
     columns = mask.float().T
     assert float(torch.corrcoef(columns[:64]).fill_diagonal_(0).abs().max()) < 0.45  # 130 rows, 64 columns
-
-
-@EACH_DTYPE
-@pytest.mark.parametrize("starts", [(0,), (0, 34)], ids=["whole", "q and v"])
-def test_lora_segments__gives_each_run_of_rows_its_own_adapter(starts: tuple[int, ...], dtype: torch.dtype) -> None:
-    lengths, parts = (70, 1, 0, 39), len(starts)
-    x = Case(sum(lengths), 36, 51, 3).tensors(dtype)[0]
-    width = 51 if parts == 1 else 17
-    a, b = torch.randn(4, parts * 3, 36, device=DEVICE), torch.randn(4, parts * width, 3, device=DEVICE)
-    inputs = [torch.randn(1, sum(lengths), 51, device=DEVICE).to(dtype), x, a.to(dtype), b.to(dtype)]
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).tolist()
-
-    def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        zero = y.new_zeros(51, 36)
-        rows = [explicit(row, zero, None, a[i], b[i], starts) for row, i in zip(x[0], owner, strict=True)]
-        return y + torch.stack(rows)
-
-    ours = run(lambda *t: lora_segments(*t, 0.5, lengths, starts=starts), inputs)
-    assert_near(ours, run(truth, [one.double() for one in inputs]), dtype)
-
-
-def test_lora_segments__dropout_has_the_gradients_of_the_mask_that_its_seed_draws() -> None:
-    lengths = (20, 13)
-    y, x = torch.randn(33, 18, device=DEVICE), torch.randn(33, 24, device=DEVICE)
-    a, b = torch.randn(2, 3, 24, device=DEVICE), torch.randn(2, 18, 3, device=DEVICE)
-    torch.manual_seed(3)
-    mask = triton_impl.mask(33, 24, Dropout(0.4, triton_impl.new_seed(x))).double() / 0.6
-
-    def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        runs = zip(x.mul(mask).split(lengths), a, b, strict=True)
-        return y + torch.cat([0.5 * F.linear(F.linear(x, a), b) for x, a, b in runs])
-
-    torch.manual_seed(3)
-    ours = run(lambda *t: lora_segments(*t, 0.5, lengths, dropout=0.4), [y, x, a, b])
-    assert_near(ours, run(truth, [one.double() for one in (y, x, a, b)]), torch.float32)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])

@@ -19,10 +19,8 @@ from vispeft_kernels.lora import autograd, ops, reference, torch_impl, triton_im
 from vispeft_kernels.lora.autograd import Replay, Steps
 from vispeft_kernels.lora.autograd_scaled import scaled, scaled_lora
 from vispeft_kernels.lora.configs import LARGEST_PARTS, LARGEST_RANK
-from vispeft_kernels.lora.segments import segmented
-from vispeft_kernels.lora.triton_impl import Segments
 
-__all__ = ["is_fused", "lora_add", "lora_linear", "lora_segments", "lora_update", "scaled"]
+__all__ = ["is_fused", "lora_add", "lora_linear", "lora_update", "scaled"]
 
 STEPS: dict[str, Steps] = {"function": torch_impl, "triton": triton_steps}
 
@@ -109,36 +107,6 @@ def lora_update(
     return autograd.lora(y, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
 
 
-def lora_segments(
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    lengths: Sequence[int],
-    *,
-    starts: Sequence[int] = (0,),
-    dropout: float = 0.0,
-) -> Tensor:
-    """`lora_add` of a batch whose rows belong to different adapters: several models served or trained at once.
-
-    y [..., out] and x [..., in] are taken as rows, the first `lengths[0]` of which have adapter 0, the next
-    `lengths[1]` adapter 1, and so on; an adapter may have none.
-    a: [adapters, parts * r, in]; b: [adapters, parts * n, r]. On a GPU each kernel serves all adapters at once.
-    """
-    _check_segments(x, a, b, lengths)
-    _check(x, y.shape[-1], a[0], b[0], starts)
-    if _choose(y, x, a, b, starts) == "triton" and not torch.compiler.is_compiling():
-        return segmented(y, x, a, b, Segments(tuple(lengths)), scale, tuple(starts), dropout)
-    rows, inputs = (torch.split(one.reshape(-1, one.shape[-1]), list(lengths)) for one in (y, x))
-    runs = [
-        lora_add(*run, scale, starts=starts, dropout=dropout)
-        for run in zip(rows, inputs, a, b, strict=True)
-        if run[0].shape[0]
-    ]
-    return torch.cat(runs).view(y.shape) if runs else y.clone()
-
-
 def _choose(y: Tensor, x: Tensor, a: Tensor, b: Tensor, starts: Sequence[int]) -> str:
     """What serves; where Triton does not, `torch.compile` fuses the plain formula best by itself."""
     limits = ""
@@ -164,18 +132,4 @@ def _check(x: Tensor, out_features: int, a: Tensor, b: Tensor, starts: Sequence[
     if min(starts) < 0 or max(starts) + width > out_features:
         raise KernelError(
             f"`starts` {tuple(starts)} with parts of {width} columns must lie within `y`'s {out_features}."
-        )
-
-
-def _check_segments(x: Tensor, a: Tensor, b: Tensor, lengths: Sequence[int]) -> None:
-    """Refuses stacks of factors and lengths of runs that do not fit each other or the rows."""
-    if a.ndim != 3 or b.ndim != 3 or not len(a) == len(b) == len(lengths) or not len(lengths):
-        raise KernelError(
-            f"`a`, `b` and `lengths` must have one entry per adapter, [adapters, parts * r, in] and [adapters, "
-            f"parts * n, r], but have {tuple(a.shape)}, {tuple(b.shape)} and {len(lengths)} lengths."
-        )
-    rows = x.shape[:-1].numel()
-    if min(lengths) < 0 or sum(lengths) != rows:
-        raise KernelError(
-            f"`lengths` must be 0 or more and add up to {rows}, the rows of `x`, but are {list(lengths)}."
         )

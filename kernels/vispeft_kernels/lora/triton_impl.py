@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -36,43 +35,18 @@ class Dropout:
 NONE = Dropout(0.0, None)
 
 
-@dataclass(frozen=True)
-class Segments:
-    """Runs of rows with an adapter each: rows `ends[i - 1]` to `ends[i]` belong to adapter `i`."""
-
-    lengths: tuple[int, ...]
-
-    def tiles(self, size: int, device: torch.device) -> Tensor:
-        """[T, 3], int32: first row, one past the last, and adapter of each run of at most `size` rows."""
-        return _tiles(self.lengths, size, device)
-
-    def owners(self, size: int) -> list[slice]:
-        """The tiles of each adapter."""
-        counts = [ceil_div(length, size) for length in self.lengths]
-        return [slice(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
-
-
-@lru_cache(maxsize=256)
-def _tiles(lengths: tuple[int, ...], size: int, device: torch.device) -> Tensor:
-    tiles, first = [], 0
-    for adapter, length in enumerate(lengths):
-        tiles += [(row, min(row + size, first + length), adapter) for row in range(first, first + length, size)]
-        first += length
-    return torch.tensor(tiles, dtype=torch.int32, device=device).view(-1, 3)
-
-
 def new_seed(x: Tensor) -> Tensor:
     """A seed on the device of x, from torch's own generator; no device is waited for."""
     return torch.randint(2**62, (1,), device=x.device)
 
 
-def shrink(x: Tensor, a: Tensor, dropout: Dropout = NONE, segments: Segments | None = None) -> Tensor:
-    """h = dropout(x) a^T. x: [M, K]; a: [R, K], or [adapters, R, K]. Returns [M, R] in x's dtype."""
+def shrink(x: Tensor, a: Tensor, dropout: Dropout = NONE) -> Tensor:
+    """h = dropout(x) a^T. x: [M, K]; a: [R, K]. Returns [M, R] in x's dtype."""
     rows, factors = computable(rows_of(x)), computable(a.contiguous())
-    ranks = a.shape[-2]
+    ranks = a.shape[0]
     hidden = torch.empty(x.shape[0], ranks, dtype=rows.dtype, device=x.device)
     config = configs.shrink(ranks, rows.dtype)
-    tiles, count = _row_tiles(segments, x, config.blocks["BLOCK_M"])
+    count = ceil_div(x.shape[0], config.blocks["BLOCK_M"])
     start(
         _kernels().lora_shrink_kernel,
         (count, ceil_div(ranks, config.blocks["BLOCK_R"])),
@@ -81,14 +55,13 @@ def shrink(x: Tensor, a: Tensor, dropout: Dropout = NONE, segments: Segments | N
             factors,
             hidden,
             dropout.seed,
-            tiles,
             *rows.shape,
             ranks,
             rows.stride(0),
             dropout.gain,
             dropout.threshold,
         ),
-        {**_options(dropout, segments), "PRECISION": precision(rows.dtype)},
+        {"DROPOUT": dropout.seed is not None, "PRECISION": precision(rows.dtype)},
         config,
     )
     return hidden.to(x.dtype)
@@ -103,31 +76,30 @@ def expand_(
     *,
     by_rank: bool = False,
     dropout: Dropout = NONE,
-    segments: Segments | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """out = y + scale * (h b^T), part by part, in one pass over those columns; in place where no `out` is given.
 
-    y, out: [M, N]; hidden: [M, parts * r]; b: [(adapters,) parts * n, r], or [(adapters,) r, n] where `by_rank`, whose
-    product then passes through dropout.
+    y, out: [M, N]; hidden: [M, parts * r]; b: [parts * n, r], or [r, n] where `by_rank`, whose product
+    then passes through dropout.
     """
     out = y if out is None else out
     source, into = computable(y), computable(out)
     h, factors = computable(hidden), computable(b.contiguous())
     parts = len(starts)
-    width, rank = (b.shape[-1], b.shape[-2]) if by_rank else (b.shape[-2] // parts, b.shape[-1])
+    width, rank = (b.shape[1], b.shape[0]) if by_rank else (b.shape[0] // parts, b.shape[1])
     config = configs.expand(rank, source.dtype)
-    tiles, count = _row_tiles(segments, y, config.blocks["BLOCK_M"])
+    count = ceil_div(y.shape[0], config.blocks["BLOCK_M"])
     start(
         _kernels().lora_expand_kernel,
         (count, ceil_div(width, config.blocks["BLOCK_N"]), parts),
         (
-            source, h, factors, into, dropout.seed, tiles, y.shape[0], width, rank, source.stride(0), into.stride(0),
-            h.stride(0), factors.shape[-1], factors.shape[-1] * factors.shape[-2], *_three(starts),
+            source, h, factors, into, dropout.seed, y.shape[0], width, rank, source.stride(0), into.stride(0),
+            h.stride(0), factors.shape[1], *_three(starts),
             scale * dropout.gain, dropout.threshold,
         ),
         {
-            "B_BY_RANK": by_rank, "HAS_Y": True, **_options(dropout, segments),
+            "B_BY_RANK": by_rank, "HAS_Y": True, "DROPOUT": dropout.seed is not None,
             "PRECISION": precision(source.dtype),
         },
         config,
@@ -135,42 +107,40 @@ def expand_(
     return out if into is out else out.copy_(into)
 
 
-def grad_hidden_and_b(
-    grad: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts, segments: Segments | None = None
-) -> tuple[Tensor, Tensor]:
+def grad_hidden_and_b(grad: Tensor, hidden: Tensor, b: Tensor, scale: float, starts: Starts) -> tuple[Tensor, Tensor]:
     """Gradients of h [M, parts * r], in grad's dtype, and of b, in float32, from one read of grad [M, N]."""
     rows, h, factors = computable(rows_of(grad)), computable(hidden.contiguous()), computable(b.contiguous())
-    parts, rank = len(starts), b.shape[-1]
-    width = b.shape[-2] // parts
+    parts, rank = len(starts), b.shape[1]
+    width = b.shape[0] // parts
     config = configs.grad(rank, rows.dtype)
-    tiles, count = _row_tiles(segments, grad, config.blocks["BLOCK_M"])
+    count = ceil_div(grad.shape[0], config.blocks["BLOCK_M"])
     grad_h = torch.empty_like(h)
     sums = torch.empty(count, parts * width, rank, dtype=torch.float32, device=grad.device)
     start(
         _kernels().lora_grad_kernel,
         (count, parts),
-        (rows, h, factors, grad_h, sums, tiles, grad.shape[0], width, rank, rows.stride(0), *_three(starts), scale),
-        {"PARTS": parts, "SEGMENTED": segments is not None, "PRECISION": precision(rows.dtype)},
+        (rows, h, factors, grad_h, sums, grad.shape[0], width, rank, rows.stride(0), *_three(starts), scale),
+        {"PARTS": parts, "PRECISION": precision(rows.dtype)},
         config,
     )
-    return grad_h.to(hidden.dtype), _sum_tiles(sums, segments, config.blocks["BLOCK_M"])
+    return grad_h.to(hidden.dtype), sums.sum(0)
 
 
-def grad_a(x: Tensor, grad_hidden: Tensor, dropout: Dropout = NONE, segments: Segments | None = None) -> Tensor:
-    """The gradient of a, [R, K] or [adapters, R, K], in float32. x: [M, K]; grad_hidden: [M, R]."""
+def grad_a(x: Tensor, grad_hidden: Tensor, dropout: Dropout = NONE) -> Tensor:
+    """The gradient of a, [R, K], in float32. x: [M, K]; grad_hidden: [M, R]."""
     rows, grads = computable(rows_of(x)), computable(grad_hidden.contiguous())
     ranks, features = grads.shape[1], rows.shape[1]
     config = configs.grad_a(ranks, rows.dtype)
-    tiles, count = _row_tiles(segments, x, config.blocks["CHUNK"])
+    count = ceil_div(x.shape[0], config.blocks["CHUNK"])
     sums = torch.empty(count, ranks, features, dtype=torch.float32, device=x.device)
     start(
         _kernels().lora_grad_a_kernel,
         (count, ceil_div(features, config.blocks["BLOCK_K"]), ceil_div(ranks, config.blocks["BLOCK_R"])),
-        (rows, grads, sums, dropout.seed, tiles, *rows.shape, ranks, rows.stride(0), dropout.gain, dropout.threshold),
-        {**_options(dropout, segments), "PRECISION": precision(rows.dtype)},
+        (rows, grads, sums, dropout.seed, *rows.shape, ranks, rows.stride(0), dropout.gain, dropout.threshold),
+        {"DROPOUT": dropout.seed is not None, "PRECISION": precision(rows.dtype)},
         config,
     )
-    return _sum_tiles(sums, segments, config.blocks["CHUNK"])
+    return sums.sum(0)
 
 
 def linear(
@@ -249,24 +219,5 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-def _row_tiles(segments: Segments | None, x: Tensor, size: int) -> tuple[Tensor | None, int]:
-    """The table of tiles, where rows are segmented, and how many tiles there are."""
-    if segments is None:
-        return None, ceil_div(x.shape[0], size)
-    tiles = segments.tiles(size, x.device)
-    return tiles, tiles.shape[0]
-
-
-def _options(dropout: Dropout, segments: Segments | None) -> dict[str, bool]:
-    return {"DROPOUT": dropout.seed is not None, "SEGMENTED": segments is not None}
-
-
 def _three(starts: Sequence[int]) -> list[int]:
     return [*starts, 0, 0][: configs.LARGEST_PARTS]
-
-
-def _sum_tiles(sums: Tensor, segments: Segments | None, size: int) -> Tensor:
-    """The sum over tiles of shares [T, *, *], of each adapter by itself where there are segments."""
-    if segments is None:
-        return sums.sum(0)
-    return torch.stack([sums[tiles].sum(0) for tiles in segments.owners(size)])
