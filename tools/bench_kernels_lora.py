@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from bench_kernels_measure import PASSES, Bound, Case, Entry, Tensors, compiled, plain, vit_sizes
 from torch import Tensor, nn
 from vispeft_kernels import lora_linear
-from vispeft_kernels.lora import STEPS, autograd
+from vispeft_kernels.lora.autograd import Inputs, lora
+from vispeft_kernels.lora.options import LoraOptions
 
 SCALE = 0.5
 MAPS = {"qkv": (1, 3), "proj": (1, 1), "fc1": (1, 4), "fc2": (4, 1)}  # inputs and outputs in widths of the model
@@ -132,7 +133,7 @@ def updates(dropout: float) -> dict[str, Update]:
     def in_torch(x: Tensor, w: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
             y = F.linear(x, w, c)
-        return autograd.lora(y, x, w, c, a, b, SCALE, (0,), dropout, None, STEPS["function"])
+        return lora(Inputs(y, x, w, c, a, b), LoraOptions(SCALE, dropout=dropout), "torch")
 
     def ours(x: Tensor, w: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return lora_linear(x, w, c, a, b, SCALE, dropout=dropout)

@@ -13,7 +13,8 @@ from bench_kernels_measure import Settings, time_rounds
 from torch import Tensor
 from vispeft_kernels.launch import Config, capability
 from vispeft_kernels.lora import configs, triton_impl
-from vispeft_kernels.lora.triton_impl import Dropout
+from vispeft_kernels.lora.options import LoraOptions
+from vispeft_kernels.lora.triton_impl import LowRankProduct
 
 ROWS = 32768
 WIDTHS = (192, 384, 768, 1024)  # of ViTs from tiny to large
@@ -53,23 +54,21 @@ def candidates(shape: configs.Shape, device: torch.device) -> dict[str, Callable
     dtype = getattr(torch, shape.dtype)
     x = torch.randn(ROWS, shape.features, device=device).to(dtype)
     hidden = torch.randn(ROWS, shape.rank, device=device).to(dtype)
-    dropout = Dropout(0.1, triton_impl.new_seed(x)) if shape.has_dropout else triton_impl.NONE
+    options = LoraOptions(1.0, dropout=0.1, seed=triton_impl.new_seed(x)) if shape.has_dropout else LoraOptions(1.0)
     is_backward = shape.way == "backward"
     sizes = (shape.features, shape.columns) if is_backward else (shape.columns, shape.features)
     weight = torch.randn(sizes, device=device).to(dtype)
     factor = torch.randn((shape.rank, shape.columns) if is_backward else (shape.columns, shape.rank), device=device)
-    factor = factor.to(dtype)
+    low_rank = LowRankProduct(hidden, factor.to(dtype), options, by_rank=is_backward)
 
     def apart() -> Tensor:
         y = x @ weight if is_backward else F.linear(x, weight)
         if shape.has_dropout:
-            return triton_impl.expand_(y, hidden, factor, 1.0, (0,), by_rank=True, dropout=dropout)
-        return y.addmm_(hidden, factor if is_backward else factor.t())
+            return triton_impl.expand_(y, low_rank)
+        return y.addmm_(hidden, low_rank.factor if is_backward else low_rank.factor.t())
 
     def fused(config: Config) -> Callable[[], Tensor]:
-        return lambda: triton_impl.linear(
-            x, weight, None, hidden, factor, 1.0, (0,), config, by_feature=is_backward, dropout=dropout
-        )
+        return lambda: triton_impl.fused_linear(x, weight, None, low_rank, config)
 
     products = configs.products(shape.rank, dtype, shape.arch, shape.has_dropout)
     return {"apart": apart, **{str(index): fused(config) for index, config in enumerate(products)}}

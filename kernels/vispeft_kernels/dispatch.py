@@ -15,8 +15,8 @@ MODES = ("auto", "reference", "triton")
 
 # what each operation takes in mode `auto` where Triton cannot serve
 AUTO = {
-    "lora": "function (saves x and the rank-sized product only)",
-    "adapter": "function (saves x and down(x) only)",
+    "lora": "torch (keeps x and the rank-sized product only)",
+    "adapter": "torch (keeps x and down(x) only)",
     "deformable_attention": "gather (weighted gather-sums) on the CPU, reference (grid_sample) elsewhere",
 }
 

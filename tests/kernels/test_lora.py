@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, lora_add, lora_linear
-from vispeft_kernels.lora import lora_update, ops, reference
+from vispeft_kernels.lora import autograd, lora_update, reference
 from vispeft_kernels.lora.dropout import CPU_ROWS, masks
+from vispeft_kernels.lora.options import Factors, LoraOptions
 
 STARTS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
 
@@ -48,7 +49,7 @@ def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(s
 def test_lora_add__equals_its_reference_and_passes_gradcheck(starts: tuple[int, ...]) -> None:
     x, _, _, a, b, y = tensors(starts)
     torch.testing.assert_close(
-        lora_add(y, x, a, b, 0.5, starts=starts), reference.lora_add(y, x, a, b, 0.5, starts, 0.0)
+        lora_add(y, x, a, b, 0.5, starts=starts), reference.lora_add(y, x, Factors(a, b), LoraOptions(0.5, starts))
     )
     assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, starts=starts), (y, x, a, b))
 
@@ -138,7 +139,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
     torch.manual_seed(5)
     result = lora_add(y, x, a, b, 0.5, dropout=0.25)
     torch.manual_seed(5)
-    seed = int(torch.randint(2**62, ()).item())
+    seed = torch.randint(2**62, ())
     mask = torch.cat(list(masks(x.detach(), 0.25, seed))) / 0.75
     wanted = 0.5 * (x * mask) @ a.t() @ b.t()
     grad = torch.randn_like(wanted)
@@ -151,7 +152,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
 
 def test_masks__drop_the_asked_share_and_repeat_with_their_seed() -> None:
     x = torch.ones(2000, 50)
-    first, again, other = (torch.cat(list(masks(x, 0.2, seed))) for seed in (1, 1, 2))
+    first, again, other = (torch.cat(list(masks(x, 0.2, torch.tensor([seed])))) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert abs(float(first.mean()) - 0.8) < 0.01
@@ -194,8 +195,9 @@ def test_lora_linear__compiles_without_a_graph_break() -> None:
 def test_ops__pass_opcheck_on_the_cpu(dropout: float) -> None:
     x, weight, bias, a, b, y = tensors((0, 6), dtype=torch.float32)
     seed = torch.tensor([7]) if dropout else None
-    torch.library.opcheck(ops.lora_linear_op, (x, weight, bias, a, b, seed, 0.5, [0, 6], dropout))
-    torch.library.opcheck(ops.lora_add_op, (y, x, a, b, seed, 0.5, [0, 6], dropout))
+    options = seed, 0.5, [0, 6], dropout, "torch"
+    torch.library.opcheck(autograd.lora_op, (None, x, weight, bias, a, b, *options))
+    torch.library.opcheck(autograd.lora_op, (y, x, None, None, a, b, *options))
 
 
 def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import lora_add, lora_linear
-from vispeft_kernels.lora import lora_update, ops, triton_impl
-from vispeft_kernels.lora.triton_impl import Dropout
+from vispeft_kernels.lora import autograd, lora_update, triton_impl
+from vispeft_kernels.lora.options import LoraOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # of the largest entry of a tensor; kernels/README.md has the same table
@@ -126,7 +126,7 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
     y = torch.randn(1, case.rows, case.outputs).to(DEVICE)
     torch.manual_seed(3)
     seed = triton_impl.new_seed(x)
-    mask = triton_impl.mask(case.rows, case.features, Dropout(0.4, seed)).double() / 0.6
+    mask = triton_impl.mask(case.rows, case.features, LoraOptions(1.0, dropout=0.4, seed=seed)).double() / 0.6
     zero = torch.zeros_like(weight).double()
     for call, inputs, truth in (
         (
@@ -146,10 +146,14 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
 
 def test_mask__drops_the_asked_share_whatever_the_blocks_and_differs_by_seed() -> None:
     seed = torch.tensor([2**61 + 12345], device=DEVICE)
-    mask = triton_impl.mask(130, 200, Dropout(0.3, seed))
+
+    def draw(rows: int, columns: int, seed: Tensor) -> Tensor:
+        return triton_impl.mask(rows, columns, LoraOptions(1.0, dropout=0.3, seed=seed))
+
+    mask = draw(130, 200, seed)
     assert abs(float(mask.float().mean()) - 0.7) < 0.01
-    assert torch.equal(triton_impl.mask(66, 65, Dropout(0.3, seed)), mask[:66, :65])
-    assert not torch.equal(triton_impl.mask(130, 200, Dropout(0.3, seed + 2**32)), mask)
+    assert torch.equal(draw(66, 65, seed), mask[:66, :65])
+    assert not torch.equal(draw(130, 200, seed + 2**32), mask)
     columns = mask.float().T
     assert float(torch.corrcoef(columns[:64]).fill_diagonal_(0).abs().max()) < 0.45  # 130 rows, 64 columns
 
@@ -159,9 +163,10 @@ def test_ops__pass_opcheck(dropout: float) -> None:
     x, weight, bias, a, b = (one.requires_grad_() for one in CASES["odd"].tensors(torch.float32))
     seed = triton_impl.new_seed(x) if dropout else None
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.lora_linear_op, (x, weight, bias, a, b, seed, 0.5, [0], dropout), test_utils=checks)
+    options = seed, 0.5, [0], dropout, "triton"
+    torch.library.opcheck(autograd.lora_op, (None, x, weight, bias, a, b, *options), test_utils=checks)
     y = torch.randn(1, 67, 75, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(ops.lora_add_op, (y, x, a, b, seed, 0.5, [0], dropout), test_utils=checks)
+    torch.library.opcheck(autograd.lora_op, (y, x, None, None, a, b, *options), test_utils=checks)
 
 
 def test_lora_update__compiles_whole_forward_and_backward() -> None:

@@ -150,7 +150,7 @@ def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, d
                 work = {"DROPOUT": dropout, **how}
                 yield "lora_shrink_kernel", dtype, shrink(rank, dtype), work
                 yield "lora_grad_a_kernel", dtype, grad_a(rank, dtype), work
-                yield "lora_expand_kernel", dtype, expand(rank, dtype), {**work, "B_BY_RANK": dropout, "HAS_Y": True}
+                yield "lora_expand_kernel", dtype, expand(rank, dtype), {**work, "B_BY_RANK": dropout}
             for parts in (1, LARGEST_PARTS):
                 yield "lora_grad_kernel", dtype, grad(rank, dtype), {"PARTS": parts, **how}
             for dropout in (False, True):

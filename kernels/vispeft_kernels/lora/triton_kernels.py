@@ -137,7 +137,6 @@ def lora_expand_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     B_BY_RANK: tl.constexpr,
-    HAS_Y: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -160,8 +159,7 @@ def lora_expand_kernel(
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
     inside = (row[:, None] < rows) & (column[None, :] < width)
-    if HAS_Y:
-        total += tl.load(y_ptr + row[:, None] * y_stride + (start + column)[None, :], mask=inside, other=0.0)
+    total += tl.load(y_ptr + row[:, None] * y_stride + (start + column)[None, :], mask=inside, other=0.0)
     tl.store(
         out_ptr + row[:, None] * out_stride + (start + column)[None, :],
         total.to(out_ptr.dtype.element_ty),
