@@ -1,4 +1,4 @@
-"""The bottleneck adapter by Triton's kernels: the same steps as `torch_impl.py` takes in torch, on rows [M, *]."""
+"""The bottleneck adapter by Triton's kernels, on rows [M, *]: the functions that `torch_impl.py` has in torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.adapter import configs
-from vispeft_kernels.adapter.torch_impl import Gradients, Maps
+from vispeft_kernels.adapter.options import AdapterOptions, Gradients, Kept, Maps
 from vispeft_kernels.launch import ceil_div, computable, precision, rows_of, start
 
 
-def forward(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> tuple[Tensor, Tensor]:
-    """`y + scale * up(act(down(x)))` [M, out] and z = down(x) [M, width], in one kernel."""
+def forward(y: Tensor, x: Tensor, maps: Maps, options: AdapterOptions) -> tuple[Tensor, Tensor]:
+    """Return `y + scale * up(act(down(x)))` [M, out] and z = down(x) [M, width], in one kernel."""
     stream, rows = computable(rows_of(y)), computable(rows_of(x))
     width = maps.down_w.shape[0]
     out = torch.empty(stream.shape, dtype=stream.dtype, device=x.device)
@@ -24,50 +24,43 @@ def forward(y: Tensor, x: Tensor, maps: Maps, activation: str, scale: float) -> 
         (ceil_div(rows.shape[0], config.blocks["BLOCK_M"]),),
         (
             stream, rows, *(computable(one.contiguous()) for one in maps), out, z, *rows.shape, stream.shape[1], width,
-            stream.stride(0), rows.stride(0), scale,
+            stream.stride(0), rows.stride(0), options.scale,
         ),
-        {"ACTIVATION": activation, "PRECISION": precision(stream.dtype)},
+        {"ACTIVATION": options.activation, "PRECISION": precision(stream.dtype)},
         config,
     )  # fmt: skip
     return out.to(y.dtype), z.to(y.dtype)
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    z: Tensor,
-    down_w: Tensor,
-    up_w: Tensor,
-    activation: str,
-    scale: float,
-    is_sequential: bool,
-    needs_x: bool,
-) -> Gradients:
-    """One kernel for the gradients of z and x; the weights' are two thin products, one of which sums grad too."""
-    grads, kept = computable(rows_of(grad)), computable(z.contiguous())
-    down, up = computable(down_w.contiguous()), computable(up_w.contiguous())
-    (rows, width), inputs, outputs = kept.shape, down.shape[1], up.shape[0]
-    grad_z = torch.empty_like(kept)
-    hidden = torch.empty(rows, width + configs.ONES, dtype=kept.dtype, device=kept.device)
-    grad_x = torch.empty(rows if needs_x else 0, inputs, dtype=kept.dtype, device=kept.device)
-    config = configs.backward(width, kept.dtype)
+def backward(grad: Tensor, kept: Kept, options: AdapterOptions, needs_x: bool) -> Gradients:
+    """Return the gradients that belong to grad [M, out].
+
+    One kernel makes those of z and x; the weights' are two thin products, one of which sums grad too.
+    """
+    grads, z = computable(rows_of(grad)), computable(kept.z.contiguous())
+    down, up = computable(kept.down_w.contiguous()), computable(kept.up_w.contiguous())
+    (rows, width), inputs, outputs = z.shape, down.shape[1], up.shape[0]
+    grad_z = torch.empty_like(z)
+    hidden = z.new_empty(rows, width + configs.ONES)
+    grad_x = z.new_empty(rows if needs_x else 0, inputs)
+    config = configs.backward(width, z.dtype)
     start(
         _kernels().adapter_bwd_kernel,
         (ceil_div(rows, config.blocks["BLOCK_M"]),),
         (
-            grads, kept, down, up, grad_x, grad_z, hidden, rows, inputs, outputs, width, grads.stride(0),
-            hidden.stride(0), scale,
+            grads, z, down, up, grad_x, grad_z, hidden, rows, inputs, outputs, width, grads.stride(0),
+            hidden.stride(0), options.scale,
         ),
         {
-            "ACTIVATION": activation, "SEQUENTIAL": is_sequential, "NEEDS_X": needs_x, "ONES": configs.ONES,
-            "PRECISION": precision(kept.dtype),
+            "ACTIVATION": options.activation, "SEQUENTIAL": kept.is_sequential, "NEEDS_X": needs_x,
+            "ONES": configs.ONES, "PRECISION": precision(z.dtype),
         },
         config,
     )  # fmt: skip
-    grad_up = (grads.t() @ hidden).mul_(scale)
-    grad_down = grad_z.t() @ computable(rows_of(x))
+    grad_up = (grads.t() @ hidden).mul_(options.scale)
+    grad_down = grad_z.t() @ computable(rows_of(kept.x))
     return Gradients(
-        grad_x.to(x.dtype) if needs_x else None,
+        grad_x.to(kept.x.dtype) if needs_x else None,
         grad_down,
         grad_z.sum(0),
         grad_up[:, :width],
@@ -76,7 +69,7 @@ def backward(
 
 
 def _kernels() -> ModuleType:
-    """The device code; only here is triton imported."""
+    """Import the device code: triton is needed here, and not before."""
     from vispeft_kernels.adapter import triton_kernels
 
     return triton_kernels
