@@ -17,7 +17,7 @@ MODES = ("auto", "reference", "triton")
 AUTO = {
     "lora": "torch (keeps x and the rank-sized product only)",
     "adapter": "torch (keeps x and down(x) only)",
-    "deformable_attention": "gather (weighted gather-sums) on the CPU, reference (grid_sample) elsewhere",
+    "deformable_attention": "torch (weighted gather-sums) on the CPU, reference (grid_sample) elsewhere",
 }
 
 

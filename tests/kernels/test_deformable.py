@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vispeft_kernels import KernelError, deformable_attention
 from vispeft_kernels.deformable import torch_impl
-from vispeft_kernels.deformable.padded_levels import fill_planes, plan_atlas, read_planes
+from vispeft_kernels.deformable.padded_levels import fill_planes, pad_levels, read_planes
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 
 FLOAT32_TOLERANCE = 2e-5
@@ -226,11 +226,11 @@ def test_deformable_attention__passes_opcheck() -> None:
     case = CASES["odd sizes"]
     value, locations, weights = (tensor.requires_grad_() for tensor in case.tensors(torch.float32))
     flat = [size for shape in case.shapes for size in shape]
-    torch.library.opcheck(torch.ops.vispeft.deformable_attention.default, (value, flat, locations, weights))
+    torch.library.opcheck(torch.ops.vispeft.deformable_attention.default, (value, flat, locations, weights, None))
     grad = torch.randn(2, 13, 15)
     plain = [tensor.detach() for tensor in (value, locations, weights)]
     for needs in ((True, True), (True, False), (False, True)):
-        arguments = (grad, plain[0], flat, *plain[1:], *needs)
+        arguments = (grad, plain[0], flat, *plain[1:], None, list(needs))
         torch.library.opcheck(torch.ops.vispeft.deformable_attention_backward.default, arguments)
 
 
@@ -304,31 +304,31 @@ def test_deformable_attention__refuses(spoil, message: str) -> None:
         deformable_attention(*spoil(value, list(case.shapes), locations, weights))
 
 
-def test_plan_atlas__separates_levels_by_zeros() -> None:
+def test_pad_levels__separates_levels_by_zeros() -> None:
     for shapes in (CASES["many levels"].shapes, CASES["long and thin"].shapes, ((9, 4), (2, 30), (3, 3), (3, 3))):
-        atlas = plan_atlas(shapes)
-        planes = torch.zeros(1, atlas.rows, 1, 1)
+        layout = pad_levels(shapes)
+        planes = torch.zeros(1, layout.rows, 1, 1)
         value = torch.ones(1, sum(height * width for height, width in shapes), 1, 1)
-        fill_planes(planes, value, atlas)
+        fill_planes(planes, value, layout)
         assert planes.sum() == value.numel()  # no two levels overlap
         filled = planes.view(-1).bool()
-        for (height, width), start in zip(shapes, atlas.starts, strict=True):
+        for (height, width), start in zip(shapes, layout.first_pixels, strict=True):
             around = {
-                start + y * atlas.stride + x
+                start + y * layout.stride + x
                 for y in range(-2, height + 2)
                 for x in range(-2, width + 2)
                 if not (0 <= y < height and 0 <= x < width)
             }
             assert min(around) >= 0
-            assert max(around) < atlas.rows
+            assert max(around) < layout.rows
             assert not filled[list(around)].any()
 
 
 def test_read_planes__undoes_fill_planes() -> None:
     shapes = CASES["rising levels"].shapes
-    atlas = plan_atlas(shapes)
+    layout = pad_levels(shapes)
     value = torch.randn(2, sum(height * width for height, width in shapes), 3, 4)
-    planes, back = torch.zeros(2, atlas.rows, 3, 4), torch.empty_like(value)
-    fill_planes(planes, value, atlas)
-    read_planes(planes, back, atlas)
+    planes, back = torch.zeros(2, layout.rows, 3, 4), torch.empty_like(value)
+    fill_planes(planes, value, layout)
+    read_planes(planes, back, layout)
     assert torch.equal(back, value)

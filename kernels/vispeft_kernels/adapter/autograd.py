@@ -90,8 +90,9 @@ class _Bottleneck(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept = Kept(*ctx.saved_tensors, ctx.is_sequential)
-        grads = gradients(grad, kept, *ctx.options, ctx.needs_input_grad[3])
+        (x, z, down_w, up_w), (options, implementation) = ctx.saved_tensors, ctx.options
+        kept = Kept(x, z, down_w, up_w, ctx.is_sequential)
+        grads = gradients(grad, kept, options, implementation, ctx.needs_input_grad[3])
         return None, None, *_input_gradients(ctx, grad, grads)
 
 

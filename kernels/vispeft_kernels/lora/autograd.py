@@ -263,8 +263,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     needs_y, *needs = ctx.needs_input_grad[:4]
     x, weight, bias, a, b = lora_backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
-    optional = (one if need else None for one, need in zip((x, weight, bias), needs, strict=True))
-    return *_input_gradients(ctx, grad, Gradients(*optional, a, b), needs_y), *(None,) * 5
+    needs_x, needs_weight, needs_bias = needs
+    grads = Gradients(x if needs_x else None, weight if needs_weight else None, bias if needs_bias else None, a, b)
+    return *_input_gradients(ctx, grad, grads, needs_y), *(None,) * 5
 
 
 lora_op.register_autograd(_backward, setup_context=_setup_context)
