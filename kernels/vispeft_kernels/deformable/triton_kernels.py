@@ -158,7 +158,7 @@ def deformable_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Adds the gradient of value into sums [B, S, heads, dim], float32, and writes those of locations and attention."""
+    """Add the gradient of value into sums [B, S, heads, dim], float32, and write those of locations and attention."""
     query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = tl.arange(0, BLOCK_D)

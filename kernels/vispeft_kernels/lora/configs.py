@@ -1,4 +1,4 @@
-"""How the kernels of the low-rank update are cut up, by precision and rank; and where the fused product is the faster.
+"""Block sizes of the low-rank update's kernels by precision and rank, and the shapes with a fast fused product.
 
 The configurations are chosen from registers, shared memory and byte counts, as `tests/kernels/test_compile.py` checks
 them. `measured.json` beside this file holds the shapes at which the fused product was measured to win, which
@@ -108,7 +108,7 @@ def products(rank: int, dtype: torch.dtype, arch: int, has_dropout: bool = False
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides whether the fused product pays: out = x W^T is [rows, columns] from `features`."""
+    """Key of the decision for or against the fused product: out = x W^T is [rows, columns] from `features`."""
 
     arch: int  # 80, 90
     way: str  # forward, or backward, the gradient of the input
