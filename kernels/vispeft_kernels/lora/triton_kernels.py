@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def _keep(seed_ptr, row, column, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Return true for elements [BLOCK_M, BLOCK_K] that dropout keeps. row: [BLOCK_M]; column: the first, a multiple of 8.
+    """Return true for elements [BLOCK_M, BLOCK_K] that dropout keeps. row: [BLOCK_M]; column: first, a multiple of 8.
 
     Philox4x32-7 with the seed as key counts (row, column // 8): 16 of its 128 bits decide one element, so the mask
     depends on the element alone, not on how the work is cut up.
