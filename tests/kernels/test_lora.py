@@ -36,7 +36,7 @@ def explicit(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tenso
 def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(starts: tuple[int, ...]) -> None:
     x, weight, bias, a, b, _ = tensors(starts)
     inputs = (x, weight, bias, a, b)
-    result, wanted = lora_linear(x, weight, bias, a, b, 0.5, starts=starts), explicit(*inputs, starts)
+    result, wanted = lora_linear(x, weight, bias, a, b, 0.5, column_offsets=starts), explicit(*inputs, starts)
     grad = torch.randn_like(wanted)
     torch.testing.assert_close(result, wanted)
     for ours, theirs in zip(
@@ -49,9 +49,10 @@ def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(s
 def test_lora_add__equals_its_reference_and_passes_gradcheck(starts: tuple[int, ...]) -> None:
     x, _, _, a, b, y = tensors(starts)
     torch.testing.assert_close(
-        lora_add(y, x, a, b, 0.5, starts=starts), reference.lora_add(y, x, Factors(a, b), LoraOptions(0.5, starts))
+        lora_add(y, x, a, b, 0.5, column_offsets=starts),
+        reference.lora_add(y, x, Factors(a, b), LoraOptions(0.5, starts)),
     )
-    assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, starts=starts), (y, x, a, b))
+    assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, column_offsets=starts), (y, x, a, b))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -67,7 +68,7 @@ def test_lora_linear__serves_odd_sizes(rank: int, rows: int) -> None:
 def test_lora_add__leaves_y_and_other_columns_as_they_are() -> None:
     x, _, _, a, b, y = tensors((0, 6))
     before = y.detach().clone()
-    result = lora_add(y, x, a, b, 0.5, starts=(0, 6))
+    result = lora_add(y, x, a, b, 0.5, column_offsets=(0, 6))
     assert torch.equal(y, before)
     assert torch.equal(result[..., 3:6], before[..., 3:6])
 
@@ -97,7 +98,7 @@ def test_lora_update__replays_x_instead_of_keeping_it() -> None:
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.data_ptr()), t)[1], lambda t: t):
         y = F.linear(seen, weight, bias).detach()
-        result = lora_update(y, seen, weight, bias, a, b, 0.5, replay=(F.gelu, source))
+        result = lora_update(y, seen, weight, bias, a, b, 0.5, recompute=(F.gelu, source))
     assert source.data_ptr() in kept
     assert seen.data_ptr() not in kept[1:]
     grads = torch.autograd.grad(result.square().sum(), (x, a, b))
@@ -178,7 +179,7 @@ def test_lora_linear__compiles_without_a_graph_break() -> None:
     x, weight, bias, a, b, _ = tensors((0, 6), dtype=torch.float32)
 
     def call(*inputs: Tensor) -> Tensor:
-        return lora_linear(*inputs, 0.5, starts=(0, 6))
+        return lora_linear(*inputs, 0.5, column_offsets=(0, 6))
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     inputs = (x, weight, bias, a, b)
@@ -213,7 +214,7 @@ def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch:
     [
         ({"a": torch.zeros(3, 5)}, r"`a` must be \[parts \* r, in\]"),
         ({"x": torch.zeros(2, 4, 6)}, "`x` must have 5 features"),
-        ({"starts": (8,)}, "`starts`"),
+        ({"column_offsets": (8,)}, "`column_offsets`"),
     ],
     ids=["rank", "input", "columns"],
 )

@@ -91,7 +91,7 @@ def test_lora_linear__equals_float64(case: Case, dtype: torch.dtype) -> None:
     inputs = case.tensors(dtype)
     inputs[2] = inputs[2] if case.has_bias else None
     doubles = [None if one is None else one.double() for one in inputs]
-    ours = run(lambda *t: lora_linear(*t, 0.5, starts=case.starts), inputs)
+    ours = run(lambda *t: lora_linear(*t, 0.5, column_offsets=case.starts), inputs)
     assert_near(ours, run(lambda *t: explicit(*t, case.starts), doubles), dtype)
 
 
@@ -112,7 +112,7 @@ def test_lora_update__equals_float64(name: str, dtype: torch.dtype) -> None:
     def update(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
             y = F.linear(x, weight, bias)
-        return lora_update(y, x, weight, bias, a, b, 0.5, starts=case.starts)
+        return lora_update(y, x, weight, bias, a, b, 0.5, column_offsets=case.starts)
 
     inputs = case.tensors(dtype)
     truth = run(lambda *t: explicit(*t, case.starts), [one.double() for one in inputs])
@@ -130,12 +130,12 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
     zero = torch.zeros_like(weight).double()
     for call, inputs, truth in (
         (
-            lambda y, x, a, b: lora_add(y, x, a, b, 0.5, starts=case.starts, dropout=0.4),
+            lambda y, x, a, b: lora_add(y, x, a, b, 0.5, column_offsets=case.starts, dropout=0.4),
             [y, x, a, b],
             lambda y, x, a, b: y + explicit(x * mask, zero, None, a, b, case.starts),
         ),
         (
-            lambda *t: lora_linear(*t, 0.5, starts=case.starts, dropout=0.4),
+            lambda *t: lora_linear(*t, 0.5, column_offsets=case.starts, dropout=0.4),
             [x, weight, bias, a, b],
             lambda x, w, c, a, b: F.linear(x, w, c) + explicit(x * mask, zero, None, a, b, case.starts),
         ),
@@ -174,7 +174,7 @@ def test_lora_update__compiles_whole_forward_and_backward() -> None:
     inputs = case.tensors(torch.float32)
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return lora_update(F.linear(x, weight, bias), x, weight, bias, a, b, 0.5, starts=case.starts)
+        return lora_update(F.linear(x, weight, bias), x, weight, bias, a, b, 0.5, column_offsets=case.starts)
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     truth = run(lambda *t: explicit(*t, case.starts), [one.double() for one in inputs])

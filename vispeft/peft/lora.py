@@ -129,7 +129,7 @@ class LinearLoRA(Delta):
         """y with the low-rank update on the rows of its parts. x: [..., in]; y: [..., out]."""
         dropout = self.dropout if self.training else 0.0
         if base is None or type(base) is not nn.Linear:
-            return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
+            return lora_add(y, x, self.a, self.b, self.scale, column_offsets=self.starts, dropout=dropout)
         return lora_update(
             y,
             x,
@@ -138,9 +138,9 @@ class LinearLoRA(Delta):
             self.a,
             self.b,
             self.scale,
-            starts=self.starts,
+            column_offsets=self.starts,
             dropout=dropout,
-            replay=replay_of(x),
+            recompute=replay_of(x),
         )
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

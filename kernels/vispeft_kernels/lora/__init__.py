@@ -1,8 +1,8 @@
 """The low-rank update of a linear map: `y + scale * (x a^T) b^T`, on parts of the output if asked for.
 
 Shapes: x [..., in]; y [..., out]; a [parts * r, in]; b [parts * n, r]. Part `i` owns rows `i * r` to `(i + 1) * r` of
-`a` and rows `i * n` to `(i + 1) * n` of `b`, and is added to the output columns from `starts[i]` to `starts[i] + n`;
-other columns are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+`a` and rows `i * n` to `(i + 1) * n` of `b`, and is added to `n` output columns from `column_offsets[i]` on; other
+columns are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
 `dropout` falls on `x` before `a`. Its mask is drawn again from a seed in the backward pass instead of being kept.
 Factors and columns that do not fit raise `KernelError`.
@@ -26,10 +26,17 @@ __all__ = ["is_fused", "lora_add", "lora_linear", "lora_update", "scaled"]
 
 
 def lora_add(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, *, starts: Sequence[int] = (0,), dropout: float = 0.0
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    column_offsets: Sequence[int] = (0,),
+    dropout: float = 0.0,
 ) -> Tensor:
     """Return `y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass."""
-    options = LoraOptions(scale, tuple(starts), dropout)
+    options = LoraOptions(scale, tuple(column_offsets), dropout)
     _check(x, y.shape[-1], Factors(a, b), options)
     how = _choose(y, x, Factors(a, b), options)
     if how == "reference":
@@ -45,25 +52,28 @@ def lora_linear(
     b: Tensor,
     scale: float,
     *,
-    starts: Sequence[int] = (0,),
+    column_offsets: Sequence[int] = (0,),
     dropout: float = 0.0,
-    replay: Recompute | None = None,
+    recompute: Recompute | None = None,
 ) -> Tensor:
     """Return `x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out].
 
-    replay: as for `lora_update`
+    recompute: as for `lora_update`
     """
-    options = LoraOptions(scale, tuple(starts), dropout)
+    options = LoraOptions(scale, tuple(column_offsets), dropout)
     _check(x, weight.shape[0], Factors(a, b), options)
     how = _choose(x, weight, Factors(a, b), options)
     if how == "reference":
         return reference.lora_add(F.linear(x, weight, bias), x, Factors(a, b), options)
-    return lora(Inputs(None, x, weight, bias, a, b), options, how, replay)
+    return lora(Inputs(None, x, weight, bias, a, b), options, how, recompute)
 
 
-def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, starts: Sequence[int] = (0,)) -> bool:
+def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, column_offsets: Sequence[int] = (0,)) -> bool:
     """Return true if `lora_linear` makes this in one kernel; else `lora_update` of the map's output is as good."""
-    if torch.compiler.is_compiling() or _choose(x, weight, Factors(a, b), LoraOptions(1.0, tuple(starts))) != "triton":
+    if (
+        torch.compiler.is_compiling()
+        or _choose(x, weight, Factors(a, b), LoraOptions(1.0, tuple(column_offsets))) != "triton"
+    ):
         return False
     rows = torch.empty(0, x.shape[-1], dtype=compute_dtype(x), device=x.device)
     return triton_impl.fused_config(rows, weight.shape[0], b.shape[1], "forward") is not None
@@ -78,26 +88,31 @@ def lora_update(
     b: Tensor,
     scale: float,
     *,
-    starts: Sequence[int] = (0,),
+    column_offsets: Sequence[int] = (0,),
     dropout: float = 0.0,
-    replay: Recompute | None = None,
-    gain: Tensor | None = None,
+    recompute: Recompute | None = None,
+    feature_scale: Tensor | None = None,
 ) -> Tensor:
     """Return `lora_linear` where `y = x weight^T + bias` exists already and is the caller's alone: y is overwritten.
 
     The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
-    replay: a function of rows and a tensor of x's shape from which it makes x again; that tensor is then kept for
-    backward instead of x
-    gain: [out]; the result z is then scaled about the bias, `bias + gain * (z - bias)`, which keeps no more
+    recompute: a function of rows and a tensor of x's shape from which it makes x; that tensor is then kept for backward
+    instead of x
+    feature_scale: [out]; the result z is then scaled about the bias, `bias + feature_scale * (z - bias)` (DoRA), which
+    keeps no more
     """
-    options = LoraOptions(scale, tuple(starts), dropout)
+    options = LoraOptions(scale, tuple(column_offsets), dropout)
     _check(x, y.shape[-1], Factors(a, b), options)
     how = _choose(y, x, Factors(a, b), options)
     inputs = Inputs(y.detach(), x, weight, bias, a, b)
-    if how != "reference" and gain is not None and not torch.compiler.is_compiling():
-        return scaled_lora(inputs, gain, options, how, replay)
-    z = reference.lora_add(y, x, inputs.factors, options) if how == "reference" else lora(inputs, options, how, replay)
-    return z if gain is None else scaled(z, gain, bias)
+    if how != "reference" and feature_scale is not None and not torch.compiler.is_compiling():
+        return scaled_lora(inputs, feature_scale, options, how, recompute)
+    z = (
+        reference.lora_add(y, x, inputs.factors, options)
+        if how == "reference"
+        else lora(inputs, options, how, recompute)
+    )
+    return z if feature_scale is None else scaled(z, feature_scale, bias)
 
 
 def _choose(y: Tensor, x: Tensor, factors: Factors, options: LoraOptions) -> str:
@@ -114,7 +129,7 @@ def _choose(y: Tensor, x: Tensor, factors: Factors, options: LoraOptions) -> str
 def _check(x: Tensor, out_features: int, factors: Factors, options: LoraOptions) -> None:
     """Refuse factors that do not fit the input, the output or each other."""
     a, b = factors
-    starts, parts = options.column_offsets, options.parts
+    offsets, parts = options.column_offsets, options.parts
     if parts == 0 or a.ndim != 2 or b.ndim != 2 or a.shape[0] != parts * b.shape[1] or b.shape[0] % parts:
         raise KernelError(
             f"`a` must be [parts * r, in] and `b` [parts * n, r] with {parts} parts, but they are "
@@ -123,5 +138,7 @@ def _check(x: Tensor, out_features: int, factors: Factors, options: LoraOptions)
     if x.shape[-1] != a.shape[1]:
         raise KernelError(f"`x` must have {a.shape[1]} features, as `a` has columns, but has {x.shape[-1]}.")
     width = b.shape[0] // parts
-    if min(starts) < 0 or max(starts) + width > out_features:
-        raise KernelError(f"`starts` {starts} with parts of {width} columns must lie within `y`'s {out_features}.")
+    if min(offsets) < 0 or max(offsets) + width > out_features:
+        raise KernelError(
+            f"`column_offsets` {offsets} with parts of {width} columns must lie within `y`'s {out_features}."
+        )
