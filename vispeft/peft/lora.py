@@ -133,11 +133,11 @@ class LinearLoRA(Delta):
                 self.a,
                 self.b,
                 self.scale,
-                starts=self.starts,
+                column_offsets=self.starts,
                 dropout=dropout,
-                replay=replay_of(x),
+                recompute=replay_of(x),
             )
-        return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
+        return lora_add(y, x, self.a, self.b, self.scale, column_offsets=self.starts, dropout=dropout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`W + scale * B A`, and the bias as it is."""
