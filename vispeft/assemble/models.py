@@ -11,7 +11,7 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
-from vispeft.errors import ConfigError
+from vispeft.errors import ConfigError, PlanError
 from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoints import num_classes_in
 from vispeft.models.described import Description, read_description
@@ -97,9 +97,19 @@ def build_plan(config: PeftConfig) -> peft.Plan:
     return peft.Plan(deltas, train=config.train)
 
 
-def attach(model: nn.Module, config: PeftConfig) -> None:
-    """Freeze the base, attach the deltas and thaw what is trained in full, in place."""
-    peft.inject(model, build_plan(config), roles=roles_for(model))
+def attach(model: nn.Module, config: Config) -> None:
+    """Freeze the base, attach the deltas and thaw what is trained in full, in place.
+
+    Raises ConfigError where a pattern of `train.regions` names nothing in the model.
+    """
+    roles = roles_for(model)
+    peft.inject(model, build_plan(config.peft), roles=roles)
+    names = peft.Names(model)
+    for pattern in config.train.regions or {}:
+        try:
+            names.trained(pattern, roles)
+        except PlanError as error:
+            raise ConfigError(f"`train.regions`: {error}") from error
 
 
 def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:

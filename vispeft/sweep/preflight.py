@@ -16,11 +16,12 @@ def check_plans(sweep: Sweep) -> int:
     plans: dict[str, tuple[Run, Config]] = {}
     for run in sweep.samples:
         config = sweep.config(run)
-        plans.setdefault(config.model.model_dump_json() + config.peft.model_dump_json(), (run, config))
+        patterns = sorted(config.train.regions or {})
+        plans.setdefault(f"{config.model.model_dump_json()}{config.peft.model_dump_json()}{patterns}", (run, config))
     for run, config in list(plans.values())[:_MOST_PLANS]:
         try:
             model = build_base(complete(config, num_images=1), num_classes=1, with_weights=False)
-            attach(model, config.peft)
+            attach(model, config)
         except VispeftError as error:
             raise ConfigError(f"The sweep cannot run {run.title}: {error}") from error
     return len(plans)
