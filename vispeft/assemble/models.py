@@ -13,7 +13,7 @@ from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
 from vispeft.errors import ConfigError, PlanError
 from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
-from vispeft.models.checkpoints import num_classes_in
+from vispeft.models.checkpoints import num_classes_in, require_file
 from vispeft.models.described import Description, read_description
 from vispeft.models.input_size import check_image_size
 from vispeft.models.roles import roles_for
@@ -53,6 +53,14 @@ def check_backbone(config: Config) -> None:
     """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
     model = config.model.model_copy(update={"image_size": size_of(config.model)})
     build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
+
+
+def check_weights_files(config: ModelConfig) -> None:
+    """Raise CheckpointError where a weights file that the configuration names is not there."""
+    if config.weights not in (BUNDLED, PRETRAINED, NONE):
+        require_file(_weights_file(config), "model.weights")
+    if config.backbone_weights is not None:
+        require_file(config.backbone_weights, "model.backbone_weights")
 
 
 def size_of(model: ModelConfig) -> int:

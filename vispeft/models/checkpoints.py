@@ -115,6 +115,15 @@ def _rename(name: str) -> str:
     )
 
 
+def require_file(path: Path, key: str) -> None:
+    """Raise CheckpointError where there is no weights file. key: the configuration's, for the message."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
+            f"Put it there, or name its place by `{key}`."
+        )
+
+
 def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt/.bin file that `torch.load(weights_only=True)` accepts.
 
@@ -123,11 +132,7 @@ def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Ten
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
-            f"Put it there, or name its place by `{key}`."
-        )
+    require_file(path, key)
     try:
         # training scripts leave their arguments beside the tensors
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
