@@ -118,7 +118,7 @@ def _folded(name: str, *, without: str = "") -> Parts:
 
 
 def _is_random_prefix(name: str) -> bool:
-    """Whether a name begins as uploads to Label Studio do, and not with the eight digits of a date."""
+    """Return True for a name that begins as uploads to Label Studio do, and not with the eight digits of a date."""
     prefix = _UPLOAD_PREFIX.match(posixpath.basename(name.replace("\\", "/")))
     return prefix is not None and not prefix[0][:-1].isdecimal()
 
