@@ -210,7 +210,7 @@ def _tell_outside(file: _AbsentFile, findings: Findings) -> str:
 
 
 def _is_absolute(file_name: str) -> bool:
-    """True for an absolute path on any system."""
+    """Return True for a name that is an absolute path on any system."""
     return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root or PurePath(file_name).drive)
 
 
@@ -241,7 +241,7 @@ def _tell_unusable(entry: ImageEntry, error: DataError, num_annotations: int, fi
 
 
 def _is_pointer(path: Path) -> bool:
-    """True for a file that only names content that Git LFS or git-annex keeps elsewhere."""
+    """Return True for a file that only names content that Git LFS or git-annex keeps elsewhere."""
     try:
         if not path.is_file():
             return False

@@ -159,7 +159,7 @@ def _quiet_downloads() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line; its kind where it says nothing."""
+    """Return the message of another library's error in one line; its kind where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 

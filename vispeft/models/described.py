@@ -33,8 +33,6 @@ class Description:
 
 def read_description(path: Path) -> Description | None:
     """What a weights file says of itself; None where it says nothing, as other programs' files do."""
-    if path.suffix != ".safetensors":
-        return None
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

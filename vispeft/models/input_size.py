@@ -40,7 +40,7 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
 
 
 def _fault(backbone: Backbone, image_size: int) -> str | None:
-    """What is wrong with the maps for images of a size, or None."""
+    """Return the fault of the maps for images of a size, or None."""
     side = padded_side(image_size, backbone.size_divisor)
     with _as_evaluated(backbone):
         if _flops(backbone, side) > _MOST_FLOPS:
