@@ -1,4 +1,4 @@
-"""The image files behind a COCO file: are they there, inside the folder, whole, and of the size that the JSON gives."""
+"""Checks of a COCO file's images: present, inside the folder, complete, and of the size that the JSON gives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _AbsentFile:
 
     is_outside: its name leaves the folder
     link: the link on the way to it whose target is not there
-    near: what is there under a near name
+    near: the file of a near name
     """
 
     entry: ImageEntry

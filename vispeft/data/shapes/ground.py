@@ -1,4 +1,4 @@
-"""What scenes of the broad domain share: backgrounds, clutter and where things are put."""
+"""Shared parts of the broad domain's scenes: backgrounds, clutter and placement of objects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _surface(rng: np.random.Generator, height: int, width: int, base: Image, spr
 
 
 def clutter(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
-    """Up to `amount` lines, letters and arcs that are nobody's instance."""
+    """Draw up to `amount` lines, letters and arcs that are no instances."""
     side = canvas.side
     for _ in range(int(rng.integers(amount + 1))):
         tint = colour(rng)
