@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from bench_kernels_measure import PASSES, Case, Entry, Tensors, compiled, plain, vit_sizes
 from torch import Tensor
-from vispeft_kernels.adapter import STEPS, Maps, bottleneck, bottleneck_chain, function, reference
+from vispeft_kernels.adapter import Maps, autograd, bottleneck, bottleneck_chain, reference
+from vispeft_kernels.adapter.options import AdapterOptions
 
 MAPS = Maps._fields
 
@@ -42,12 +43,12 @@ class Size:
     def case(self) -> Case:
         def eager(x: Tensor, **maps: Tensor) -> list[Tensor]:
             for one in zip(*(maps[name] for name in MAPS), strict=True):
-                x = reference.bottleneck_add(x, x, *one, "gelu", 1.0)
+                x = reference.bottleneck_add(x, x, Maps(*one), AdapterOptions())
             return [x]
 
         def in_torch(x: Tensor, **maps: Tensor) -> list[Tensor]:
             for one in zip(*(maps[name] for name in MAPS), strict=True):
-                x = function.bottleneck_add(x, x, Maps(*one), "gelu", 1.0, STEPS["function"])
+                x = autograd.bottleneck_add(x, x, Maps(*one), AdapterOptions(), "torch")
             return [x]
 
         def ours(x: Tensor, **maps: Tensor) -> list[Tensor]:

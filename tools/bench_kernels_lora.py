@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from bench_kernels_measure import PASSES, Bound, Case, Entry, Tensors, compiled, plain, vit_sizes
 from torch import Tensor, nn
 from vispeft_kernels import lora_linear
-from vispeft_kernels.lora import STEPS, function, lora_segments
+from vispeft_kernels.lora.autograd import Inputs, lora
+from vispeft_kernels.lora.options import LoraOptions
 
 SCALE = 0.5
 MAPS = {"qkv": (1, 3), "proj": (1, 1), "fc1": (1, 4), "fc2": (4, 1)}  # inputs and outputs in widths of the model
@@ -132,7 +133,7 @@ def updates(dropout: float) -> dict[str, Update]:
     def in_torch(x: Tensor, w: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
             y = F.linear(x, w, c)
-        return function.lora(y, x, w, c, a, b, SCALE, (0,), dropout, None, STEPS["function"])
+        return lora(Inputs(y, x, w, c, a, b), LoraOptions(SCALE, dropout=dropout), "torch")
 
     def ours(x: Tensor, w: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return lora_linear(x, w, c, a, b, SCALE, dropout=dropout)
@@ -161,55 +162,11 @@ def case_of(block: Block) -> Case:
     return Case("lora", block.name, block.draw, entries, "eager", "frozen", block.least())
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """Rows of one batch that belong to different adapters, the same number each, on one square map."""
-
-    name: str
-    rows: int
-    width: int
-    rank: int
-    adapters: int
-
-    def draw(self) -> Tensors:
-        generator = torch.Generator().manual_seed(0)
-        shapes = {
-            "y": (self.rows, self.width),
-            "x": (self.rows, self.width),
-            "a": (self.adapters, self.rank, self.width),
-            "b": (self.adapters, self.width, self.rank),
-        }
-        return {
-            name: torch.randn(shape, generator=generator) * (1 if name in "xy" else shape[-1] ** -0.5)
-            for name, shape in shapes.items()
-        }
-
-    def case(self) -> Case:
-        lengths = [self.rows // self.adapters] * self.adapters
-
-        def one_by_one(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
-            runs = zip(y.split(lengths), x.split(lengths), a, b, strict=True)
-            return [torch.cat([y + SCALE * F.linear(F.linear(x, a), b) for y, x, a, b in runs])]
-
-        def ours(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
-            return [lora_segments(y, x, a, b, SCALE, lengths)]
-
-        elements = float(self.rows * self.width)
-        flops = 4.0 * self.rows * self.rank * self.width
-        entries = {
-            "eager": Entry(plain(one_by_one, "y", "x", "a", "b")),
-            "vispeft": Entry(plain(ours, "y", "x", "a", "b"), is_ours=True),
-        }
-        least = {PASSES[0]: (3 * elements, flops), PASSES[1]: (6 * elements, 3 * flops)}
-        return Case("lora", self.name, self.draw, entries, "eager", "eager", least)
-
-
 def cases(scale: str) -> Iterator[Case]:
     """A ViT's blocks with patches of 16: at 640 px, batch 5, and at 1024 px, batch 8, 8,000 and 32,768 tokens."""
     if scale == "quick":
         yield case_of(Block("small block", 50, 32, 4))
         yield case_of(Block("small block, dropout", 50, 32, 4, dropout=0.1))
-        yield Mixed("small map, 3 adapters", 48, 32, 4, 3).case()
         return
     largest = 8 * 64 * 64 if scale == "gpu" else 40 * 40
     for model, width, pixels, rows in vit_sizes(scale):
@@ -218,4 +175,3 @@ def cases(scale: str) -> Iterator[Case]:
             yield case_of(Block(f"{model}, {pixels}, qkv, rank 16", rows, width, 16, ("qkv",)))
     yield case_of(Block(f"ViT-B, {largest:,} tokens, all four maps, rank 64", largest, 768, 64))
     yield case_of(Block(f"ViT-B, {largest:,} tokens, all four maps, rank 16, dropout", largest, 768, 16, dropout=0.1))
-    yield Mixed(f"ViT-B map, {largest // 4:,} tokens, 8 adapters", largest // 4, 768, 16, 8).case()

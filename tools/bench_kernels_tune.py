@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from bench_kernels_measure import Settings, time_rounds
 from torch import Tensor
 from vispeft_kernels.launch import Config, capability
-from vispeft_kernels.lora import launch, table
-from vispeft_kernels.lora.launch import Dropout
+from vispeft_kernels.lora import configs, triton_impl
+from vispeft_kernels.lora.options import LoraOptions
+from vispeft_kernels.lora.triton_impl import LowRankProduct
 
 ROWS = 32768
 WIDTHS = (192, 384, 768, 1024)  # of ViTs from tiny to large
@@ -21,13 +22,13 @@ RANKS = (16, 32, 64)
 MARGIN = 0.98  # a fused product must take less than this share of the time to be chosen
 
 
-def shapes(arch: int) -> Iterator[table.Shape]:
+def shapes(arch: int) -> Iterator[configs.Shape]:
     """Every linear map of these ViTs, forward, and backward with and without dropout."""
     for width, rank in product(WIDTHS, RANKS):
         for features, columns in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
-            yield table.Shape(arch, "forward", features, columns, rank, "bfloat16")
+            yield configs.Shape(arch, "forward", features, columns, rank, "bfloat16")
             for has_dropout in (False, True):
-                yield table.Shape(arch, "backward", columns, features, rank, "bfloat16", has_dropout)
+                yield configs.Shape(arch, "backward", columns, features, rank, "bfloat16", has_dropout)
 
 
 def tune(device: torch.device) -> None:
@@ -35,7 +36,7 @@ def tune(device: torch.device) -> None:
     if device.type != "cuda":
         raise SystemExit("`--tune` needs a CUDA device, on which the kernels run.")
     settings = Settings(device, torch.bfloat16, rounds=5, round_ms=5, graphs=False)
-    found: dict[str, int] = json.loads(table.MEASURED.read_text()) if table.MEASURED.exists() else {}
+    found: dict[str, int] = json.loads(configs.MEASURED.read_text()) if configs.MEASURED.exists() else {}
     for shape in shapes(capability(device)):
         runs = candidates(shape, device)
         times = {name: statistics.median(each) for name, each in time_rounds(runs, settings).items()}
@@ -45,31 +46,29 @@ def tune(device: torch.device) -> None:
         found.pop(shape.key, None)
         if times[best] < MARGIN * apart:
             found[shape.key] = int(best)
-    table.MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    configs.MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
 
-def candidates(shape: table.Shape, device: torch.device) -> dict[str, Callable[[], Tensor]]:
+def candidates(shape: configs.Shape, device: torch.device) -> dict[str, Callable[[], Tensor]]:
     """The library's product and its update, and each fused product by its number."""
     dtype = getattr(torch, shape.dtype)
     x = torch.randn(ROWS, shape.features, device=device).to(dtype)
     hidden = torch.randn(ROWS, shape.rank, device=device).to(dtype)
-    dropout = Dropout(0.1, launch.new_seed(x)) if shape.has_dropout else launch.NONE
+    options = LoraOptions(1.0, dropout=0.1, seed=triton_impl.new_seed(x)) if shape.has_dropout else LoraOptions(1.0)
     is_backward = shape.way == "backward"
     sizes = (shape.features, shape.columns) if is_backward else (shape.columns, shape.features)
     weight = torch.randn(sizes, device=device).to(dtype)
     factor = torch.randn((shape.rank, shape.columns) if is_backward else (shape.columns, shape.rank), device=device)
-    factor = factor.to(dtype)
+    low_rank = LowRankProduct(hidden, factor.to(dtype), options, by_rank=is_backward)
 
     def apart() -> Tensor:
         y = x @ weight if is_backward else F.linear(x, weight)
         if shape.has_dropout:
-            return launch.expand_(y, hidden, factor, 1.0, (0,), by_rank=True, dropout=dropout)
-        return y.addmm_(hidden, factor if is_backward else factor.t())
+            return triton_impl.expand_(y, low_rank)
+        return y.addmm_(hidden, low_rank.factor if is_backward else low_rank.factor.t())
 
     def fused(config: Config) -> Callable[[], Tensor]:
-        return lambda: launch.linear(
-            x, weight, None, hidden, factor, 1.0, (0,), config, by_feature=is_backward, dropout=dropout
-        )
+        return lambda: triton_impl.fused_linear(x, weight, None, low_rank, config)
 
-    configs = table.products(shape.rank, dtype, shape.arch, shape.has_dropout)
-    return {"apart": apart, **{str(index): fused(config) for index, config in enumerate(configs)}}
+    products = configs.products(shape.rank, dtype, shape.arch, shape.has_dropout)
+    return {"apart": apart, **{str(index): fused(config) for index, config in enumerate(products)}}

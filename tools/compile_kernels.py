@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 import triton
-import vispeft_kernels.adapter.kernel as adapter_kernel
-import vispeft_kernels.adapter.table as adapter_table
-import vispeft_kernels.deformable.kernel as deformable_kernel
-import vispeft_kernels.deformable.table as deformable_table
-import vispeft_kernels.lora.kernel as lora_kernel
-import vispeft_kernels.lora.table as lora_table
+import vispeft_kernels.adapter.configs as adapter_configs
+import vispeft_kernels.adapter.triton_kernels as adapter_kernels
+import vispeft_kernels.deformable.configs as deformable_configs
+import vispeft_kernels.deformable.triton_kernels as deformable_kernels
+import vispeft_kernels.lora.configs as lora_configs
+import vispeft_kernels.lora.triton_kernels as lora_kernels
 from triton.backends.compiler import GPUTarget
 from vispeft_kernels.launch import Config
 
@@ -39,28 +39,26 @@ SHARED_BYTES = {
     90: 227 * 1024,
 }  # CUDA C++ guide, table of technical limits
 OPERATIONS = {
-    "lora": (lora_kernel, lora_table),
-    "adapter": (adapter_kernel, adapter_table),
-    "deformable": (deformable_kernel, deformable_table),
+    "lora": (lora_kernels, lora_configs),
+    "adapter": (adapter_kernels, adapter_configs),
+    "deformable": (deformable_kernels, deformable_configs),
 }
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 POINTERS = {
     "rows_ptr": "*i64",
     "weights_ptr": "*fp32",
-    "where_ptr": "*fp32",
-    "share_ptr": "*fp32",
-    "grad_where_ptr": "*fp32",
-    "grad_share_ptr": "*fp32",
+    "locations_ptr": "*fp32",
+    "attention_ptr": "*fp32",
+    "grad_locations_ptr": "*fp32",
+    "grad_attention_ptr": "*fp32",
     "reference_ptr": "*fp32",
     "sums_ptr": "*fp32",
-    "tiles_ptr": "*i32",
     "seed_ptr": "*i64",
     "levels_ptr": "*i32",
     "order_ptr": "*i64",
     "ends_ptr": "*i64",
 }
 OPTIONAL = {
-    "tiles_ptr": "SEGMENTED",
     "seed_ptr": "DROPOUT",
     "bias_ptr": "HAS_BIAS",
     "reference_ptr": "REFERENCE",

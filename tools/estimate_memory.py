@@ -152,7 +152,7 @@ def pretend() -> None:
     F.scaled_dot_product_attention = attention
     bench_step_models.HungarianMatcher = InOrder
     bench_step_models.autocast = lambda args: nullcontext()
-    vispeft_kernels.lora._choose = lambda *_, **__: "function"
+    vispeft_kernels.lora._choose = lambda *_, **__: "torch"
     vispeft_kernels.deformable._choose = lambda *_, **__: "triton"
     # torch.autocast itself asks for a device that is there
     torch.set_autocast_enabled("cuda", True)

@@ -83,7 +83,7 @@ def operators(run: Callable[[], None], most: int = 12) -> dict[str, float]:
 def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]:
     """Parts and operators of training steps, after one to warm up."""
     model = build_base(config, len(sets.train.categories))
-    attach(model, config.peft)
+    attach(model, config)
     peft.train_mode(model)
     criterion = criterion_of(config)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -1,4 +1,4 @@
-"""Chooses the implementation of each operation: `VISPEFT_KERNELS=auto|reference|triton`, read at every call."""
+"""Choice of the implementation of each operation: `VISPEFT_KERNELS=auto|reference|triton`, read at every call."""
 
 import importlib.metadata
 import os
@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from vispeft_kernels.errors import KernelError
-from vispeft_kernels.launch import obstacle
+from vispeft_kernels.launch import unsupported_reason
 
 VARIABLE = "VISPEFT_KERNELS"
 MODES = ("auto", "reference", "triton")
 
-# what each operation takes in mode `auto` where Triton cannot serve
+# implementations in mode `auto` where Triton cannot serve
 AUTO = {
-    "lora": "function (saves x and the rank-sized product only)",
-    "adapter": "function (saves x and down(x) only)",
-    "deformable_attention": "gather (weighted gather-sums) on the CPU, reference (grid_sample) elsewhere",
+    "lora": "torch (keeps x and the rank-sized product only)",
+    "adapter": "torch (keeps x and down(x) only)",
+    "deformable_attention": "torch (weighted gather-sums) on the CPU, reference (grid_sample) elsewhere",
 }
 
 
 def requested() -> str:
-    """The mode that the environment asks for: `auto` where it says nothing."""
+    """Return the mode that the environment asks for; `auto` by default."""
     mode = os.environ.get(VARIABLE, "") or "auto"
     if mode not in MODES:
         raise KernelError(f"`{VARIABLE}` must be one of {', '.join(MODES)}, but is {mode!r}. Unset it for auto.")
@@ -30,18 +30,19 @@ def requested() -> str:
 
 
 def choose(op: str, auto: str, tensors: Sequence[Tensor], limits: str = "") -> str:
-    """The implementation of `op` to run on tensors: the one asked for by name, or the best one if none was.
+    """Choose the implementation of `op` for tensors: the one asked for by name, or the best one if none was.
 
     auto: the best one in torch; on a CUDA device `triton` goes before it, where its kernels can serve
-    limits: why the operation's own kernels cannot serve these sizes, as a clause; empty where they can
+    limits: the reason that the operation's own kernels cannot serve these sizes, as a clause; empty where they can
+    Raises `KernelError` where an implementation was asked for by name and cannot serve.
     """
     mode = requested()
     if mode == "reference":
         return mode
     if mode == "auto":
-        is_served = tensors[0].device.type == "cuda" and not limits and not obstacle(tensors)
+        is_served = tensors[0].device.type == "cuda" and not limits and not unsupported_reason(tensors)
         return "triton" if is_served else auto
-    if reason := limits or obstacle(tensors):
+    if reason := limits or unsupported_reason(tensors):
         raise KernelError(
             f"`{VARIABLE}` asks for 'triton', but its kernels cannot serve `{op}` here: {reason}. "
             f"Unset `{VARIABLE}` to use the fastest implementation that can."
@@ -50,9 +51,9 @@ def choose(op: str, auto: str, tensors: Sequence[Tensor], limits: str = "") -> s
 
 
 def describe() -> dict[str, str]:
-    """What a call would run here, for people: the mode, the version of triton, and each operation's implementation.
+    """Return the mode, the version of triton and each operation's implementation here, as text for people.
 
-    Raises nothing: a mode that cannot be served is told in place of the implementation.
+    A mode that cannot be served stands in place of the implementation; nothing is raised.
     """
     mode = os.environ.get(VARIABLE, "") or "auto"
     try:
@@ -72,6 +73,6 @@ def describe() -> dict[str, str]:
 
 
 def _why_no_triton() -> str:
-    """Why Triton's kernels serve nothing on this machine; empty where they do."""
+    """Return the reason that Triton's kernels serve nothing on this machine; empty where they do."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return obstacle([torch.empty(0, device=device)])
+    return unsupported_reason([torch.empty(0, device=device)])

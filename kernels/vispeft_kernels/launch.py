@@ -1,6 +1,6 @@
-"""What Triton kernels of all operations share: whether they can serve, their configurations, and how they are started.
+"""Shared by the Triton kernels of all operations: the test of the machine, configurations, and starting a kernel.
 
-Nothing here imports triton before a kernel is really started, so a machine without it is none the worse.
+Nothing here imports triton before a kernel is started, so that a machine without it can use the rest.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SMALLEST_DOT = 16  # a tensor core multiplies no less than 16 rows, columns or r
 
 @dataclass(frozen=True)
 class Config:
-    """How one kernel is cut up: block sizes by the kernel's own names, warps, and stages of its pipelined loop.
+    """Block sizes of one kernel by the kernel's own names, warps, and stages of its pipelined loop.
 
-    registers: that a thread may have at most; where it is given, ptxas does not spill to have fewer
+    registers: the most that a thread may have; where it is given, ptxas does not spill to have fewer
     """
 
     blocks: Mapping[str, int] = field(hash=False)
@@ -35,13 +35,13 @@ class Config:
 
     @property
     def options(self) -> dict[str, int]:
-        """What Triton is told beside the blocks."""
+        """Options that Triton takes beside the blocks."""
         limit = {} if self.registers is None else {"maxnreg": self.registers}
         return {"num_warps": self.warps, "num_stages": self.stages, **limit}
 
 
-def obstacle(tensors: Sequence[Tensor]) -> str:
-    """Why no Triton kernel can serve these tensors, as a clause; empty where one can."""
+def unsupported_reason(tensors: Sequence[Tensor]) -> str:
+    """Return the reason that no Triton kernel can serve these tensors, as a clause; empty where one can."""
     first = tensors[0]
     if missing := str(_missing_triton()):
         return missing
@@ -58,13 +58,13 @@ def obstacle(tensors: Sequence[Tensor]) -> str:
 
 
 def is_interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter: `TRITON_INTERPRET=1`, set before triton was imported."""
+    """Return true if Triton's kernels run in its interpreter: `TRITON_INTERPRET=1`, set before triton was imported."""
     return os.environ.get("TRITON_INTERPRET", "") == "1"
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _missing_triton() -> str:
-    """Why this machine has no Triton that serves; empty where it has."""
+    """Return the reason that this machine has no Triton that serves; empty where it has."""
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -75,7 +75,7 @@ def _missing_triton() -> str:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _weak_device(index: int) -> str:
-    """Why the CUDA device of this index has no tensor cores of the kind that the kernels use; empty where it has."""
+    """Return the reason that the CUDA device of this index lacks the kernels' tensor cores; empty where it has them."""
     if torch.version.hip is not None:
         return "its tensors are on an AMD device, which nobody has tried"
     found = torch.cuda.get_device_capability(index)
@@ -83,7 +83,7 @@ def _weak_device(index: int) -> str:
 
 
 def capability(device: torch.device) -> int:
-    """The device's compute capability as one number, 80 or 90; the newest known one in the interpreter."""
+    """Return the device's compute capability as one number, 80 or 90; the newest known one in the interpreter."""
     if device.type != "cuda":
         return 90
     major, minor = torch.cuda.get_device_capability(device)
@@ -101,23 +101,23 @@ def start(
 
 
 def precision(dtype: torch.dtype) -> str:
-    """How Triton multiplies float32: as torch does on this machine, in tf32 only where that is allowed."""
+    """Return the precision of Triton's float32 products: torch's own, tf32 only where that is allowed."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def computable(tensor: Tensor) -> Tensor:
-    """The tensor, as float32 where the interpreter cannot compute in its dtype: bfloat16 there is raw bits."""
+    """Return the tensor, as float32 where the interpreter cannot compute in its dtype: bfloat16 there is raw bits."""
     return tensor.float() if tensor.dtype == torch.bfloat16 and is_interpreted() else tensor
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """The tensor [..., C] as rows [M, C] whose columns lie side by side; copied only where they do not."""
+    """Return the tensor [..., C] as rows [M, C] whose columns lie side by side; copied only where they do not."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def padded(size: int) -> int:
-    """The power of two that a block needs for `size` ranks or channels, at least what a tensor core takes."""
+    """Return the power of two that a block needs for `size` ranks or channels, at least what a tensor core takes."""
     return max(SMALLEST_DOT, 1 << (size - 1).bit_length())
 
 

@@ -47,7 +47,7 @@ def kept(config: Config, memory: FeatureMemory | None = None) -> KeptFeatures | 
     sets = read_sets(config)
     config = complete(config, len(sets.train))
     model = build_base(config, len(sets.train.categories))
-    attach(model, config.peft)
+    attach(model, config)
     fabric = build_fabric("cpu", "fp32")
     return keep_features(config, fabric, sets, model, start_step=0, memory=memory or FeatureMemory())
 

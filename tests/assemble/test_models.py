@@ -1,5 +1,6 @@
 """Configurations as models and plans."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_attach__takes_roles_and_leaves_the_outputs_alone(tiny: dict[str, Any]) 
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         before = model(images).final.class_logits
-        attach(model, config.peft)
+        attach(model, config)
         assert torch.equal(model(images).final.class_logits, before)
     assert set(peft.count(model).deltas) == {"lora"}
 
@@ -118,7 +119,7 @@ def test_attach__takes_roles_and_leaves_the_outputs_alone(tiny: dict[str, Any]) 
 def test_attach__paper_recipes_train_the_published_numbers(recipe: str, method: str, expected: int) -> None:
     config = load_config(CONFIGS / f"{recipe}.yaml")
     model = build_base(config, 80, with_weights=False)
-    attach(model, config.peft)
+    attach(model, config)
     counted = peft.count(model)
     assert counted.deltas == {method: expected}
     # class, mask and box embeddings as in the study, and the label embedding of denoising
@@ -154,3 +155,10 @@ def test_with_class_head_rates__reads_the_classes_of_official_files(tmp_path: Pa
     config = parse_config({"model": {"weights": str(path)}})
     assert with_class_head_rates(config, 80).train.regions == {}
     assert with_class_head_rates(config, 81).train.regions == {"@class_head": RegionRates(lr_scale=10.0)}
+
+
+@pytest.mark.parametrize("pattern", ["@no_role", "decoder.layr", "decoder["])
+def test_attach__names_the_key_of_a_region_that_is_not_there(tiny: dict[str, Any], pattern: str) -> None:
+    config = parse_config({**tiny, "train": {**tiny["train"], "regions": {pattern: {"lr_scale": 2.0}}}})
+    with pytest.raises(ConfigError, match=rf"`train\.regions`: `{re.escape(pattern)}`"):
+        attach(build_base(config, 3), config)

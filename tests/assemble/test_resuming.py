@@ -13,7 +13,7 @@ from vispeft.assemble import RunDirectory, train_run
 from vispeft.assemble.models import complete
 from vispeft.assemble.resuming import as_begun
 from vispeft.config import parse_config
-from vispeft.errors import CheckpointError, ConfigError
+from vispeft.errors import CheckpointError, ConfigError, DataError
 from vispeft.models import build_model
 from vispeft.training.checkpoint import load_checkpoint
 
@@ -160,3 +160,20 @@ def test_train_run__refuses_a_base_with_other_weights(tiny: dict[str, Any], tmp_
     shutil.copy(tmp_path / "1.safetensors", weights)
     with pytest.raises(CheckpointError, match="Build the same model with the same weights"):
         _train(tiny, tmp_path / "run", *words, "train.steps=4", resume=True)
+
+
+@pytest.mark.parametrize("steps", [4, 6])
+def test_train_run__refuses_to_go_on_without_the_best_weights_so_far(
+    finished: RunDirectory, tmp_path: Path, steps: int
+) -> None:
+    directory = _copied(finished, tmp_path / "run")
+    directory.adapter.unlink()
+    with pytest.raises(CheckpointError, match=r"adapter\.safetensors` is not there, but holds the run's best weights"):
+        train_run(directory.load_config([f"train.steps={steps}"]), directory, resume=True)
+
+
+def test_train_run__names_a_summary_that_is_no_object(finished: RunDirectory, tmp_path: Path) -> None:
+    directory = _copied(finished, tmp_path / "run")
+    directory.summary.write_text("[]")
+    with pytest.raises(DataError, match=r"summary\.json` must hold a JSON object"):
+        train_run(directory.load_config(), directory, resume=True)

@@ -30,7 +30,12 @@ def test_regions__have_one_rate_each() -> None:
     config = parse_config({"train": {"regions": {"@class_head": {"lr_scale": 10.0}, "backbone": {"lr": 1e-5}}}})
     assert config.train.regions is not None
     assert [rates.lr_scale for rates in config.train.regions.values()] == [10.0, None]
-    with pytest.raises(ConfigError, match="only one of `lr` and `lr_scale`"):
+    with pytest.raises(ConfigError, match=r"only one of `lr` and `lr_scale` may be set in `train\.regions\.backbone`"):
         parse_config({"train": {"regions": {"backbone": {"lr": 1e-5, "lr_scale": 0.1}}}})
     with pytest.raises(ConfigError, match=r"The nearest is `train\.regions\.backbone\.lr_scale`"):
         parse_config({"train": {"regions": {"backbone": {"lr_scal": 0.1}}}})
+
+
+def test_regions__a_pattern_that_falls_apart_at_its_dots_is_told_how_to_be_written() -> None:
+    with pytest.raises(ConfigError, match=r"not a configuration key.* as `train\.regions={'a\.b': {\.\.\.}}`"):
+        parse_config({}, ["train.regions.decoder.class_embed.lr_scale=3.0"])

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, bottleneck
-from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain, ops, reference
+from vispeft_kernels.adapter import ACTIVATIONS, Maps, autograd, bottleneck_add, bottleneck_chain, reference
+from vispeft_kernels.adapter.options import AdapterOptions
 
 
 def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
@@ -15,12 +16,15 @@ def tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
 
 
+def reference_add(y: Tensor, x: Tensor, *maps: Tensor, activation: str = "gelu", scale: float = 0.5) -> Tensor:
+    """The reference of `bottleneck_add`."""
+    return reference.bottleneck_add(y, x, Maps(*maps), AdapterOptions(activation, scale))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_bottleneck_add__equals_its_reference_and_passes_gradcheck(activation: str) -> None:
     inputs = tensors()
-    torch.testing.assert_close(
-        bottleneck_add(*inputs, activation, 0.5), reference.bottleneck_add(*inputs, activation, 0.5)
-    )
+    torch.testing.assert_close(bottleneck_add(*inputs, activation, 0.5), reference_add(*inputs, activation=activation))
     assert torch.autograd.gradcheck(lambda *t: bottleneck_add(*t, activation, 0.5), inputs)
 
 
@@ -65,7 +69,7 @@ def test_bottleneck__under_autocast_has_full_precision_gradients() -> None:
         stream = inputs[0].to(torch.bfloat16)
         result = bottleneck_add(stream, *inputs[1:])
     assert result.dtype == torch.bfloat16
-    wanted = torch.autograd.grad(reference.bottleneck_add(*inputs, "gelu", 1.0).square().sum(), inputs)
+    wanted = torch.autograd.grad(reference_add(*inputs, scale=1.0).square().sum(), inputs)
     for ours, theirs in zip(torch.autograd.grad(result.float().square().sum(), inputs), wanted, strict=True):
         assert ours.dtype == torch.float32
         assert float((ours - theirs).norm() / theirs.norm()) < 0.03
@@ -79,7 +83,7 @@ def test_bottleneck_add__compiles_without_a_graph_break() -> None:
 
 def test_bottleneck_op__passes_opcheck_on_the_cpu() -> None:
     y, x, *maps = tensors(torch.float32)
-    torch.library.opcheck(ops.bottleneck_op, (y, x, *maps, "silu", 0.5))
+    torch.library.opcheck(autograd.bottleneck_op, (y, x, *maps, "silu", 0.5, "torch"))
 
 
 def test_bottleneck__refuses_what_does_not_fit() -> None:
@@ -107,7 +111,7 @@ def test_bottleneck_chain__equals_one_adapter_after_the_other(count: int, activa
 
     def one_by_one(x: Tensor, *maps: Tensor) -> Tensor:
         for one in zip(*maps, strict=True):
-            x = reference.bottleneck_add(x, x, *one, activation, 0.5)
+            x = reference_add(x, x, *one, activation=activation)
         return x
 
     result, wanted = chained(*inputs), one_by_one(*inputs)

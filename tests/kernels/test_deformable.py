@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from vispeft_kernels import KernelError, deformable_attention
-from vispeft_kernels.deformable import gather
-from vispeft_kernels.deformable.atlas import fill_planes, plan_atlas, read_planes
+from vispeft_kernels.deformable import torch_impl
+from vispeft_kernels.deformable.padded_levels import fill_planes, pad_levels, read_planes
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 
 FLOAT32_TOLERANCE = 2e-5
@@ -91,20 +91,20 @@ def test_deformable_attention__is_the_same_in_parts(monkeypatch: pytest.MonkeyPa
     tensors = case.tensors()
     whole = run(deformable_attention, case, tensors)
     for points_at_once in (1, 170, 3 * 170, 13 * 84):  # one head, two heads, an image, two images
-        monkeypatch.setattr(gather, "POINTS_AT_ONCE", points_at_once)
+        monkeypatch.setattr(torch_impl, "POINTS_AT_ONCE", points_at_once)
         assert worst(run(deformable_attention, case, tensors), whole) < 1e-14
 
 
 def test_deformable_attention__is_the_same_with_rows_beyond_int16(monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES["more points than rows"]
     whole = run(deformable_attention, case, case.tensors())
-    monkeypatch.setattr(gather, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(torch_impl, "ROWS_AT_ONCE", 1)
     assert worst(run(deformable_attention, case, case.tensors()), whole) < 1e-14
 
 
 def test_deformable_attention__sorts_by_radix_and_by_comparison_alike() -> None:
     case = Case(1, 700, 1, 2, ((4, 3), (2, 2)), 4)  # 5600 points: padded to what torch sorts by radix
-    assert gather.RADIX_SORT_SIZE // 8 < 5600 < gather.RADIX_SORT_SIZE
+    assert torch_impl.RADIX_SORT_SIZE // 8 < 5600 < torch_impl.RADIX_SORT_SIZE
     tensors = case.tensors()
     assert worst(run(deformable_attention, case, tensors), run(deformable_attention_reference, case, tensors)) < 1e-12
 
@@ -226,11 +226,11 @@ def test_deformable_attention__passes_opcheck() -> None:
     case = CASES["odd sizes"]
     value, locations, weights = (tensor.requires_grad_() for tensor in case.tensors(torch.float32))
     flat = [size for shape in case.shapes for size in shape]
-    torch.library.opcheck(torch.ops.vispeft.deformable_attention.default, (value, flat, locations, weights))
+    torch.library.opcheck(torch.ops.vispeft.deformable_attention.default, (value, flat, locations, weights, None))
     grad = torch.randn(2, 13, 15)
     plain = [tensor.detach() for tensor in (value, locations, weights)]
     for needs in ((True, True), (True, False), (False, True)):
-        arguments = (grad, plain[0], flat, *plain[1:], *needs)
+        arguments = (grad, plain[0], flat, *plain[1:], None, list(needs))
         torch.library.opcheck(torch.ops.vispeft.deformable_attention_backward.default, arguments)
 
 
@@ -304,31 +304,31 @@ def test_deformable_attention__refuses(spoil, message: str) -> None:
         deformable_attention(*spoil(value, list(case.shapes), locations, weights))
 
 
-def test_plan_atlas__separates_levels_by_zeros() -> None:
+def test_pad_levels__separates_levels_by_zeros() -> None:
     for shapes in (CASES["many levels"].shapes, CASES["long and thin"].shapes, ((9, 4), (2, 30), (3, 3), (3, 3))):
-        atlas = plan_atlas(shapes)
-        planes = torch.zeros(1, atlas.rows, 1, 1)
+        layout = pad_levels(shapes)
+        planes = torch.zeros(1, layout.rows, 1, 1)
         value = torch.ones(1, sum(height * width for height, width in shapes), 1, 1)
-        fill_planes(planes, value, atlas)
+        fill_planes(planes, value, layout)
         assert planes.sum() == value.numel()  # no two levels overlap
         filled = planes.view(-1).bool()
-        for (height, width), start in zip(shapes, atlas.starts, strict=True):
+        for (height, width), start in zip(shapes, layout.first_pixels, strict=True):
             around = {
-                start + y * atlas.stride + x
+                start + y * layout.stride + x
                 for y in range(-2, height + 2)
                 for x in range(-2, width + 2)
                 if not (0 <= y < height and 0 <= x < width)
             }
             assert min(around) >= 0
-            assert max(around) < atlas.rows
+            assert max(around) < layout.rows
             assert not filled[list(around)].any()
 
 
 def test_read_planes__undoes_fill_planes() -> None:
     shapes = CASES["rising levels"].shapes
-    atlas = plan_atlas(shapes)
+    layout = pad_levels(shapes)
     value = torch.randn(2, sum(height * width for height, width in shapes), 3, 4)
-    planes, back = torch.zeros(2, atlas.rows, 3, 4), torch.empty_like(value)
-    fill_planes(planes, value, atlas)
-    read_planes(planes, back, atlas)
+    planes, back = torch.zeros(2, layout.rows, 3, 4), torch.empty_like(value)
+    fill_planes(planes, value, layout)
+    read_planes(planes, back, layout)
     assert torch.equal(back, value)

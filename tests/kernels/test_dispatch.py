@@ -87,14 +87,16 @@ def test_choose__says_why_triton_cannot_serve(
         (None, "not installed"),
     ],
 )
-def test_obstacle__knows_which_triton_serves(version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_reason__knows_which_triton_serves(
+    version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def look_up(name: str) -> str:
         if version is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return version
 
     monkeypatch.setattr(importlib.metadata, "version", look_up)
-    found = launch.obstacle([torch.ones(1)])
+    found = launch.unsupported_reason([torch.ones(1)])
     assert reason in found if reason else "triton" not in found
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import KernelError, lora_add, lora_linear
-from vispeft_kernels.lora import lora_segments, lora_update, ops, reference
+from vispeft_kernels.lora import autograd, lora_update, reference
 from vispeft_kernels.lora.dropout import CPU_ROWS, masks
+from vispeft_kernels.lora.options import Factors, LoraOptions
 
 STARTS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
 
@@ -35,7 +36,7 @@ def explicit(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tenso
 def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(starts: tuple[int, ...]) -> None:
     x, weight, bias, a, b, _ = tensors(starts)
     inputs = (x, weight, bias, a, b)
-    result, wanted = lora_linear(x, weight, bias, a, b, 0.5, starts=starts), explicit(*inputs, starts)
+    result, wanted = lora_linear(x, weight, bias, a, b, 0.5, column_offsets=starts), explicit(*inputs, starts)
     grad = torch.randn_like(wanted)
     torch.testing.assert_close(result, wanted)
     for ours, theirs in zip(
@@ -48,9 +49,10 @@ def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(s
 def test_lora_add__equals_its_reference_and_passes_gradcheck(starts: tuple[int, ...]) -> None:
     x, _, _, a, b, y = tensors(starts)
     torch.testing.assert_close(
-        lora_add(y, x, a, b, 0.5, starts=starts), reference.lora_add(y, x, a, b, 0.5, starts, 0.0)
+        lora_add(y, x, a, b, 0.5, column_offsets=starts),
+        reference.lora_add(y, x, Factors(a, b), LoraOptions(0.5, starts)),
     )
-    assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, starts=starts), (y, x, a, b))
+    assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, column_offsets=starts), (y, x, a, b))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -66,7 +68,7 @@ def test_lora_linear__serves_odd_sizes(rank: int, rows: int) -> None:
 def test_lora_add__leaves_y_and_other_columns_as_they_are() -> None:
     x, _, _, a, b, y = tensors((0, 6))
     before = y.detach().clone()
-    result = lora_add(y, x, a, b, 0.5, starts=(0, 6))
+    result = lora_add(y, x, a, b, 0.5, column_offsets=(0, 6))
     assert torch.equal(y, before)
     assert torch.equal(result[..., 3:6], before[..., 3:6])
 
@@ -96,7 +98,7 @@ def test_lora_update__replays_x_instead_of_keeping_it() -> None:
     kept: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.data_ptr()), t)[1], lambda t: t):
         y = F.linear(seen, weight, bias).detach()
-        result = lora_update(y, seen, weight, bias, a, b, 0.5, replay=(F.gelu, source))
+        result = lora_update(y, seen, weight, bias, a, b, 0.5, recompute=(F.gelu, source))
     assert source.data_ptr() in kept
     assert seen.data_ptr() not in kept[1:]
     grads = torch.autograd.grad(result.square().sum(), (x, a, b))
@@ -138,7 +140,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
     torch.manual_seed(5)
     result = lora_add(y, x, a, b, 0.5, dropout=0.25)
     torch.manual_seed(5)
-    seed = int(torch.randint(2**62, ()).item())
+    seed = torch.randint(2**62, ())
     mask = torch.cat(list(masks(x.detach(), 0.25, seed))) / 0.75
     wanted = 0.5 * (x * mask) @ a.t() @ b.t()
     grad = torch.randn_like(wanted)
@@ -151,7 +153,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
 
 def test_masks__drop_the_asked_share_and_repeat_with_their_seed() -> None:
     x = torch.ones(2000, 50)
-    first, again, other = (torch.cat(list(masks(x, 0.2, seed))) for seed in (1, 1, 2))
+    first, again, other = (torch.cat(list(masks(x, 0.2, torch.tensor([seed])))) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert abs(float(first.mean()) - 0.8) < 0.01
@@ -177,7 +179,7 @@ def test_lora_linear__compiles_without_a_graph_break() -> None:
     x, weight, bias, a, b, _ = tensors((0, 6), dtype=torch.float32)
 
     def call(*inputs: Tensor) -> Tensor:
-        return lora_linear(*inputs, 0.5, starts=(0, 6))
+        return lora_linear(*inputs, 0.5, column_offsets=(0, 6))
 
     compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     inputs = (x, weight, bias, a, b)
@@ -190,23 +192,13 @@ def test_lora_linear__compiles_without_a_graph_break() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_lora_segments__compiles_without_a_graph_break() -> None:
-    x, _, _, a, b, y = tensors((0,), dtype=torch.float32)
-
-    def call(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return lora_segments(y, x, a, b, 0.5, (3, 5))
-
-    inputs = y, x, torch.stack([a, 2 * a]), torch.stack([b, -b])
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*inputs), call(*inputs))
-
-
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_ops__pass_opcheck_on_the_cpu(dropout: float) -> None:
     x, weight, bias, a, b, y = tensors((0, 6), dtype=torch.float32)
     seed = torch.tensor([7]) if dropout else None
-    torch.library.opcheck(ops.lora_linear_op, (x, weight, bias, a, b, seed, 0.5, [0, 6], dropout))
-    torch.library.opcheck(ops.lora_add_op, (y, x, a, b, seed, 0.5, [0, 6], dropout))
+    options = seed, 0.5, [0, 6], dropout, "torch"
+    torch.library.opcheck(autograd.lora_op, (None, x, weight, bias, a, b, *options))
+    torch.library.opcheck(autograd.lora_op, (y, x, None, None, a, b, *options))
 
 
 def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,43 +209,12 @@ def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch:
     assert type(lora_add(y, x, a, b, 0.5).grad_fn).__name__ == "_LoraBackward"
 
 
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-def test_lora_segments__gives_each_run_of_rows_its_own_adapter(starts: tuple[int, ...]) -> None:
-    x, _, _, _, _, y = tensors(starts)
-    width = 9 if starts == (0,) else 3
-    a = torch.randn(4, len(starts) * 2, 5, dtype=torch.float64, requires_grad=True)
-    b = torch.randn(4, len(starts) * width, 2, dtype=torch.float64, requires_grad=True)
-    lengths = (3, 0, 4, 1)
-    result = lora_segments(y, x, a, b, 0.5, lengths, starts=starts)
-    zero, owner = torch.zeros(9, 5, dtype=torch.float64), torch.repeat_interleave(torch.tensor(lengths))
-    rows = [
-        explicit(row, zero, None, a[i], b[i], starts) for row, i in zip(x.reshape(-1, 5), owner.tolist(), strict=True)
-    ]
-    wanted = y + torch.stack(rows).view(y.shape)
-    grad = torch.randn_like(wanted)
-    torch.testing.assert_close(result, wanted)
-    for ours, theirs in zip(
-        torch.autograd.grad(result, (y, x, a, b), grad), torch.autograd.grad(wanted, (y, x, a, b), grad), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "message"),
-    [((3, 4), "add up to 8, the rows of `x`"), ((9, -1), "must be 0 or more"), ((8,), "one entry per adapter")],
-)
-def test_lora_segments__refuses_lengths_that_do_not_fit(lengths: tuple[int, ...], message: str) -> None:
-    x, _, _, a, b, y = tensors((0,))
-    with pytest.raises(KernelError, match=message):
-        lora_segments(y, x, torch.stack([a, a]), torch.stack([b, b]), 1.0, lengths)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"a": torch.zeros(3, 5)}, r"`a` must be \[parts \* r, in\]"),
         ({"x": torch.zeros(2, 4, 6)}, "`x` must have 5 features"),
-        ({"starts": (8,)}, "`starts`"),
+        ({"column_offsets": (8,)}, "`column_offsets`"),
     ],
     ids=["rank", "input", "columns"],
 )

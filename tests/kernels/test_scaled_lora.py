@@ -25,7 +25,7 @@ def updated(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Tensor, **opt
     """`lora_update` on a fresh output."""
     a, b, gain = rest
     y = F.linear(x, weight, bias).detach()
-    return lora_update(y, x, weight, bias, a, b, 0.5, gain=gain, **options)  # type: ignore[arg-type]
+    return lora_update(y, x, weight, bias, a, b, 0.5, feature_scale=gain, **options)  # type: ignore[arg-type]
 
 
 def explicit(
@@ -51,7 +51,10 @@ def test_lora_update__with_a_gain_is_the_explicit_formula_in_values_and_every_gr
         tensor.requires_grad_(not is_frozen)
     inputs = (x, *rest) if is_frozen else (x, *base, *rest)
     offset = bias if has_bias else None
-    result, wanted = updated(x, weight, offset, *rest, starts=shape[2]), explicit(x, weight, offset, *rest, shape[2])
+    result, wanted = (
+        updated(x, weight, offset, *rest, column_offsets=shape[2]),
+        explicit(x, weight, offset, *rest, shape[2]),
+    )
     torch.testing.assert_close(result, wanted)
     grad = torch.randn_like(wanted)
     for ours, theirs in zip(
@@ -68,7 +71,7 @@ def test_lora_update__with_a_gain_of_one_and_no_update_is_y_to_the_bit(
     x, weight, bias, a, b, gain = tensors(*shape, dtype=dtype)
     y = F.linear(x, weight, bias)
     ones = torch.ones_like(gain, dtype=torch.float32)
-    assert torch.equal(updated(x, weight, bias, a, torch.zeros_like(b), ones, starts=shape[2]), y)
+    assert torch.equal(updated(x, weight, bias, a, torch.zeros_like(b), ones, column_offsets=shape[2]), y)
     assert torch.equal(scaled(y, ones, bias), y)
 
 
@@ -78,7 +81,10 @@ def test_lora_update__with_a_gain_may_be_followed_by_an_operation_in_place(
     shape: tuple[int, int, tuple[int, ...]], write: Callable[[Tensor], Tensor]
 ) -> None:
     x, weight, bias, *rest = tensors(*shape)
-    result, wanted = updated(x, weight, bias, *rest, starts=shape[2]), explicit(x, weight, bias, *rest, shape[2])
+    result, wanted = (
+        updated(x, weight, bias, *rest, column_offsets=shape[2]),
+        explicit(x, weight, bias, *rest, shape[2]),
+    )
     wanted = wanted.clone()
     for ours, theirs in zip(
         torch.autograd.grad(write(result).sum(), (x, *rest)),
@@ -92,9 +98,9 @@ def test_lora_update__with_a_gain_may_be_followed_by_an_operation_in_place(
 def test_lora_update__with_a_gain_draws_the_mask_of_dropout_again(shape: tuple[int, int, tuple[int, ...]]) -> None:
     x, weight, bias, *rest = tensors(*shape)
     torch.manual_seed(1)
-    result = updated(x, weight, bias, *rest, starts=shape[2], dropout=0.5)
+    result = updated(x, weight, bias, *rest, column_offsets=shape[2], dropout=0.5)
     torch.manual_seed(1)
-    z = lora_add(F.linear(x, weight, bias), x, *rest[:2], 0.5, starts=shape[2], dropout=0.5)
+    z = lora_add(F.linear(x, weight, bias), x, *rest[:2], 0.5, column_offsets=shape[2], dropout=0.5)
     wanted = scaled(z, rest[2], bias)
     torch.testing.assert_close(result, wanted)
     for ours, theirs in zip(

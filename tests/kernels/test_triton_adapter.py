@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 from vispeft_kernels import bottleneck
-from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, ops, reference
+from vispeft_kernels.adapter import ACTIVATIONS, Maps, autograd, bottleneck_add, reference
+from vispeft_kernels.adapter.options import AdapterOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # of the largest entry of a tensor; kernels/README.md has the same table
@@ -65,7 +66,11 @@ def assert_near(ours: list[Tensor], truth: list[Tensor], dtype: torch.dtype = to
 
 
 def truth_of(inputs: list[Tensor], activation: str) -> list[Tensor]:
-    return run(lambda *t: reference.bottleneck_add(*t, activation, 0.5), [one.double() for one in inputs])
+
+    def reference_add(y: Tensor, x: Tensor, *maps: Tensor) -> Tensor:
+        return reference.bottleneck_add(y, x, Maps(*maps), AdapterOptions(activation, 0.5))
+
+    return run(reference_add, [one.double() for one in inputs])
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -85,14 +90,18 @@ def test_bottleneck_add__equals_float64_in_half_precision(activation: str, dtype
 def test_bottleneck__has_the_residual_s_gradient_too(activation: str) -> None:
     _, x, *maps = Case(50, 37, 37, 19).tensors()
     ours = run(lambda *t: bottleneck(*t, activation, 0.5), [x, *maps])
-    truth = run(lambda x, *t: reference.bottleneck_add(x, x, *t, activation, 0.5), [one.double() for one in (x, *maps)])
+
+    def reference_of_itself(x: Tensor, *maps: Tensor) -> Tensor:
+        return reference.bottleneck_add(x, x, Maps(*maps), AdapterOptions(activation, 0.5))
+
+    truth = run(reference_of_itself, [one.double() for one in (x, *maps)])
     assert_near(ours, truth)
 
 
 def test_bottleneck_op__passes_opcheck() -> None:
     y, *inputs = (one.requires_grad_() for one in CASES["one of each"].tensors())
-    torch.library.opcheck(ops.bottleneck_op, (y, *inputs, "gelu", 0.5))
-    torch.library.opcheck(ops.bottleneck_op, (None, *inputs, "gelu", 0.5))
+    torch.library.opcheck(autograd.bottleneck_op, (y, *inputs, "gelu", 0.5, "triton"))
+    torch.library.opcheck(autograd.bottleneck_op, (None, *inputs, "gelu", 0.5, "triton"))
 
 
 def test_bottleneck_add__compiles_whole_forward_and_backward() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from vispeft_kernels import deformable_attention
-from vispeft_kernels.deformable import deformable_attention_around, launch, ops
+from vispeft_kernels.deformable import autograd, deformable_attention_around, triton_impl
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 from vispeft_kernels.deformable.samples import Samples
 
@@ -113,8 +113,8 @@ def test_backward__gives_what_is_needed(needs: tuple[bool, bool]) -> None:
     case = CASES["odd"]
     value, *points = case.tensors()
     grad = torch.randn(2, 13, 10).to(DEVICE)
-    some = launch.backward(grad, value, case.shapes, Samples(*points), *needs)
-    full = launch.backward(grad, value, case.shapes, Samples(*points), True, True)
+    some = triton_impl.backward(grad, value, case.shapes, Samples(*points), *needs)
+    full = triton_impl.backward(grad, value, case.shapes, Samples(*points), True, True)
     assert some.value.shape == (value.shape if needs[0] else (0,))
     assert some.weights.shape == (points[1].shape if needs[1] else (0,))
     for name in ("value", "locations", "weights"):
@@ -146,7 +146,7 @@ def test_deformable_attention_op__passes_opcheck_with_and_without_a_reference() 
     value, locations, weights = (one.requires_grad_() for one in case.tensors())
     shapes = [size for shape in case.shapes for size in shape]
     for reference in (None, torch.rand(1, case.queries, 4).to(DEVICE)):
-        torch.library.opcheck(ops.deformable_attention_op, (value, shapes, locations, weights, reference))
+        torch.library.opcheck(autograd.deformable_attention_op, (value, shapes, locations, weights, reference))
 
 
 def test_deformable_attention__compiles_whole_forward_and_backward() -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vispeft_kernels import lora_add, lora_linear
-from vispeft_kernels.lora import launch, lora_segments, lora_update, ops
-from vispeft_kernels.lora.launch import Dropout
+from vispeft_kernels.lora import autograd, lora_update, triton_impl
+from vispeft_kernels.lora.options import LoraOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # of the largest entry of a tensor; kernels/README.md has the same table
@@ -91,7 +91,7 @@ def test_lora_linear__equals_float64(case: Case, dtype: torch.dtype) -> None:
     inputs = case.tensors(dtype)
     inputs[2] = inputs[2] if case.has_bias else None
     doubles = [None if one is None else one.double() for one in inputs]
-    ours = run(lambda *t: lora_linear(*t, 0.5, starts=case.starts), inputs)
+    ours = run(lambda *t: lora_linear(*t, 0.5, column_offsets=case.starts), inputs)
     assert_near(ours, run(lambda *t: explicit(*t, case.starts), doubles), dtype)
 
 
@@ -112,7 +112,7 @@ def test_lora_update__equals_float64(name: str, dtype: torch.dtype) -> None:
     def update(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
             y = F.linear(x, weight, bias)
-        return lora_update(y, x, weight, bias, a, b, 0.5, starts=case.starts)
+        return lora_update(y, x, weight, bias, a, b, 0.5, column_offsets=case.starts)
 
     inputs = case.tensors(dtype)
     truth = run(lambda *t: explicit(*t, case.starts), [one.double() for one in inputs])
@@ -125,17 +125,17 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
     x, weight, bias, a, b = case.tensors(dtype)
     y = torch.randn(1, case.rows, case.outputs).to(DEVICE)
     torch.manual_seed(3)
-    seed = launch.new_seed(x)
-    mask = launch.mask(case.rows, case.features, Dropout(0.4, seed)).double() / 0.6
+    seed = triton_impl.new_seed(x)
+    mask = triton_impl.mask(case.rows, case.features, LoraOptions(1.0, dropout=0.4, seed=seed)).double() / 0.6
     zero = torch.zeros_like(weight).double()
     for call, inputs, truth in (
         (
-            lambda y, x, a, b: lora_add(y, x, a, b, 0.5, starts=case.starts, dropout=0.4),
+            lambda y, x, a, b: lora_add(y, x, a, b, 0.5, column_offsets=case.starts, dropout=0.4),
             [y, x, a, b],
             lambda y, x, a, b: y + explicit(x * mask, zero, None, a, b, case.starts),
         ),
         (
-            lambda *t: lora_linear(*t, 0.5, starts=case.starts, dropout=0.4),
+            lambda *t: lora_linear(*t, 0.5, column_offsets=case.starts, dropout=0.4),
             [x, weight, bias, a, b],
             lambda x, w, c, a, b: F.linear(x, w, c) + explicit(x * mask, zero, None, a, b, case.starts),
         ),
@@ -146,57 +146,27 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
 
 def test_mask__drops_the_asked_share_whatever_the_blocks_and_differs_by_seed() -> None:
     seed = torch.tensor([2**61 + 12345], device=DEVICE)
-    mask = launch.mask(130, 200, Dropout(0.3, seed))
+
+    def draw(rows: int, columns: int, seed: Tensor) -> Tensor:
+        return triton_impl.mask(rows, columns, LoraOptions(1.0, dropout=0.3, seed=seed))
+
+    mask = draw(130, 200, seed)
     assert abs(float(mask.float().mean()) - 0.7) < 0.01
-    assert torch.equal(launch.mask(66, 65, Dropout(0.3, seed)), mask[:66, :65])
-    assert not torch.equal(launch.mask(130, 200, Dropout(0.3, seed + 2**32)), mask)
+    assert torch.equal(draw(66, 65, seed), mask[:66, :65])
+    assert not torch.equal(draw(130, 200, seed + 2**32), mask)
     columns = mask.float().T
     assert float(torch.corrcoef(columns[:64]).fill_diagonal_(0).abs().max()) < 0.45  # 130 rows, 64 columns
-
-
-@EACH_DTYPE
-@pytest.mark.parametrize("starts", [(0,), (0, 34)], ids=["whole", "q and v"])
-def test_lora_segments__gives_each_run_of_rows_its_own_adapter(starts: tuple[int, ...], dtype: torch.dtype) -> None:
-    lengths, parts = (70, 1, 0, 39), len(starts)
-    x = Case(sum(lengths), 36, 51, 3).tensors(dtype)[0]
-    width = 51 if parts == 1 else 17
-    a, b = torch.randn(4, parts * 3, 36, device=DEVICE), torch.randn(4, parts * width, 3, device=DEVICE)
-    inputs = [torch.randn(1, sum(lengths), 51, device=DEVICE).to(dtype), x, a.to(dtype), b.to(dtype)]
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).tolist()
-
-    def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        zero = y.new_zeros(51, 36)
-        rows = [explicit(row, zero, None, a[i], b[i], starts) for row, i in zip(x[0], owner, strict=True)]
-        return y + torch.stack(rows)
-
-    ours = run(lambda *t: lora_segments(*t, 0.5, lengths, starts=starts), inputs)
-    assert_near(ours, run(truth, [one.double() for one in inputs]), dtype)
-
-
-def test_lora_segments__dropout_has_the_gradients_of_the_mask_that_its_seed_draws() -> None:
-    lengths = (20, 13)
-    y, x = torch.randn(33, 18, device=DEVICE), torch.randn(33, 24, device=DEVICE)
-    a, b = torch.randn(2, 3, 24, device=DEVICE), torch.randn(2, 18, 3, device=DEVICE)
-    torch.manual_seed(3)
-    mask = launch.mask(33, 24, Dropout(0.4, launch.new_seed(x))).double() / 0.6
-
-    def truth(y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        runs = zip(x.mul(mask).split(lengths), a, b, strict=True)
-        return y + torch.cat([0.5 * F.linear(F.linear(x, a), b) for x, a, b in runs])
-
-    torch.manual_seed(3)
-    ours = run(lambda *t: lora_segments(*t, 0.5, lengths, dropout=0.4), [y, x, a, b])
-    assert_near(ours, run(truth, [one.double() for one in (y, x, a, b)]), torch.float32)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_ops__pass_opcheck(dropout: float) -> None:
     x, weight, bias, a, b = (one.requires_grad_() for one in CASES["odd"].tensors(torch.float32))
-    seed = launch.new_seed(x) if dropout else None
+    seed = triton_impl.new_seed(x) if dropout else None
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops.lora_linear_op, (x, weight, bias, a, b, seed, 0.5, [0], dropout), test_utils=checks)
+    options = seed, 0.5, [0], dropout, "triton"
+    torch.library.opcheck(autograd.lora_op, (None, x, weight, bias, a, b, *options), test_utils=checks)
     y = torch.randn(1, 67, 75, device=DEVICE, requires_grad=True)
-    torch.library.opcheck(ops.lora_add_op, (y, x, a, b, seed, 0.5, [0], dropout), test_utils=checks)
+    torch.library.opcheck(autograd.lora_op, (y, x, None, None, a, b, *options), test_utils=checks)
 
 
 def test_lora_update__compiles_whole_forward_and_backward() -> None:
@@ -204,7 +174,7 @@ def test_lora_update__compiles_whole_forward_and_backward() -> None:
     inputs = case.tensors(torch.float32)
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return lora_update(F.linear(x, weight, bias), x, weight, bias, a, b, 0.5, starts=case.starts)
+        return lora_update(F.linear(x, weight, bias), x, weight, bias, a, b, 0.5, column_offsets=case.starts)
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     truth = run(lambda *t: explicit(*t, case.starts), [one.double() for one in inputs])

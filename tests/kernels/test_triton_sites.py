@@ -153,7 +153,7 @@ def test_inject__exports() -> None:
     with kernels("triton"), torch.no_grad():
         program = torch.export.export(model, (images(),))
         names = {str(node.target) for node in program.graph.nodes}
-        assert {"vispeft.lora_add.default", "vispeft.bottleneck.default"} <= names
+        assert {"vispeft.lora.default", "vispeft.bottleneck.default"} <= names
         ours = program.module()(images())
     with kernels("reference"), torch.no_grad():
         assert_near([ours], [model(images())])

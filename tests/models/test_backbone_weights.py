@@ -119,3 +119,21 @@ def test_load_weights__says_that_a_file_holds_a_backbone_alone(tmp_path: Path, f
     model = build_model("mask_dino", backbone=NAME, size="tiny")
     with pytest.raises(CheckpointError, match=r"weights of a backbone alone .* model\.backbone_weights=.*weights\.pth"):
         load_weights(model, tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("name", ["weights.SAFETENSORS", "pytorch_model.bin", "weights"])
+def test_backbone_weights__knows_safetensors_by_their_content(tmp_path: Path, name: str) -> None:
+    save_file(_state(), tmp_path / name)
+    torch.testing.assert_close(_body(tmp_path / name).conv1[0].weight, _state()["conv1.0.weight"])
+
+
+def test_backbone_weights__of_torch_may_be_called_safetensors(tmp_path: Path) -> None:
+    torch.save(_state(), tmp_path / "weights.safetensors")
+    body = _body(tmp_path / "weights.safetensors")
+    torch.testing.assert_close(body.conv1[0].weight, _state()["conv1.0.weight"])
+
+
+def test_backbone_weights__of_a_model_saved_whole_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    torch.save(timm.create_model(NAME), tmp_path / "whole.pth")
+    with pytest.raises(CheckpointError, match=r"holds more than tensors.* save `model\.state_dict\(\)` instead"):
+        _body(tmp_path / "whole.pth")

@@ -277,3 +277,65 @@ def test_inject__works_with_a_forward_that_another_library_has_put_in_its_place(
     torch.testing.assert_close(model(x), wanted)
     for mine, theirs in zip(gradients(model(x).sum(), model), gradients(wanted.sum(), model), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+class Indexed(nn.Module):
+    """A linear map whose outputs are chosen by whole numbers, and a complex filter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.order = nn.Parameter(torch.arange(16).view(4, 4), requires_grad=False)
+        self.filter = nn.Parameter(torch.ones(4, 4, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)[:, self.order[0] % 4]
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan({"linear": LoRA(2)}, ["**"]), "`order` holds int64 values, which cannot be trained"),
+        (Plan({"linear": LoRA(2), "order": LoRA(2)}), "`order` at `order`: This parameter holds int64 values"),
+        (Plan({"linear": LoRA(2), "filter": LoRA(2)}), "`filter` at `filter`: This parameter holds complex64 values"),
+    ],
+)
+def test_inject__refuses_parameters_that_are_no_real_numbers_and_changes_nothing(plan: Plan, message: str) -> None:
+    model = Indexed()
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(PlanError, match=message):
+        inject(model, plan)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_inject__serves_a_model_that_holds_whole_and_complex_numbers(shake: Shake) -> None:
+    model = Indexed()
+    inject(model, Plan({"linear": LoRA(2)}, ["filter"]))
+    shake(model)
+    x = torch.randn(3, 4)
+    lora = model.linear.get_submodule("lora")
+    weight = model.linear.weight + lora.get_parameter("b") @ lora.get_parameter("a")
+    torch.testing.assert_close(model(x), F.linear(x, weight, model.linear.bias))
+
+
+def test_inject__refuses_a_model_with_a_part_that_has_a_plan(build: Build, images: Tensor) -> None:
+    model = build()
+    inject(model.get_submodule("blocks.0"), Plan({"attn.qkv": LoRA(2)}))
+    trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with pytest.raises(PlanError, match=r"`blocks\.0`, a part of the model, has a plan already"):
+        inject(model, Plan({"conv": LoRA(2)}))
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == trainable
+
+
+def test_inject__refuses_a_part_of_a_model_that_has_a_plan(build: Build) -> None:
+    model = build()
+    inject(model, Plan({"blocks.0.attn.qkv": LoRA(2)}))
+    with pytest.raises(PlanError, match=r"a part of another model, whose plan attached `attn\.qkv\.lora`"):
+        inject(model.get_submodule("blocks.0"), Plan({"mlp.fc1": LoRA(2)}))
+
+
+def test_inject__names_the_whole_class_of_a_module_that_is_called_as_one_it_serves() -> None:
+    # as torch calls its quantised maps
+    model = nn.Sequential(type("Linear", (nn.Module,), {"__module__": "quantised.modules"})())
+    with pytest.raises(PlanError, match=r"but this is a quantised\.modules\.Linear"):
+        inject(model, Plan({"0": LoRA(2)}))

@@ -184,3 +184,27 @@ def test_save__refuses_metadata_that_json_cannot_hold(build: Build, tmp_path: Pa
 def test_save__needs_a_plan(build: Build, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no plan"):
         save(build(), tmp_path / "a.safetensors")
+
+
+def test_save__needs_the_name_of_a_file(build: Build) -> None:
+    model = build()
+    inject(model, PLAN)
+    with pytest.raises(CheckpointError, match=r"`\.` must be the name of a file"):
+        save(model, "")
+
+
+def test_save_and_load__refuse_a_model_without_values(file: Path, build: Build, tmp_path: Path) -> None:
+    model = build().to("meta")
+    with pytest.raises(CheckpointError, match="is on the meta device and has no values"):
+        load(model, file)
+    assert not is_injected(model)
+    inject(model, PLAN)
+    with pytest.raises(CheckpointError, match="is on the meta device and has no values"):
+        save(model, tmp_path / "a.safetensors")
+
+
+def test_load__refuses_a_fingerprint_that_is_no_text(build: Build, tmp_path: Path) -> None:
+    header = {"format": 1, "plan": {"deltas": {}, "train": []}, "architecture": "x", "fingerprint": 3, "metadata": {}}
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"vispeft": json.dumps(header)})
+    with pytest.raises(CheckpointError, match="was trained on a x with fingerprint 3"):
+        load(build(), tmp_path / "a.safetensors")

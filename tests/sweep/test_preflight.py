@@ -15,3 +15,16 @@ def test_check_plans__names_the_run_whose_pattern_matches_nothing(folder: Any) -
 def test_check_plans__builds_each_model_once(folder: Any) -> None:
     sweep = folder.sweep({"space": {"train.lr": [1e-3, 1e-2], "model.image_size": [32, 64]}, "seeds": [1, 2, 3]})
     assert check_plans(sweep) == 2
+
+
+def test_check_plans__names_the_run_whose_region_matches_nothing(folder: Any) -> None:
+    regions = [{"@heads": {"lr_scale": 2.0}}, {"@hedas": {"lr_scale": 2.0}}]
+    with pytest.raises(ConfigError, match=r"The sweep cannot run .*`train\.regions`: `@hedas` is not a role"):
+        check_plans(folder.sweep({"space": {"train.regions": regions}}))
+
+
+@pytest.mark.parametrize("key", ["model.weights", "model.backbone_weights"])
+def test_check_plans__names_the_run_whose_weights_file_is_not_there(folder: Any, key: str) -> None:
+    sweep = folder.sweep({"space": {key: ["no_such_file.pth"]}})
+    with pytest.raises(ConfigError, match=rf"The sweep cannot run .*no_such_file\.pth does not exist.*`{key}`"):
+        check_plans(sweep)

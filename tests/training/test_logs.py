@@ -80,3 +80,10 @@ def test_write__names_the_file_that_a_full_disk_does_not_take(
         log.write(2, "train", {"loss": 1.0})
     assert str(error.value).startswith(f"`{tmp_path / 'metrics.jsonl'}` cannot be written: ")
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_run_log__goes_on_after_lines_that_are_none_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "split": "train", "loss": 1.0}\n{"note": 2}\n[3]\n{"step": 2, "spl\xff')
+    RunLog(tmp_path, start_step=2, use_tensorboard=False).close()
+    assert read_metrics(path) == [{"step": 1, "split": "train", "loss": 1.0}]

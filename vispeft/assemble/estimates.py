@@ -83,7 +83,7 @@ def estimate(config: Config) -> Estimate:
     num_classes, num_images = _data_size(config)
     config = complete(config, num_images)
     model = build_base(config, num_classes, with_weights=False)
-    attach(model, config.peft)
+    attach(model, config)
     counted = peft.count(model)
     full = {"full": counted.full} if counted.full else {}
     return Estimate(

@@ -11,9 +11,9 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
-from vispeft.errors import ConfigError
+from vispeft.errors import ConfigError, PlanError
 from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
-from vispeft.models.checkpoints import num_classes_in
+from vispeft.models.checkpoints import num_classes_in, require_file
 from vispeft.models.described import Description, read_description
 from vispeft.models.input_size import check_image_size
 from vispeft.models.roles import roles_for
@@ -53,6 +53,14 @@ def check_backbone(config: Config) -> None:
     """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
     model = config.model.model_copy(update={"image_size": size_of(config.model)})
     build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
+
+
+def check_weights_files(config: ModelConfig) -> None:
+    """Raise CheckpointError where a weights file that the configuration names is not there."""
+    if config.weights not in (BUNDLED, PRETRAINED, NONE):
+        require_file(_weights_file(config), "model.weights")
+    if config.backbone_weights is not None:
+        require_file(config.backbone_weights, "model.backbone_weights")
 
 
 def size_of(model: ModelConfig) -> int:
@@ -97,9 +105,19 @@ def build_plan(config: PeftConfig) -> peft.Plan:
     return peft.Plan(deltas, train=config.train)
 
 
-def attach(model: nn.Module, config: PeftConfig) -> None:
-    """Freeze the base, attach the deltas and thaw what is trained in full, in place."""
-    peft.inject(model, build_plan(config), roles=roles_for(model))
+def attach(model: nn.Module, config: Config) -> None:
+    """Freeze the base, attach the deltas and thaw what is trained in full, in place.
+
+    Raises ConfigError where a pattern of `train.regions` names nothing in the model.
+    """
+    roles = roles_for(model)
+    peft.inject(model, build_plan(config.peft), roles=roles)
+    names = peft.Names(model)
+    for pattern in config.train.regions or {}:
+        try:
+            names.trained(pattern, roles)
+        except PlanError as error:
+            raise ConfigError(f"`train.regions`: {error}") from error
 
 
 def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:

@@ -9,8 +9,8 @@ from vispeft.assemble.loaders import DataSets
 from vispeft.assemble.run_directory import RunDirectory
 from vispeft.config import Config
 from vispeft.data.contents import SetContents, changes, contents_of
-from vispeft.errors import ConfigError
-from vispeft.evaluation.files import read_json
+from vispeft.errors import CheckpointError, ConfigError
+from vispeft.evaluation.files import read_object
 from vispeft.training.checkpoint import Checkpoint, load_checkpoint
 from vispeft.training.devices import count_processes
 
@@ -53,7 +53,21 @@ def checkpoint_to_continue(config: Config, directory: RunDirectory, data: Mappin
             f"{config.train.steps} (set, or as many as `train.epochs` makes). Name more steps, or train without "
             "--resume into another --out."
         )
+    _check_kept(config, directory, checkpoint)
     return checkpoint
+
+
+def _check_kept(config: Config, directory: RunDirectory, checkpoint: Checkpoint) -> None:
+    """Refuse to go on where the best weights so far were kept in an adapter file that is gone."""
+    counters = checkpoint.counters
+    # weights that were kept unscored are replaced by any later ones
+    may_be_last = bool(counters.best_metrics) or counters.step >= (config.train.steps or 0)
+    if counters.best_step >= 0 and may_be_last and not directory.adapter.is_file():
+        raise CheckpointError(
+            f"`{directory.adapter}` is not there, but holds the run's best weights, those of step "
+            f"{counters.best_step}. Put it back, or delete `{directory.checkpoint}`: --resume then starts from the "
+            "first step."
+        )
 
 
 def _process_changes(config: Config, checkpoint: Checkpoint) -> list[str]:
@@ -78,5 +92,5 @@ def finished_summary(config: Config, directory: RunDirectory, checkpoint: Checkp
     files = (directory.adapter, directory.predictions, directory.summary, directory.report)
     if not is_over or counters.is_evaluation_due or not all(path.is_file() for path in files):
         return None
-    summary: Mapping[str, Any] = read_json(directory.summary)
+    summary = read_object(directory.summary)
     return summary if summary.get("steps") == counters.step else None

@@ -148,7 +148,7 @@ def _set_up(
         leave_cores_to_workers(train.workers * fabric.world_size)
     model = build_base(config, len(sets.train.categories))
     seed_everything(train.seed, rank=fabric.global_rank)
-    attach(model, config.peft)
+    attach(model, config)
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
     warn_of_crowded_images(

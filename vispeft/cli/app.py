@@ -36,6 +36,7 @@ app.command("plan")(inspect.plan)
 app.command("sites")(inspect.sites)
 app.add_typer(data.app, name="data")
 app.command("methods")(machine.methods)
+app.command("schema")(machine.schema)
 app.command("doctor")(machine.doctor)
 
 

@@ -32,6 +32,18 @@ def methods() -> None:
     show_table("Models (model.name, model.size)", ("model", "sizes"), [(name, ", ".join(SIZES)) for name in MODELS])
 
 
+def schema() -> None:
+    """Print the JSON schema of a configuration file, by which editors complete and explain its keys.
+
+    Example: vispeft schema > vispeft.schema.json
+    """
+    import json
+
+    from vispeft.config import json_schema
+
+    print(json.dumps(json_schema(), indent=1))
+
+
 def doctor() -> None:
     """Show what this machine offers: versions, devices, precisions, kernels.
 

@@ -31,7 +31,7 @@ SENTENCES = {
     "relative-coordinates": "the coordinates of `segmentation` lie in 0..1; multiply x by the width of the image and "
     "y by its height",
 }
-"""What is wrong, and the remedy, by the name of the form."""
+"""Fault and remedy by the name of the form."""
 
 DEEPEST = 6
 _POINT_LISTS = (("x", "y"), ("all_points_x", "all_points_y"))

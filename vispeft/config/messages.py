@@ -84,7 +84,9 @@ def _sentence(details: ErrorDetails, known: Sequence[str], overridden: Sequence[
         is_named = any(candidate.startswith(in_named.removesuffix(path[-1])) for candidate in known)
         guess = nearest(in_named if is_named else key, known)
         guess = guess.replace("*", path[-2]) if guess and is_named else guess
-        return f"`{key}` is not a configuration key." + (f" The nearest is `{guess}`." if guess else "")
+        # a pattern with dots, unquoted, falls apart into keys
+        remedy = f" Write a pattern with dots as `{'.'.join(path[:-2])}={{'a.b': {{...}}}}`." if is_named else ""
+        return f"`{key}` is not a configuration key.{f' The nearest is `{guess}`.' if guess else ''}{remedy}"
     if kind == "missing":
         return f"`{key}` must be set."
     if kind == "literal_error":

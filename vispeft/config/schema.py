@@ -111,11 +111,15 @@ class RegionRates(MethodRates):
 
     lr_scale: Positive | None = Field(None, description="Factor on the rate that the region would have otherwise.")
 
-    @model_validator(mode="after")
-    def _one_rate(self) -> RegionRates:
-        if self.lr is not None and self.lr_scale is not None:
-            raise ConfigError("only one of `lr` and `lr_scale` may be set for a region, but both are. Remove one.")
-        return self
+
+def checked_regions(regions: dict[str, RegionRates]) -> dict[str, RegionRates]:
+    """The same regions, each with at most one learning rate."""
+    for pattern, rates in regions.items():
+        if rates.lr is not None and rates.lr_scale is not None:
+            raise ConfigError(
+                f"only one of `lr` and `lr_scale` may be set in `train.regions.{pattern}`, but both are. Remove one."
+            )
+    return regions
 
 
 class TrainConfig(Section):
@@ -130,7 +134,7 @@ class TrainConfig(Section):
     methods: Annotated[dict[str, MethodRates], AfterValidator(checked_rates)] = Field(
         {}, description="Rates per method: `lora`, `adapter`, ..., and `full` for what is trained in full."
     )
-    regions: dict[str, RegionRates] | None = Field(
+    regions: Annotated[dict[str, RegionRates], AfterValidator(checked_regions)] | None = Field(
         None,
         description="Rates by site pattern or @role, over those per method; the last pattern that names a parameter "
         "counts. Default: 10 times the rate for a class head whose classes the weights did not bring.",

@@ -55,7 +55,7 @@ class _AbsentFile:
 def find_files(
     entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, *, check_images: bool
 ) -> dict[int, ImageEntry]:
-    """The entries whose file is in the image folder. The others are told, with their cause.
+    """The entries whose file is in the image folder. The others are reported, with their cause.
 
     A name that leaves the folder by `..` or as an absolute path is never read; links inside the folder are followed.
     While a file is repaired, an entry gets the name of the one file that it must mean.
@@ -90,7 +90,7 @@ def find_files(
 def check_files(
     entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, headers: Headers
 ) -> dict[int, ImageEntry]:
-    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are told.
+    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are reported.
 
     headers: those that are known already; new ones are added
     """
@@ -210,7 +210,7 @@ def _tell_outside(file: _AbsentFile, findings: Findings) -> str:
 
 
 def _is_absolute(file_name: str) -> bool:
-    """True for an absolute path on any system."""
+    """Return True for a name that is an absolute path on any system."""
     return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root or PurePath(file_name).drive)
 
 
@@ -241,7 +241,7 @@ def _tell_unusable(entry: ImageEntry, error: DataError, num_annotations: int, fi
 
 
 def _is_pointer(path: Path) -> bool:
-    """True for a file that only names content that Git LFS or git-annex keeps elsewhere."""
+    """Return True for a file that only names content that Git LFS or git-annex keeps elsewhere."""
     try:
         if not path.is_file():
             return False

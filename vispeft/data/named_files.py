@@ -30,7 +30,7 @@ def other_key(item: Mapping[str, Any]) -> str | None:
 
 
 def why_no_file_name(item: Mapping[str, Any]) -> str:
-    """The cause and the remedy for an image entry without a `file_name` that can be used."""
+    """Return the fault, with the remedy, of the `file_name` of an image entry that cannot be used."""
     key = other_key(item) if item.get("file_name") is None else None
     if key is None:
         return "must have a `file_name` that a file can have."

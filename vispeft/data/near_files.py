@@ -134,7 +134,7 @@ def _decoded(text: str) -> str:
 
 
 def _is_random_prefix(name: str) -> bool:
-    """True for a name that begins as uploads to Label Studio do, and not with the eight digits of a date."""
+    """Return True for a name that begins as uploads to Label Studio do, and not with the eight digits of a date."""
     prefix = _UPLOAD_PREFIX.match(posixpath.basename(name.replace("\\", "/")))
     return prefix is not None and not prefix[0][:-1].isdecimal()
 

@@ -69,7 +69,7 @@ class CheckReport:
 
     @property
     def is_fixable(self) -> bool:
-        """True where the file is refused, but a repaired copy of it would not be."""
+        """True for a file that is refused while a repaired copy of it would not be."""
         return self.repaired is not None and not self.repaired.refused
 
     def raise_if_refused(self) -> None:

@@ -1,4 +1,4 @@
-"""Faults of annotations that results are scored against, collected while they are read, told by kind."""
+"""Faults of annotations that results are scored against: collected while they are read, told by kind."""
 
 from __future__ import annotations
 

@@ -28,6 +28,16 @@ def read_json(path: Path) -> Any:
         raise DataError(f"`{path}` is not a usable JSON file: {error}.") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file; an empty one where there is no file."""
+    value = read_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
+        raise DataError(
+            f"`{path}` must hold a JSON object, but does not. Let the command that made the run write it again."
+        )
+    return value
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write `value` as strict JSON (no NaN) so that `path` always holds either the old content or all of the new."""
     text = json.dumps(value, allow_nan=False, indent=indent)

@@ -71,6 +71,13 @@ _READ_ERRORS = (
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "student")
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Return True for a file with the header of safetensors, by whatever name: its length in 8 bytes, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and not start.startswith(b"PK")
+
+
 def is_official(state: Mapping[str, Tensor]) -> bool:
     """Tell whether the names are those of the official Mask DINO checkpoints."""
     return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
@@ -108,6 +115,15 @@ def _rename(name: str) -> str:
     )
 
 
+def require_file(path: Path, key: str) -> None:
+    """Raise CheckpointError where there is no weights file. key: the configuration's, for the message."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
+            f"Put it there, or name its place by `{key}`."
+        )
+
+
 def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Tensor]:
     """Tensors of a .safetensors file, or of a .pth/.pt/.bin file that `torch.load(weights_only=True)` accepts.
 
@@ -116,20 +132,20 @@ def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Ten
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
-            f"Put it there, or name its place by `{key}`."
-        )
+    require_file(path, key)
     try:
         # training scripts leave their arguments beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            # given as a file, since torch goes by the ending of a path
+            loaded = load_file(path) if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
     except _READ_ERRORS as error:
         # torch's own advice is to run what a stranger's file says
         is_pickle = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
-        raise CheckpointError(f"The weights file {path} cannot be read ({reason}). Is it complete?") from error
+        remedy = (
+            "Of a model that was saved whole, save `model.state_dict()` instead." if is_pickle else "Is it complete?"
+        )
+        raise CheckpointError(f"The weights file {path} cannot be read ({reason}). {remedy}") from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]

@@ -33,8 +33,6 @@ class Description:
 
 def read_description(path: Path) -> Description | None:
     """Return the metadata of a weights file; None where it has none, as files of other programs."""
-    if path.suffix != ".safetensors":
-        return None
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

@@ -28,12 +28,12 @@ class MaskDINO(nn.Module):
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
-        """Per channel, RGB, in 0..255: what the backbone was trained with."""
+        """Statistics of the backbone's pretraining per channel, RGB, in 0..255."""
         return self.backbone.pixel_mean
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """Per channel, RGB, in 0..255: what the backbone was trained with."""
+        """Statistics of the backbone's pretraining per channel, RGB, in 0..255."""
         return self.backbone.pixel_std
 
     @property

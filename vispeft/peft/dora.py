@@ -68,10 +68,10 @@ class LinearDoRA(LinearLoRA):
             self.a,
             self.b,
             self.scale,
-            starts=self.starts,
+            column_offsets=self.starts,
             dropout=self.dropout if self.training else 0.0,
-            replay=replay_of(x),
-            gain=gain,
+            recompute=replay_of(x),
+            feature_scale=gain,
         )
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -28,7 +28,7 @@ def hold_back(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
     if delta is None or not _is_unwatched(module, delta):
         return None
     assert isinstance(module, nn.Linear)
-    if not is_fused(x, module.weight, delta.a, delta.b, starts=delta.starts):
+    if not is_fused(x, module.weight, delta.a, delta.b, column_offsets=delta.starts):
         return None
     nothing = x.detach().new_empty(0, x.shape[-1])
     setattr(nothing, _MARK, x)
@@ -55,9 +55,9 @@ def make_whole(module: nn.Module, x: Tensor) -> Tensor:
         delta.a,
         delta.b,
         delta.scale,
-        starts=delta.starts,
+        column_offsets=delta.starts,
         dropout=delta.dropout if delta.training else 0.0,
-        replay=replay_of(x),
+        recompute=replay_of(x),
     )
 
 

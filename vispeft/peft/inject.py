@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
@@ -26,6 +25,7 @@ from vispeft.peft.lora import LinearLoRA
 from vispeft.peft.plan import Plan
 from vispeft.peft.replay import is_replayed, remember_source
 from vispeft.peft.site import Names, Roles, Site
+from vispeft.peft.trainable import refuse_integers, refuse_uninitialized, refuse_unreal
 from vispeft.peft.wrappers import unwrapped
 
 _MARK = "_vispeft_injection"
@@ -85,11 +85,11 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     roles: what `@role` stands for in this model's patterns
     """
     model = unwrapped(model)
-    if is_injected(model):
-        raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
-    _refuse_uninitialized(model)
+    _refuse_another_plan(model)
     names = Names(model)
+    refuse_uninitialized(names)
     trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
+    refuse_integers(names, trained)
     attachments = [
         pair for pattern, method in plan.entries() for pair in _build(names, pattern, method, roles, trained)
     ]
@@ -197,11 +197,22 @@ def hook_of_others(module: nn.Module) -> str | None:
     return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
 
 
-def _refuse_uninitialized(model: nn.Module) -> None:
-    """Refuses a model with lazy modules, whose parameters have no shape before the first forward pass."""
-    for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise PlanError(f"`{name}` has no shape yet. Run the model once on an example, then call `inject`.")
+def _refuse_another_plan(model: nn.Module) -> None:
+    """Refuses a model that has a plan, holds a part that has one, or is a part of a model that has one."""
+    if is_injected(model):
+        raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
+    inner = next((name for name, module in model.named_modules() if _MARK in vars(module)), None)
+    if inner is not None:
+        raise PlanError(
+            f"`{inner}`, a part of the model, has a plan already. Call `remove` or `merge` on that part first, or name "
+            "all sites in one plan for the whole model."
+        )
+    deltas = attached(model)
+    if deltas:
+        raise PlanError(
+            f"The model is a part of another model, whose plan attached `{deltas[0].key}`. Call `remove` or `merge` on "
+            "that model first, or name all sites in one plan for it."
+        )
 
 
 def _build(
@@ -224,7 +235,9 @@ def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDel
             raise PlanError("This parameter is trained in full as well. Choose one of the two.")
         if parametrize.is_parametrized(site.module, site.parameter):
             raise PlanError("This parameter is parametrized already, by another library or by hand.")
-        delta: Delta | WeightDelta | None = method.for_parameter(site.module.get_parameter(site.parameter))
+        parameter = site.module.get_parameter(site.parameter)
+        refuse_unreal(parameter)
+        delta: Delta | WeightDelta | None = method.for_parameter(parameter)
         return delta
     if unwrapped(site.module) is not site.module:
         raise PlanError(

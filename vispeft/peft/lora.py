@@ -59,9 +59,11 @@ class LoRA(Method):
                 self._check_conv(module)
                 return ConvLoRA(self, module)
             case _:
+                kind = type(module)
+                # of a quantised map the bare name would be that of a map that is served
+                name = f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
                 raise PlanError(
-                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
-                    f"{type(module).__name__}."
+                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a {name}."
                 )
 
     def for_parameter(self, parameter: Tensor) -> WeightDelta:
@@ -133,11 +135,11 @@ class LinearLoRA(Delta):
                 self.a,
                 self.b,
                 self.scale,
-                starts=self.starts,
+                column_offsets=self.starts,
                 dropout=dropout,
-                replay=replay_of(x),
+                recompute=replay_of(x),
             )
-        return lora_add(y, x, self.a, self.b, self.scale, starts=self.starts, dropout=dropout)
+        return lora_add(y, x, self.a, self.b, self.scale, column_offsets=self.starts, dropout=dropout)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """`W + scale * B A`, and the bias as it is."""

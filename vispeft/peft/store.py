@@ -55,6 +55,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     plan = resolved_plan(model)
     state = state_tensors(model)
     own = own_keys(model, plan.train, state)
+    _refuse_without_values(state)
     header = {
         "format": FORMAT,
         "plan": plan.to_dict(),
@@ -123,6 +124,13 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
+def _refuse_without_values(state: Mapping[str, Tensor]) -> None:
+    """Refuses a model on the meta device, whose tensors have shapes alone."""
+    name = next((key for key, tensor in state.items() if tensor.is_meta), None)
+    if name is not None:
+        raise CheckpointError(f"`{name}` is on the meta device and has no values. Load the model's weights first.")
+
+
 def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
     """Names of everything that training changes: deltas, parameters trained in full, and buffers beside these."""
     modules = dict(model.named_modules())
@@ -160,6 +168,8 @@ def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Itera
 
 def write_tensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is there in full or not at all."""
+    if not target.name:
+        raise CheckpointError(f"`{target}` must be the name of a file, but has none.")
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
     with writing(target, SafetensorError):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +213,8 @@ def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
             )
         plan = Plan.from_dict(header["plan"])
         rounded = dict(header.get("rounded", {}))
-        return tensors, AdapterFile(plan, header["architecture"], header["fingerprint"], header["metadata"], rounded)
+        fingerprint_of_base, metadata_of_caller = str(header["fingerprint"]), dict(header["metadata"])
+        return tensors, AdapterFile(plan, header["architecture"], fingerprint_of_base, metadata_of_caller, rounded)
     except (KeyError, TypeError, ValueError, PlanError) as error:
         raise CheckpointError(f"`{source}` has a damaged header: {error}.") from error
 
@@ -220,6 +231,7 @@ def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
 def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     """Refuses a model whose frozen tensors are not those that the file was trained on, in any precision."""
     state = state_tensors(model)
+    _refuse_without_values(state)
     own = own_keys(model, file.plan.train, state)
     found = fingerprint(state, own, delta_keys(model, state))
     if found == file.fingerprint or is_rounded(state, own, file.fingerprint, file.rounded):

@@ -9,10 +9,11 @@ from typing import Any
 
 from vispeft.errors import DataError
 from vispeft.evaluation.depth import evaluate_depth
+from vispeft.evaluation.files import read_object
 from vispeft.report.charts import QUIET, Axis, Chart, Series, placed_line
 from vispeft.report.formats import count, defined, figure
 from vispeft.report.page import Cell, Interval
-from vispeft.report.run_files import RunFiles, read_object
+from vispeft.report.run_files import RunFiles
 
 # more are left to `vispeft evaluate --depth`: these take a second or two
 MOST_PREDICTIONS = 5_000

@@ -13,7 +13,7 @@ import yaml
 from vispeft.errors import DataError
 from vispeft.evaluation import read_results
 from vispeft.evaluation.annotations import GroundTruth, read_ground_truth
-from vispeft.evaluation.files import read_json
+from vispeft.evaluation.files import read_object
 
 _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.images")
 
@@ -82,16 +82,6 @@ def _data_section(config_text: str, config_path: Path) -> dict[str, str]:
         if isinstance(node, str):
             found[key] = node
     return found
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is no file."""
-    value = read_json(path) if path.exists() else {}
-    if not isinstance(value, dict):
-        raise DataError(
-            f"`{path}` must hold a JSON object, but does not. Let the command that made the run write it again."
-        )
-    return value
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

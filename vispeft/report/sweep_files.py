@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from vispeft.errors import DataError
-from vispeft.evaluation.files import read_json
+from vispeft.evaluation.files import read_json, read_object
 from vispeft.report.formats import defined
 from vispeft.report.page import Interval
-from vispeft.report.run_files import read_lines, read_object
+from vispeft.report.run_files import read_lines
 
 AP = "segm/AP"
 

@@ -1,8 +1,8 @@
-"""What can be known before the first trial: every model of a sweep can be built, every pattern finds its sites."""
+"""Checks before the first trial: weights files are there, models can be built, every pattern finds its sites."""
 
 from __future__ import annotations
 
-from vispeft.assemble.models import attach, build_base, complete
+from vispeft.assemble.models import attach, build_base, check_weights_files, complete
 from vispeft.config import Config
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.sweep.sweep import Run, Sweep
@@ -16,11 +16,13 @@ def check_plans(sweep: Sweep) -> int:
     plans: dict[str, tuple[Run, Config]] = {}
     for run in sweep.samples:
         config = sweep.config(run)
-        plans.setdefault(config.model.model_dump_json() + config.peft.model_dump_json(), (run, config))
+        patterns = sorted(config.train.regions or {})
+        plans.setdefault(f"{config.model.model_dump_json()}{config.peft.model_dump_json()}{patterns}", (run, config))
     for run, config in list(plans.values())[:_MOST_PLANS]:
         try:
+            check_weights_files(config.model)
             model = build_base(complete(config, num_images=1), num_classes=1, with_weights=False)
-            attach(model, config.peft)
+            attach(model, config)
         except VispeftError as error:
             raise ConfigError(f"The sweep cannot run {run.title}: {error}") from error
     return len(plans)

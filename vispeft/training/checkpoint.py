@@ -48,7 +48,7 @@ class Counters:
 
     @property
     def lacks_score(self) -> bool:
-        """Whether the evaluation after the last step is still to do: it was cut off, or weights were kept unscored."""
+        """True while the evaluation after the last step is still due: it was cut off, or weights were kept unscored."""
         return self.is_evaluation_due or (self.best_step >= 0 and not self.best_metrics)
 
 

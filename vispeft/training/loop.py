@@ -45,9 +45,9 @@ class LoopSettings:
     checkpoint_every: beside the checkpoint after each evaluation; None: no others
     patience: stop after this many evaluations without a better `metric`; None: never
     ema_decay: of an average of the trained weights, which is evaluated and kept in their place; None: no average
-    metric: which figure of an evaluation is best when it is highest
+    metric: the metric of an evaluation whose highest value is best
     may_rest: names of trainable parameters that may get no gradient
-    update_statistics: whether norms that are trained in full update their running statistics
+    update_statistics: let norms that are trained in full update their running statistics
     """
 
     steps: int

@@ -1,6 +1,7 @@
 """The bottleneck adapter: `x + scale * up(act(down(x)))`, and its parallel form on a stream of its own.
 
-Shapes: x [..., in]; y [..., out]; down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out].
+Shapes: x [..., in]; y [..., out]; down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out]. Tensors that do
+not fit each other and unknown activations raise `KernelError`.
 """
 
 from collections.abc import Sequence
@@ -8,9 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vispeft_kernels.adapter import chain, function, launch, ops, reference, steps, table
-from vispeft_kernels.adapter.function import Steps
-from vispeft_kernels.adapter.steps import Maps
+from vispeft_kernels.adapter import autograd, chain, configs, reference
+from vispeft_kernels.adapter.options import AdapterOptions, Maps
 from vispeft_kernels.dispatch import choose, requested
 from vispeft_kernels.errors import KernelError
 
@@ -18,20 +18,12 @@ __all__ = ["ACTIVATIONS", "Maps", "bottleneck", "bottleneck_add", "bottleneck_ch
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 
-STEPS: dict[str, Steps] = {"function": steps, "triton": launch}
-
 
 def bottleneck(
-    x: Tensor,
-    down_w: Tensor,
-    down_b: Tensor,
-    up_w: Tensor,
-    up_b: Tensor,
-    activation: str = "gelu",
-    scale: float = 1.0,
+    x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str = "gelu", scale: float = 1.0
 ) -> Tensor:
-    """`x + scale * up(act(down(x)))` (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); gelu is exact (erf)."""
-    return bottleneck_add(x, x, down_w, down_b, up_w, up_b, activation, scale)
+    """Return `x + scale * up(act(down(x)))` (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); gelu is exact."""
+    return _add(x, x, Maps(down_w, down_b, up_w, up_b), AdapterOptions(activation, scale))
 
 
 def bottleneck_add(
@@ -44,17 +36,11 @@ def bottleneck_add(
     activation: str = "gelu",
     scale: float = 1.0,
 ) -> Tensor:
-    """`y + scale * up(act(down(x)))` (AdaptFormer, https://arxiv.org/abs/2205.13535). Keeps x and down(x), no more."""
-    maps = Maps(down_w, down_b, up_w, up_b)
-    _check(y, x, maps, activation)
-    width = down_w.shape[0]
-    limits = f"a bottleneck of {width} is wider than {table.LARGEST_WIDTH}" if width > table.LARGEST_WIDTH else ""
-    how = choose("adapter", "function", (y, x, *maps), limits)
-    if how == "triton" and torch.compiler.is_compiling():
-        return ops.bottleneck_add(y, x, maps, activation, scale)
-    if how == "reference" or torch.compiler.is_compiling():
-        return reference.bottleneck_add(y, x, *maps, activation, scale)
-    return function.bottleneck_add(y, x, maps, activation, scale, STEPS[how])
+    """Return `y + scale * up(act(down(x)))` (AdaptFormer, https://arxiv.org/abs/2205.13535).
+
+    Keeps x and down(x) for the backward pass, no more.
+    """
+    return _add(y, x, Maps(down_w, down_b, up_w, up_b), AdapterOptions(activation, scale))
 
 
 def bottleneck_chain(
@@ -66,24 +52,37 @@ def bottleneck_chain(
     activation: str = "gelu",
     scale: float = 1.0,
 ) -> Tensor:
-    """x through one `bottleneck` after the other, in one pass over it. Keeps x and every down(x), no more.
+    """Return x after one `bottleneck` after the other, in one pass over it. Keeps x and every down(x), no more.
 
     Adapters of different widths, one alone, and a mode asked for by name go one by one.
     """
-    for maps in zip(down_w, down_b, up_w, up_b, strict=True):
-        _check(x, x, Maps(*maps), activation)
-    is_uniform = len(down_w) > 1 and len({one.shape for one in down_w}) == 1
+    options = AdapterOptions(activation, scale)
+    each = [Maps(*maps) for maps in zip(down_w, down_b, up_w, up_b, strict=True)]
+    for maps in each:
+        _check(x, x, maps, activation)
+    is_uniform = len(each) > 1 and len({one.shape for one in down_w}) == 1
     if not is_uniform or requested() != "auto" or torch.compiler.is_compiling():
-        for maps in zip(down_w, down_b, up_w, up_b, strict=True):
-            x = bottleneck(x, *maps, activation, scale)
+        for maps in each:
+            x = _add(x, x, maps, options)
         return x
-    down = torch.stack(tuple(down_w)), torch.stack(tuple(down_b))
-    up = torch.stack(tuple(up_w)), torch.stack(tuple(up_b))
-    return chain.bottleneck_chain(x, *down, *up, activation, scale)
+    stacked = Maps(*(torch.stack(tuple(one)) for one in (down_w, down_b, up_w, up_b)))
+    return chain.bottleneck_chain(x, stacked, options)
+
+
+def _add(y: Tensor, x: Tensor, maps: Maps, options: AdapterOptions) -> Tensor:
+    """Return `bottleneck_add` by the implementation that serves best: in a graph, Triton's or the plain formula."""
+    _check(y, x, maps, options.activation)
+    width, largest = maps.down_w.shape[0], configs.LARGEST_WIDTH
+    how = choose(
+        "adapter", "torch", (y, x, *maps), f"a bottleneck of {width} is wider than {largest}" if width > largest else ""
+    )
+    if how == "reference" or (how == "torch" and torch.compiler.is_compiling()):
+        return reference.bottleneck_add(y, x, maps, options)
+    return autograd.bottleneck_add(y, x, maps, options, how)
 
 
 def _check(y: Tensor, x: Tensor, maps: Maps, activation: str) -> None:
-    """Refuses an unknown activation and tensors that do not fit each other."""
+    """Refuse an unknown activation and tensors that do not fit each other."""
     if activation not in ACTIVATIONS:
         raise KernelError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}.")
     width = maps.down_w.shape[0]

@@ -14,30 +14,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vispeft_kernels.adapter.options import AdapterOptions, Maps
 from vispeft_kernels.adapter.reference import ACTIVATIONS
-from vispeft_kernels.adapter.steps import GRADIENTS
+from vispeft_kernels.adapter.torch_impl import GRADIENTS
 
 
-def bottleneck_chain(
-    x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str, scale: float
-) -> Tensor:
-    """x through n adapters. down_w: [n, width, C]; down_b: [n, width]; up_w: [n, C, width]; up_b: [n, C]."""
-    result: Tensor = _Chain.apply(x, down_w, down_b, up_w, up_b, activation, scale)
+def bottleneck_chain(x: Tensor, maps: Maps, options: AdapterOptions) -> Tensor:
+    """Return the output of n adapters, one after the other, on x.
+
+    down_w: [n, width, C]; down_b: [n, width]; up_w: [n, C, width]; up_b: [n, C]
+    """
+    result: Tensor = _Chain.apply(options, x, *maps)
     return result
 
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        down_w: Tensor,
-        down_b: Tensor,
-        up_w: Tensor,
-        up_b: Tensor,
-        activation: str,
-        scale: float,
-    ) -> Tensor:
+    def forward(ctx: Any, options: AdapterOptions, x: Tensor, *maps: Tensor) -> Tensor:
+        (down_w, down_b, up_w, up_b), scale = maps, options.scale
         count, width, _ = down_w.shape
         with torch.autocast(x.device.type, enabled=False):
             rows = x.reshape(-1, x.shape[-1])
@@ -51,11 +45,11 @@ class _Chain(torch.autograd.Function):
                 here, earlier = slice(k * width, (k + 1) * width), slice(0, k * width)
                 if k:
                     z[:, here].addmm_(hidden[:, earlier], inner[here, earlier].t(), alpha=scale)
-                hidden[:, here] = ACTIVATIONS[activation](z[:, here])
+                hidden[:, here] = ACTIVATIONS[options.activation](z[:, here])
             out = torch.add(rows, up_b.to(x.dtype).sum(0), alpha=scale)
             out.addmm_(hidden, up.t(), alpha=scale)
         ctx.save_for_backward(x, z, down_w, up_w, up_b)
-        ctx.activation, ctx.scale, ctx.down_b_dtype = activation, scale, down_b.dtype
+        ctx.options, ctx.down_b_dtype = options, down_b.dtype
         return out.view(x.shape)
 
     @staticmethod
@@ -63,11 +57,12 @@ class _Chain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, z, down_w, up_w, up_b = ctx.saved_tensors
         count, width, channels = down_w.shape
-        scale, dtype = ctx.scale, grad.dtype
+        scale, dtype = ctx.options.scale, grad.dtype
         with torch.autocast(grad.device.type, enabled=False):
             rows, flat = x.reshape(-1, channels).to(dtype), grad.reshape(-1, channels)
             down, up = _side_by_side(down_w, up_w, dtype)
-            hidden, grad_z = ACTIVATIONS[ctx.activation](z), _grad_z(flat, z, down, up, count, ctx.activation, scale)
+            hidden = ACTIVATIONS[ctx.options.activation](z)
+            grad_z = _grad_z(flat, z, (down, up), count, ctx.options)
             # of each pair of adapters, a later one's gradient with an earlier one's hidden state
             pairs = (grad_z.t() @ hidden).view(count, width, count, width)
             later = torch.ones(count, count, dtype=dtype, device=grad.device).tril(-1)
@@ -79,36 +74,35 @@ class _Chain(torch.autograd.Function):
             grad_down += scale * sums[:, :, None] * _before(up_b.to(dtype))[:, None, :]
             through = torch.einsum("nw,nwc->nc", sums, down.view(count, width, channels))
             grad_up_b = scale * (total + later.t() @ through)
-            grad_x = torch.addmm(flat, grad_z, down) if ctx.needs_input_grad[0] else None
+            grad_x = torch.addmm(flat, grad_z, down) if ctx.needs_input_grad[1] else None
         return (
+            None,
             None if grad_x is None else grad_x.view(x.shape).to(x.dtype),
             grad_down.to(down_w.dtype),
             sums.to(ctx.down_b_dtype),
             grad_up.view(channels, count, width).transpose(0, 1).to(up_w.dtype),
             grad_up_b.to(up_b.dtype),
-            None,
-            None,
         )
 
 
 def _side_by_side(down_w: Tensor, up_w: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """All adapters' maps as two: [n * width, C] and [C, n * width]."""
+    """Return all adapters' maps as two: [n * width, C] and [C, n * width]."""
     return down_w.flatten(0, 1).to(dtype), up_w.to(dtype).transpose(0, 1).flatten(1)
 
 
 def _before(up_b: Tensor) -> Tensor:
-    """The sum of the biases [n, C] of all adapters before each one."""
+    """Return the sum of the biases [n, C] of all adapters before each one."""
     return up_b.cumsum(0) - up_b
 
 
-def _grad_z(grad: Tensor, z: Tensor, down: Tensor, up: Tensor, count: int, activation: str, scale: float) -> Tensor:
-    """Gradients of all z [M, n * width], from the last adapter to the first."""
-    width = z.shape[1] // count
-    grad_hidden, inner = (grad @ up).mul_(scale), down @ up
+def _grad_z(grad: Tensor, z: Tensor, maps: tuple[Tensor, Tensor], count: int, options: AdapterOptions) -> Tensor:
+    """Return the gradients of all z [M, n * width], from the last adapter to the first. maps: side by side."""
+    (down, up), width = maps, z.shape[1] // count
+    grad_hidden, inner = (grad @ up).mul_(options.scale), down @ up
     grad_z = torch.empty_like(z)
     for k in reversed(range(count)):
         here, later = slice(k * width, (k + 1) * width), slice((k + 1) * width, None)
         if k + 1 < count:
-            grad_hidden[:, here].addmm_(grad_z[:, later], inner[later, here], alpha=scale)
-        grad_z[:, here] = GRADIENTS[activation](grad_hidden[:, here], z[:, here])
+            grad_hidden[:, here].addmm_(grad_z[:, later], inner[later, here], alpha=options.scale)
+        grad_z[:, here] = GRADIENTS[options.activation](grad_hidden[:, here], z[:, here])
     return grad_z

@@ -1,24 +1,17 @@
-"""The truth of the bottleneck adapter in plain torch; what every faster implementation is compared with."""
+"""The bottleneck adapter in plain torch: the truth that every faster implementation is compared with."""
 
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from vispeft_kernels.adapter.options import AdapterOptions, Maps
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
-def bottleneck_add(
-    y: Tensor,
-    x: Tensor,
-    down_w: Tensor,
-    down_b: Tensor,
-    up_w: Tensor,
-    up_b: Tensor,
-    activation: str,
-    scale: float,
-) -> Tensor:
-    """`y + scale * up(act(down(x)))`, computed in y's precision."""
-    z = F.linear(x.to(y.dtype), down_w.to(y.dtype), down_b.to(y.dtype))  # [..., width]
-    hidden = ACTIVATIONS[activation](z)
-    return y + scale * F.linear(hidden, up_w.to(y.dtype), up_b.to(y.dtype))
+def bottleneck_add(y: Tensor, x: Tensor, maps: Maps, options: AdapterOptions) -> Tensor:
+    """Return `y + scale * up(act(down(x)))`, computed in y's precision. y: [..., out]; x: [..., in]."""
+    down_w, down_b, up_w, up_b = maps.to(y.dtype)
+    z = F.linear(x.to(y.dtype), down_w, down_b)  # [..., width]
+    return y + options.scale * F.linear(ACTIVATIONS[options.activation](z), up_w, up_b)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from vispeft_kernels.deformable import table
-from vispeft_kernels.deformable.ops import deformable_attention_op
+from vispeft_kernels.deformable import configs
+from vispeft_kernels.deformable.autograd import deformable_attention_op
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 from vispeft_kernels.deformable.samples import Samples
 from vispeft_kernels.dispatch import choose
@@ -20,7 +20,7 @@ def deformable_attention(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """What each query reads from a feature pyramid at a few points of its own choice.
+    """Return the sum of each query's samples of a feature pyramid, at a few points of its own choice (equation 3).
 
     value: [B, S, heads, dim], the pixels of all levels one after the other, S = sum of H * W.
     spatial_shapes: (H, W) of each level, as Python ints.
@@ -32,39 +32,40 @@ def deformable_attention(
     _check(value, spatial_shapes, sampling_locations, attention_weights)
     if _choose(value, sampling_locations, attention_weights) == "reference":
         return deformable_attention_reference(value, spatial_shapes, sampling_locations, attention_weights)
-    out: Tensor = deformable_attention_op(value, _flat(spatial_shapes), sampling_locations, attention_weights)
+    out: Tensor = deformable_attention_op(value, _flat(spatial_shapes), sampling_locations, attention_weights, None)
     return out
 
 
 def deformable_attention_around(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
-    reference: Tensor,
+    reference_points: Tensor,
     offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """`deformable_attention` from what its projections say, with no locations and weights made on a GPU.
+    """Return `deformable_attention` from the outputs of its projections, without locations and weights on a GPU.
 
-    reference: [B or 1, Q, 2], points to which offsets are added in pixels of each level, or [B or 1, Q, 4], cxcywh
-    boxes, of whose half size an offset of `points` is one; normalised.
+    reference_points: [B or 1, Q, 2], points to which offsets are added in pixels of each level, or [B or 1, Q, 4],
+    cxcywh boxes, of whose half size an offset of `points` is one; normalised.
     offsets: [B, Q, heads, levels, points, 2]; attention_logits: [B, Q, heads, levels, points], the softmax of which is
     over levels and points. Both may be of half precision: they are read as such and computed in float32.
     """
-    samples = Samples(offsets, attention_logits, reference)
+    samples = Samples(offsets, attention_logits, reference_points)
     _check(value, spatial_shapes, offsets, attention_logits)
-    _check_reference(reference, offsets)
-    fits = samples.size <= table.LARGEST_SAMPLES and not reference.requires_grad
-    if fits and _choose(value, offsets, attention_logits, reference) == "triton":
-        out: Tensor = deformable_attention_op(value, _flat(spatial_shapes), offsets, attention_logits, reference)
+    _check_reference_points(reference_points, offsets)
+    fits = samples.size <= configs.LARGEST_SAMPLES and not reference_points.requires_grad
+    if fits and _choose(value, offsets, attention_logits, reference_points) == "triton":
+        flat = _flat(spatial_shapes)
+        out: Tensor = deformable_attention_op(value, flat, offsets, attention_logits, reference_points)
         return out
     return deformable_attention(value, spatial_shapes, *samples.resolve(tuple(spatial_shapes)))
 
 
 def _choose(value: Tensor, *points: Tensor) -> str:
-    """What serves: Triton on a GPU, gather-sums on the CPU, the reference elsewhere."""
+    """Choose the implementation: Triton on a GPU, gather-sums on the CPU, the reference elsewhere."""
     dim = value.shape[3]
-    limits = f"a head has {dim} channels, more than {table.LARGEST_DIM}" if dim > table.LARGEST_DIM else ""
-    auto = "gather" if value.device.type == "cpu" else "reference"
+    limits = f"a head has {dim} channels, more than {configs.LARGEST_DIM}" if dim > configs.LARGEST_DIM else ""
+    auto = "torch" if value.device.type == "cpu" else "reference"
     return choose("deformable_attention", auto, (value, *points), limits)
 
 
@@ -72,9 +73,9 @@ def _flat(shapes: Sequence[tuple[int, int]]) -> list[int]:
     return [size for shape in shapes for size in shape]
 
 
-def _check_reference(reference: Tensor, offsets: Tensor) -> None:
-    """A reference that does not fit is told by name."""
-    shape = list(reference.shape)
+def _check_reference_points(reference_points: Tensor, offsets: Tensor) -> None:
+    """Refuse reference points that do not fit the offsets."""
+    shape = list(reference_points.shape)
     if (
         len(shape) != 3
         or shape[0] not in (1, offsets.shape[0])
@@ -82,7 +83,8 @@ def _check_reference(reference: Tensor, offsets: Tensor) -> None:
         or shape[2] not in (2, 4)
     ):
         raise KernelError(
-            f"`reference` must be [B or 1, Q, 2 or 4] with B, Q = {list(offsets.shape[:2])}, but has shape {shape}."
+            f"`reference_points` must be [B or 1, Q, 2 or 4] with B, Q = {list(offsets.shape[:2])}, but has shape "
+            f"{shape}."
         )
 
 
@@ -92,7 +94,7 @@ def _check(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> None:
-    """Every size that does not fit is told by name."""
+    """Refuse sizes and dtypes that do not fit, by name."""
     if value.ndim != 4:
         raise KernelError(f"`value` must be [B, S, heads, dim], but has shape {list(value.shape)}.")
     for name, tensor in (

@@ -1,4 +1,4 @@
-"""Where deformable attention looks, told in either of two ways."""
+"""Sampling points and attention of deformable attention, given in either of two ways."""
 
 from __future__ import annotations
 
@@ -7,43 +7,44 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.atlas import Shapes
+from vispeft_kernels.deformable.padded_levels import Shapes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
-    """Where bags look and what each look counts.
+    """Sampling locations and attention weights; or, with reference points, offsets around them and attention logits.
 
-    where: [B, Q, heads, levels, points, 2]; share: [B, Q, heads, levels, points]. Without a reference these are
-    locations and weights; with points [B or 1, Q, 2] or boxes [B or 1, Q, 4], offsets around them and logits.
+    sampling_locations: [B, Q, heads, levels, points, 2]; attention_weights: [B, Q, heads, levels, points];
+    reference_points: points [B or 1, Q, 2] or cxcywh boxes [B or 1, Q, 4]
     """
 
-    where: Tensor
-    share: Tensor
-    reference: Tensor | None = None
+    sampling_locations: Tensor
+    attention_weights: Tensor
+    reference_points: Tensor | None = None
 
     @property
     def size(self) -> int:
-        """Samples of one bag."""
-        return self.where.shape[3] * self.where.shape[4]
+        """Number of samples of one query and head."""
+        return self.sampling_locations.shape[3] * self.sampling_locations.shape[4]
 
     @property
     def mode(self) -> int:
-        """What the kernels call REFERENCE."""
-        return 0 if self.reference is None else self.reference.shape[-1]
+        """Numbers of a reference point, which the kernels call REFERENCE; 0 without."""
+        return 0 if self.reference_points is None else self.reference_points.shape[-1]
 
     @property
     def reference_stride(self) -> int:
-        """Places from one image's reference to the next's."""
-        return 0 if self.reference is None or self.reference.shape[0] == 1 else self.reference.shape[1]
+        """Rows from one image's reference points to the next's."""
+        points = self.reference_points
+        return 0 if points is None or points.shape[0] == 1 else points.shape[1]
 
     def resolve(self, shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """Locations and weights, in float32 at least, where offsets and logits are given."""
-        if self.reference is None:
-            return self.where, self.share
-        dtype = torch.promote_types(self.where.dtype, torch.float32)
-        offsets, logits = self.where.to(dtype), self.share.to(dtype)
-        reference = self.reference[:, :, None, None, None]  # [B or 1, Q, 1, 1, 1, 2 or 4]
+        """Return locations and weights, in float32 at least where they come from offsets and logits."""
+        if self.reference_points is None:
+            return self.sampling_locations, self.attention_weights
+        dtype = torch.promote_types(self.sampling_locations.dtype, torch.float32)
+        offsets, logits = self.sampling_locations.to(dtype), self.attention_weights.to(dtype)
+        reference = self.reference_points[:, :, None, None, None]  # [B or 1, Q, 1, 1, 1, 2 or 4]
         if self.mode == 4:
             steps = offsets * (reference[..., 2:] * (0.5 / offsets.shape[4]))
         else:

@@ -1,10 +1,11 @@
-"""The low-rank update of a linear map: `y + scale * (x a^T) b^T`, in parts of the output if asked for.
+"""The low-rank update of a linear map: `y + scale * (x a^T) b^T`, on parts of the output if asked for.
 
 Shapes: x [..., in]; y [..., out]; a [parts * r, in]; b [parts * n, r]. Part `i` owns rows `i * r` to `(i + 1) * r` of
-`a` and rows `i * n` to `(i + 1) * n` of `b`, and is added to the output columns from `starts[i]` to `starts[i] + n`;
-other columns are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+`a` and rows `i * n` to `(i + 1) * n` of `b`, and is added to `n` output columns from `column_offsets[i]` on; other
+columns are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
 `dropout` falls on `x` before `a`. Its mask is drawn again from a seed in the backward pass instead of being kept.
+Factors and columns that do not fit raise `KernelError`.
 """
 
 from collections.abc import Sequence
@@ -15,29 +16,32 @@ from torch import Tensor
 
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
-from vispeft_kernels.lora import function, launch, ops, reference, steps, triton_steps
-from vispeft_kernels.lora.function import Replay, Steps
-from vispeft_kernels.lora.launch import Segments
-from vispeft_kernels.lora.scaled import scaled, scaled_lora
-from vispeft_kernels.lora.segments import segmented
-from vispeft_kernels.lora.table import LARGEST_PARTS, LARGEST_RANK
+from vispeft_kernels.lora import reference, triton_impl
+from vispeft_kernels.lora.autograd import Inputs, Recompute, compute_dtype, lora
+from vispeft_kernels.lora.autograd_scaled import scaled, scaled_lora
+from vispeft_kernels.lora.configs import LARGEST_PARTS, LARGEST_RANK
+from vispeft_kernels.lora.options import Factors, LoraOptions
 
-__all__ = ["is_fused", "lora_add", "lora_linear", "lora_segments", "lora_update", "scaled"]
-
-STEPS: dict[str, Steps] = {"function": steps, "triton": triton_steps}
+__all__ = ["is_fused", "lora_add", "lora_linear", "lora_update", "scaled"]
 
 
 def lora_add(
-    y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, *, starts: Sequence[int] = (0,), dropout: float = 0.0
+    y: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    column_offsets: Sequence[int] = (0,),
+    dropout: float = 0.0,
 ) -> Tensor:
-    """`y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass, no more."""
-    _check(x, y.shape[-1], a, b, starts)
-    how = _choose(y, x, a, b, starts)
+    """Return `y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass."""
+    options = LoraOptions(scale, tuple(column_offsets), dropout)
+    _check(x, y.shape[-1], Factors(a, b), options)
+    how = _choose(y, x, Factors(a, b), options)
     if how == "reference":
-        return reference.lora_add(y, x, a, b, scale, starts, dropout)
-    if torch.compiler.is_compiling():
-        return ops.lora_add(y, x, a, b, scale, starts, dropout)
-    return function.lora(y, x, None, None, a, b, scale, tuple(starts), dropout, None, STEPS[how])
+        return reference.lora_add(y, x, Factors(a, b), options)
+    return lora(Inputs(y, x, None, None, a, b), options, how)
 
 
 def lora_linear(
@@ -48,29 +52,31 @@ def lora_linear(
     b: Tensor,
     scale: float,
     *,
-    starts: Sequence[int] = (0,),
+    column_offsets: Sequence[int] = (0,),
     dropout: float = 0.0,
-    replay: Replay | None = None,
+    recompute: Recompute | None = None,
 ) -> Tensor:
-    """`x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out].
+    """Return `x weight^T + bias + scale * (x a^T) b^T`, differentiable in every tensor. weight: [out, in]; bias: [out].
 
-    replay: as for `lora_update`
+    recompute: as for `lora_update`
     """
-    _check(x, weight.shape[0], a, b, starts)
-    how = _choose(x, weight, a, b, starts)
+    options = LoraOptions(scale, tuple(column_offsets), dropout)
+    _check(x, weight.shape[0], Factors(a, b), options)
+    how = _choose(x, weight, Factors(a, b), options)
     if how == "reference":
-        return reference.lora_add(F.linear(x, weight, bias), x, a, b, scale, starts, dropout)
-    if torch.compiler.is_compiling():
-        return ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout)
-    return function.lora(None, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
+        return reference.lora_add(F.linear(x, weight, bias), x, Factors(a, b), options)
+    return lora(Inputs(None, x, weight, bias, a, b), options, how, recompute)
 
 
-def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, starts: Sequence[int] = (0,)) -> bool:
-    """Whether `lora_linear` makes this in one kernel; where it does not, `lora_update` of the product is as good."""
-    if torch.compiler.is_compiling() or _choose(x, weight, a, b, starts) != "triton":
+def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, column_offsets: Sequence[int] = (0,)) -> bool:
+    """Return true if `lora_linear` makes this in one kernel; else `lora_update` of the map's output is as good."""
+    if (
+        torch.compiler.is_compiling()
+        or _choose(x, weight, Factors(a, b), LoraOptions(1.0, tuple(column_offsets))) != "triton"
+    ):
         return False
-    rows = torch.empty(0, x.shape[-1], dtype=function.compute_dtype(x), device=x.device)
-    return launch.product_for(rows, weight.shape[0], b.shape[1], "forward") is not None
+    rows = torch.empty(0, x.shape[-1], dtype=compute_dtype(x), device=x.device)
+    return triton_impl.fused_config(rows, weight.shape[0], b.shape[1], "forward") is not None
 
 
 def lora_update(
@@ -82,77 +88,48 @@ def lora_update(
     b: Tensor,
     scale: float,
     *,
-    starts: Sequence[int] = (0,),
+    column_offsets: Sequence[int] = (0,),
     dropout: float = 0.0,
-    replay: Replay | None = None,
-    gain: Tensor | None = None,
+    recompute: Recompute | None = None,
+    feature_scale: Tensor | None = None,
 ) -> Tensor:
-    """`lora_linear` where `y = x weight^T + bias` is there already and is the caller's alone: y is overwritten.
+    """Return `lora_linear` where `y = x weight^T + bias` exists already and is the caller's alone: y is overwritten.
 
     The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
-    replay: a function of rows and a tensor of x's shape from which it makes x again; that tensor is then kept for
-    backward instead of x
-    gain: [out]; the result z is then scaled about the bias, `bias + gain * (z - bias)`, which keeps no more
+    recompute: a function of rows and a tensor of x's shape from which it makes x; that tensor is then kept for backward
+    instead of x
+    feature_scale: [out]; the result z is then scaled about the bias, `bias + feature_scale * (z - bias)` (DoRA), which
+    keeps no more
     """
-    _check(x, y.shape[-1], a, b, starts)
-    how = _choose(y, x, a, b, starts)
-    if how == "reference":
-        z = reference.lora_add(y, x, a, b, scale, starts, dropout)
-        return z if gain is None else scaled(z, gain, bias)
-    if torch.compiler.is_compiling():
-        # y is left to the compiler to drop: the operator makes it again, with the update in it
-        z = ops.lora_linear(x, weight, bias, a, b, scale, starts, dropout, dtype=y.dtype)
-        return z if gain is None else scaled(z, gain, bias)
-    y = y.detach()
-    if gain is not None:
-        return scaled_lora(y, x, weight, bias, a, b, scale, gain, tuple(starts), dropout, replay, STEPS[how])
-    return function.lora(y, x, weight, bias, a, b, scale, tuple(starts), dropout, replay, STEPS[how])
+    options = LoraOptions(scale, tuple(column_offsets), dropout)
+    _check(x, y.shape[-1], Factors(a, b), options)
+    how = _choose(y, x, Factors(a, b), options)
+    inputs = Inputs(y.detach(), x, weight, bias, a, b)
+    if how != "reference" and feature_scale is not None and not torch.compiler.is_compiling():
+        return scaled_lora(inputs, feature_scale, options, how, recompute)
+    z = (
+        reference.lora_add(y, x, inputs.factors, options)
+        if how == "reference"
+        else lora(inputs, options, how, recompute)
+    )
+    return z if feature_scale is None else scaled(z, feature_scale, bias)
 
 
-def lora_segments(
-    y: Tensor,
-    x: Tensor,
-    a: Tensor,
-    b: Tensor,
-    scale: float,
-    lengths: Sequence[int],
-    *,
-    starts: Sequence[int] = (0,),
-    dropout: float = 0.0,
-) -> Tensor:
-    """`lora_add` of a batch whose rows belong to different adapters: several models served or trained at once.
-
-    y [..., out] and x [..., in] are taken as rows, the first `lengths[0]` of which have adapter 0, the next
-    `lengths[1]` adapter 1, and so on; an adapter may have none.
-    a: [adapters, parts * r, in]; b: [adapters, parts * n, r]. On a GPU each kernel serves all adapters at once.
-    """
-    _check_segments(x, a, b, lengths)
-    _check(x, y.shape[-1], a[0], b[0], starts)
-    if _choose(y, x, a, b, starts) == "triton" and not torch.compiler.is_compiling():
-        return segmented(y, x, a, b, Segments(tuple(lengths)), scale, tuple(starts), dropout)
-    rows, inputs = (torch.split(one.reshape(-1, one.shape[-1]), list(lengths)) for one in (y, x))
-    runs = [
-        lora_add(*run, scale, starts=starts, dropout=dropout)
-        for run in zip(rows, inputs, a, b, strict=True)
-        if run[0].shape[0]
-    ]
-    return torch.cat(runs).view(y.shape) if runs else y.clone()
-
-
-def _choose(y: Tensor, x: Tensor, a: Tensor, b: Tensor, starts: Sequence[int]) -> str:
-    """What serves; where Triton does not, `torch.compile` fuses the plain formula best by itself."""
+def _choose(y: Tensor, x: Tensor, factors: Factors, options: LoraOptions) -> str:
+    """Choose the implementation; without Triton, `torch.compile` fuses the plain formula best by itself."""
     limits = ""
-    if b.shape[-1] > LARGEST_RANK:
-        limits = f"rank {b.shape[-1]} is above {LARGEST_RANK}"
-    elif len(starts) > LARGEST_PARTS:
-        limits = f"{len(starts)} parts are more than {LARGEST_PARTS}"
-    how = choose("lora", "function", (y, x, a, b), limits)
-    return "reference" if how == "function" and torch.compiler.is_compiling() else how
+    if (rank := factors.b.shape[-1]) > LARGEST_RANK:
+        limits = f"rank {rank} is above {LARGEST_RANK}"
+    elif options.parts > LARGEST_PARTS:
+        limits = f"{options.parts} parts are more than {LARGEST_PARTS}"
+    how = choose("lora", "torch", (y, x, *factors), limits)
+    return "reference" if how == "torch" and torch.compiler.is_compiling() else how
 
 
-def _check(x: Tensor, out_features: int, a: Tensor, b: Tensor, starts: Sequence[int]) -> None:
-    """Refuses factors that do not fit the input, the output or each other."""
-    parts = len(starts)
+def _check(x: Tensor, out_features: int, factors: Factors, options: LoraOptions) -> None:
+    """Refuse factors that do not fit the input, the output or each other."""
+    a, b = factors
+    offsets, parts = options.column_offsets, options.parts
     if parts == 0 or a.ndim != 2 or b.ndim != 2 or a.shape[0] != parts * b.shape[1] or b.shape[0] % parts:
         raise KernelError(
             f"`a` must be [parts * r, in] and `b` [parts * n, r] with {parts} parts, but they are "
@@ -161,21 +138,7 @@ def _check(x: Tensor, out_features: int, a: Tensor, b: Tensor, starts: Sequence[
     if x.shape[-1] != a.shape[1]:
         raise KernelError(f"`x` must have {a.shape[1]} features, as `a` has columns, but has {x.shape[-1]}.")
     width = b.shape[0] // parts
-    if min(starts) < 0 or max(starts) + width > out_features:
+    if min(offsets) < 0 or max(offsets) + width > out_features:
         raise KernelError(
-            f"`starts` {tuple(starts)} with parts of {width} columns must lie within `y`'s {out_features}."
-        )
-
-
-def _check_segments(x: Tensor, a: Tensor, b: Tensor, lengths: Sequence[int]) -> None:
-    """Refuses stacks of factors and lengths of runs that do not fit each other or the rows."""
-    if a.ndim != 3 or b.ndim != 3 or not len(a) == len(b) == len(lengths) or not len(lengths):
-        raise KernelError(
-            f"`a`, `b` and `lengths` must have one entry per adapter, [adapters, parts * r, in] and [adapters, "
-            f"parts * n, r], but have {tuple(a.shape)}, {tuple(b.shape)} and {len(lengths)} lengths."
-        )
-    rows = x.shape[:-1].numel()
-    if min(lengths) < 0 or sum(lengths) != rows:
-        raise KernelError(
-            f"`lengths` must be 0 or more and add up to {rows}, the rows of `x`, but are {list(lengths)}."
+            f"`column_offsets` {offsets} with parts of {width} columns must lie within `y`'s {out_features}."
         )

@@ -5,30 +5,23 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# what masks are drawn from: in torch a number, in Triton one int64 on the device
-Seed = int | Tensor
-
 # rows of a block: few enough to stay in a processor's cache; on another device, many enough to keep it busy
 CPU_ROWS, DEVICE_ROWS = 256, 8192
 
 
 def blocks(x: Tensor) -> list[slice]:
-    """The rows of x [M, K] in blocks."""
+    """Return the rows of x [M, K] in blocks."""
     size = CPU_ROWS if x.device.type == "cpu" else DEVICE_ROWS
     return [slice(start, min(start + size, x.shape[0])) for start in range(0, x.shape[0], size)]
 
 
-def new_seed(x: Tensor) -> Seed:
-    """A seed from torch's CPU generator, so that `torch.manual_seed` decides the masks. No device is waited for."""
-    return int(torch.randint(2**62, (), device="cpu").item())
-
-
-def masks(x: Tensor, dropout: float, seed: Seed) -> Iterator[Tensor]:
-    """Zero-one masks for the blocks of x [M, K], one after the other: the same for the same seed.
+def masks(x: Tensor, dropout: float, seed: Tensor | None) -> Iterator[Tensor]:
+    """Draw the zero-one masks of the blocks of x [M, K], one after the other: the same for the same seed.
 
     Each 64-bit random number decides four elements by 16 bits each, so the share that is dropped is right to 1 / 65536;
     this is three times as fast as drawing every element by itself.
     """
+    assert seed is not None
     generator = torch.Generator(x.device).manual_seed(int(seed))
     threshold = round(dropout * 2**16) - 2**15
     for block in blocks(x):

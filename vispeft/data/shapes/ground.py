@@ -61,7 +61,7 @@ def clutter(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
 
 
 def bushes(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
-    """Up to `amount` ragged bodies, mostly low in the picture, that hide what is behind them and are no instances."""
+    """Up to `amount` ragged bodies, mostly low in the picture, that occlude instances but are none themselves."""
     for _ in range(int(rng.integers(amount + 1))):
         size = rng.uniform(0.08, 0.3) * canvas.side
         centre = (rng.uniform(0, canvas.width), canvas.height * rng.uniform(0.5, 1.1))

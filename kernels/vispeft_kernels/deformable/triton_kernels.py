@@ -1,8 +1,8 @@
 """Deformable attention in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
 
 A bag is one query of one head of one image, with `levels * points` samples. `levels_ptr` [levels, 3] holds the height,
-the width and the first pixel of each level. Where `REFERENCE` is 0, `where_ptr` holds locations and `share_ptr`
-weights; where it is 2 or 4, they hold offsets around the points or boxes of `reference_ptr`, and logits.
+the width and the first pixel of each level. Where `REFERENCE` is 0, `locations_ptr` holds locations and
+`attention_ptr` weights; where it is 2 or 4, offsets around the points or boxes of `reference_ptr`, and logits.
 """
 
 import triton
@@ -10,11 +10,11 @@ import triton.language as tl
 
 
 @triton.jit
-def _softmax(share_ptr, bag, is_query, samples, BLOCK_S: tl.constexpr):
+def _softmax(attention_ptr, bag, is_query, samples, BLOCK_S: tl.constexpr):
     """The largest logit of each bag, and the sum of exponentials above it."""
     sample = tl.arange(0, BLOCK_S)
     inside = is_query[:, None] & (sample[None, :] < samples)
-    logits = tl.load(share_ptr + bag[:, None] * samples + sample[None, :], mask=inside, other=0.0).to(tl.float32)
+    logits = tl.load(attention_ptr + bag[:, None] * samples + sample[None, :], mask=inside, other=0.0).to(tl.float32)
     logits = tl.where(sample[None, :] < samples, logits, float("-inf"))
     top = tl.max(logits, 1)
     return top, tl.sum(tl.exp(logits - top[:, None]), 1)
@@ -22,7 +22,7 @@ def _softmax(share_ptr, bag, is_query, samples, BLOCK_S: tl.constexpr):
 
 @triton.jit
 def _locate(
-    where_ptr,
+    locations_ptr,
     reference_ptr,
     at,
     place,
@@ -32,9 +32,9 @@ def _locate(
     points,
     REFERENCE: tl.constexpr,
 ):
-    """A sample's position in pixels, and how many pixels one unit of `where` is. at, place: [BLOCK_Q]."""
-    x = tl.load(where_ptr + 2 * at, mask=is_query, other=0.0).to(tl.float32)
-    y = tl.load(where_ptr + 2 * at + 1, mask=is_query, other=0.0).to(tl.float32)
+    """A sample's position in pixels, and how many pixels one unit of a location or offset is. at, place: [BLOCK_Q]."""
+    x = tl.load(locations_ptr + 2 * at, mask=is_query, other=0.0).to(tl.float32)
+    y = tl.load(locations_ptr + 2 * at + 1, mask=is_query, other=0.0).to(tl.float32)
     unit_x = tl.zeros_like(x) + width
     unit_y = tl.zeros_like(y) + height
     if REFERENCE > 0:
@@ -66,8 +66,8 @@ def _corner(plane_ptr, row, column, first, height, width, is_query, stride, chan
 def deformable_fwd_kernel(
     value_ptr,
     levels_ptr,
-    where_ptr,
-    share_ptr,
+    locations_ptr,
+    attention_ptr,
     reference_ptr,
     out_ptr,
     queries,
@@ -94,7 +94,7 @@ def deformable_fwd_kernel(
     samples = levels * points
     plane_ptr = value_ptr + image * image_stride + head * head_stride
     if REFERENCE > 0:
-        top, bottom = _softmax(share_ptr, bag, is_query, samples, BLOCK_S)
+        top, bottom = _softmax(attention_ptr, bag, is_query, samples, BLOCK_S)
     total = tl.zeros((BLOCK_Q, BLOCK_D), tl.float32)
     for level in range(levels):
         height = tl.load(levels_ptr + 3 * level)
@@ -102,10 +102,10 @@ def deformable_fwd_kernel(
         first = tl.load(levels_ptr + 3 * level + 2)
         for point in range(points):
             at = bag * samples + level * points + point
-            weight = tl.load(share_ptr + at, mask=is_query, other=0.0).to(tl.float32)
+            weight = tl.load(attention_ptr + at, mask=is_query, other=0.0).to(tl.float32)
             if REFERENCE > 0:
                 weight = tl.exp(weight - top) / bottom
-            x, y, _, _ = _locate(where_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE)
+            x, y, _, _ = _locate(locations_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE)
             left, above = tl.floor(x), tl.floor(y)
             f, g = x - left, y - above
             column, row = left.to(tl.int32), above.to(tl.int32)
@@ -135,12 +135,12 @@ def deformable_bwd_kernel(
     grad_ptr,
     value_ptr,
     levels_ptr,
-    where_ptr,
-    share_ptr,
+    locations_ptr,
+    attention_ptr,
     reference_ptr,
     sums_ptr,
-    grad_where_ptr,
-    grad_share_ptr,
+    grad_locations_ptr,
+    grad_attention_ptr,
     queries,
     heads,
     levels,
@@ -158,7 +158,7 @@ def deformable_bwd_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
 ):
-    """Adds the gradient of value into sums [B, S, heads, dim], float32, and writes those of `where` and `share`."""
+    """Add the gradient of value into sums [B, S, heads, dim], float32, and write those of locations and attention."""
     query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     channel = tl.arange(0, BLOCK_D)
@@ -175,7 +175,7 @@ def deformable_bwd_kernel(
     weights = tl.zeros((BLOCK_Q, BLOCK_S), tl.float32)
     grads = tl.zeros((BLOCK_Q, BLOCK_S), tl.float32)
     if REFERENCE > 0:
-        top, bottom = _softmax(share_ptr, bag, is_query, samples, BLOCK_S)
+        top, bottom = _softmax(attention_ptr, bag, is_query, samples, BLOCK_S)
     for level in range(levels):
         height = tl.load(levels_ptr + 3 * level)
         width = tl.load(levels_ptr + 3 * level + 1)
@@ -183,11 +183,11 @@ def deformable_bwd_kernel(
         for point in range(points):
             index = level * points + point
             at = bag * samples + index
-            weight = tl.load(share_ptr + at, mask=is_query, other=0.0).to(tl.float32)
+            weight = tl.load(attention_ptr + at, mask=is_query, other=0.0).to(tl.float32)
             if REFERENCE > 0:
                 weight = tl.exp(weight - top) / bottom
             x, y, unit_x, unit_y = _locate(
-                where_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE
+                locations_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE
             )
             left, above = tl.floor(x), tl.floor(y)
             f, g = x - left, y - above
@@ -225,20 +225,20 @@ def deformable_bwd_kernel(
                 product = over + g * (under - over)
                 grad_x = weight * unit_x * ((1 - g) * (s01 - s00) + g * (s11 - s10))
                 grad_y = weight * unit_y * (under - over)
-                kind = grad_where_ptr.dtype.element_ty
-                tl.store(grad_where_ptr + 2 * at, grad_x.to(kind), mask=is_query)
-                tl.store(grad_where_ptr + 2 * at + 1, grad_y.to(kind), mask=is_query)
+                kind = grad_locations_ptr.dtype.element_ty
+                tl.store(grad_locations_ptr + 2 * at, grad_x.to(kind), mask=is_query)
+                tl.store(grad_locations_ptr + 2 * at + 1, grad_y.to(kind), mask=is_query)
                 if REFERENCE > 0:
                     is_this = sample[None, :] == index
                     weights = tl.where(is_this, weight[:, None], weights)
                     grads = tl.where(is_this, product[:, None], grads)
                 else:
-                    tl.store(grad_share_ptr + at, product.to(grad_share_ptr.dtype.element_ty), mask=is_query)
+                    tl.store(grad_attention_ptr + at, product.to(grad_attention_ptr.dtype.element_ty), mask=is_query)
     if NEEDS_POINTS and REFERENCE > 0:
         grads = weights * (grads - tl.sum(weights * grads, 1)[:, None])
         tl.store(
-            grad_share_ptr + bag[:, None] * samples + sample[None, :],
-            grads.to(grad_share_ptr.dtype.element_ty),
+            grad_attention_ptr + bag[:, None] * samples + sample[None, :],
+            grads.to(grad_attention_ptr.dtype.element_ty),
             mask=is_query[:, None] & (sample[None, :] < samples),
         )
 
@@ -246,8 +246,8 @@ def deformable_bwd_kernel(
 @triton.jit
 def deformable_corners_kernel(
     levels_ptr,
-    where_ptr,
-    share_ptr,
+    locations_ptr,
+    attention_ptr,
     reference_ptr,
     rows_ptr,
     weights_ptr,
@@ -270,17 +270,17 @@ def deformable_corners_kernel(
     place = image * reference_stride + query
     samples = levels * points
     if REFERENCE > 0:
-        top, bottom = _softmax(share_ptr, bag, is_query, samples, BLOCK_S)
+        top, bottom = _softmax(attention_ptr, bag, is_query, samples, BLOCK_S)
     for level in range(levels):
         height = tl.load(levels_ptr + 3 * level)
         width = tl.load(levels_ptr + 3 * level + 1)
         first = tl.load(levels_ptr + 3 * level + 2)
         for point in range(points):
             at = bag * samples + level * points + point
-            weight = tl.load(share_ptr + at, mask=is_query, other=0.0).to(tl.float32)
+            weight = tl.load(attention_ptr + at, mask=is_query, other=0.0).to(tl.float32)
             if REFERENCE > 0:
                 weight = tl.exp(weight - top) / bottom
-            x, y, _, _ = _locate(where_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE)
+            x, y, _, _ = _locate(locations_ptr, reference_ptr, at, place, is_query, height, width, points, REFERENCE)
             left, above = tl.floor(x), tl.floor(y)
             f, g = x - left, y - above
             for corner in tl.static_range(4):

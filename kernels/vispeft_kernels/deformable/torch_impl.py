@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.atlas import BORDER, Atlas, Shapes, fill_planes, plan_atlas, read_planes
+from vispeft_kernels.deformable.padded_levels import BORDER, PaddedLevels, Shapes, fill_planes, pad_levels, read_planes
 
 POINTS_AT_ONCE = 65_536
 ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes
@@ -21,9 +21,9 @@ RADIX_SORT_SIZE = 32_768  # torch sorts fewer integers by comparing, at many tim
 
 @dataclass(frozen=True)
 class _Part:
-    """Some images and heads that are computed at a time: b images, h heads."""
+    """Images and heads that are computed at a time: b images, h heads."""
 
-    atlas: Atlas
+    layout: PaddedLevels
     images: int
     heads: int
     bag_size: int  # levels * points
@@ -32,12 +32,12 @@ class _Part:
 
     @property
     def num_rows(self) -> int:
-        return self.images * self.atlas.rows * self.heads
+        return self.images * self.layout.rows * self.heads
 
     @property
     def shifts(self) -> tuple[int, int, int, int]:
         """Rows from the upper left corner to the upper left, upper right, lower left and lower right."""
-        below = self.atlas.stride * self.heads
+        below = self.layout.stride * self.heads
         return 0, self.heads, below, below + self.heads
 
 
@@ -61,14 +61,14 @@ class Gradients:
 
 
 def forward(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
-    """The sum of all weighted samples, [B, Q, heads * dim] in the dtype of `value`."""
+    """Return the sum of all weighted samples, [B, Q, heads * dim] in the dtype of `value`."""
     batch, _, heads, dim = value.shape
     out = value.new_empty(batch, locations.shape[1], heads, dim)
     if out.numel() and locations.numel():
-        for where, part in _parts(value, plan_atlas(shapes), locations):
-            points = _locate(locations[where], weights[where], part)
-            sums = _gather(_table(value[where], part), points, part)
-            out[where] = sums.view(out[where].shape)
+        for block, part in _parts(value, pad_levels(shapes), locations):
+            points = _locate(locations[block], weights[block], part)
+            sums = _gather(_table(value[block], part), points, part)
+            out[block] = sums.view(out[block].shape)
     else:
         out.zero_()  # no points
     return out.flatten(2)
@@ -83,7 +83,7 @@ def backward(
     needs_value: bool,
     needs_points: bool,
 ) -> Gradients:
-    """Gradients of `forward` given that of its result, grad [B, Q, heads * dim]."""
+    """Return the gradients of `forward` that belong to grad [B, Q, heads * dim]."""
     grads = Gradients(
         value.new_empty(value.shape if needs_value else 0),
         locations.new_empty(locations.shape if needs_points else 0),
@@ -91,52 +91,54 @@ def backward(
     )
     if grad.numel() and locations.numel():
         grad = grad.reshape(*grad.shape[:2], *value.shape[2:])  # [B, Q, heads, dim]
-        for where, part in _parts(value, plan_atlas(shapes), locations):
-            points = _locate(locations[where], weights[where], part)
-            bags = grad[where].to(part.sizes.dtype).reshape(-1, grad.shape[3])  # [b * Q * h, dim]
+        for block, part in _parts(value, pad_levels(shapes), locations):
+            points = _locate(locations[block], weights[block], part)
+            bags = grad[block].to(part.sizes.dtype).reshape(-1, grad.shape[3])  # [b * Q * h, dim]
             if needs_value:
-                read_planes(_scatter(bags, points, part), grads.value[where], part.atlas)
+                read_planes(_scatter(bags, points, part), grads.value[block], part.layout)
             if needs_points:
-                dots = _dot(bags, _table(value[where], part), points, part)
-                _write_point_gradients(dots, points, part, grads.locations[where], grads.weights[where])
+                dots = _dot(bags, _table(value[block], part), points, part)
+                _write_point_gradients(dots, points, part, grads.locations[block], grads.weights[block])
     else:
         grads.value.zero_()  # no points
     return grads
 
 
-def _parts(value: Tensor, atlas: Atlas, locations: Tensor) -> Iterator[tuple[tuple[slice, slice, slice], _Part]]:
-    """Indices into [B, Q or S, heads], and what is computed there at a time."""
+def _parts(
+    value: Tensor, layout: PaddedLevels, locations: Tensor
+) -> Iterator[tuple[tuple[slice, slice, slice], _Part]]:
+    """Split the work: indices into [B, Q or S, heads], and the part that is computed there at a time."""
     batch, num_queries, heads, num_levels, points, _ = locations.shape
     bag_size = num_levels * points
-    planes = max(1, min(POINTS_AT_ONCE // (num_queries * bag_size), ROWS_AT_ONCE // atlas.rows))
+    planes = max(1, min(POINTS_AT_ONCE // (num_queries * bag_size), ROWS_AT_ONCE // layout.rows))
     images = max(1, min(batch, planes // heads))
     slots = max(count for count in range(1, heads + 1) if heads % count == 0 and count <= planes)
-    sizes, starts = _constants(atlas, points, slots, torch.float64 if value.dtype == torch.float64 else torch.float32)
+    sizes, starts = _constants(layout, points, slots, torch.float64 if value.dtype == torch.float64 else torch.float32)
     # once per point: faster than broadcasting over a short innermost dimension
     sizes, starts = sizes.repeat(1, num_queries).unsqueeze(1), starts.repeat(num_queries)
     for image in range(0, batch, images):
-        part = _Part(atlas, min(images, batch - image), slots, bag_size, sizes, starts)
+        part = _Part(layout, min(images, batch - image), slots, bag_size, sizes, starts)
         for slot in range(0, heads, slots):
             yield (slice(image, image + images), slice(None), slice(slot, slot + slots)), part
 
 
 def _arange(*bounds: int) -> Tensor:
-    """Indices on the CPU, whatever the default device is; int32 is half the traffic."""
+    """Return indices on the CPU, on any default device; int32 is half the traffic."""
     return torch.arange(*bounds, dtype=torch.int32, device="cpu")
 
 
 @lru_cache(maxsize=64)
-def _constants(atlas: Atlas, points: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`sizes` [2, heads * levels * points] and `starts` [heads * levels * points] of a `_Part` for one query."""
-    sizes = torch.tensor([shape[::-1] for shape in atlas.shapes], dtype=dtype, device="cpu").t()
-    starts = torch.tensor(atlas.starts, dtype=torch.int32, device="cpu") - BORDER * (atlas.stride + 1)
+def _constants(layout: PaddedLevels, points: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return `sizes` [2, heads * levels * points] and `starts` [heads * levels * points] of a `_Part` for one query."""
+    sizes = torch.tensor([shape[::-1] for shape in layout.shapes], dtype=dtype, device="cpu").t()
+    starts = torch.tensor(layout.first_pixels, dtype=torch.int32, device="cpu") - BORDER * (layout.stride + 1)
     rows = starts * heads + _arange(heads).unsqueeze(1)  # [heads, levels]
     return sizes.repeat_interleave(points, 1).repeat(1, heads), rows.repeat_interleave(points, 1).flatten()
 
 
 def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
-    """Corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not a number stays so."""
-    dtype, atlas = part.sizes.dtype, part.atlas
+    """Return the corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not a number stays so."""
+    dtype, layout = part.sizes.dtype, part.layout
     shifted = (
         weights.new_empty((2, *weights.shape), dtype=dtype).copy_(locations.movedim(-1, 0)).view(2, part.images, -1)
     )
@@ -144,23 +146,23 @@ def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
     shifted.mul_(part.sizes).add_(BORDER - 0.5).clamp_min_(0)
     torch.minimum(shifted, part.sizes + BORDER, out=shifted)
     cells = shifted.to(torch.int32)
-    rows = cells[1].mul_(atlas.stride).add_(cells[0]).mul_(part.heads).add_(part.starts)
+    rows = cells[1].mul_(layout.stride).add_(cells[0]).mul_(part.heads).add_(part.starts)
     if part.images > 1:
-        rows.add_(_arange(0, part.num_rows, atlas.rows * part.heads).unsqueeze(1))
+        rows.add_(_arange(0, part.num_rows, layout.rows * part.heads).unsqueeze(1))
     rows.clamp_(0, part.num_rows - 1 - part.shifts[3])  # only what is not a number is outside
     x, y = shifted.frac_()
     return _Points(rows, x, y, weights.to(dtype).reshape(part.images, -1))
 
 
 def _table(value: Tensor, part: _Part) -> Tensor:
-    """Zero-padded planes [b * rows * h, dim] of value [b, S, h, dim]."""
-    planes = value.new_zeros((part.images, part.atlas.rows, *value.shape[2:]), dtype=part.sizes.dtype)
-    fill_planes(planes, value, part.atlas)
+    """Return the zero-padded planes [b * rows * h, dim] of value [b, S, h, dim]."""
+    planes = value.new_zeros((part.images, part.layout.rows, *value.shape[2:]), dtype=part.sizes.dtype)
+    fill_planes(planes, value, part.layout)
     return planes.view(-1, value.shape[3])
 
 
 def _corner_weights(points: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bilinear times attention weight of the four corners, flat."""
+    """Return the bilinear times the attention weight of the four corners, flat."""
     lower = points.weights * points.y
     upper = points.weights - lower
     lower_right = lower * points.x
@@ -170,12 +172,12 @@ def _corner_weights(points: _Points) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _weighted_sums(table: Tensor, rows: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-    """For each bag, which begins at starts[i] and ends where the next begins: the sum of weights * table[rows]."""
+    """Return the sum of weights * table[rows] of each bag, which goes from starts[i] to starts[i + 1]."""
     return torch.embedding_bag(table, rows, starts, mode=0, per_sample_weights=weights)[0]
 
 
 def _gather(table: Tensor, points: _Points, part: _Part) -> Tensor:
-    """Weighted sums [b * Q * h, dim] of rows of the table."""
+    """Return the weighted sums [b * Q * h, dim] of rows of the table."""
     rows = points.rows.view(-1)
     starts = _arange(0, rows.numel(), part.bag_size)
     total = table.new_zeros(0)
@@ -186,7 +188,7 @@ def _gather(table: Tensor, points: _Points, part: _Part) -> Tensor:
 
 
 def _scatter(bags: Tensor, points: _Points, part: _Part) -> Tensor:
-    """The transpose of `_gather`: planes [b, rows, h, dim] from bags [b * Q * h, dim].
+    """Apply the transpose of `_gather`: planes [b, rows, h, dim] from bags [b * Q * h, dim].
 
     Sorted by row, all points of a row are one bag: the scatter is a gather-sum again, and repeats to the bit. All four
     corners share one order; where there are fewer points than rows, one pass over the rows is cheaper than four.
@@ -206,11 +208,11 @@ def _scatter(bags: Tensor, points: _Points, part: _Part) -> Tensor:
         for shift, corner_weights in zip(part.shifts[1:], weights[1:], strict=True):
             sums = _weighted_sums(bags, bag, starts, corner_weights.index_select(0, order))
             table[shift:].add_(sums[:-shift])
-    return table.view(part.images, part.atlas.rows, part.heads, -1)
+    return table.view(part.images, part.layout.rows, part.heads, -1)
 
 
 def _sort_rows(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """The stable order that sorts int32 rows, and where each of `num_rows` begins in it, int32."""
+    """Return the stable order that sorts int32 rows, and the place where each of `num_rows` begins in it, int32."""
     keys = rows.to(torch.int16 if num_rows <= ROWS_AT_ONCE else torch.int32)
     # padded with the last row, which a stable sort leaves behind all others, to what torch sorts by radix
     if RADIX_SORT_SIZE // 8 < rows.numel() < RADIX_SORT_SIZE:
@@ -220,7 +222,7 @@ def _sort_rows(rows: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
 
 
 def _dot(bags: Tensor, table: Tensor, points: _Points, part: _Part) -> list[Tensor]:
-    """The product of each point's bag [b * Q * h, dim] with each of its four corners, like `points.rows` each."""
+    """Return the products of each point's bag [b * Q * h, dim] with its four corners, like `points.rows` each."""
     _accept_sparse_beta()
     rows = points.rows.view(-1)
     ends = _arange(0, rows.numel() + 1, part.bag_size)
@@ -238,7 +240,7 @@ def _dot(bags: Tensor, table: Tensor, points: _Points, part: _Part) -> list[Tens
 
 @lru_cache(maxsize=1)
 def _accept_sparse_beta() -> None:
-    """Let torch say once, unheard, that its sparse layout is in beta: nobody here asked for one."""
+    """Spend torch's one warning that its sparse layout is in beta, so that no user sees it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")

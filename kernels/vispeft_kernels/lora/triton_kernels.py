@@ -1,7 +1,6 @@
 """The low-rank update in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
 
-Rows are tokens. A tile is a run of rows that share one adapter: tile `i` of `BLOCK_M` rows, or, where `SEGMENTED`, the
-rows that `tiles_ptr` [T, 3] names as (first, one past the last, adapter). A part is a third of a fused projection.
+Rows are tokens. A part is a third of a fused projection.
 """
 
 import triton
@@ -9,22 +8,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(tiles_ptr, index, rows, SEGMENTED: tl.constexpr, SIZE: tl.constexpr):
-    """First row, one past the last, and the adapter of a tile."""
-    if SEGMENTED:
-        first = tl.load(tiles_ptr + 3 * index).to(tl.int64)
-        last = tl.load(tiles_ptr + 3 * index + 1).to(tl.int64)
-        adapter = tl.load(tiles_ptr + 3 * index + 2).to(tl.int64)
-    else:
-        first = index.to(tl.int64) * SIZE
-        last = tl.minimum(first + SIZE, rows)
-        adapter = tl.zeros((), tl.int64)
-    return first, last, adapter
-
-
-@triton.jit
 def _keep(seed_ptr, row, column, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Which elements [BLOCK_M, BLOCK_K] dropout keeps. row: [BLOCK_M]; column: the first, a multiple of 8.
+    """Return true for elements [BLOCK_M, BLOCK_K] that dropout keeps. row: [BLOCK_M]; column: first, a multiple of 8.
 
     Philox4x32-7 with the seed as key counts (row, column // 8): 16 of its 128 bits decide one element, so the mask
     depends on the element alone, not on how the work is cut up.
@@ -56,7 +41,6 @@ def lora_shrink_kernel(
     a_ptr,
     h_ptr,
     seed_ptr,
-    tiles_ptr,
     rows,
     features,
     ranks,
@@ -67,20 +51,17 @@ def lora_shrink_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
     DROPOUT: tl.constexpr,
-    SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """h = scale (x o m) a^T. x: [rows, features]; a: [adapters, ranks, features]; h: [rows, ranks]."""
-    first, last, adapter = _tile(tiles_ptr, tl.program_id(0), rows, SEGMENTED, BLOCK_M)
-    row = first + tl.arange(0, BLOCK_M)
+    """h = scale (x o m) a^T. x: [rows, features]; a: [ranks, features]; h: [rows, ranks]."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     rank = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
-    a_ptr += adapter * ranks * features
     total = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
     for k in range(0, features, BLOCK_K):
         column = k + tl.arange(0, BLOCK_K)
         x = tl.load(
             x_ptr + row[:, None] * x_stride + column[None, :],
-            mask=(row[:, None] < last) & (column[None, :] < features),
+            mask=(row[:, None] < rows) & (column[None, :] < features),
             other=0.0,
         )
         if DROPOUT:
@@ -92,7 +73,7 @@ def lora_shrink_kernel(
             other=0.0,
         )
         total = tl.dot(x, a, total, input_precision=PRECISION)
-    inside = (row[:, None] < last) & (rank[None, :] < ranks)
+    inside = (row[:, None] < rows) & (rank[None, :] < ranks)
     tl.store(h_ptr + row[:, None] * ranks + rank[None, :], (total * scale).to(h_ptr.dtype.element_ty), mask=inside)
 
 
@@ -102,7 +83,7 @@ def _low_rank(
     h_ptr,
     b_ptr,
     row,
-    last,
+    rows,
     column,
     start,
     width,
@@ -121,7 +102,7 @@ def _low_rank(
         k = r + tl.arange(0, BLOCK_R)
         h = tl.load(
             h_ptr + row[:, None] * h_stride + h_first + k[None, :],
-            mask=(row[:, None] < last) & (k[None, :] < rank),
+            mask=(row[:, None] < rows) & (k[None, :] < rank),
             other=0.0,
         )
         if B_BY_RANK:
@@ -140,7 +121,6 @@ def lora_expand_kernel(
     b_ptr,
     out_ptr,
     seed_ptr,
-    tiles_ptr,
     rows,
     width,
     rank,
@@ -148,7 +128,6 @@ def lora_expand_kernel(
     out_stride,
     h_stride,
     b_stride,
-    adapter_stride,
     start0,
     start1,
     start2,
@@ -158,33 +137,29 @@ def lora_expand_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
     B_BY_RANK: tl.constexpr,
-    HAS_Y: tl.constexpr,
     DROPOUT: tl.constexpr,
-    SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """out = y + scale (h b^T) o m on the columns of one part. y, out: [rows, *]; h: [rows, parts * rank].
 
-    b: [adapters, parts * width, rank], or, where B_BY_RANK, one part of [adapters, rank, width].
+    b: [parts * width, rank], or, where B_BY_RANK, [rank, width] of the one part.
     """
-    first, last, adapter = _tile(tiles_ptr, tl.program_id(0), rows, SEGMENTED, BLOCK_M)
     part = tl.program_id(2)
     start = tl.where(part == 0, start0, tl.where(part == 1, start1, start2))
-    row = first + tl.arange(0, BLOCK_M)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offset = tl.program_id(1) * BLOCK_N
     column = offset + tl.arange(0, BLOCK_N)
-    b_ptr += adapter * adapter_stride + part.to(tl.int64) * width * rank
+    b_ptr += part.to(tl.int64) * width * rank
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total = _low_rank(
-        total, h_ptr, b_ptr, row, last, column, 0, width, rank, h_stride, part * rank, b_stride, B_BY_RANK, BLOCK_R,
+        total, h_ptr, b_ptr, row, rows, column, 0, width, rank, h_stride, part * rank, b_stride, B_BY_RANK, BLOCK_R,
         PRECISION,
     )  # fmt: skip
     total *= scale
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
-    inside = (row[:, None] < last) & (column[None, :] < width)
-    if HAS_Y:
-        total += tl.load(y_ptr + row[:, None] * y_stride + (start + column)[None, :], mask=inside, other=0.0)
+    inside = (row[:, None] < rows) & (column[None, :] < width)
+    total += tl.load(y_ptr + row[:, None] * y_stride + (start + column)[None, :], mask=inside, other=0.0)
     tl.store(
         out_ptr + row[:, None] * out_stride + (start + column)[None, :],
         total.to(out_ptr.dtype.element_ty),
@@ -199,7 +174,6 @@ def lora_grad_kernel(
     b_ptr,
     grad_h_ptr,
     sums_ptr,
-    tiles_ptr,
     rows,
     width,
     rank,
@@ -212,28 +186,26 @@ def lora_grad_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
-    SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """grad_h = scale grad b, and of each tile its share of grad_b = scale grad^T h, in one read of grad [rows, *].
 
-    h, grad_h: [rows, PARTS * rank]; b: [adapters, PARTS * width, rank]; sums: [tiles, PARTS * width, rank], float32.
+    h, grad_h: [rows, PARTS * rank]; b: [PARTS * width, rank]; sums: [tiles, PARTS * width, rank], float32.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
-    first, last, adapter = _tile(tiles_ptr, tile, rows, SEGMENTED, BLOCK_M)
     start = tl.where(part == 0, start0, tl.where(part == 1, start1, start2))
-    row, k = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
-    ranks_inside = (row[:, None] < last) & (k[None, :] < rank)
+    row, k = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
+    ranks_inside = (row[:, None] < rows) & (k[None, :] < rank)
     ranks_at = row[:, None] * (PARTS * rank) + part * rank + k[None, :]
     h = tl.load(h_ptr + ranks_at, mask=ranks_inside, other=0.0)
-    b_ptr += (adapter * PARTS + part) * width * rank
+    b_ptr += part.to(tl.int64) * width * rank
     sums_ptr += (tile.to(tl.int64) * PARTS + part) * width * rank
     grad_h = tl.zeros((BLOCK_M, BLOCK_R), tl.float32)
     for n in range(0, width, BLOCK_N):
         column = n + tl.arange(0, BLOCK_N)
         grad = tl.load(
             grad_ptr + row[:, None] * grad_stride + (start + column)[None, :],
-            mask=(row[:, None] < last) & (column[None, :] < width),
+            mask=(row[:, None] < rows) & (column[None, :] < width),
             other=0.0,
         )
         at = column[:, None].to(tl.int64) * rank + k[None, :]
@@ -251,7 +223,6 @@ def lora_grad_a_kernel(
     grad_h_ptr,
     sums_ptr,
     seed_ptr,
-    tiles_ptr,
     rows,
     features,
     ranks,
@@ -263,12 +234,12 @@ def lora_grad_a_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
     DROPOUT: tl.constexpr,
-    SEGMENTED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Of each tile of CHUNK rows its share of grad_a = scale grad_h^T (x o m). sums: [tiles, ranks, features]."""
     tile = tl.program_id(0)
-    first, last, _ = _tile(tiles_ptr, tile, rows, SEGMENTED, CHUNK)
+    first = tile.to(tl.int64) * CHUNK
+    last = tl.minimum(first + CHUNK, rows)
     offset = tl.program_id(1) * BLOCK_K
     column = offset + tl.arange(0, BLOCK_K)
     rank = tl.program_id(2) * BLOCK_R + tl.arange(0, BLOCK_R)

@@ -1,4 +1,4 @@
-"""How the kernels of the low-rank update are cut up, by precision and rank; and where the fused product is the faster.
+"""Block sizes of the low-rank update's kernels by precision and rank, and the shapes with a fast fused product.
 
 The configurations are chosen from registers, shared memory and byte counts, as `tests/kernels/test_compile.py` checks
 them. `measured.json` beside this file holds the shapes at which the fused product was measured to win, which
@@ -108,7 +108,7 @@ def products(rank: int, dtype: torch.dtype, arch: int, has_dropout: bool = False
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides whether the fused product pays: out = x W^T is [rows, columns] from `features`."""
+    """Key of the decision for or against the fused product: out = x W^T is [rows, columns] from `features`."""
 
     arch: int  # 80, 90
     way: str  # forward, or backward, the gradient of the input
@@ -146,13 +146,13 @@ def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, d
     for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32")):
         how = {"PRECISION": precision}
         for rank in (16, 32, 64, 128, 256):
-            for segmented, dropout in ((False, False), (False, True), (True, False)):
-                work = {"SEGMENTED": segmented, "DROPOUT": dropout, **how}
+            for dropout in (False, True):
+                work = {"DROPOUT": dropout, **how}
                 yield "lora_shrink_kernel", dtype, shrink(rank, dtype), work
                 yield "lora_grad_a_kernel", dtype, grad_a(rank, dtype), work
-                yield "lora_expand_kernel", dtype, expand(rank, dtype), {**work, "B_BY_RANK": dropout, "HAS_Y": True}
-            for parts, segmented in ((1, False), (3, False), (1, True)):
-                yield "lora_grad_kernel", dtype, grad(rank, dtype), {"PARTS": parts, "SEGMENTED": segmented, **how}
+                yield "lora_expand_kernel", dtype, expand(rank, dtype), {**work, "B_BY_RANK": dropout}
+            for parts in (1, LARGEST_PARTS):
+                yield "lora_grad_kernel", dtype, grad(rank, dtype), {"PARTS": parts, **how}
             for dropout in (False, True):
                 backward = {"PARTS": 1, "WEIGHT_BY_FEATURE": True, "HAS_BIAS": False, "DROPOUT": dropout, **how}
                 yield from (

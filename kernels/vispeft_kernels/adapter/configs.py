@@ -1,4 +1,4 @@
-"""How the kernels of the bottleneck adapter are cut up, by precision and width of the bottleneck."""
+"""Block sizes of the bottleneck adapter's kernels by precision and width of the bottleneck."""
 
 from __future__ import annotations
 

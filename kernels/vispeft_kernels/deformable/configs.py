@@ -1,4 +1,4 @@
-"""How the kernels of deformable attention are cut up, by channels of a head: eight channels, 16 bytes in half
+"""Block sizes of deformable attention's kernels by channels of a head: eight channels, 16 bytes in half
 precision, to a thread."""
 
 from __future__ import annotations

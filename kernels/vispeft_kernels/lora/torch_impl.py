@@ -1,0 +1,95 @@
+"""The low-rank update in plain torch, on rows [M, *]: the default, and the only one on a CPU.
+
+`triton_impl.py` has the same functions; `Implementation` in `autograd.py` declares them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vispeft_kernels.lora.dropout import blocks, masks
+from vispeft_kernels.lora.options import Factors, InputRows, Kept, LoraOptions
+
+
+def new_seed(x: Tensor) -> Tensor:
+    """Draw a seed from torch's CPU generator, so that `torch.manual_seed` decides the masks without waiting for x."""
+    return torch.randint(2**62, (1,), device="cpu")
+
+
+def update_(y: Tensor, rows: Tensor, factors: Factors, options: LoraOptions) -> Tensor:
+    """Add `scale * (dropout(x) a^T) b^T` to y [M, N] in place; return h = dropout(x) a^T [M, parts * r]."""
+    hidden = _shrink(rows, factors.a, options)
+    expand_(y, hidden, factors.b, options)
+    return hidden
+
+
+def linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, options: LoraOptions
+) -> tuple[Tensor, Tensor]:
+    """Return `x W^T + bias` with the update [M, N], and h."""
+    y = F.linear(rows, weight, bias)
+    return y, update_(y, rows, factors, options)
+
+
+def gradients(grad: Tensor, kept: Kept, options: LoraOptions, needs_x: bool) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x [M, K], through the frozen product too where there is a weight, of a and of b."""
+    grad_x = _base_grad(grad, kept.weight, kept.rows.kept) if needs_x else None
+    grad_hidden, grad_b = _grad_hidden_and_b(grad, kept.hidden, kept.factors.b, options)
+    return grad_x, _grad_a_and_x(grad_hidden, kept.rows, kept.factors.a, grad_x, options), grad_b
+
+
+def expand_(y: Tensor, hidden: Tensor, b: Tensor, options: LoraOptions) -> None:
+    """Add `scale * h b^T` to y [M, N] in place, part by part."""
+    parts, width = options.parts, b.shape[0] // options.parts
+    for offset, h, part in zip(options.column_offsets, hidden.chunk(parts, 1), b.chunk(parts), strict=True):
+        y[:, offset : offset + width].addmm_(h, part.t(), alpha=options.scale)
+
+
+def _shrink(rows: Tensor, a: Tensor, options: LoraOptions) -> Tensor:
+    """Return h = dropout(x) a^T [M, parts * r]. rows: [M, K]; a: [parts * r, K]."""
+    if not options.dropout:
+        return rows @ a.t()
+    hidden = rows.new_empty(rows.shape[0], a.shape[0])
+    for block, mask in zip(blocks(rows), masks(rows, options.dropout, options.seed), strict=True):
+        torch.mm(mask.mul_(rows[block]), a.t(), out=hidden[block])
+    return hidden.div_(1 - options.dropout)
+
+
+def _grad_hidden_and_b(grad: Tensor, hidden: Tensor, b: Tensor, options: LoraOptions) -> tuple[Tensor, Tensor]:
+    """Return the gradients of h [M, parts * r] and of b, in blocks of grad [M, N] that are read from the cache."""
+    parts, width, rank = options.parts, b.shape[0] // options.parts, b.shape[1]
+    grad_hidden = grad.new_empty(hidden.shape)
+    grad_b = grad.new_zeros(parts, rank, width)
+    for block in blocks(grad):
+        for i, offset in enumerate(options.column_offsets):
+            columns = grad[block, offset : offset + width]
+            ranks = slice(i * rank, (i + 1) * rank)
+            torch.mm(columns, b[i * width : (i + 1) * width], out=grad_hidden[block, ranks])
+            # the small matrix first: twice as fast as grad^T h on a CPU
+            grad_b[i].addmm_(hidden[block, ranks].t(), columns)
+    return grad_hidden.mul_(options.scale), grad_b.mul_(options.scale).transpose(1, 2).reshape(b.shape)
+
+
+def _grad_a_and_x(grad_hidden: Tensor, x: InputRows, a: Tensor, grad_x: Tensor | None, options: LoraOptions) -> Tensor:
+    """Return the gradient of a [parts * r, K]; add that of x to `grad_x` [M, K] in place where it is given."""
+    grad_a = torch.zeros_like(a)
+    if not options.dropout:
+        if grad_x is not None:
+            grad_x.addmm_(grad_hidden, a)
+        for block in blocks(x.kept):
+            grad_a.addmm_(grad_hidden[block].t(), x[block])
+        return grad_a
+    grad_hidden = grad_hidden / (1 - options.dropout)
+    each_mask = masks(x.kept.to(a.dtype), options.dropout, options.seed)
+    for block, mask in zip(blocks(x.kept), each_mask, strict=True):
+        if grad_x is not None:
+            grad_x[block] += (grad_hidden[block] @ a).mul_(mask)
+        grad_a.addmm_(grad_hidden[block].t(), mask.mul_(x[block]))
+    return grad_a
+
+
+def _base_grad(grad: Tensor, weight: Tensor | None, rows: Tensor) -> Tensor:
+    """Return the gradient of x through the frozen product, grad W [M, K], or zeros without a weight."""
+    return grad.new_zeros(rows.shape) if weight is None else grad @ weight.to(grad.dtype)
