@@ -1,7 +1,7 @@
 """vispeft: parameter-efficient fine-tuning of instance segmentation models.
 
-The names below are the face of the package. Each is loaded when it is first used, so that `import vispeft`, and with it
-the command line's help, does not wait for torch.
+The names below are the public interface of the package. Each is loaded when it is first used, so that
+`import vispeft`, and with it the command line's help, does not wait for torch.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name, loaded on first use (PEP 562)."""
+    """Load a public name on first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'vispeft' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""`python -m vispeft` is `vispeft`."""
+"""Entry point of `python -m vispeft`, the same as `vispeft`."""
 
 from vispeft.cli import main
 

@@ -1,4 +1,4 @@
-"""The errors that a user can cause. Every one of them is a `VispeftError` with a message that says what to do."""
+"""Errors that a user can cause. Each is a `VispeftError` whose message tells what to do."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TrainingError(VispeftError):
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str], *others: type[Exception]) -> Iterator[None]:
-    """Within, what keeps `path` from being written (a full disk, a read-only place) becomes one clear error.
+    """Context that turns errors in writing `path` (a full disk, a read-only place) into one clear CheckpointError.
 
-    others: what a library raises for that beside OSError
+    others: exceptions of a library for the same, beside OSError
     """
     kinds: tuple[type[Exception], ...] = (OSError, *others)
     try:
@@ -62,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def describe_io_error(error: Exception) -> str:
-    """What keeps a file from being read or written, in a few words."""
+    """Return the reason that a file cannot be read or written, in a few words."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
     return str(error).split("\n")[0].rstrip(".") or type(error).__name__

@@ -51,7 +51,7 @@ def run_quickstart(
     """Train and score every recipe; the summaries by method name, also in `out/summary.json`, side by side in
     `out/report.html`. None after Ctrl-C.
 
-    say: is told what goes on, a line at a time
+    say: called with each line of progress
     """
     _clear(out)
     say(f"Drawing {settings.num_train} + {settings.num_val} images of the look {settings.domain!r} into {out / _DATA}")
@@ -76,7 +76,7 @@ def run_quickstart(
 
 
 def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val: Path) -> bool:
-    """`vispeft train` in a process of its own, so that its memory is its own. False after Ctrl-C."""
+    """Run `vispeft train` in a process of its own, which bounds its memory. Returns False after Ctrl-C."""
     images = json.dumps(str(out / _DATA / "images"))
     words = [
         f"data.train.annotations={json.dumps(str(train))}",
@@ -102,7 +102,7 @@ def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val:
 
 
 def _clear(out: Path) -> None:
-    """Make `out` ready: what an earlier quickstart left is removed, anything else is refused."""
+    """Prepare `out`: remove the files of an earlier quickstart, refuse any others."""
     if out.exists() and not (out / _MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"`{out}` is there already and no quickstart made it. Give another --out.")
     for name in (_DATA, *RECIPES):

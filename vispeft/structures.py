@@ -1,8 +1,8 @@
-"""What passes between the parts: images in, predictions out. Shapes are told once, here.
+"""Data structures shared by all parts, from images to predictions. Shapes are defined here once.
 
 Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (a quarter of it), `T` targets
-of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Boxes say their
-form in their name; "normalised" means divided by the padded input's width and height. Padding is at the right and
+of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Box names
+tell their form; "normalised" means divided by the padded input's width and height. Padding is at the right and
 bottom.
 """
 
@@ -39,7 +39,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class ImageMeta:
-    """Where a network input came from, enough to bring predictions back to the file's own pixels.
+    """Original size of a network input, by which predictions are mapped back to the file's own pixels.
 
     height, width: size of the image as shown (EXIF applied), in pixels
     input_height, input_width: the part of the padded input that the whole image fills, from the top left, in pixels
@@ -55,7 +55,7 @@ class ImageMeta:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images, their targets and where they came from.
+    """Images with their targets and their original sizes.
 
     images: [B, 3, H, W] float32 RGB, normalised by the base's pixel statistics, zero in the padding
     """
@@ -69,7 +69,7 @@ class Batch:
 
     @property
     def inputs(self) -> Tensor:
-        """What a model is called with."""
+        """Input of the model."""
         return self.images
 
     @property
@@ -84,7 +84,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """A batch of which a model's frozen front has done its part: what that gave stands for the images.
+    """A batch of kept features: outputs of a model's frozen prefix in place of the images.
 
     features: each [B, ...], as `vispeft.models.cut.Front` gives and `Rest` takes them
     padded_size: H and W of the images
@@ -100,7 +100,7 @@ class FeatureBatch:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What the rest of the model is called with."""
+        """Input of the model's tail."""
         return self.features
 
     def to(self, device: torch.device | str) -> FeatureBatch:
@@ -114,7 +114,7 @@ AnyBatch = Batch | FeatureBatch
 
 @dataclass(frozen=True)
 class LayerPredictions:
-    """What one decoder layer says of every query.
+    """Predictions of one decoder layer for all queries.
 
     class_logits: [B, Q, K], one sigmoid per class
     boxes: [B, Q, 4] cxcywh, normalised, in 0..1
@@ -142,7 +142,7 @@ class DenoisingPredictions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Everything a model says of a batch. Mask logits are never stored for all queries of all layers: they are
+    """All predictions of a model for a batch. Mask logits are never stored for all queries of all layers: they are
     `einsum("bqd,bdhw->bqhw", mask_embeddings, mask_features)`, taken where they are needed.
 
     layers: from the initial prediction (before the first decoder layer) to the final one; the last counts at inference

@@ -1,4 +1,4 @@
-"""What a configuration would cost, and what its patterns name, before any training. No weights are fetched."""
+"""Estimates of a configuration's cost and the sites of its patterns, before any training. No weights are fetched."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OPTIMIZER_COPIES = 3
 class Estimate:
     """Parameters, bytes and floating-point operations.
 
-    trainable_by_method: by method name, and under `full` what is trained in full
+    trainable_by_method: parameters by method name; `full` stands for those that are trained in full
     activation_bytes: kept for the backward pass of `batch_size` images with a few instances each, in fp32
     forward_flops: of one image at inference, a multiplication and an addition counted as two
     """
@@ -61,7 +61,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RoleRow:
-    """A role of the model, the pattern that it stands for, and how many sites that names."""
+    """A role of the model, its pattern, and the number of sites that match the pattern."""
 
     name: str
     pattern: str
@@ -79,7 +79,7 @@ class SiteRow:
 
 
 def estimate(config: Config) -> Estimate:
-    """What training this configuration would cost, from one forward pass on the CPU."""
+    """Estimate the cost of training this configuration from one forward pass on the CPU."""
     num_classes, num_images = _data_size(config)
     config = complete(config, num_images)
     model = build_base(config, num_classes, with_weights=False)
@@ -109,7 +109,7 @@ def list_roles(config: Config) -> list[RoleRow]:
 
 
 def list_sites(config: Config, pattern: str) -> list[SiteRow]:
-    """What a pattern names in a configuration's model; an error with the nearest names if that is nothing."""
+    """Return the sites of a pattern in a configuration's model; no match is an error with the nearest names."""
     model = _bare(config)
     rows = []
     for site in Names(model).sites(pattern, roles_for(model)):
@@ -162,7 +162,7 @@ def _kept_for_backward(config: Config, model: MaskDINO) -> int:
 
 @contextmanager
 def _counting_kept(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Within it, the bytes of each storage that autograd keeps, but for the model's own."""
+    """Context that counts the bytes of each storage that autograd keeps, except the model's own; yields the counts."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []

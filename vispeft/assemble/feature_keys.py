@@ -1,4 +1,4 @@
-"""What kept features were made of, in one word: features are used again only where every part of it is the same."""
+"""Cache keys of kept features: a feature is reused only where all that it was computed from is unchanged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("vispeft", "torch", "torchvision", "timm", "albumentations", "openc
 
 
 def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, arithmetic: str) -> str:
-    """What turns an image into features: the front's weights and anatomy, where it ends, and how it is computed.
+    """Return a digest of the frozen prefix: its weights, model arguments, split point and arithmetic.
 
     arithmetic: device and precision
     """
@@ -43,9 +43,9 @@ def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, arithmet
 
 
 class EntryKeys:
-    """Keys of the images of a set: what file, which annotations, how augmented, in which variant.
+    """Keys of the images of a set, made of file, annotations, augmentation and variant.
 
-    how: everything that samples depend on beside their image
+    how: all settings that samples depend on, apart from their image
     """
 
     def __init__(self, coco_set: CocoSet, how: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class EntryKeys:
 
 
 def _file_state(path: Any) -> list[int]:
-    """Size and time of a file's last change; nothing of one that is not there, which loading will complain about."""
+    """Size and modification time of a file; empty for a missing file, for which loading raises the error."""
     try:
         state = path.stat()
     except (OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""Configuration -> kept features of the frozen front, or the reason why there are none."""
+"""Configuration -> kept features of the frozen prefix, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MEMORY = "memory"
 
 @dataclass(frozen=True)
 class KeptFeatures:
-    """What a run trains and is scored on instead of images.
+    """Features on which a run trains and evaluates instead of images.
 
     train: None where every draw is augmented anew
     """
@@ -50,11 +50,11 @@ class KeptFeatures:
     report: FillReport
 
     def rest(self, model: MaskDINO) -> Rest:
-        """What is called with these features in the place of `model`, whose front must be the one they came from."""
+        """Return the tail of `model`, which takes these features; they must come from the same frozen prefix."""
         return Rest(model, self.front)
 
     def describe(self) -> dict[str, Any]:
-        """For summary.json: behind which module, for which splits, and what this session computed."""
+        """Return the entry of summary.json: last module before the split point, splits, and counts of this session."""
         return {
             "behind": self.front.cut.name,
             "splits": ["val"] if self.train is None else ["train", "val"],
@@ -68,7 +68,7 @@ class KeptFeatures:
 def keep_features(
     config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO, *, start_step: int, memory: FeatureMemory
 ) -> KeptFeatures | None:
-    """The features that `train.feature_cache` asks for, computed as far as they are not there yet.
+    """Return the features that `train.feature_cache` asks for; compute those that are missing.
 
     None where it is `off` and, with a warning that says why, where there is nothing to keep or no room for it. The
     model, which has its plan, is moved to its device and put in train mode.
@@ -116,7 +116,7 @@ def _kept(
 
 
 def _front(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> Front:
-    """The model's frozen front, tried on one image."""
+    """Return the model's frozen prefix, tested on one image."""
     alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
     batch = next(iter(val_loader(alone, sets.train.subset([0]), model, Share())))
     with fabric.autocast():
@@ -125,7 +125,7 @@ def _front(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> F
 
 @dataclass(frozen=True)
 class _Keeper:
-    """Everything that turns images into kept features."""
+    """Model, settings and memory by which images become kept features."""
 
     config: Config
     fabric: Fabric
@@ -137,7 +137,7 @@ class _Keeper:
     def keep(
         self, dataset: InstanceDataset, draws: Draws, how: dict[str, Any], batch_size: int, what: str
     ) -> tuple[FeatureLoader, FillReport]:
-        """Batches of features for `draws`, all of them there, and what that took. how: the images are augmented."""
+        """Compute missing features of `draws`; return their loader and a report. how: settings of the augmentation."""
         keys = EntryKeys(dataset.coco_set, {"image_size": image_size(self.config), **how})
         store = self._store(batch_size)
         loader = FeatureLoader(store, draws, keys, dataset.coco_set.images, self.front.padded_size)

@@ -28,7 +28,7 @@ from vispeft.models import MaskDINO
 
 @dataclass(frozen=True)
 class DataSets:
-    """What a run is trained and scored on; `val` has the class indices of `train`."""
+    """Training and validation sets of a run; `val` has the class indices of `train`."""
 
     train: CocoSet
     val: CocoSet
@@ -36,14 +36,14 @@ class DataSets:
 
 @dataclass(frozen=True)
 class Share:
-    """Which of several processes this one is."""
+    """Rank of this process and the number of processes."""
 
     rank: int = 0
     world_size: int = 1
 
 
 def read_sets(config: Config) -> DataSets:
-    """Both data sets, read and checked; what was left out of them becomes warnings."""
+    """Read and check both data sets; warn of all that was left out."""
     train = read_split(config.data.train, "data.train")
     val = read_split(config.data.val, "data.val")
     _warn_of_untaught_classes(train)
@@ -63,7 +63,7 @@ def _warn_of_untaught_classes(train: CocoSet) -> None:
 
 
 def read_split(split: SplitConfig, key: str) -> CocoSet:
-    """One data set; its oddities become warnings. key: where it stands in the configuration, for errors."""
+    """Read one data set and warn of its problems. key: its configuration key, for errors."""
     found = read_coco(_required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images"))
     for problem in found.report.warnings:
         warnings.warn(f"{split.annotations}: {problem.message}", stacklevel=2)
@@ -82,7 +82,7 @@ def val_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share)
 
 
 def drawn_for_training(config: Config, coco_set: CocoSet, share: Share, *, start_step: int = 0) -> Draws:
-    """What is drawn in the steps from `start_step` on."""
+    """Return the draws of the steps from `start_step` on."""
     train = config.train
     return train_draws(
         coco_set,

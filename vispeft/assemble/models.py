@@ -34,10 +34,10 @@ CLASS_HEAD_LR_SCALE = 10.0
 def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> MaskDINO:
     """The base model, before anything is attached, on the CPU; its backbone has been tried at `model.image_size`.
 
-    What no weights are loaded for (the decoder over a timm backbone) is drawn from `train.seed`, so that the same
-    configuration always gives the same base; the caller's random state stays as it is.
+    Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
+    same configuration always gives the same base; the caller's random state stays as it is.
 
-    with_weights: False leaves all weights but the bundled ones random, for what only needs shapes
+    with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -69,7 +69,7 @@ def size_of(model: ModelConfig) -> int:
 
 
 def complete(config: Config, num_images: int) -> Config:
-    """The configuration with nothing left open, for a training set of `num_images` images."""
+    """Return the configuration with all defaults filled in, for a training set of `num_images` images."""
     return resolve(config, num_images, size_of(config.model), on_cpu=trains_on_cpu(config.train.device))
 
 
@@ -95,7 +95,7 @@ def _num_classes_in_weights(config: ModelConfig) -> int | None:
 
 
 def build_plan(config: PeftConfig) -> peft.Plan:
-    """What is trained, as `inject` takes it."""
+    """Return the plan, in the form that `inject` takes."""
     deltas = {pattern: methods_from(value, f"peft.deltas.{pattern}") for pattern, value in config.deltas.items()}
     if not deltas and not config.train:
         raise ConfigError(
@@ -121,9 +121,9 @@ def attach(model: nn.Module, config: Config) -> None:
 
 
 def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
-    """The arguments of `build_model` but for the number of classes: what the weights file says, or the configuration.
+    """Return the arguments of `build_model` except the number of classes, from the weights file or the configuration.
 
-    A weights file that says which model it holds decides alone, unless `model.backbone` is named.
+    The metadata of a weights file, if any, decide alone unless `model.backbone` is named.
     """
     _check_backbone_weights(config)
     described = _description(config)
@@ -147,7 +147,7 @@ def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
 
 
 def anatomy_without_weights(config: ModelConfig) -> Mapping[str, Any]:
-    """The same for a checkpoint that holds all weights: no option of its backbone names another file."""
+    """Return the same for a checkpoint that holds all weights, without backbone options that name another file."""
     anatomy = dict(anatomy_of(config))
     options = anatomy.get("backbone_options") or {}
     return {**anatomy, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
@@ -190,7 +190,7 @@ def _weights_file(config: ModelConfig) -> Path:
 
 
 def _description(config: ModelConfig) -> Description | None:
-    """What the configuration's weights file says of itself; None where there is none, or nothing is said."""
+    """Return the metadata of the configuration's weights file; None without a file or without metadata."""
     if config.weights == BUNDLED:
         return read_description(bundled_path())
     if config.weights in (PRETRAINED, NONE) or config.backbone is not None:
@@ -209,5 +209,5 @@ def _checkpoint_activations(model: MaskDINO, config: ModelConfig) -> None:
 
 
 def describe_base(model: MaskDINO, config: ModelConfig) -> str:
-    """Such as `mask_dino over resnet50 (pretrained)`."""
+    """Return a short description such as `mask_dino over resnet50 (pretrained)`."""
     return f"{config.name} over {model.backbone.name} ({config.backbone_weights or config.weights})"

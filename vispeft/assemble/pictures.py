@@ -31,7 +31,7 @@ from vispeft.training.step import in_float32
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """How much was predicted."""
+    """Counts of a prediction."""
 
     num_images: int
     num_instances: int
@@ -40,7 +40,9 @@ class PredictionReport:
 def predict_images(
     run: LoadedRun, paths: Sequence[Path], out: Path, *, threshold: float = 0.5, device: str = "auto"
 ) -> PredictionReport:
-    """Overlays `out/<name>.png`, COCO results `out/predictions.json`, and what their ids mean: `out/images.json`.
+    """Write overlays `out/<name>.png`, COCO results `out/predictions.json` and the list of images `out/images.json`.
+
+    The image ids of the results refer to that list.
 
     threshold: lowest score of an instance that is drawn and written
     """
@@ -77,7 +79,7 @@ def predict_images(
 
 
 def _precision(run: LoadedRun, device: str) -> Precision:
-    """The run's precision, or fp32 where the device does not have it: predicting elsewhere is no reason to refuse."""
+    """Return the run's precision, or fp32 where the device lacks it, so that any device can predict."""
     kind, _ = parse_device(device, key="--device")
     asked = run.config.train.precision
     if asked != "fp16" or kind == "cuda":
@@ -133,9 +135,9 @@ def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name
 
 
 def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """The image files that paths name: files as they are, and those in folders by content. Others there are told.
+    """Return the image files of the paths: files as named, and those in folders by content. Warn of other files.
 
-    out: a folder inside of those whose pictures are overlays of an earlier time, not images
+    out: a folder inside of those; its pictures are earlier overlays and are skipped
     """
     found: list[Path] = []
     for path in paths:

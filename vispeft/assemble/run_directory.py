@@ -1,4 +1,4 @@
-"""A run's directory: what stands where, which name a new one gets, and what is written before training starts."""
+"""A run's directory: paths of its files, the name of a new one, and the files written before training starts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class RunDirectory:
         return self.root / "report.html"
 
     def begin(self, config: Config, environment: dict[str, Any], annotations: dict[str, Any]) -> None:
-        """Make the directory and write what is known before the first step."""
+        """Make the directory and write the files that are known before the first step."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         write_text(self.config, dump_config(config))
@@ -93,7 +93,7 @@ class RunDirectory:
         """Refuse to go on with a configuration that would have made another run.
 
         may_move: further keys that may differ
-        others: what else was found to differ
+        others: further differences that were found
         """
         begun = _flat(self.load_config().model_dump(mode="json"))
         wanted = _flat(config.model_dump(mode="json"))
@@ -125,7 +125,7 @@ def new_run_directory(out: Path | None, name: str) -> RunDirectory:
 
 
 def _holds_no_work(directory: Path) -> bool:
-    """Whether a directory is empty, or a run's that ended before there was anything to go on with."""
+    """Tell whether a directory is empty, or holds a run that ended before it wrote anything to resume from."""
     begun = RunDirectory(directory)
     before_work = {begun.config, begun.environment, begun.annotations, directory / METRICS_FILE}
     return all(path in before_work or path.name == TENSORBOARD_DIR for path in directory.iterdir())
@@ -147,7 +147,7 @@ def begun_run_directory(out: Path | None, name: str) -> RunDirectory:
 
 
 def describe_environment(device: str, seed: int) -> dict[str, Any]:
-    """Return versions, device, arithmetic, git revision, seed and command line: all that is needed to repeat a run."""
+    """Return versions, device, arithmetic, git revision, seed and command line, which are needed to repeat a run."""
     return {
         "vispeft": metadata.version("vispeft"),
         "python": platform.python_version(),

@@ -47,10 +47,10 @@ from vispeft.training.seeds import seed_everything
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended.
+    """Result of a run.
 
-    summary: what summary.json holds, or None where the run was interrupted
-    was_finished: there was nothing left to do, and all files are as they were
+    summary: content of summary.json, or None where the run was interrupted
+    was_finished: the run had ended before, and all files are unchanged
     """
 
     directory: Path
@@ -61,7 +61,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class _Run:
-    """Everything that one run works with."""
+    """Configuration, data, model and state of one run."""
 
     config: Config
     directory: RunDirectory
@@ -78,7 +78,7 @@ class _Run:
 
     @property
     def evaluates_on_the_way(self) -> bool:
-        """Whether there is a best to choose; a single evaluation at the end is the run's final one anyway."""
+        """Tell whether the run evaluates before its end; a single evaluation at the end is the final one anyway."""
         steps = self.config.train.steps or 0
         has_kept = self.checkpoint is not None and self.checkpoint.counters.best_step >= 0
         return (self.config.train.eval_every or 0) < steps or (has_kept and self.start_step < steps)
@@ -88,14 +88,14 @@ class _Run:
         return Share(self.fabric.global_rank, self.fabric.world_size)
 
     def trained(self) -> tuple[nn.Module, Iterable[AnyBatch]]:
-        """What training calls, and the batches that it calls it with from `start_step` on."""
+        """Return the module that is trained and its batches from `start_step` on."""
         if self.features is not None and self.features.train is not None:
             return self.features.rest(self.model), self.features.train
         loader = train_loader(self.config, self.sets.train, self.model, self.share, start_step=self.start_step)
         return self.model, loader
 
     def scored(self, model: MaskDINO) -> tuple[nn.Module, Iterable[AnyBatch]]:
-        """What scoring `model` calls, and the batches of every validation image."""
+        """Return the module that evaluates `model` and the batches of all validation images."""
         if self.features is not None:
             return self.features.rest(model), self.features.val
         return model, val_loader(self.config, self.sets.val, model, self.share)
@@ -112,10 +112,10 @@ def train_run(
 ) -> RunResult:
     """Train, keep the best adapter, score it on the validation set and write the run directory.
 
-    sets: what `read_sets` gave for the same configuration, where several runs share them
+    sets: the result of `read_sets` for the same configuration, where several runs share it
     memory: holds the features that `train.feature_cache: memory` keeps, where several runs share them
-    on_evaluation: told step and figures after each evaluation on the way; what it raises ends the run, which can go on
-        from there later
+    on_evaluation: called with step and metrics after each evaluation before the end; an exception from it ends the run,
+        which can be resumed from there
     """
     if sets is None:
         check_backbone(config)
@@ -141,7 +141,7 @@ def train_run(
 def _set_up(
     config: Config, directory: RunDirectory, sets: DataSets, data: Mapping[str, Any], checkpoint: Checkpoint | None
 ) -> _Run:
-    """Processes, model and directory of a run that nothing speaks against."""
+    """Prepare processes and model of a run, check its deltas and begin its directory."""
     train = config.train
     fabric = build_fabric(train.device, train.precision, train.devices)
     if fabric.device.type == "cpu" and train.workers:
@@ -164,7 +164,7 @@ def _set_up(
 
 
 def _check_deltas(run: _Run) -> None:
-    """One forward pass before any training: a delta that never runs is an error."""
+    """Run one forward pass before any training; a delta that never runs is an error."""
     if not run.config.peft.deltas:
         return
     alone = run.config.model_copy(update={"train": run.config.train.model_copy(update={"workers": 0})})
@@ -173,7 +173,7 @@ def _check_deltas(run: _Run) -> None:
 
 
 def _features(run: _Run, memory: FeatureMemory) -> KeptFeatures | None:
-    """Features for the steps that are left; Ctrl-C stops at once, and what is computed stays."""
+    """Return the features for the remaining steps; Ctrl-C stops at once and keeps the features computed so far."""
     with interruptible() as interrupt, interrupt.breaks():
         return keep_features(run.config, run.fabric, run.sets, run.model, start_step=run.start_step, memory=memory)
 
@@ -207,13 +207,13 @@ def _fit(run: _Run, on_evaluation: Callable[[int, Mapping[str, float]], None] | 
 
 
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
-    """COCO figures of the model as it now is, by the names that metrics.jsonl uses."""
+    """COCO metrics of the current model, by their names in metrics.jsonl."""
     results = predict_split(run.config, run.fabric, run.sets.val, *scored)
     return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
 
 
 def _keep(run: _Run, step: int, figures: Mapping[str, float]) -> None:
-    """Write the adapter file, with what its users need to know."""
+    """Write the adapter file with its metadata."""
     metadata = {
         "class_names": run.sets.train.class_names,
         "image_size": image_size(run.config),
@@ -227,7 +227,7 @@ def _keep(run: _Run, step: int, figures: Mapping[str, float]) -> None:
 
 
 def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
-    """Score the best adapter, read back from its file into a fresh base, and write what the run came to."""
+    """Evaluate the best adapter, read from its file into a fresh base, and write the summary."""
     best = build_base(run.config, len(run.sets.train.categories))
     peft.load(best, run.directory.adapter)
     best.to(run.fabric.device)

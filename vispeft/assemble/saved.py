@@ -1,4 +1,4 @@
-"""A finished run -> its model, figures on any set, and a plain checkpoint."""
+"""A finished run -> its model, metrics on any set, and a plain checkpoint."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, .
 
 
 def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:
-    """COCO figures of a run's best adapter on the validation set that its configuration, or an override, names."""
+    """COCO metrics of a run's best adapter on the validation set that its configuration, or an override, names."""
     run = load_run(root, overrides)
     train = run.config.train
     fabric = build_fabric(train.device, train.precision, train.devices)
@@ -95,7 +95,7 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:
-    """One plain checkpoint of the whole model, its deltas merged into the weights; it says itself which model it is."""
+    """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata."""
     if out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     peft.merge(run.model)

@@ -1,4 +1,4 @@
-"""A model and a data set -> COCO results and figures."""
+"""A model and a data set -> COCO results and metrics."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def predict_split(
 
 
 def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
-    """`segm/AP`, `bbox/AP50`, ...: the figures of masks and boxes under the names that metrics.jsonl uses."""
+    """Return the metrics of masks and boxes by their names in metrics.jsonl: `segm/AP`, `bbox/AP50`, ..."""
     pairs = (("segm", metrics.segm), ("bbox", metrics.bbox))
     return {f"{kind}/{name}": value for kind, figures in pairs for name, value in figures.items()}

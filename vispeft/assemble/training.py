@@ -21,7 +21,7 @@ def criterion_of(config: Config) -> Criterion:
 
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over what the plan made trainable."""
+    """AdamW over the parameters that the plan made trainable."""
     settings = OptimSettings(
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -35,7 +35,7 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
 
 
 def schedule_of(config: TrainConfig) -> Schedule:
-    """How the learning rate moves over a resolved configuration's steps."""
+    """Learning rate schedule over the steps of a resolved configuration."""
     return Schedule(
         steps=config.steps or 0,
         warmup=config.warmup or 0,

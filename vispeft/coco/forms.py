@@ -47,7 +47,7 @@ class Straight:
 
 
 def straighten(value: Any) -> Straight:
-    """A `segmentation` with known wrong forms rewritten. Whether its numbers are valid is for its reader to say."""
+    """Return a `segmentation` with known wrong forms rewritten. Its reader checks whether the numbers are valid."""
     forms: dict[str, None] = {}
     if isinstance(value, str) and (read := read_text(value)) is not None:
         forms["text-segmentation"] = None

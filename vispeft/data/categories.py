@@ -1,4 +1,4 @@
-"""The classes of a COCO file, known by name: each has an id and a name of its own, or is told with its cause."""
+"""Classes of a COCO file: each has an id and a name of its own, or is reported with the cause."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_categories(raw: list[Any], annotations: list[Any], findings: Findings) 
 
 
 def _id_of(entry: Mapping[str, Any], place: int, is_spare: bool, findings: Findings) -> int | None:
-    """The id of a category, or None, which is told. is_spare: every annotation's category is listed without it"""
+    """The id of a category, or None, which is reported. is_spare: every annotation's category is listed without it"""
     identifier = as_integer(entry.get("id"))
     if identifier is None:
         reason = f"its `id` {why_no_id(entry.get('id'))}"
@@ -70,7 +70,7 @@ def _id_of(entry: Mapping[str, Any], place: int, is_spare: bool, findings: Findi
 
 
 def _name_of(entry: Mapping[str, Any], place: int, is_used: bool, findings: Findings) -> str | None:
-    """The name of a category, or None, which is told. A number is a name without its quotes."""
+    """The name of a category, or None, which is reported. A number is a name without its quotes."""
     name = entry.get("name")
     subject = f"categories[{place}] {show(dict(entry))}"
     if as_number(name) is not None:

@@ -1,4 +1,4 @@
-"""All that is wrong with a data set, told at once, and a repaired copy of it."""
+"""Report of all problems of a data set at once, and a repaired copy of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vispeft.errors import DataError
 
 
 def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
-    """Everything that is wrong with a COCO instance file and its images.
+    """Report all problems of a COCO instance file and its images.
 
     `refused`: training would not start on it. `is_fixable`: `write_fixed` makes a copy on which it would.
     """

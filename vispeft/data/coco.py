@@ -1,4 +1,4 @@
-"""COCO instance files, read so that nothing hostile crashes, nothing wrong trains, and every oddity is told by name."""
+"""Reader of COCO instance files: malformed files never crash it, and wrong entries are reported, never trained on."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _load_json(path: Path, findings: Findings) -> Any:
 
 
 def _object(findings: Findings, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of a JSON file. A key that it gives two values is told: JSON's readers keep the last, unasked."""
+    """Build an object of a JSON file. A key with two values is reported; JSON readers silently keep the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         for key in {key: None for key, value in pairs if found[key] != value}:
@@ -210,7 +210,7 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
 
 
 def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:
-    """A second entry of an image id: the same image again is no harm, another one is."""
+    """Report a second entry of an image id: a warning for the same image, a refusal for another."""
     name = show(item["file_name"])
     sides = tuple(as_integer(item.get(key)) or 0 for key in ("height", "width"))
     if (entry.file_name, entry.height, entry.width) == (item["file_name"], *sides):

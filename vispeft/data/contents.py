@@ -1,4 +1,4 @@
-"""Contents of a data set in a few values, by which a resumed run knows its data again."""
+"""Contents of a data set in a few values, by which a resumed run checks that its data are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that hold more instances than a model can find or than COCO counts."""
+"""Images with more instances than a model can find or than COCO counts."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Sample:
 
 
 class InstanceDataset(Dataset[Sample]):
-    """Samples of a `CocoSet`. What a sample holds depends on `seed`, its index and its draw number alone.
+    """Samples of a `CocoSet`. A sample depends only on `seed`, its index and its draw number.
 
     cache_bytes: decoded pictures are kept up to this many bytes in each process
     """
@@ -70,7 +70,7 @@ class InstanceDataset(Dataset[Sample]):
         return Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
 
     def __getstate__(self) -> dict[str, object]:
-        """Worker processes start with an empty cache."""
+        """Return the state without the cache, so that worker processes start with an empty one."""
         return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
 
     def _picture(self, index: int) -> Picture:

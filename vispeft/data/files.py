@@ -1,4 +1,4 @@
-"""The image files behind a COCO file: are they there, inside the folder, whole, and of the size that the JSON gives."""
+"""Checks of a COCO file's images: present, inside the folder, complete, and of the size that the JSON gives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class _AbsentFile:
 
     is_outside: its name leaves the folder
     link: the link on the way to it whose target is not there
-    near: what is there under a near name
+    near: the file of a near name
     """
 
     entry: ImageEntry
@@ -55,7 +55,7 @@ class _AbsentFile:
 def find_files(
     entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, *, check_images: bool
 ) -> dict[int, ImageEntry]:
-    """The entries whose file is in the image folder. The others are told, with their cause.
+    """The entries whose file is in the image folder. The others are reported, with their cause.
 
     A name that leaves the folder by `..` or as an absolute path is never read; links inside the folder are followed.
     While a file is repaired, an entry gets the name of the one file that it must mean.
@@ -90,7 +90,7 @@ def find_files(
 def check_files(
     entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, headers: Headers
 ) -> dict[int, ImageEntry]:
-    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are told.
+    """The entries whose file can be used, with sizes filled in where the JSON gives none. The others are reported.
 
     headers: those that are known already; new ones are added
     """

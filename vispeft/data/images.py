@@ -269,7 +269,7 @@ def _unreadable(path: Path, error: Exception) -> DataError:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """The form of the pixels in the file. It is lost once they are decoded, which asking a PNG for its EXIF does."""
+    """Return the mode of the pixels in the file. Decoding loses it, and reading the EXIF of a PNG decodes."""
     return str(image.tile[0][3]) if isinstance(image, ImageFile.ImageFile) and image.tile else ""
 
 

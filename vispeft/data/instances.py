@@ -1,4 +1,4 @@
-"""Single annotations out of a COCO file: each is used, mended or left out, and the last two are told by id."""
+"""Annotations of a COCO file: each is used, mended or left out; the last two are reported by id."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _name(item: Mapping[str, Any], place: int) -> str:
 def _read_one(
     item: Mapping[str, Any], name: str, references: References, is_relative: bool, findings: Findings
 ) -> Annotation | None:
-    """One annotation, or None. All that is wrong with it is told at once."""
+    """Read one annotation, or return None. All its problems are reported at once."""
     category_idx = references.category_of(item, name)
     entry = references.entry_of(item, name)
     is_crowd = _crowd_of(item, name, findings)
@@ -214,7 +214,7 @@ def _without_stubs(raw: list[Any], polygons: Polygons, name: str, findings: Find
 def _bbox_and_area(
     item: Mapping[str, Any], name: str, segmentation: Segmentation, entry: ImageEntry, findings: Findings
 ) -> tuple[tuple[float, float, float, float], float] | None:
-    """The file's own where they are valid, else those of the mask. None for a mask without a pixel."""
+    """Box and area of an annotation: the file's where valid, else the mask's. None for a mask without a pixel."""
     has_both = item.get("bbox") is not None and as_number(item.get("area")) is not None
     rle = None
     if not (has_both and _surely_covers(segmentation, entry)):
@@ -235,7 +235,7 @@ def _bbox_and_area(
 def _told_off(
     bbox: tuple[float, float, float, float], segmentation: Segmentation, name: str, findings: Findings
 ) -> tuple[float, float, float, float] | None:
-    """The box, of which is told that it lies off the mask; None where a file is repaired."""
+    """Report that the box lies off the mask and return the box; None where a file is repaired."""
     doubt = (
         "is it x1, y1, x2, y2, not x, y, width, height?"
         if isinstance(segmentation, Polygons)

@@ -25,7 +25,7 @@ PREFETCH = 2
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way from a worker to the main process, which would else arrive with the worker's traceback."""
+    """An error passed from a worker to the main process without the worker's traceback."""
 
     message: str
 
@@ -134,7 +134,7 @@ def draw_loader(
     seed: int = 0,
     size_divisor: int = 1,
 ) -> Loader:
-    """A loader of these very batches."""
+    """Return a loader of exactly these batches."""
     if workers < 0:
         raise ConfigError(f"`workers` must be at least 0, but is {workers}.")
     to_batch = partial(
@@ -161,7 +161,7 @@ def draw_loader(
 
 
 class _Guarded(Dataset[Sample | _Failure]):
-    """Samples, or what keeps a sample from being made."""
+    """Data set of samples, or of the error that prevents one."""
 
     def __init__(self, dataset: InstanceDataset) -> None:
         self.dataset = dataset

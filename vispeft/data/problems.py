@@ -1,4 +1,4 @@
-"""Problems of a data set, collected as they are found and told in one sentence per kind."""
+"""Problems of a data set, collected as they are found and reported in one sentence per kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The image and the category that an annotation names; one that cannot be found is told with its cause."""
+"""Image and category of an annotation; one that cannot be found is reported with the cause."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vispeft.data.sets import Category, ImageEntry
 
 
 class References:
-    """Finds what annotations refer to.
+    """Finder of the images and categories that annotations refer to.
 
     listed: ids of all images in the file, also of those whose picture cannot be used and so are told already
     """
@@ -34,7 +34,7 @@ class References:
         self._shift = _shift_of(used, set(categories))
 
     def category_of(self, item: Mapping[str, Any], name: str) -> int | None:
-        """The class index of an annotation, or None, which is told."""
+        """The class index of an annotation, or None, which is reported."""
         value = item.get("category_id")
         identifier = as_integer(value)
         if identifier in self._category_idx:
@@ -56,7 +56,7 @@ class References:
         return None
 
     def entry_of(self, item: Mapping[str, Any], name: str) -> ImageEntry | None:
-        """The image of an annotation, or None, which is told unless the image itself was."""
+        """The image of an annotation, or None, which is reported unless the image itself was."""
         value = item.get("image_id")
         identifier = as_integer(value)
         if identifier is None:

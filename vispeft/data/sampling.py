@@ -1,4 +1,4 @@
-"""In which order images are drawn: one endless stream per seed, cut into batches, so that a run resumes exactly."""
+"""Sampling order of images: one endless stream per seed, cut into batches, so that a run resumes exactly."""
 
 from __future__ import annotations
 

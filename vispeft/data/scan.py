@@ -1,4 +1,4 @@
-"""Images in a folder, told by content: an ending may be unusual, wrong or missing."""
+"""Images in a folder, recognised by content: an ending may be unusual, wrong or missing."""
 
 from __future__ import annotations
 

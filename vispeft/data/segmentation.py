@@ -70,7 +70,7 @@ Segmentation = Polygons | Rle
 
 @dataclass(frozen=True)
 class Flaw:
-    """Why a segmentation cannot be used. kind: a short name; sentence: for a message; detail: numbers of this one."""
+    """Reason that a segmentation cannot be used. kind: short name; sentence: for a message; detail: its numbers."""
 
     kind: str
     sentence: str
@@ -78,7 +78,7 @@ class Flaw:
 
 
 def parse_segmentation(value: Any, height: int, width: int) -> Segmentation | Flaw:
-    """A segmentation out of JSON for an image of `height` x `width`, or what is wrong with it."""
+    """Return the segmentation of a JSON value for an image of `height` x `width`, or its flaw."""
     if value is None or value == [] or value == {}:
         return Flaw("missing-segmentation", "has no `segmentation`; it is left out, for a mask is never invented")
     if isinstance(value, dict):
@@ -188,7 +188,7 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 
 def near(parts: Sequence[FloatArray], width: float, height: float) -> list[FloatArray]:
-    """The parts, cut close to the frame where they reach far beyond it, for drawing costs by length. Empty ones go."""
+    """Cut parts that reach far beyond the frame, as drawing costs grow with length. Empty parts are dropped."""
     reach = max(width, height)
     kept = []
     for part in parts:

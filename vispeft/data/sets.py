@@ -87,7 +87,7 @@ class CocoSet:
 
     categories: sorted by id; the place of a category is its contiguous class index
     annotations, crowds: one entry per image, in the order of `images`
-    report: what was left out or mended on reading
+    report: entries left out or mended on reading
     """
 
     annotations_path: Path
@@ -152,7 +152,7 @@ def match_categories(train: CocoSet, val: CocoSet) -> CocoSet:
 
 
 def to_annotations(coco_set: CocoSet) -> dict[str, Any]:
-    """The COCO dictionary of what is really trained and scored on: ids as in the file, `area` and `bbox` filled in."""
+    """Return the COCO dictionary of the entries in use: ids as in the file, `area` and `bbox` filled in."""
     sizes = {image.id: (image.height, image.width) for image in coco_set.images}
     annotations = sorted(all_annotations(coco_set.annotations, coco_set.crowds), key=lambda a: a.id)
     return {

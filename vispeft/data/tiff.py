@@ -55,7 +55,7 @@ class TiffLayout:
 
     @property
     def is_deep(self) -> bool:
-        """Tell whether `read_tiff` is needed; what Pillow reads right is left to it."""
+        """Tell whether `read_tiff` is needed, because Pillow does not read the file right."""
         if self.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or self.bits not in (8, 16, 32, 64):
             return False
         return self.bits > 8 or self.kind != "u" or (self.is_planar and self.bands > 3)
@@ -160,7 +160,7 @@ def _read_interleaved(path: Path, layout: TiffLayout, data: bytes) -> NDArray[An
 
 
 def _with_tags(path: Path, layout: TiffLayout, data: bytes, own: dict[int, Any], *, bands: int) -> bytes:
-    """The file with a new directory at its end, which lists nothing but what lays out the pixels."""
+    """The file with a new directory at its end, which lists only the tags of the pixels' layout."""
     if data[2:4] in (b"+\0", b"\0+"):
         if layout.orientation != 1 or (layout.is_planar and layout.bands > 1):
             raise DataError(f"{path} is a BigTIFF file of an unusual kind; {_REMEDY}.")

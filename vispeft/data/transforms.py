@@ -1,4 +1,4 @@
-"""From an image and its annotations to a network input: fitted for evaluation, jittered for training.
+"""Transforms of an image and its annotations to a network input: fitted for evaluation, jittered for training.
 
 Geometry is done on polygons and run lengths, exactly and only where it is seen; albumentations changes colours, and
 whatever else of its own a caller asks for.

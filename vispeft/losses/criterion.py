@@ -47,7 +47,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Rows that answer for a target, image after image.
+    """Rows matched to a target, image after image.
 
     rows: [M] int64 into `_Rows`
     targets: [M] int64 into the targets of all images, one after another
@@ -109,7 +109,7 @@ def _pair(
 
 
 def _mean_num_targets(targets: Sequence[Targets], device: torch.device) -> Tensor:
-    """Targets per process, at least 1: what every loss is divided by."""
+    """Targets per process, at least 1: the divisor of every loss."""
     total = torch.tensor(float(sum(len(t) for t in targets)), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)

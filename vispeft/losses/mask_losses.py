@@ -26,7 +26,7 @@ class _Chunk:
 
 
 def _chunks(counts: Sequence[int], num_drawn: int) -> Iterator[_Chunk]:
-    """All masks, some at a time, image after image; `counts` says how many each has."""
+    """Yield all masks in chunks, image after image; `counts` holds the number of masks of each image."""
     step, first = max(1, LOGITS_AT_ONCE // num_drawn), 0
     for image_idx, count in enumerate(counts):
         for start in range(0, count, step):
@@ -84,12 +84,12 @@ class _MaskLosses(torch.autograd.Function):
 
 
 def _labels(masks: Tensor, target_idx: Tensor, chosen: Tensor) -> Tensor:
-    """What the targets `target_idx` [m] of `masks` say at the chosen points [m, num_points]."""
+    """Labels of the targets `target_idx` [m] of `masks` at the chosen points [m, num_points]."""
     return masks.index_select(0, target_idx).gather(1, chosen)
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cross-entropy and dice losses [M] of logits and labels [M, P], and what their gradients need."""
+    """Cross-entropy and dice losses [M] of logits and labels [M, P], and the tensors that their gradients need."""
     # one sigmoid serves both: BCE(x, t) = -log(sigmoid(-x)) - x t, and sigmoid(x) = 1 - sigmoid(-x)
     absent_probs = logits.neg().sigmoid_()
     probs = 1 - absent_probs
@@ -128,7 +128,7 @@ def mask_losses(
     cells: [B, h w, D] float32 (`cell_rows`)
     masks: [sum T, plan.num_drawn] float32, the targets of all images at the drawn points
     target_idx: [M] int64 into `masks`
-    at: where the drawn points lie on the features
+    at: corners of the drawn points on the features
     """
     losses: tuple[Tensor, Tensor] = _MaskLosses.apply(embeddings, cells, masks, target_idx, at, tuple(counts), plan)
     return losses

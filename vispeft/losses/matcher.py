@@ -1,4 +1,4 @@
-"""Which query answers for which target: the assignment of least cost, per image and layer (DETR, arXiv 2005.12872)."""
+"""Matching of queries and targets: the assignment of least cost per image and layer (DETR, arXiv 2005.12872)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def box_costs(boxes: Tensor, target_boxes: Tensor, weights: CostWeights) -> Tens
 
 
 def assign(costs: Tensor) -> tuple[Match, ...]:
-    """The cheapest one-to-one pairs of each layer. costs: [L, Q, T] on the CPU; what is not finite is the worst."""
+    """The cheapest one-to-one pairs of each layer. costs: [L, Q, T] on the CPU; non-finite costs count as the worst."""
     costs = costs.nan_to_num(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST)
     pairs = (linear_sum_assignment(layer) for layer in costs.numpy())
     return tuple(Match(torch.from_numpy(query_idx), torch.from_numpy(target_idx)) for query_idx, target_idx in pairs)

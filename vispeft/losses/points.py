@@ -1,4 +1,4 @@
-"""Masks are compared at points, not at every pixel (PointRend, https://arxiv.org/abs/1912.08193).
+"""Comparison of masks at points instead of all pixels (PointRend, https://arxiv.org/abs/1912.08193).
 
 Points are (x, y) in 0..1 over the whole map. Reading a map at a point is bilinear and zero outside of it, as
 `torch.nn.functional.grid_sample` does with `align_corners=False`. It is linear, so mask logits at points are the
@@ -33,7 +33,7 @@ class Corners:
 
     @cached_property
     def by_cell(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same, cell after cell: the points of each [4 P], where each cell's begin [cells], and the weights [4 P].
+        """The same sorted by cell: points [4 P], offset of each cell's first point [cells], and weights [4 P].
 
         Sums over these instead of atomic adds are fast and repeatable.
         """
@@ -43,7 +43,7 @@ class Corners:
 
 
 def corners(points: Tensor, height: int, width: int) -> Corners:
-    """Where `points` [P, 2] (x, y in 0..1) fall on a map of `height` x `width` cells."""
+    """Corners of `points` [P, 2] (x, y in 0..1) on a map of `height` x `width` cells."""
     size = points.new_tensor((width, height))
     position = points * size - 0.5  # in cells, 0 at the centre of the first one
     first = position.floor()
@@ -68,7 +68,7 @@ def read_rows(rows: Tensor, at: Corners) -> Tensor:
 
 
 def spread_rows(rows: Tensor, at: Corners) -> Tensor:
-    """The transpose of `read_rows`: what each cell gets back from rows [P, D] at the points. Returns [h w, D]."""
+    """Transpose of `read_rows`: add rows [P, D] at the points to their cells by weight. Returns [h w, D]."""
     point_idx, starts, weights = at.by_cell
     return F.embedding_bag(point_idx, rows.detach(), starts, mode="sum", per_sample_weights=weights)
 
@@ -97,7 +97,7 @@ def smallest(values: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PointPlan:
-    """How many points a mask loss reads: candidates, of which the most uncertain stay, and purely random ones.
+    """Numbers of points that a mask loss reads: candidates, of which the most uncertain stay, and random ones.
 
     PointRend section 3.1; Mask DINO takes the settings of Mask2Former: 12544 points, oversampling 3, importance 0.75.
     """

@@ -78,7 +78,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class _Source:
-    """A timm model by its name, and where its weights come from."""
+    """A timm model by its name, and the source of its weights."""
 
     name: str
     pretrained: bool
@@ -148,7 +148,7 @@ def _without_weights(name: str, error: Exception) -> str:
 
 @contextmanager
 def _quiet_downloads() -> Iterator[None]:
-    """Within, a download that fails is told once, by its error, and not at each of its attempts."""
+    """Context in which a failed download is reported once, by its error, and not at each of its attempts."""
     logger = logging.getLogger("huggingface_hub")
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -159,13 +159,13 @@ def _quiet_downloads() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the message of another library's error in one line; its kind where it has none."""
+    """Return the first line of another library's error message; the error's class name where it is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _divisor(body: Any) -> int:
-    """Height and width of the input must be multiples of this."""
+    """Return the number of which the input's height and width must be multiples."""
     strides = list(body.feature_info.reduction())
     return pyramid_divisor(strides[-1]) if len(set(strides)) == 1 else max(_LEAST_DIVISOR, strides[-1])
 

@@ -72,7 +72,7 @@ def _unfit(path: Path, name: str) -> str:
 
 
 def unfit_tensor(error: Exception) -> str:
-    """The first tensor that does not fit, or what else loading weights ends with, in one line."""
+    """Return the first tensor that does not fit, or the first line of another loading error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     details = [line for line in lines if line.startswith("size mismatch")] or lines
     return (details[0] if details else type(error).__name__).rstrip(".")
@@ -90,7 +90,7 @@ def _top(name: str) -> str:
 
 @contextlib.contextmanager
 def _listening(logged: dict[str, list[str]]) -> Iterator[None]:
-    """Within, the names that timm's loading reports go to `logged` and are not shown."""
+    """Context in which the names that timm's loading reports go to `logged` and are not shown."""
 
     def take(record: logging.LogRecord) -> bool:
         found = _LOGGED.match(record.getMessage())
@@ -110,7 +110,7 @@ def _listening(logged: dict[str, list[str]]) -> Iterator[None]:
 
 
 def _forget_state(body: Any) -> None:
-    """Let the file's tensors go, which timm keeps in the description of the weights."""
+    """Release the file's tensors, which timm keeps in its configuration of the weights."""
     for module in body.modules():
         config = module.__dict__.get("pretrained_cfg")
         if isinstance(config, dict):

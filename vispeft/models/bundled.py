@@ -17,7 +17,7 @@ from vispeft.models.mask_dino import MaskDINO
 
 
 def bundled_path() -> Path:
-    """Where the bundled weights lie."""
+    """Return the path of the bundled weights."""
     return Path(str(resources.files("vispeft") / "assets" / "bundled.safetensors"))
 
 
@@ -40,6 +40,6 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> MaskDINO:
 
 
 def save_bundled(model: MaskDINO, path: Path, anatomy: dict[str, Any], *, notes: dict[str, str]) -> None:
-    """Write the weights in float16, with the `build_model` arguments that rebuild the model, and notes."""
+    """Write the weights in float16, with the `build_model` arguments that rebuild the model and further metadata."""
     tensors = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
     save_described(tensors, path, Description(anatomy), notes=notes)

@@ -79,7 +79,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
-    """Whether the names are those of the official Mask DINO checkpoints."""
+    """Tell whether the names are those of the official Mask DINO checkpoints."""
     return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
 
 
@@ -158,8 +158,8 @@ def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Ten
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a whole model's tensors, in place; official Mask DINO names are understood.
 
-    A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming what is missing,
-    unknown or of another shape; the model is unchanged then.
+    A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming the tensors that are
+    missing, unknown or of another shape; the model is unchanged then.
     """
     state = read_state(path)
     if not any(re.search(r"(^|\.)(pixel_)?decoder\.", name) for name in state):

@@ -1,7 +1,7 @@
-"""A model cut in two: a frozen front, whose output can be kept, and the rest, which goes on from what was kept.
+"""Split of a model into a frozen prefix, whose outputs can be kept, and a tail, which continues from them.
 
-Neither half is a new model. Each works on shallow copies of the modules that hold the cut, in which stand-ins replace
-what does not run; every parameter, buffer and other module is the model's own.
+Neither part is a new model. Each works on shallow copies of the modules that contain the split point, in which
+stand-ins replace the modules that do not run; every parameter, buffer and other module is the model's own.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _NUM_MAPS = 4
 
 
 class CutError(ConfigError):
-    """A model without a frozen front to keep; the message is the reason, as a clause."""
+    """A model without a frozen prefix to keep; the message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a model is cut, by module names.
+    """Split point of a model, by module names.
 
     kept: modules whose outputs are kept, in the order in which they run
-    skipped: modules in front whose outputs nobody needs behind the cut
-    front, behind: what is in front of the cut: everything under `front` that is not under `behind`
+    skipped: modules of the frozen prefix whose outputs the tail does not need
+    front, behind: the frozen prefix is everything under `front` that is not under `behind`
     """
 
     kept: tuple[str, ...]
@@ -46,18 +46,18 @@ class Cut:
 
     @property
     def name(self) -> str:
-        """The last module in front of the cut."""
+        """Return the last module before the split point."""
         return self.kept[-1]
 
     def is_in_front(self, name: str) -> bool:
-        """Whether the module, parameter or buffer of this name is in front of the cut."""
+        """Tell whether the module, parameter or buffer of this name is in the frozen prefix."""
         return _is_under(name, self.front) and not _is_under(name, self.behind)
 
 
 def find_cut(model: MaskDINO) -> Cut:
-    """The last place before which nothing is trained: behind a block or stage of the backbone, or the pixel decoder.
+    """Return the last split point with nothing trained before it: after a backbone block or stage or the pixel decoder.
 
-    What is trained is what requires gradients. CutError where the very first part of the model is trained.
+    Trained parameters are those that require gradients. CutError where the very first part of the model is trained.
     """
     trained = [name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]
     if not any(_is_under(name, ("backbone", "pixel_decoder")) for name in trained):
@@ -76,14 +76,14 @@ def find_cut(model: MaskDINO) -> Cut:
 
 
 class Front:
-    """A model's frozen front for images of one size.
+    """Frozen prefix of a model for images of one size.
 
-    Made from a first batch, by which it is also proven that the model, continued from the kept features, gives the same
-    maps; CutError where it does not, or where something in front is random. The model must be in the mode in which it
-    is trained.
+    Built from a first batch, on which it also checks that the model, continued from the kept features, gives the same
+    maps; CutError where it does not, or where a module of the prefix is random. The model must be in the mode in which
+    it is trained.
 
     images: [B, 3, H, W]
-    bytes_each: size of what is kept of one image
+    bytes_each: bytes of the kept features of one image
     """
 
     def __init__(self, model: MaskDINO, images: Tensor) -> None:
@@ -100,7 +100,7 @@ class Front:
         self._prove(model, images)
 
     def __call__(self, model: MaskDINO, images: Tensor) -> tuple[Tensor, ...]:
-        """What is kept of images [B, 3, H, W]: tensors [B, ...], dense."""
+        """Return the kept features of images [B, 3, H, W]: tensors [B, ...], dense."""
         outputs = _outputs(model, self.cut, images)
         return tuple(
             tensor.permute(0, *order).contiguous()
@@ -109,7 +109,7 @@ class Front:
         )
 
     def given(self, features: Sequence[Tensor]) -> dict[str, nn.Module]:
-        """Stand-ins for the modules in front, by name, that give `features` in their place."""
+        """Return stand-ins for the modules of the prefix, by name; they return `features`."""
         stand_ins: dict[str, nn.Module] = {name: _Pass() for name in self.cut.skipped}
         remaining = iter(features)
         for name, form in zip(self.cut.kept, self._forms, strict=True):
@@ -117,7 +117,7 @@ class Front:
         return stand_ins
 
     def blank(self, features: Sequence[Tensor]) -> Tensor:
-        """[B, 3, H, W] zeros without memory of their own, for what asks only for the size of its input."""
+        """Return zeros [B, 3, H, W] without memory of their own, for modules that only read their input's size."""
         zero = torch.zeros((), device=features[0].device)
         return zero.expand(len(features[0]), 3, *self.padded_size)
 
@@ -147,7 +147,7 @@ def _may_vary(module: nn.Module) -> bool:
 
 
 class Rest(nn.Module):
-    """A model that goes on from the features of its front. It holds the model itself, and no parameters beside it."""
+    """Tail of a model, which continues from kept features. It holds the model itself and no further parameters."""
 
     def __init__(self, model: MaskDINO, front: Front) -> None:
         super().__init__()
@@ -155,14 +155,14 @@ class Rest(nn.Module):
         self.front = front
 
     def forward(self, features: Sequence[Tensor], targets: Sequence[Targets] | None = None) -> Predictions:
-        """What the model says of the images that `features` were made of; `targets` as the model takes them."""
+        """Return the model's predictions for the images of `features`; `targets` as the model takes them."""
         model = substituted(self.model, self.front.given(features))
         predictions: Predictions = model(self.front.blank(features), targets)
         return predictions
 
 
 def substituted(module: nn.Module, replacements: Mapping[str, nn.Module]) -> Any:
-    """A copy of `module` with other modules at some names; it shares everything else, in the mode it has now.
+    """Return a copy of `module` with other modules at some names; it shares everything else, in its current mode.
 
     Only the modules on the way to a replaced one are copied, and those shallowly, as torch copies replicas.
     """
@@ -183,7 +183,7 @@ def substituted(module: nn.Module, replacements: Mapping[str, nn.Module]) -> Any
 
 @dataclass(frozen=True)
 class _Form:
-    """What a module gives: of which kind, and in which order the dimensions of each tensor lie in memory."""
+    """Layout of a module's output: its type, and the memory order of each tensor's dimensions."""
 
     kind: type
     orders: tuple[tuple[int, ...], ...]
@@ -199,7 +199,7 @@ class _Form:
         return cls(type(output), orders, shapes)
 
     def output(self, features: Sequence[Tensor]) -> Any:
-        """The features as the module gives them."""
+        """Return the features in the form of the module's output."""
         tensors = [
             feature.permute(0, *(1 + order.index(dim) for dim in range(1, feature.dim())))
             for order, feature in zip(self.orders, features, strict=True)
@@ -210,40 +210,40 @@ class _Form:
 
 
 class _Given(nn.Module):
-    """Gives what was kept."""
+    """Module that returns kept features."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
         self.output = output
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        """Whatever it is called with."""
+        """Return the kept features for any arguments."""
         return self.output
 
 
 class _Pass(nn.Module):
-    """Hands its input on, of whatever size it is. size_divisor: as a backbone tells it"""
+    """Identity for inputs of any size. size_divisor: as of a backbone"""
 
     size_divisor = 1
 
     def forward(self, x: Any, *_: Any, **__: Any) -> Any:
-        """The first argument."""
+        """Return the first argument."""
         return x
 
 
 class _ReachedError(Exception):
-    """The cut is reached: nothing behind it needs to run."""
+    """Signal that the split point is reached and no later module needs to run."""
 
 
 class _Tap(nn.Module):
-    """Runs a module and notes what it gives; stops the model behind the last one."""
+    """Recorder of a module's outputs; it stops the forward pass after the last module."""
 
     def __init__(self, module: nn.Module, notes: list[Any], *, is_last: bool) -> None:
         super().__init__()
         self.module, self.notes, self.is_last = module, notes, is_last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives."""
+        """Return the module's output, after recording it."""
         output = self.module(*args, **kwargs)
         self.notes.append(output)
         if self.is_last:
@@ -253,7 +253,7 @@ class _Tap(nn.Module):
 
 @torch.no_grad()
 def _outputs(model: MaskDINO, cut: Cut, images: Tensor) -> list[Any]:
-    """What the kept modules give for images."""
+    """Return the outputs of the kept modules for images."""
     notes: list[Any] = []
     taps = {name: _Tap(model.get_submodule(name), notes, is_last=name == cut.name) for name in cut.kept}
     with contextlib.suppress(_ReachedError):
@@ -262,7 +262,7 @@ def _outputs(model: MaskDINO, cut: Cut, images: Tensor) -> list[Any]:
 
 
 def _needed(maps: Sequence[Tensor], model: MaskDINO) -> list[Tensor]:
-    """Of the backbone's maps those that are used."""
+    """Return the backbone's maps that are used."""
     return list(maps[-1:] if model.backbone.is_plain else maps[-_NUM_MAPS:])
 
 
@@ -289,7 +289,7 @@ def _tensors(output: Any) -> tuple[Tensor, ...]:
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
-    """To the bit on a CPU; elsewhere as near as arithmetic of any precision that does not repeat itself."""
+    """Tell whether two tensors are equal: exactly on a CPU, elsewhere within the error of any precision."""
     if one.device.type == "cpu":
         return torch.equal(one, other)
     return torch.allclose(one.float(), other.float(), rtol=0.01, atol=0.01 * float(one.abs().max()))

@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """x, position: [B, Q, C]; attention_mask: [Q, Q] bool, True where a query may look."""
+        """x, position: [B, Q, C]; attention_mask: [Q, Q] bool, True where a query may attend."""
         located = x + position
         q, k, v = (
             y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -163,7 +163,7 @@ class MaskDINODecoder(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, features: PixelFeatures, targets: Sequence[Targets] | None = None) -> Predictions:
-        """Predict for every image; with `targets`, denoising queries ride along, also in a frozen decoder."""
+        """Predict for every image; with `targets`, denoising queries are added, also in a frozen decoder."""
         shapes = features.spatial_shapes[::-1]
         sizes = [h * w for h, w in features.spatial_shapes]
         # coarsest level first, as published
@@ -238,7 +238,7 @@ class MaskDINODecoder(nn.Module):
         return LayerPredictions(self.class_embed(normed), boxes, self.mask_embed(normed))
 
     def _with_label_embed(self, layers: list[LayerPredictions]) -> list[LayerPredictions]:
-        """The same layers; the label embedding takes part, so that it has a gradient in a batch without targets too."""
+        """Add the label embedding times zero, so that it has a gradient in a batch without targets too."""
         last = layers[-1]
         logits = last.class_logits + 0.0 * self.label_embed.weight.sum()
         return [*layers[:-1], LayerPredictions(logits, last.boxes, last.mask_embeddings)]

@@ -24,7 +24,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in evenly spread directions, points one step further each (Deformable DETR, appendix A.2)."""
+        """Spread sampling offsets evenly by head, one step further by point (Deformable DETR, appendix A.2)."""
         angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
         direction = direction / direction.abs().amax(-1, keepdim=True)  # [heads, 2]

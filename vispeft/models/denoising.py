@@ -17,7 +17,7 @@ class DenoisingQueries:
     """Extra queries for the decoder.
 
     content: [B, G * S, C]; boxes_logits: [B, G * S, 4] cxcywh before the sigmoid, for G groups of S queries
-    attention_mask: [G * S + Q, G * S + Q] bool, True where a query (row) may look at another (column)
+    attention_mask: [G * S + Q, G * S + Q] bool, True where a query (row) may attend to another (column)
     """
 
     content: Tensor
@@ -60,7 +60,7 @@ def make_denoising_queries(
 
 
 def _attention_mask(num_groups: int, group_size: int, num_queries: int, device: torch.device) -> Tensor:
-    """Groups see themselves and the matched queries; matched queries see no group."""
+    """Attention mask: a group attends to itself and to the matched queries; matched queries attend to no group."""
     group = torch.arange(num_groups, device=device).repeat_interleave(group_size)
     group = torch.cat((group, torch.full((num_queries,), -1, device=device)))
     return (group[:, None] == group[None, :]) | (group[None, :] == -1)

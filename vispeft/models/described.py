@@ -1,4 +1,4 @@
-"""Checkpoints that say which model they hold: safetensors files with the arguments of `build_model` in their header."""
+"""Checkpoint metadata: safetensors files with the arguments of `build_model` in their header."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IMAGE_SIZE = "image_size"
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of itself.
+    """Metadata of a checkpoint.
 
     anatomy: arguments of `build_model` but for the number of classes
     image_size: longer side of the network input that it was trained at, in pixels
@@ -32,7 +32,7 @@ class Description:
 
 
 def read_description(path: Path) -> Description | None:
-    """What a weights file says of itself; None where it says nothing, as other programs' files do."""
+    """Return the metadata of a weights file; None where it has none, as files of other programs."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -54,7 +54,7 @@ def read_description(path: Path) -> Description | None:
 def save_described(
     tensors: Mapping[str, Tensor], path: Path, description: Description, *, notes: Mapping[str, str]
 ) -> None:
-    """Write tensors with their description and notes, whole or not at all."""
+    """Write tensors with their metadata and `notes`, whole or not at all."""
     header = {_KEY: json.dumps(dict(description.anatomy)), **notes}
     if description.image_size is not None:
         header[_IMAGE_SIZE] = str(description.image_size)

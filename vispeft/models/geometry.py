@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """The logit of `x`, with `x` and `1 - x` kept at or above `eps`."""
+    """Return the logit of `x`, with `x` and `1 - x` kept at or above `eps`."""
     x = x.clamp(min=0, max=1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 

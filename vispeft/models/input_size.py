@@ -64,7 +64,7 @@ def _tried(backbone: Backbone, side: int) -> str | None:
 
 
 def _wrong_map(maps: Sequence[Tensor], channels: Sequence[int], sides: Sequence[float]) -> str | None:
-    """The first map that is not [1, C, H, W] of about the side that its stride promises."""
+    """Describe the first map that is not [1, C, H, W] with about the side that its stride gives; None if all are."""
     for x, width, side in zip(maps, channels, sides, strict=True):
         is_near = x.ndim == 4 and all(side / 1.5 - 1 <= length <= side * 1.5 + 1 for length in x.shape[2:])
         if not is_near or x.shape[1] != width:
@@ -93,13 +93,13 @@ def _takes(name: str, size: int) -> bool:
 
 
 def _flops(backbone: nn.Module, side: int) -> float:
-    """About the operations of a pass, as of a plain ViT with patches of 16 pixels."""
+    """Approximate operations of a forward pass, as of a plain ViT with patches of 16 pixels."""
     return 2.0 * sum(parameter.numel() for parameter in backbone.parameters()) * (side / 16) ** 2
 
 
 @contextmanager
 def _as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Within, the module is in eval mode."""
+    """Context in which the module is in eval mode."""
     training = [each for each in module.modules() if each.training]
     module.eval()
     try:
@@ -111,7 +111,7 @@ def _as_evaluated(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _shapes_only() -> Iterator[None]:
-    """Within, tensors have shapes but no values, and nothing is logged of what fails."""
+    """Context in which tensors have shapes but no values, and failures are not logged."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     was_disabled, logger.disabled = logger.disabled, True
     try:

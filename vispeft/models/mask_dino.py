@@ -23,17 +23,17 @@ class MaskDINO(nn.Module):
 
     @property
     def size_divisor(self) -> int:
-        """Height and width of the input must be multiples of this."""
+        """Return the number of which the input's height and width must be multiples."""
         return self.backbone.size_divisor
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
-        """Per channel, RGB, in 0..255: what the backbone was trained with."""
+        """Statistics of the backbone's pretraining per channel, RGB, in 0..255."""
         return self.backbone.pixel_mean
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """Per channel, RGB, in 0..255: what the backbone was trained with."""
+        """Statistics of the backbone's pretraining per channel, RGB, in 0..255."""
         return self.backbone.pixel_std
 
     @property
@@ -42,9 +42,9 @@ class MaskDINO(nn.Module):
         return self.decoder.class_embed.out_features
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
-        """Recompute in the backward pass what blocks, the layers of both decoders and the mask features would keep.
+        """Recompute in backward the activations of the blocks, of both decoders' layers and of the mask features.
 
-        Raises what timm raises for a backbone without such a switch.
+        Passes on timm's error for a backbone without such a switch.
         """
         self.backbone.set_activation_checkpointing(enable)
         self.pixel_decoder.recomputes = enable

@@ -16,7 +16,7 @@ from vispeft.models.recompute import relu_before, run
 
 @dataclass(frozen=True)
 class PixelFeatures:
-    """What the pixel decoder gives.
+    """Output of the pixel decoder.
 
     memory: [B, sum HW, C], levels one after another, finest first
     spatial_shapes: (H, W) of each level

@@ -1,5 +1,5 @@
-"""What keeps less for the backward pass: activations computed again (Chen et al. 2016,
-https://arxiv.org/abs/1604.06174), by `torch.utils.checkpoint`, and signs in place of activations.
+"""Memory savings in the backward pass: activations recomputed by `torch.utils.checkpoint` (Chen et al. 2016,
+https://arxiv.org/abs/1604.06174), and signs in place of activations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run(layer: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
-    """What `layer` gives; with `recompute`, only its inputs are kept for its backward pass."""
+    """Return the output of `layer`; with `recompute`, only its inputs are kept for its backward pass."""
     if not (recompute and torch.is_grad_enabled()):
         return layer(*args)
     # a clone carries no notes that others left on the layer's own output, as on what it was made from: the next layer
@@ -24,7 +24,7 @@ def run(layer: Callable[..., Tensor], *args: Any, recompute: bool) -> Tensor:
 
 
 def relu_before(linear_map: nn.Module, x: Tensor) -> Tensor:
-    """ReLU of x for the linear map that follows. Where nothing in that is trained, one byte per value is kept.
+    """ReLU of x for the linear map that follows. Where that map is frozen, one byte per value is kept.
 
     A frozen linear map needs no input for its backward pass; a trained one keeps it, and ReLU's own copy is the same.
     """

@@ -1,7 +1,6 @@
 """Roles: names for the places of a model family, as data. `@encoder.qkv` means the same in every family that has one.
 
-A role's pattern is read by the site language of `vispeft.peft`; `first | second` is both. Nothing here knows what it
-is for.
+A role's pattern is read by the site language of `vispeft.peft`; `first | second` is both.
 """
 
 from __future__ import annotations

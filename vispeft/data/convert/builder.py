@@ -30,7 +30,7 @@ class Builder:
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
     def add_image(self, path: Path, root: Path) -> ImageHeader | None:
-        """Add an image file by its path relative to `root`. One that cannot be read is told, and None returned."""
+        """Add an image file by its path relative to `root`. One that cannot be read is reported, and None returned."""
         try:
             with quiet():
                 header = read_header(path)

@@ -81,7 +81,7 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
 
 
 def _documents(folder: Path, out: Path, findings: Findings) -> dict[Path, dict[str, Any]]:
-    """The LabelMe files of a folder; other JSON is told, `out` from an earlier time not."""
+    """The LabelMe files of a folder; other JSON files are reported, except an earlier `out`."""
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder.")
     if out.is_file() and _is_labelme(out):

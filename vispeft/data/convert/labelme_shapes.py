@@ -97,7 +97,7 @@ def _points(raw: Any, least: int) -> NDArray[np.float64] | None:
 
 
 def _outline(kind: str, points: NDArray[np.float64], mask: Any) -> Outline | str:
-    """The outline, or what is wrong with it."""
+    """Return the outline, or its flaw as text."""
     if kind == "mask":
         return _stamp(points, mask)
     if kind == "circle":

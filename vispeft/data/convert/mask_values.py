@@ -71,7 +71,7 @@ def _refuse_size(path: Path, width: int, height: int, header: ImageHeader) -> No
 
 
 def refuse_soft_edges(path: Path, values: NDArray[np.int64]) -> None:
-    """Raise `DataError` where most values are scattered pixels between others: soft edges, or what JPEG leaves."""
+    """Raise `DataError` where most values are scattered pixels between others: soft edges or JPEG artefacts."""
     ranks = _ranks(values)
     square = np.ones((3, 3), np.uint8)
     low, high = cv2.erode(ranks, square), cv2.dilate(ranks, square)

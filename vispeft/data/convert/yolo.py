@@ -183,7 +183,7 @@ def _numbers_in(line: str) -> NDArray[np.float64] | None:
 
 
 def _flaw_of(values: NDArray[np.float64]) -> tuple[str, str] | None:
-    """Kind of what is wrong with the numbers of a line and a sentence about it, or None."""
+    """Kind of the flaw in the numbers of a line and a sentence about it, or None."""
     count = len(values)
     if count in (5, 6):
         what = "five numbers is a box (`class x y width height`)" if count == 5 else "six numbers is a box with a score"

@@ -1,4 +1,4 @@
-"""The broad domain: kinds of scenes that share with real images what a segmenter must cope with.
+"""The broad domain: kinds of scenes with the difficulties of real images.
 
 Each kind draws its colours, textures and sizes anew.
 """

@@ -1,4 +1,4 @@
-"""What a camera or microscope does to a scene: light, blur, noise, colour cast, compression."""
+"""Effects of a camera or microscope on a scene: light, blur, noise, colour cast, compression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The picture being made: paints instances over one another and remembers which pixel belongs to which."""
+"""Canvas of a synthetic picture: paints instances over one another and records the instance of each pixel."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Alpha = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Material:
-    """How an instance is filled.
+    """Fill of an instance.
 
     low, high: RGB [3] in 0..1 at the texture's dark and bright ends
     families: texture families; empty for a plain fill

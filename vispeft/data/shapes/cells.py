@@ -32,7 +32,7 @@ def _regions(rng: np.random.Generator, height: int, width: int, count: int) -> N
 
 
 def _partition(rng: np.random.Generator, height: int, width: int, count: int) -> tuple[Canvas, NDArray[np.bool_]]:
-    """Cells divided by membranes, nobody's instance yet. Returns the canvas and where there is a membrane [H, W]."""
+    """Draw cells divided by membranes, without instances yet. Returns the canvas and a mask of the membranes [H, W]."""
     cells = _regions(rng, height, width, count)
     thickness = 2 * int(rng.integers(1, 3)) + 1
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thickness, thickness))

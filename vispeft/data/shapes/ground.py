@@ -1,4 +1,4 @@
-"""What scenes of the broad domain share: backgrounds, clutter and where things are put."""
+"""Shared parts of the broad domain's scenes: backgrounds, clutter and placement of objects."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _surface(rng: np.random.Generator, height: int, width: int, base: Image, spr
 
 
 def clutter(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
-    """Up to `amount` lines, letters and arcs that are nobody's instance."""
+    """Draw up to `amount` lines, letters and arcs that are no instances."""
     side = canvas.side
     for _ in range(int(rng.integers(amount + 1))):
         tint = colour(rng)
@@ -61,7 +61,7 @@ def clutter(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
 
 
 def bushes(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
-    """Up to `amount` ragged bodies, mostly low in the picture, that hide what is behind them and are no instances."""
+    """Up to `amount` ragged bodies, mostly low in the picture, that occlude instances but are none themselves."""
     for _ in range(int(rng.integers(amount + 1))):
         size = rng.uniform(0.08, 0.3) * canvas.side
         centre = (rng.uniform(0, canvas.width), canvas.height * rng.uniform(0.5, 1.1))

@@ -1,4 +1,4 @@
-"""Target domains: shapes and looks that the broad domain never shows, for measuring what adapting is worth.
+"""Target domains: shapes and looks absent from the broad domain, for measuring the gain of adaptation.
 
 Each has the classes of `TARGET_SHAPES`, 3 to 10 instances a picture and one look:
 hatched: line texture whose direction, not brightness, tells object from ground
@@ -6,7 +6,7 @@ neon: thin glowing outlines around see-through bodies
 camouflage: blotches of the ground's own colours, cut along the outline
 inverted: the ground's own negative inside the outline
 night: coloured bodies on rough ground, an eighth as bright as by day and all in one tint
-dotted: everything is dots; the hue of the dots tells (as in colour vision plates)
+dotted: objects and ground are dots that differ in hue (as in colour vision plates)
 """
 
 from __future__ import annotations
