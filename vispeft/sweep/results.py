@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of the space over its seeds. means: of each objective, over the complete runs; rows: those"""
+    """A point of the space over its seeds. rows: its complete runs; means: of each objective over these"""
 
     labels: Labels
     rows: Sequence[Row]

@@ -41,7 +41,7 @@ class TrialLostError(TrainingError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this worker works on, until it is told, released or lost.
+    """A trial that this worker works on, until its outcome is written or it is released or lost.
 
     attempt: 1 for the first time; more where its process died without getting further
     """
