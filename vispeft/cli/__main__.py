@@ -1,4 +1,4 @@
-"""`python -m vispeft.cli` is `vispeft`."""
+"""Entry point of `python -m vispeft.cli`, the same as the command `vispeft`."""
 
 from vispeft.cli import main
 

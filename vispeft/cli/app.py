@@ -1,4 +1,4 @@
-"""The command line: every command, and how it ends.
+"""The command line: all commands, and their exit statuses.
 
 Commands import what they need when they run, so that help is quick.
 """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Metric(StrEnum):
-    """The figures that can be compared."""
+    """Metrics that can be compared."""
 
     AP = "AP"
     AP50 = "AP50"
@@ -61,7 +61,7 @@ def compare(
 
 
 def _show(found: Comparison, contest: Contest) -> None:
-    """The table, highest figure first, and what it comes to."""
+    """Show the table, highest value first, and the conclusion."""
     figure = f"{'mask' if contest.kind == 'segm' else 'box'} {found.metric}"
     columns = ("configuration", "seeds", figure, "less the best", "p (Holm)", "trained", "file", "training")
     pairs = sorted(zip(found.standings, contest.contenders, strict=True), key=lambda pair: -pair[0].figure.value)
@@ -93,7 +93,7 @@ def _interval(found: Estimate, sign: str) -> str:
 
 
 def _content(found: Comparison, contest: Contest) -> dict[str, Any]:
-    """For JSON: the comparison, and the runs and costs of each configuration."""
+    """Return the content of the JSON file: the comparison, and the runs and costs of each configuration."""
     content = found.to_dict() | {"kind": contest.kind}
     for standing, contender in zip(content["standings"], contest.contenders, strict=True):
         standing["runs"] = [str(source.results) for source in contender.sources]

@@ -193,7 +193,7 @@ def shapes(
 
 
 def _tell_what_fix_leaves(report: CheckReport) -> None:
-    """The size of the repaired copy of a refused file, or what else keeps it from being written."""
+    """Print the size of the copy that --fix would write, or the problems that --fix cannot repair."""
     left = report.repaired
     if left is None:
         return
@@ -207,6 +207,6 @@ def _tell_what_fix_leaves(report: CheckReport) -> None:
 
 
 def _tell(problems: Sequence[Problem], label: str) -> None:
-    """Each problem on standard error, in one line."""
+    """Print each problem on standard error, one line each."""
     for problem in problems:
         say(f"{label}: {problem.message}")

@@ -1,4 +1,4 @@
-"""What `evaluate --depth` adds: a file with everything, and the parts that one reads first."""
+"""Error analysis of `evaluate --depth`: the file with all its results, and tables of the most useful ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def depth_files(
     run: Path | None, overrides: list[str], predictions: Path | None, annotations: Path | None, out: Path | None
 ) -> tuple[Path, Path, Path]:
-    """Annotations, results and where depth.json goes. A run is looked at as its files stand."""
+    """Return the paths of the annotations, the results and depth.json. A run's files are used as they were written."""
     if predictions is not None and annotations is not None:
         return annotations, predictions, out or predictions.with_name("depth.json")
     if run is None:
@@ -27,7 +27,7 @@ def depth_files(
 
 
 def write_depth(annotations: Path, results: Path, out: Path) -> None:
-    """Look closely at results, write everything, and show the summary."""
+    """Analyse the errors of a results file, write the analysis to `out` (JSON), and show its summary."""
     from vispeft.evaluation.depth import evaluate_depth
     from vispeft.evaluation.files import write_json
 

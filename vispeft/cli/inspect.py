@@ -1,4 +1,4 @@
-"""Commands that look before training: plan and sites."""
+"""Commands that inspect a configuration before training: plan and sites."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def sites(
         ),
     ] = None,
 ) -> None:
-    """What a pattern matches; without one, the roles of the model and what each stands for.
+    """Show the sites that a pattern matches; without a pattern, the roles of the model and the pattern of each.
 
     Example: vispeft sites configs/bundled_lora.yaml "decoder.layers.*.self_attn.*_proj"
     """

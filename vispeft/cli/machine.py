@@ -1,4 +1,4 @@
-"""Commands about what there is: methods, and this machine."""
+"""Commands that list methods, the configuration's keys and the machine's abilities: methods, schema, doctor."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _described(field: dataclasses.Field[object]) -> str:
 
 
 def _arithmetic() -> str:
-    """Say whether products repeat to the bit, and by which setting."""
+    """Tell whether matrix products are reproducible to the bit, and by which setting."""
     from vispeft.training.arithmetic import MODE, MODE_VARIABLE, describe_arithmetic
 
     found = describe_arithmetic()

@@ -161,7 +161,7 @@ def merge(
 
 
 def checked_words(overrides: list[str] | None) -> list[str]:
-    """The overrides, each of which must look like one: anything else is wrong usage."""
+    """Return the overrides; a word that is not KEY=VALUE is wrong usage."""
     words = overrides or []
     for word in words:
         if "=" not in word:
@@ -190,7 +190,7 @@ def _show_figures(segm: Any, bbox: Any) -> None:
 
 
 def _figure(value: float) -> str:
-    """A COCO figure; -1 is COCO's word for undefined."""
+    """Return a COCO metric as text; COCO's -1 means undefined and gives a dash."""
     return "-" if value < 0 else f"{value:.3f}"
 
 

@@ -61,7 +61,7 @@ def sweep(
 
 
 def _show(result: SweepResult) -> None:
-    """The table, best first, and where everything is."""
+    """Show the table of trials, highest mask AP first, the conclusion, and the paths of the files."""
     results = result.results
     ranked = sorted(results.rows, key=lambda row: (-row.figures.get("segm/AP", -2.0), row.index))
     columns = ("trial", "#", "mask AP", "AP50", "trained", "training", "memory", "state")
@@ -89,7 +89,7 @@ def _conclusion(results: Results, root: Path) -> str:
 
 
 def _told_apart(result: SweepResult) -> list[str]:
-    """Which configurations are as good as the best and which of these is cheapest, where that was found out."""
+    """Return the conclusion and notes of comparison.json; nothing unless it covers the trials complete now."""
     from vispeft.evaluation.files import read_json
 
     path = result.directory.comparison

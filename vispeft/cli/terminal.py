@@ -15,17 +15,17 @@ from rich.text import Text
 
 
 def console() -> Console:
-    """The console of results. Where nobody watches, lines are not wrapped."""
+    """Return the console of results. Without a terminal, lines are not wrapped."""
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def say(message: str) -> None:
-    """One message beside the results, on standard error."""
+    """Print a message on standard error, apart from the results."""
     print(message, file=sys.stderr, flush=True)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table whose first column is text and whose others are figures."""
+    """Print a table with text in its first column and numbers in the others."""
     table = Table(title=Text(title), title_justify="left")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
@@ -70,20 +70,20 @@ def _failed(message: str, is_debug: bool) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """True for Python's, CUDA's or torch's own word for a lack of memory."""
+    """Return True for the errors by which Python, CUDA and torch report a lack of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _is_kernel_error(error: Exception) -> bool:
-    """True for a kernel's own error; a command that never loaded the kernels cannot have raised one."""
+    """Return True for an error of the kernels; a command that never loaded them cannot have raised one."""
     kernels = sys.modules.get("vispeft_kernels")
     return kernels is not None and isinstance(error, kernels.KernelError)
 
 
 def _show_thread_error(failure: threading.ExceptHookArgs) -> None:
-    """A writer's thread that finds the disk full is told by whoever writes next, once."""
+    """Ignore a full disk in a writer's thread: the next write raises the same error, which is reported once."""
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 

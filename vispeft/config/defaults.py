@@ -1,4 +1,4 @@
-"""What stands where the user left a key empty: defaults scaled to the size of the training set."""
+"""Defaults of keys that the user left empty, scaled to the size of the training set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ FEWEST_POINTS = 1024
 
 
 def resolve(config: Config, num_images: int, image_size: int, *, on_cpu: bool = False) -> Config:
-    """`config` with nothing left open, for `num_images` training images and a network input of `image_size` pixels.
+    """Return `config` with every default filled in, for `num_images` training images.
 
+    image_size: longer side of the network input in pixels
+
+    Defaults:
     steps: 30 passes over the images, at least 300 and at most 90,000 steps; `train.epochs` becomes steps
     warmup: a twentieth of the steps, at most 500
     eval_every: a fifth of the steps; log_every: a hundredth, at most 50
-    workers: the cores that this process may use less one, at most 8; one for every 8 cores where training itself works
-        `on_cpu`, for its batches are quickly made beside its steps
+    workers: the cores that this process may use less one, at most 8; one for every 8 cores where training itself runs
+        `on_cpu`, because loading a batch is quick compared with a step there
     num_points: Mask DINO's 12544 at 1024 pixels, in proportion to the area elsewhere, from 1024 on
     """
     train = config.train

@@ -1,4 +1,4 @@
-"""A configuration from its file and the command line, and back into a file."""
+"""Reading a configuration from its file and the command line, and writing it back."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vispeft.errors import ConfigError
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration of a YAML file, or of a recipe by its name, with `key=value` overrides."""
+    """Return the validated configuration of a YAML file, or of a recipe by its name, with `key=value` overrides."""
     return _validated(read_yaml(config_path(path)), [parse_override(word) for word in overrides], f"`{path}`: ")
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """The validated configuration of a plain mapping with `key=value` overrides."""
+    """Return the validated configuration of a plain mapping with `key=value` overrides."""
     return _validated(dict(raw), [parse_override(word) for word in overrides], "")
 
 
 def dump_config(config: Config) -> str:
-    """YAML that `load_config` reads back to the same configuration, defaults included."""
+    """Return YAML that `load_config` reads back to the same configuration, defaults included."""
     return write_yaml(config.model_dump(mode="json"))
 
 

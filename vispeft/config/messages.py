@@ -1,4 +1,4 @@
-"""What pydantic found wrong, said in one sentence per key."""
+"""Messages for pydantic's validation errors, one sentence per key."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _BOUNDS = {
 def sentences(
     error: ValidationError, *, known: Sequence[str] = (), overridden: Sequence[tuple[str, ...]] = (), prefix: str = ""
 ) -> list[str]:
-    """One sentence per wrong key, with its full dotted path.
+    """Return one sentence per wrong key, with its full dotted path.
 
-    known: the dotted keys that there are
+    known: the dotted keys that exist
     overridden: the paths that the command line set
-    prefix: what the keys lie under
+    prefix: dotted path of the section that holds the keys
     """
     return [_sentence(details, known, overridden, prefix) for details in error.errors()]
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known dotted name that `name` most likely means, or None."""
+    """Return the known dotted name that `name` most likely means, or None."""
     last = name.rpartition(".")[2]
     same_last = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
     close = difflib.get_close_matches(name, same_last or known, n=1, cutoff=0.0 if same_last else 0.6)
@@ -58,7 +58,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a configuration, sections included; `*` stands for the user's own name of a section."""
+    """Yield every dotted key of a configuration, sections included; `*` stands for a name that the user chose."""
     for name, field in schema.model_fields.items():
         yield prefix + name
         for section, infix in _sections_of(field.annotation):
@@ -66,7 +66,7 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _sections_of(annotation: Any, infix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
-    """Sections that a field may hold, with `*.` for those in a mapping by the user's own names."""
+    """Yield the sections that a field may hold, with `*.` for those in a mapping by names that the user chose."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, infix
     is_mapping = get_origin(annotation) is dict

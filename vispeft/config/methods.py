@@ -1,4 +1,4 @@
-"""What a configuration says of methods, checked before any work."""
+"""Checks of the methods in a configuration, before any work."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def checked_deltas(deltas: dict[str, Any]) -> dict[str, Any]:
-    """The same deltas, each of which `methods_from` accepts."""
+    """Return the deltas unchanged; raise ConfigError for one that `methods_from` refuses."""
     for pattern, fields in deltas.items():
         methods_from(fields, f"peft.deltas.{pattern}")
     return deltas
 
 
 def checked_rates(rates: dict[str, T]) -> dict[str, T]:
-    """The same rates, each of a method that there is, or of `full`."""
+    """Return the rates unchanged; raise ConfigError for a name that is neither a method nor `full`."""
     known = [*METHODS, FULL]
     for name in rates:
         if name not in known:
@@ -32,7 +32,7 @@ def checked_rates(rates: dict[str, T]) -> dict[str, T]:
 
 
 def methods_from(value: Any, key: str) -> list[Method]:
-    """The methods of one pattern: `{method: lora, rank: 8}`, or a list of such. key: where it stands, for errors."""
+    """Return the methods of one pattern: `{method: lora, rank: 8}`, or a list of such. key: dotted key, for errors."""
     if isinstance(value, list) and value:
         return [_method_from(fields, f"{key}.{index}") for index, fields in enumerate(value)]
     return [_method_from(value, key)]

@@ -19,14 +19,14 @@ _EITHER: dict[tuple[str, ...], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Override:
-    """One assignment: the value replaces whatever stands at the path."""
+    """One assignment: the value replaces the one at the path."""
 
     path: tuple[str, ...]
     value: Any
 
 
 def parse_override(word: str) -> Override:
-    """The assignment that a word of the command line spells, such as `peft.deltas."a.b.*".rank=8`."""
+    """Return the assignment of one word of the command line, such as `peft.deltas."a.b.*".rank=8`."""
     path: list[str] = []
     position = 0
     while match := _KEY.match(word, position):
@@ -41,7 +41,7 @@ def parse_override(word: str) -> Override:
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """`raw` with the assignments made, in order. Setting one of train.steps and train.epochs clears the other."""
+    """Return `raw` with the assignments made, in order. Setting train.steps clears train.epochs, and vice versa."""
     assigned = {override.path for override in overrides}
     for override in overrides:
         raw = _assigned(raw, override.path, override.value, ())

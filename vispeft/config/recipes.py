@@ -8,12 +8,12 @@ from vispeft.errors import ConfigError
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that are there."""
+    """Return the names of the recipes."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe by its name, such as `bundled_lora`."""
+    """Return the file of a recipe by its name, such as `bundled_lora`."""
     path = _folder() / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"There is no recipe {name!r}, only {', '.join(recipe_names())}.")
@@ -21,7 +21,7 @@ def recipe_path(name: str) -> Path:
 
 
 def config_path(path: Path) -> Path:
-    """The configuration file itself or, where there is none, the recipe of that name: `bundled_lora` is enough."""
+    """Return the recipe that `path` names, such as `bundled_lora`, if there is no such file; otherwise `path`."""
     is_name = path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs"))
     if not is_name or path.exists() or path.stem not in recipe_names():
         return path

@@ -1,4 +1,4 @@
-"""What a configuration may say: typed, frozen sections. `defaults.py` fills in keys left empty."""
+"""Schema of a configuration: typed, frozen sections. `defaults.py` fills in keys left empty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WholeNumber = Annotated[int, Field(ge=0)]
 
 
 def checked_cache(value: str) -> str:
-    """`off`, `memory`, or a directory, which need not be there yet."""
+    """Return `off`, `memory`, or a directory, which need not exist yet."""
     if not value.strip():
         raise ConfigError("`train.feature_cache` must be `off`, `memory` or a directory, but is empty.")
     if value not in ("off", "memory") and Path(value).expanduser().is_file():
@@ -29,13 +29,13 @@ def checked_cache(value: str) -> str:
 
 
 class Section(BaseModel):
-    """A frozen group of keys; a key that it does not know is an error."""
+    """A frozen group of keys; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
-    """Which base model is adapted, and where its weights come from."""
+    """Base model that is adapted, and the source of its weights."""
 
     name: str = Field("mask_dino", description="Model family; see `vispeft methods`.")
     backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or the bundled base's own.")
@@ -55,7 +55,7 @@ class ModelConfig(Section):
 
 
 class PeftConfig(Section):
-    """What is trained: deltas by site pattern, and parameters trained in full by pattern."""
+    """Trained parts: deltas by site pattern, and parameters trained in full by pattern."""
 
     deltas: Annotated[dict[str, Any], AfterValidator(checked_deltas)] = Field(
         {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, or to a list of such."
@@ -89,7 +89,7 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """What is trained and scored on."""
+    """Data sets of training and validation, augmentation and sampling."""
 
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
@@ -107,13 +107,13 @@ class MethodRates(Section):
 
 
 class RegionRates(MethodRates):
-    """Rates of one region of the model, over those of the methods in it."""
+    """Rates of one region of the model, which override those of the methods in it."""
 
     lr_scale: Positive | None = Field(None, description="Factor on the rate that the region would have otherwise.")
 
 
 def checked_regions(regions: dict[str, RegionRates]) -> dict[str, RegionRates]:
-    """The same regions, each with at most one learning rate."""
+    """Return the regions unchanged; raise ConfigError for one that sets both `lr` and `lr_scale`."""
     for pattern, rates in regions.items():
         if rates.lr is not None and rates.lr_scale is not None:
             raise ConfigError(
@@ -123,7 +123,7 @@ def checked_regions(regions: dict[str, RegionRates]) -> dict[str, RegionRates]:
 
 
 class TrainConfig(Section):
-    """How long, how fast and where."""
+    """Settings of training: length, batches, learning rates, device and processes."""
 
     steps: Count | None = Field(None, description="Optimizer steps. Default: scaled to the number of images.")
     epochs: Positive | None = Field(None, description="Passes over the training set, instead of `train.steps`.")
@@ -177,7 +177,7 @@ class TrainConfig(Section):
 
 
 class LossConfig(Section):
-    """How closely masks are compared."""
+    """Settings of the mask losses."""
 
     num_points: Count | None = Field(
         None,
@@ -186,7 +186,7 @@ class LossConfig(Section):
 
 
 class EvalConfig(Section):
-    """How predictions are kept."""
+    """Settings of evaluation."""
 
     max_detections: Count = Field(
         300, description="Instances kept per image, the best first. COCO counts up to 100 of each class in an image."
@@ -195,7 +195,7 @@ class EvalConfig(Section):
 
 
 class Config(Section):
-    """A whole run."""
+    """Configuration of a whole run."""
 
     model: ModelConfig = ModelConfig()
     peft: PeftConfig = PeftConfig()
@@ -206,5 +206,5 @@ class Config(Section):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a configuration file, for editors that complete keys and show their meaning."""
+    """Return the JSON schema of a configuration file, for editors that complete keys and show their meaning."""
     return Config.model_json_schema()

@@ -30,7 +30,7 @@ class _StrictLoader(yaml.SafeLoader):
     yaml_implicit_resolvers = {None: _RESOLVERS}  # noqa: RUF012 (None: whatever the first character is)
 
     def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
-        """The mapping of `node`, refused where a key stands twice or is not text."""
+        """Return the mapping of `node`; a duplicate key, or one that is not text, is an error."""
         assert isinstance(node, yaml.MappingNode)
         seen: set[str] = set()
         for key_node, _ in node.value:
@@ -45,7 +45,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value that `text` spells. `source` names it in errors: a file, or the command line's own words."""
+    """Return the value of YAML `text`. `source` names it in errors: a file, or words of the command line."""
     try:
         return yaml.load(text, Loader=_StrictLoader)
     except ConfigError as error:
@@ -57,7 +57,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that the file holds."""
+    """Return the mapping in a YAML file."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -73,12 +73,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_yaml(value: dict[str, Any]) -> str:
-    """YAML text that `parse_yaml` reads back to the same value."""
+    """Return YAML text that `parse_yaml` reads back to the same value."""
     return yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """A dumper without anchors, whose text never reads back as something else."""
+    """A dumper without anchors; its text reads back to the same values."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own form)
         **yaml.SafeDumper.yaml_implicit_resolvers,
@@ -86,12 +86,12 @@ class _PlainDumper(yaml.SafeDumper):
     }
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Always: a repeated value is written out."""
+        """Return True: a repeated value is written out, without an alias."""
         return True
 
 
 def describe(value: Any) -> str:
-    """A value as an error message shows it: its text and what kind of thing it is."""
+    """Return a value as error messages show it: its text and its kind."""
     match value:
         case None:
             return "empty"

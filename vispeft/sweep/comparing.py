@@ -1,4 +1,4 @@
-"""Which configurations of a sweep differ from the best, by resampling images and seeds."""
+"""Comparison of a sweep's configurations with the best one, by resampling images and seeds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _AP = "segm/AP"
 
 
 def compare_configurations(directory: SweepDirectory, results: Results, say: Callable[[str], None]) -> None:
-    """Write comparison.json, unless it stands there for the very trials that are complete now.
+    """Write comparison.json, unless the existing one covers exactly the trials that are complete now.
 
     At most the 24 configurations of highest mask AP and those of the front are compared, as far as their runs are on
     this machine.
@@ -51,7 +51,7 @@ def compare_configurations(directory: SweepDirectory, results: Results, say: Cal
 
 
 def _chosen(results: Results) -> list[Configuration]:
-    """Those of highest AP, and the front, in the order of the sweep."""
+    """Return the configurations of highest mask AP and those of the Pareto front, in the order of the sweep."""
     by_ap = sorted(results.ranked, key=_mean_ap, reverse=True)
     kept = [*by_ap[:_MOST_COMPARED], *(one for one in results.front if one not in by_ap[:_MOST_COMPARED])]
     return sorted(kept, key=lambda one: one.rows[0].index)
@@ -66,7 +66,7 @@ def _is_here(directory: SweepDirectory, configuration: Configuration) -> bool:
 
 
 def _titles(configurations: Sequence[Configuration]) -> list[str]:
-    """Short titles; two that would read the same are told apart by their trials."""
+    """Return short titles; equal ones are made distinct by their trial numbers."""
     names = short_names(dict.fromkeys(name for one in configurations for name in one.labels))
     titles = [title_of(one.labels, names) for one in configurations]
     uses = Counter(titles)

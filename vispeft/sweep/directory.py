@@ -1,4 +1,4 @@
-"""A sweep's directory: what stands where, and which one a command begins or goes on with."""
+"""A sweep's directory: the paths of its files, and the choice of the directory that a command uses."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ class SweepDirectory:
         return self.root / "report.html"
 
     def trial(self, index: int) -> RunDirectory:
-        """The run directory of a trial. People count from 1."""
+        """Return the run directory of a trial. Directory names count from 1, `index` from 0."""
         return RunDirectory(self.root / "trials" / f"{index + 1:04d}")
 
     def trial_log(self, index: int) -> Path:
-        """What a trial said while it ran."""
+        """Return the path of a trial's log."""
         return self.root / "logs" / f"{index + 1:04d}.txt"
 
     def trial_lock(self, index: int) -> Path:
-        """Held by the process that works on a trial."""
+        """Return the path of the lock that the process working on a trial holds."""
         return self.root / "locks" / f"{index + 1:04d}"
 
     def storage_url(self, sweep: Sweep) -> str:
-        """Where the study lives."""
+        """Return the URL of the study's storage."""
         return sweep.settings.storage or f"sqlite:///{self.study}"
 
 
 def open_sweep_directory(sweep: Sweep, out: Path | None) -> SweepDirectory:
-    """The directory of the sweep: `out`, or the last `runs/<name>-<n>` that is this sweep's, or a new one."""
+    """Return the directory of the sweep: `out`, or the last `runs/<name>-<n>` of this sweep, or a new one."""
     directory = _found(sweep) if out is None else _given(sweep, out)
     if directory is None:
         directory = _begun(sweep, out)
@@ -100,7 +100,7 @@ def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
 
 
 def _given(sweep: Sweep, out: Path) -> SweepDirectory | None:
-    """`out` where it holds this sweep; None where there is nothing yet."""
+    """Return `out` if it holds this sweep, or None if it is missing or empty; raise an error for other content."""
     directory = SweepDirectory(out)
     if directory.sweep.is_file():
         different = load_sweep(directory.sweep).differences(sweep)
@@ -117,7 +117,7 @@ def _given(sweep: Sweep, out: Path) -> SweepDirectory | None:
 
 
 def _begun(sweep: Sweep, out: Path | None) -> SweepDirectory:
-    """A new directory with its sweep.yaml in it; of two processes that begin at once, one makes it."""
+    """Create the directory with its sweep.yaml; if two processes begin at once, both get the same one."""
     parent = _RUNS if out is None else out.parent
     parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{sweep.name}-", dir=parent))

@@ -1,4 +1,4 @@
-"""The lock of a study, which ends with the process that holds it, however it ends."""
+"""The lock of a study, released when the process that holds it ends, even by a crash."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10,
 
 
 class StudyLock:
-    """One worker at a time looks at a study and takes a trial from it, on every machine that uses the storage."""
+    """Lock under which one worker at a time takes a trial from a study, across all machines that use the storage."""
 
     def __init__(self, url: sqlalchemy.URL, study_name: str) -> None:
         self._key = int.from_bytes(hashlib.sha256(study_name.encode()).digest()[:8], "big", signed=True)
@@ -30,7 +30,7 @@ class StudyLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within, no other worker is."""
+        """Hold the lock in the `with` block; no other worker holds it meanwhile."""
         with self._in_file(self._path) if self._path is not None else self._in_server():
             yield
 

@@ -1,4 +1,4 @@
-"""What a sweep came to: a table, in files and for the terminal, and the best configuration."""
+"""Results of a sweep: a table, in files and for the terminal, and the best configuration."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Row:
     """One run of a sweep.
 
     state: complete, pruned, failed, running or waiting
-    figures: `segm/AP`, `trainable_params`, ...; of a pruned run its best evaluation's, of others none
+    figures: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned run those of its best evaluation;
+        empty while a run is waiting or running, and for a failed one
     """
 
     index: int
@@ -58,13 +59,13 @@ class Row:
 
     @property
     def number(self) -> int:
-        """As people count, from 1."""
+        """Number of the trial as shown to users, counted from 1."""
         return self.index + 1
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of the space over its seeds. means: of each objective, over the complete runs; rows: those"""
+    """A point of the space over its seeds. rows: its complete runs; means: of each objective over these"""
 
     labels: Labels
     rows: Sequence[Row]
@@ -72,7 +73,7 @@ class Configuration:
 
     @property
     def title(self) -> str:
-        """Such as `adapters_x2, train.lr=0.001`."""
+        """Title of the configuration, such as `adapters_x2, train.lr=0.001`."""
         return describe_point(self.labels) or "the configuration itself"
 
     @property
@@ -86,7 +87,7 @@ class Results:
     """The table of a sweep: rows in the order of their numbers.
 
     ranked: configurations with as many complete seeds as any other, by the mean of the first objective over them
-    best: the first of these. front: those that no other beats in every objective, the best first
+    best: the first of these. front: the Pareto front of the objectives, the best first
     """
 
     rows: Sequence[Row]
@@ -98,12 +99,12 @@ class Results:
         return self.ranked[0] if self.ranked else None
 
     def count(self, state: str) -> int:
-        """How many runs are in a state."""
+        """Return the number of runs in a state."""
         return sum(row.state == state for row in self.rows)
 
 
 def collect(shared: SharedStudy) -> Results:
-    """What the study holds now."""
+    """Return the results of the trials that the study holds now."""
     rows = [_row(shared, trial) for trial in shared.trials().values() if _is_defined(trial)]
     objectives = shared.sweep.settings.objectives
     found = _configurations(rows, objectives)
@@ -116,7 +117,7 @@ def collect(shared: SharedStudy) -> Results:
 
 
 def write_results(shared: SharedStudy, results: Results) -> None:
-    """results.json, results.csv, best.yaml and report.html, each whole or not at all."""
+    """Write results.json, results.csv, best.yaml and report.html, each atomically."""
     directory, sweep = shared.directory, shared.sweep
     content = {
         "name": sweep.name,
@@ -137,7 +138,7 @@ def write_results(shared: SharedStudy, results: Results) -> None:
 
 
 def _is_defined(trial: FrozenTrial) -> bool:
-    """Whether all of the point is chosen: its owner is written last."""
+    """Tell whether the trial's whole point is chosen: its owner is written last."""
     return OWNER in trial.user_attrs or trial.state == TrialState.WAITING
 
 
@@ -173,7 +174,7 @@ def _configurations(rows: Sequence[Row], objectives: Sequence[str]) -> list[Conf
 
 
 def _beats(first: Configuration, second: Configuration) -> bool:
-    """Whether `first` is nowhere worse and somewhere better."""
+    """Tell whether `first` Pareto-dominates `second`: no objective is worse and at least one is better."""
     signs = {name: 1 if DIRECTIONS[name] == "maximize" else -1 for name in first.means}
     gains = [sign * (first.means[name] - second.means[name]) for name, sign in signs.items()]
     return min(gains) >= 0 and max(gains) > 0
@@ -213,7 +214,7 @@ def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def _best_yaml(shared: SharedStudy, best: Configuration) -> str:
-    """The best configuration with its first seed, with defaults filled in, as `vispeft train` reads it."""
+    """Return the YAML of the best configuration with its first seed and all defaults, for `vispeft train`."""
     row = best.rows[0]
     figures = ", ".join(f"{name} {value:.6g}" for name, value in best.means.items())
     seeds = f"mean over {len(best.rows)} seeds" if len(best.rows) > 1 else f"trial {row.number}"

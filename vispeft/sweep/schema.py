@@ -37,7 +37,7 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 
 
 class SpaceEntry(Section):
-    """What one configuration key may be: one of `values`, or a number from `low` to `high`.
+    """Values that one configuration key takes: those in `values`, or numbers from `low` to `high`.
 
     when: other keys of the space (or `variant`) and the values of them with which this key is set at all
     """
@@ -84,12 +84,12 @@ class SpaceEntry(Section):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the range is one of whole numbers."""
+        """Tell whether the range is one of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 class SweepConfig(Section):
-    """What is varied, how points are chosen, and where the study lives."""
+    """Settings of a sweep: the search space, the sampling of its points, and the storage of the study."""
 
     name: str | None = Field(None, description="Names directory and study. Default: the file's own name.")
     space: dict[str, SpaceEntry] = Field({}, description="Configuration key to a list of values or a range.")
@@ -113,7 +113,7 @@ class SweepConfig(Section):
     @field_validator("space", mode="before")
     @classmethod
     def _lists_are_values(cls, space: Any) -> Any:
-        """A bare list is short for `{values: [...]}`."""
+        """Expand a bare list, which is short for `{values: [...]}`."""
         if not isinstance(space, dict):
             return space
         for key, entry in space.items():
@@ -150,7 +150,7 @@ class SweepConfig(Section):
 
 
 def parse_sweep(raw: Any) -> SweepConfig:
-    """The validated section."""
+    """Return the validated section."""
     if not isinstance(raw, dict):
         raise ConfigError(
             f"`sweep` must be a section that says what is varied, but is {describe(raw)}. "
@@ -165,7 +165,7 @@ def parse_sweep(raw: Any) -> SweepConfig:
 
 
 def _checked_entry(key: str, entry: dict[str, Any]) -> SpaceEntry:
-    """One entry of the space, whose errors name its key."""
+    """Return one validated entry of the space; errors name its key."""
     try:
         return SpaceEntry.model_validate_json(json.dumps(entry))
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""The search space: which points there are, and what each says of the configuration."""
+"""The search space: its points, and the overrides of the configuration that each point stands for."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Chooser = Callable[["Dimension"], Any]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One thing that varies. Its label is what a study and a table hold: a plain value, or JSON text of any other.
+    """One dimension of the space. Studies and tables hold its labels: plain values, or JSON text of any other value.
 
-    overrides: of each label, `key=value` words; empty for a range
+    overrides: `key=value` words of each label; empty for a range
     entry: the range, or None
-    when: labels of earlier dimensions with which this one counts
+    when: labels of earlier dimensions for which this one is active
     """
 
     name: str
@@ -35,11 +35,11 @@ class Dimension:
     when: Mapping[str, tuple[Any, ...]]
 
     def is_active(self, labels: Labels) -> bool:
-        """Whether the point, as far as it is chosen, has this dimension."""
+        """Tell whether this dimension is active for the labels chosen so far."""
         return all(name in labels and _in(labels[name], allowed) for name, allowed in self.when.items())
 
     def words(self, label: Any) -> tuple[str, ...]:
-        """The overrides that a label stands for."""
+        """Return the overrides that a label stands for."""
         if self.entry is not None:
             return (_word(self.name, label),)
         index = next(i for i, known in enumerate(self.labels) if _in(label, (known,)))
@@ -53,7 +53,7 @@ class Space:
     dimensions: tuple[Dimension, ...]
 
     def choose(self, chooser: Chooser) -> dict[str, Any]:
-        """A point: `chooser` is asked for the label of each dimension that counts."""
+        """Return a point: `chooser` gives the label of each active dimension."""
         labels: dict[str, Any] = {}
         for dimension in self.dimensions:
             if dimension.is_active(labels):
@@ -61,15 +61,15 @@ class Space:
         return labels
 
     def words(self, labels: Labels) -> list[str]:
-        """The `key=value` words of a point, in the order in which they are applied."""
+        """Return the `key=value` words of a point, in the order in which they are applied."""
         return [word for d in self.dimensions if d.name in labels for word in d.words(labels[d.name])]
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every point, the last dimension changing fastest."""
+        """Return every point, the last dimension changing fastest."""
         return list(self._grid({}, self.dimensions))
 
     def corners(self) -> list[dict[str, Any]]:
-        """Points in which every value of every dimension, and both ends of every range, occur."""
+        """Return points in which every value of every dimension, and both ends of every range, occur."""
         points: list[dict[str, Any]] = []
         for dimension in self.dimensions:
             for label in _ends(dimension):
@@ -92,7 +92,7 @@ class Space:
 
 
 def build_space(config: SweepConfig) -> Space:
-    """The space that a sweep section describes."""
+    """Return the space that a sweep section describes."""
     dimensions: list[Dimension] = []
     if config.variants:
         words = tuple(_variant_words(name, overrides) for name, overrides in config.variants.items())
@@ -109,7 +109,7 @@ def build_space(config: SweepConfig) -> Space:
 
 
 def describe_point(labels: Labels) -> str:
-    """Such as `adapters_x2, train.lr=0.001`."""
+    """Return the title of a point, such as `adapters_x2, train.lr=0.001`."""
     shown = [str(label) if name == VARIANT else f"{name}={label}" for name, label in labels.items()]
     return ", ".join(shown)
 
@@ -142,7 +142,7 @@ def _check_key(key: str, prefix: str = "sweep.space.") -> None:
 
 
 def _allowed(key: str, above: str, value: Any, dimensions: Sequence[Dimension]) -> tuple[Any, ...]:
-    """The labels of an earlier dimension that a condition allows."""
+    """Return the labels of an earlier dimension that a condition allows."""
     known = {dimension.name: dimension for dimension in dimensions}
     if above not in known:
         there = ", ".join(f"`{name}`" for name in known) or "none"
@@ -160,7 +160,7 @@ def _allowed(key: str, above: str, value: Any, dimensions: Sequence[Dimension]) 
 
 
 def _in(label: Any, labels: Sequence[Any]) -> bool:
-    """Equality that tells true from 1, but not 1 from 1.0."""
+    """Tell whether `label` is among `labels`; true differs from 1, but 1 equals 1.0."""
     return any(label == other and isinstance(label, bool) == isinstance(other, bool) for other in labels)
 
 

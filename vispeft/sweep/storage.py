@@ -1,4 +1,4 @@
-"""The data base behind a study: SQLite on one machine, PostgreSQL across machines."""
+"""The database of a study: SQLite on one machine, PostgreSQL across machines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def storage_url(text: str) -> sqlalchemy.URL:
-    """The URL of `sweep.storage`, with the driver that vispeft uses."""
+    """Return the URL of `sweep.storage`, with the driver that vispeft uses."""
     try:
         url = sqlalchemy.make_url(text)
     except sqlalchemy.exc.ArgumentError as error:
@@ -39,7 +39,7 @@ def storage_url(text: str) -> sqlalchemy.URL:
 
 
 def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages.RDBStorage:
-    """The storage, its tables made. No connection stays open between uses: loader processes must not inherit one."""
+    """Open the storage and create its tables. No connection stays open: loader processes must not inherit one."""
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
@@ -65,13 +65,13 @@ def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages
 
 
 def shown(url: sqlalchemy.URL) -> str:
-    """The URL without its password."""
+    """Return the URL without its password."""
     return url.render_as_string(hide_password=True)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, Optuna does not warn of what is meant: heartbeats without `Study.optimize`, ranges cut to their step."""
+    """Silence Optuna's warnings of intended uses: heartbeats without `Study.optimize`, ranges cut to their step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
@@ -81,7 +81,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None]:
-    """Within, the trial gives signs of life, so that nobody takes it over."""
+    """Record heartbeats of the trial in the `with` block, so that no other worker takes it over."""
     is_over = threading.Event()
     seconds = storage.get_heartbeat_interval() or 1
 
@@ -101,7 +101,7 @@ def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None
 
 
 def machine_id() -> str:
-    """Tells machines, and their restarts, from each other."""
+    """Return an identifier of this machine since its last boot: host name and boot id."""
     try:
         return f"{socket.gethostname()} {_BOOT_ID.read_text().strip()}"
     except OSError:

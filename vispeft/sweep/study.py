@@ -1,7 +1,7 @@
-"""The study that workers share: who works on which trial, and what came of each.
+"""The study that workers share: the owner and the outcome of each trial.
 
-Optuna keeps the trials. Every look for work happens under one lock of the study and is derived from the trials alone,
-so that a worker may die at any point: what it left half done, the next look completes.
+Optuna keeps the trials. Workers take trials under one lock of the study, and the choice depends on the trials alone,
+so that a worker may die at any point: the next worker completes its unfinished trial.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _MOST_ATTEMPTS = 10
 
 
 class TrialLostError(TrainingError):
-    """Another worker has taken the trial over."""
+    """Error of a worker whose trial another worker has taken over."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this worker works on, until it is told, released or lost.
+    """A trial that this worker works on, until its outcome is written or it is released or lost.
 
     attempt: 1 for the first time; more where its process died without getting further
     """
@@ -60,7 +60,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Turn:
-    """What a look for work gave. claim: None where there is none; is_over: nor will there be any."""
+    """Result of a request for work. claim: None if no trial is free now; is_over: no trial will become free."""
 
     claim: Claim | None
     is_over: bool
@@ -69,7 +69,7 @@ class Turn:
 class SharedStudy:
     """A sweep's study in its storage.
 
-    session: names the call of the command that this worker belongs to
+    session: identifier of the command call that this worker belongs to
     """
 
     def __init__(self, sweep: Sweep, directory: SweepDirectory, session: str) -> None:
@@ -92,11 +92,11 @@ class SharedStudy:
             self.study.set_metric_names(list(sweep.settings.objectives))
 
     def trials(self) -> dict[int, FrozenTrial]:
-        """The last trial of every run that was begun, by its index, in order."""
+        """Return the last trial of every run that was begun, by its index, in order."""
         return _by_index(self.study.get_trials(deepcopy=False))
 
     def take(self) -> Turn:
-        """The next trial for this worker: one that somebody left, or one that is not there yet."""
+        """Claim the next trial for this worker: one that a dead worker left, one that waits, or a new one."""
         with self._lock.held(), quiet():
             trials = self.study.get_trials(deepcopy=False)
             self._check_hope(trials)
@@ -120,7 +120,7 @@ class SharedStudy:
         figures: Mapping[str, Any] | None = None,
         message: str = "",
     ) -> None:
-        """Write what came of a trial, once."""
+        """Write the outcome of a trial, once."""
         try:
             with self._lock.held(), quiet():
                 self.check_own(claim)
@@ -133,7 +133,7 @@ class SharedStudy:
         claim.lock.release(remove=True)
 
     def release(self, claim: Claim) -> None:
-        """Leave a trial to whoever comes next: stopped on purpose, it counts as no failed attempt."""
+        """Leave a trial to the next worker. It was stopped on purpose, so this does not count as a failed attempt."""
         with self._lock.held():
             self.check_own(claim)
             claim.trial.set_user_attr(ATTEMPTS, 0)
@@ -141,13 +141,13 @@ class SharedStudy:
         claim.lock.release()
 
     def check_own(self, claim: Claim) -> None:
-        """Raises `TrialLostError` where another worker has the trial now."""
+        """Raise `TrialLostError` if another worker has the trial now."""
         frozen = self.storage.get_trial(claim.trial_id)
         if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != claim.owner:
             raise TrialLostError(f"Trial {claim.index} was taken over by another worker: this one seemed dead.")
 
     def queue_failed(self) -> int:
-        """Put every failed run back into the queue. Returns how many."""
+        """Put every failed run back into the queue. Returns the number of failed runs."""
         with self._lock.held(), quiet():
             failed = {index: t for index, t in self.trials().items() if t.state == TrialState.FAIL}
             waiting = {t.user_attrs[INDEX] for t in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))}
@@ -158,7 +158,7 @@ class SharedStudy:
             return len(failed)
 
     def run_of(self, frozen: FrozenTrial) -> Run:
-        """Which run a trial is."""
+        """Return the run of a trial."""
         return Run(self.sweep.space.choose(lambda dimension: frozen.params[dimension.name]), frozen.user_attrs[SEED])
 
     def _check_hope(self, trials: Sequence[FrozenTrial]) -> None:
@@ -171,7 +171,7 @@ class SharedStudy:
             )
 
     def _taken_over(self, frozen: FrozenTrial) -> Claim | None:
-        """A running trial whose worker is gone."""
+        """Claim a running trial if its worker is dead; None if the worker lives or the trial has no attempts left."""
         index = frozen.user_attrs.get(INDEX)
         owner = frozen.user_attrs.get(OWNER)
         if index is not None and owner is not None and not self._seems_dead(frozen, owner):
@@ -187,7 +187,7 @@ class SharedStudy:
         return None
 
     def _seems_dead(self, frozen: FrozenTrial, owner: Mapping[str, str]) -> bool:
-        """On this machine the owner's lock tells at once; elsewhere, signs of life do."""
+        """Tell whether a trial's owner is dead: by its lock on this machine, by its heartbeats elsewhere."""
         path = self.directory.trial_lock(frozen.user_attrs[INDEX])
         if owner["machine"] == machine_id() and owner["lock"] == str(path.resolve()) and path.exists():
             lock = FileLock.try_hold(path)
@@ -198,7 +198,7 @@ class SharedStudy:
         return frozen._trial_id in self.storage._get_stale_trial_ids(self.study._study_id)
 
     def _next(self, trials: Sequence[FrozenTrial]) -> Claim | None:
-        """A trial that waits, or the first run that there is none of."""
+        """Claim a trial that waits, or else the first run without a trial."""
         if not any(t.state == TrialState.WAITING for t in trials):
             known = _by_index(trials)
             index = next((i for i in range(self.sweep.num_runs) if i not in known), None)
@@ -211,7 +211,7 @@ class SharedStudy:
         return self._claimed(trial, self.storage.get_trial(trial._trial_id))
 
     def _known_run(self, index: int, known: Mapping[int, FrozenTrial]) -> Run | None:
-        """The run of an index where it is not for the sampler to choose."""
+        """Return the run of an index, or None if the sampler chooses it."""
         if self.sweep.settings.sampler == "grid":
             return self.sweep.grid[index]
         place = index % len(self.sweep.seeds)
@@ -220,7 +220,7 @@ class SharedStudy:
         return Run(self.run_of(known[index - place]).labels, self.sweep.seeds[place])
 
     def _claimed(self, trial: optuna.Trial, frozen: FrozenTrial) -> Claim | None:
-        """Make a running trial this worker's own, whatever of it was written before; None if somebody holds it."""
+        """Claim a running trial, even one that is only partly written; None if another process holds its lock."""
         attrs = frozen.user_attrs
         index = attrs.get(INDEX)
         if index is None:
@@ -241,7 +241,7 @@ class SharedStudy:
             raise
 
     def _owned(self, trial: optuna.Trial, index: int, run: Run, lock: FileLock, attrs: Mapping[str, Any]) -> Claim:
-        """Write into a trial whose it is. attrs: what was written in it before; the owner comes last."""
+        """Write this worker into a trial as its owner, as the last attribute. attrs: the trial's earlier attributes."""
         self.storage.record_heartbeat(trial._trial_id)
         progress = self._progress(index)
         attempt = attrs.get(ATTEMPTS, 0) + 1 if progress <= attrs.get(PROGRESS, -1) else 1
@@ -258,12 +258,12 @@ class SharedStudy:
         return Claim(trial, index, run, owner, lock, attempt)
 
     def _progress(self, index: int) -> int:
-        """The last step that a trial's run directory knows of; 0 without one."""
+        """Return the last step in the metrics of a trial's run directory; 0 without one."""
         path = self.directory.trial(index).root / METRICS_FILE
         return max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
 
     def _suggested(self, trial: optuna.Trial, index: int, dimension: Dimension) -> Any:
-        """The label of a dimension: as it was written before, or as the sampler chooses it."""
+        """Return the label of a dimension: the stored one, or else the sampler's choice."""
         self.study.sampler = self._sampler(index, dimension)
         entry = dimension.entry
         if entry is None:
@@ -275,7 +275,7 @@ class SharedStudy:
         return trial.suggest_float(dimension.name, entry.low, entry.high, step=entry.step, log=entry.log)
 
     def _sampler(self, index: int, dimension: Dimension) -> optuna.samplers.BaseSampler:
-        """The sampler of one choice, which depends on earlier trials and this place alone: a restart repeats it."""
+        """Return the sampler of one choice, seeded by trial index and dimension; a restart repeats the choice."""
         text = f"{self.sweep.settings.sampler_seed} {index} {dimension.name}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         if self.sweep.settings.sampler == "tpe":

@@ -1,4 +1,4 @@
-"""A sweep: a configuration, what is varied in it, and the runs that this comes to."""
+"""A sweep: a configuration, the space over which it is varied, and the resulting runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Such as `adapters_x2, train.lr=0.001, seed 3`."""
+        """Title of the run, such as `adapters_x2, train.lr=0.001, seed 3`."""
         seed = [] if self.seed is None else [f"seed {self.seed}"]
         return ", ".join([*([describe_point(self.labels)] if self.labels else []), *seed])
 
@@ -50,7 +50,7 @@ class Sweep:
 
     @cached_property
     def space(self) -> Space:
-        """What is varied."""
+        """Search space of the sweep."""
         return build_space(self.settings)
 
     @property
@@ -77,28 +77,28 @@ class Sweep:
 
     @property
     def num_runs(self) -> int:
-        """How many runs there will be."""
+        """Number of runs in the whole sweep."""
         if self.settings.sampler == "grid":
             return len(self.grid)
         return (self.settings.trials or 0) * len(self.seeds)
 
     @property
     def identity(self) -> str:
-        """The same for sweeps that go on with each other: 10 hexadecimal digits."""
+        """Digest of 10 hexadecimal digits, equal for sweeps that continue each other."""
         content = {"base": self.base, SECTION: _lasting(self.settings)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
     def study_name(self) -> str:
-        """The study in the storage: the same on every machine that runs the same sweep."""
+        """Name of the study in the storage: the same on every machine that runs the same sweep."""
         return f"{self.name}-{self.identity}"
 
     def words(self, run: Run) -> list[str]:
-        """The overrides that make the configuration of a run out of the base."""
+        """Return the overrides that turn the base into the configuration of a run."""
         return [*self.space.words(run.labels), *([] if run.seed is None else [f"train.seed={run.seed}"])]
 
     def config(self, run: Run) -> Config:
-        """The configuration of a run; an error says which run it is."""
+        """Return the configuration of a run; an error names the run."""
         try:
             config = parse_config(self.base, self.words(run))
         except ConfigError as error:
@@ -111,18 +111,18 @@ class Sweep:
         return config
 
     def dump(self) -> str:
-        """YAML that `load_sweep` reads back to the same sweep."""
+        """Return YAML that `load_sweep` reads back to the same sweep."""
         return write_yaml({**self.base, SECTION: self.settings.model_dump(mode="json", exclude_defaults=True)})
 
     def differences(self, other: Sweep) -> list[str]:
-        """The keys that make `other` another sweep, or one of another study."""
+        """Return the keys that make `other` another sweep, or one of another study."""
         own, theirs = {**self.base, SECTION: _lasting(self.settings)}, {**other.base, SECTION: _lasting(other.settings)}
         moved = ["sweep.storage"] if self.settings.storage != other.settings.storage else []
         return sorted([*_different(own, theirs, ""), *moved])
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep of a YAML file, or of a recipe by its name, with `key=value` overrides; every run of it is checked."""
+    """Return the sweep of a YAML file, or of a recipe by its name, with `key=value` overrides. Every run is checked."""
     found = config_path(path)
     raw = apply_overrides(read_yaml(found), [parse_override(word) for word in overrides])
     section = raw.pop(SECTION, None)
@@ -142,7 +142,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _check(sweep: Sweep) -> None:
-    """Every run of a grid, and the ends of every dimension of any other space, make a valid configuration."""
+    """Check the configuration of every run of a grid, or of runs at the ends of every dimension of another space."""
     if sweep.settings.seeds is not None and "train.seed" in sweep.settings.space:
         raise ConfigError("`sweep.seeds` and `sweep.space.train.seed` must not both be set. Keep `sweep.seeds`.")
     if sweep.settings.storage is not None:

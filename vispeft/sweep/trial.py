@@ -1,4 +1,4 @@
-"""One trial: an ordinary run, which reports on its way and may be pruned."""
+"""One trial: an ordinary run that reports its evaluations to the study and may be pruned."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ PRUNED_BY = "segm/AP"
 
 
 class TrialPrunedError(TrainingError):
-    """The pruner sees no hope in the trial."""
+    """Signal that the pruner stops the trial."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. state: COMPLETE, PRUNED, FAIL, or None where it was interrupted and is to go on later.
+    """Outcome of a trial. state: COMPLETE, PRUNED, FAIL, or None if it was interrupted and will go on later.
 
-    figures: of a complete trial `segm/AP`, `trainable_params`, ...; of a pruned one its evaluations' best
+    figures: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned trial those of its best evaluation
     """
 
     state: TrialState | None
@@ -41,7 +41,9 @@ class Outcome:
 
 
 class SharedSets:
-    """What trials of one process share: data sets, read once for each pair of annotation files and folders, and memory.
+    """Data sets and features that the trials of one process share.
+
+    Data sets are read once for each pair of annotation files and folders.
 
     memory: holds the features that `train.feature_cache: memory` keeps
     """
@@ -51,7 +53,7 @@ class SharedSets:
         self.memory = FeatureMemory()
 
     def of(self, config: Config) -> DataSets:
-        """The data sets that a configuration names."""
+        """Return the data sets that a configuration names."""
         key = config.data.train.model_dump_json() + config.data.val.model_dump_json()
         if key not in self._sets:
             self._sets[key] = read_sets(config)
@@ -59,7 +61,7 @@ class SharedSets:
 
 
 def run_trial(shared: SharedStudy, claim: Claim, sets: SharedSets, *, shows_progress: bool) -> Outcome:
-    """Train the run of a claim, from its checkpoint where there is one, and tell the study what came of it."""
+    """Train the run of a claim, from its checkpoint if there is one, and write the outcome into the study."""
     directory = shared.directory.trial(claim.index)
     log_path = shared.directory.trial_log(claim.index)
     with beating(shared.storage, claim.trial_id), _log_of(log_path, is_used=not shows_progress):
@@ -104,7 +106,7 @@ def _trained(shared: SharedStudy, claim: Claim, directory: RunDirectory, sets: S
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    """What a sweep keeps of a run's summary.json."""
+    """Return the metrics and costs that a sweep keeps from a run's summary.json."""
     masks = {f"segm/{name}": value for name, value in summary["segm"].items()}
     boxes = {f"bbox/{name}": value for name, value in summary["bbox"].items()}
     costs = {
@@ -130,7 +132,7 @@ def _tell(shared: SharedStudy, claim: Claim, outcome: Outcome) -> None:
 def _evaluated(
     shared: SharedStudy, claim: Claim, directory: RunDirectory, step: int, figures: Mapping[str, float]
 ) -> None:
-    """After each evaluation: is the trial still ours, and is it worth going on?"""
+    """Check after an evaluation that this worker still owns the trial, report the score, and prune if hopeless."""
     shared.check_own(claim)
     _report(claim, directory)
     if step < (directory.load_config().train.steps or 0):
@@ -138,7 +140,7 @@ def _evaluated(
 
 
 def _report(claim: Claim, directory: RunDirectory) -> None:
-    """Tell the study every evaluation that it does not know yet. With several objectives Optuna takes none."""
+    """Report to the study the evaluations that it lacks; none with several objectives, where Optuna allows none."""
     if len(claim.trial.study.directions) > 1:
         return
     known = claim.trial.storage.get_trial(claim.trial_id).intermediate_values
@@ -153,7 +155,7 @@ def _prune_if_hopeless(shared: SharedStudy, claim: Claim) -> None:
 
 
 def _evaluations(directory: RunDirectory) -> dict[int, float]:
-    """Step to mask AP, of the evaluations that metrics.jsonl holds."""
+    """Return the mask AP of each evaluation in metrics.jsonl, by step."""
     path = directory.root / METRICS_FILE
     lines = read_metrics(path) if path.is_file() else []
     found = {line["step"]: line.get(PRUNED_BY) for line in lines if line["split"] == "val"}
@@ -161,7 +163,7 @@ def _evaluations(directory: RunDirectory) -> dict[int, float]:
 
 
 def _best_on_the_way(directory: RunDirectory) -> dict[str, float]:
-    """The figures of the best evaluation of a run that was not finished."""
+    """Return the metrics of the best evaluation of an unfinished run."""
     lines = [line for line in read_metrics(directory.root / METRICS_FILE) if line["split"] == "val"]
     best = max(lines, key=lambda line: line[PRUNED_BY], default={})
     figures = {name: value for name, value in best.items() if "/" in name and value is not None}
@@ -170,7 +172,7 @@ def _best_on_the_way(directory: RunDirectory) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _log_of(path: Path, *, is_used: bool) -> Iterator[None]:
-    """Within, what is said on standard error goes to a file."""
+    """Append standard error to a file in the `with` block."""
     if not is_used:
         yield
         return
@@ -180,7 +182,7 @@ def _log_of(path: Path, *, is_used: bool) -> Iterator[None]:
 
 
 def _said(error: Exception) -> str:
-    """An error in one message, as the command line would say it."""
+    """Return the message of an error, as the command line shows it."""
     if isinstance(error, VispeftError):
         return str(error)
     first_line = (str(error).strip().splitlines() or ["no message"])[0]

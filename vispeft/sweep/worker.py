@@ -36,7 +36,7 @@ _SECONDS_BETWEEN_LOOKS = 2.0
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a call of the command ended. is_interrupted: by Ctrl-C; the same command goes on from there."""
+    """Result of one call of the command. is_interrupted: stopped by Ctrl-C; the same command continues the sweep."""
 
     directory: SweepDirectory
     results: Results
@@ -46,7 +46,7 @@ class SweepResult:
 def run_sweep(sweep: Sweep, directory: SweepDirectory, say: Say, *, retries_failed: bool = False) -> SweepResult:
     """Run what is left of a sweep, on as many processes as it asks for, and write its results.
 
-    say: is told what goes on, a line at a time
+    say: receives messages on the progress, one line at a time
     """
     session = uuid.uuid4().hex
     shared = SharedStudy(sweep, directory, session)
@@ -65,7 +65,7 @@ def run_sweep(sweep: Sweep, directory: SweepDirectory, say: Say, *, retries_fail
 
 
 def work(shared: SharedStudy, say: Say) -> bool:
-    """Take trials until there are none. Returns whether it was interrupted."""
+    """Take trials until none is left. Returns True if interrupted."""
     keep_freed_memory()
     sets = SharedSets()
     is_alone = shared.sweep.settings.workers == 1
@@ -91,14 +91,14 @@ def work(shared: SharedStudy, say: Say) -> bool:
 
 
 def work_as_child(sweep: Sweep, directory: SweepDirectory, say: Say) -> bool:
-    """The work of a process that `run_sweep` started: it ends when that process does."""
+    """Take trials in a process that `run_sweep` started, and stop when the parent process ends."""
     watcher = threading.Thread(target=_end_with_parent, daemon=True)
     watcher.start()
     return work(SharedStudy(sweep, directory, os.environ[SESSION_VARIABLE]), say)
 
 
 def _work_on(shared: SharedStudy, claim: Claim, sets: SharedSets, say: Say, *, shows_progress: bool) -> bool:
-    """Run one trial and report it. False where it was interrupted."""
+    """Run one trial and report it. Returns False if it was interrupted."""
     attempt = f" (attempt {claim.attempt})" if claim.attempt > 1 else ""
     if shows_progress:
         say(f"{_number(shared, claim)} {claim.run.title}{attempt}")
@@ -115,7 +115,7 @@ def _work_on(shared: SharedStudy, claim: Claim, sets: SharedSets, say: Say, *, s
 
 
 def _described(outcome: Outcome) -> str:
-    """What came of a trial, for its line."""
+    """Return the outcome of a trial in words, for its line of output."""
     if outcome.state == TrialState.FAIL:
         return f"failed: {outcome.message}"
     figures = outcome.figures
@@ -151,7 +151,7 @@ def _is_complete(shared: SharedStudy) -> bool:
 
 
 def _run_workers(sweep: Sweep, directory: SweepDirectory, session: str, say: Say) -> bool:
-    """Start the workers, wait for them, and pass Ctrl-C on. Returns whether they were interrupted."""
+    """Start the workers, wait for them, and pass Ctrl-C on. Returns True if they were interrupted."""
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "vispeft", "sweep", str(directory.sweep), "--out", str(directory.root)],
@@ -181,7 +181,7 @@ def _run_workers(sweep: Sweep, directory: SweepDirectory, session: str, say: Say
 
 
 def _environments(num_workers: int) -> list[Mapping[str, str]]:
-    """What each worker's environment says of GPUs and threads: one GPU after the other, and a fair share of cores."""
+    """Return each worker's environment variables: GPUs are dealt out in turn, cores are shared equally as threads."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     gpus = [name for name in names if name] if torch.cuda.is_available() else []
@@ -193,7 +193,7 @@ def _environments(num_workers: int) -> list[Mapping[str, str]]:
 
 
 def _end_with_parent() -> None:
-    """Ask this process to stop once nobody holds the other end of its standard input."""
+    """Stop this process by SIGTERM once the other end of its standard input is closed, when the parent has ended."""
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
@@ -202,7 +202,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _stops_on_termination() -> Iterator[None]:
-    """Within, SIGTERM is what Ctrl-C is."""
+    """Treat SIGTERM like Ctrl-C in the `with` block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -218,5 +218,5 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def is_child() -> bool:
-    """Whether this process was started by `run_sweep`."""
+    """Tell whether this process was started by `run_sweep`."""
     return SESSION_VARIABLE in os.environ

@@ -28,14 +28,14 @@ _OFFSETS = (1, 3, 4, 8)
 def request_reproducible_arithmetic() -> None:
     """Ask MKL for reproducible arithmetic where the processor needs it, in this process and those that it starts.
 
-    Call it before anything is computed. A value of `MKL_CBWR` that the user set stays.
+    Call it before any computation. A value of `MKL_CBWR` that the user set stays.
     """
     if depends_on_alignment(cpu_info("vendor_id") or platform.processor(), platform.machine()):
         os.environ.setdefault(MODE_VARIABLE, MODE)
 
 
 def depends_on_alignment(vendor: str, machine: str) -> bool:
-    """Return whether MKL left alone lets alignment decide on this kind of processor.
+    """Tell whether MKL's results depend on alignment by default on this kind of processor.
 
     vendor: as in /proc/cpuinfo, such as "GenuineIntel" or "AuthenticAMD"; machine: as of `platform.machine()`
     """
@@ -44,7 +44,7 @@ def depends_on_alignment(vendor: str, machine: str) -> bool:
 
 @cache
 def is_reproducible() -> bool:
-    """Return whether products of equal matrices have equal bits at other addresses, by trying some; a millisecond.
+    """Tell whether products of equal matrices have equal bits at other addresses, by a test of one millisecond.
 
     After the first product of a process, nothing changes this any more.
     """

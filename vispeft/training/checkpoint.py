@@ -1,4 +1,4 @@
-"""What --resume needs: everything that training changed, written whole or not at all. The base is not in it."""
+"""Checkpoints for --resume: everything that training changed, written atomically. The base is not included."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FORMAT = 1
 
 @dataclass
 class Counters:
-    """How far a run is. The loop writes in it.
+    """Progress of a run, updated by the loop.
 
     step: optimizer steps done
     best_step, best_metrics: of the best evaluation so far; -1 and empty before the first
     evaluations_since_best: for early stopping
     is_evaluation_due: the run was stopped between a step and its evaluation
-    has_checked_gradients: whether every trainable parameter was seen to get a gradient
-    loss_sums, num_summed: figures since the last log line
+    has_checked_gradients: every trainable parameter is known to get a gradient
+    loss_sums, num_summed: sums of the losses, and their number, since the last log line
     num_skipped: steps in a row that loss scaling (fp16) skipped
     train_seconds, evaluate_seconds: over all sessions of the run
     """
@@ -60,7 +60,7 @@ class Checkpoint:
     optimizer, precision: state dicts of the optimizer and of the precision plugin (loss scale)
     ema: state of the averages, or None
     rng: state of the random generators of each process, by rank
-    data: what the caller of `fit` says of its data; empty in checkpoints of older versions
+    data: values by which the caller of `fit` recognises its data; empty in checkpoints of older versions
     """
 
     counters: Counters
@@ -73,9 +73,10 @@ class Checkpoint:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What training may change, by name, not copied: trainable parameters, and buffers beside or among these.
+    """Return the tensors that training may change, by name, not copied: trainable parameters and buffers near them.
 
-    Buffers of a module in train mode whose parameters are frozen are not among them: it is a container.
+    Buffers count in a module in train mode that has trainable parameters of its own, or whose parameters, those of
+    submodules included, are all trainable. A module in train mode with frozen parameters is only a container.
     """
     tensors: dict[str, Tensor] = {}
     for module_name, module in model.named_modules():
@@ -122,14 +123,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 class _Written:
-    """A file that remembers why it could not be written, for torch replaces that by a message of its own."""
+    """A file that keeps the error of a failed write, because torch replaces it by a message of its own."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
-        """Write, or note what keeps it from being written."""
+        """Write, and keep the error of a failure."""
         try:
             return self._file.write(data)
         except OSError as error:
@@ -137,7 +138,7 @@ class _Written:
             raise
 
     def flush(self) -> None:
-        """Flush, or note what keeps it from being written."""
+        """Flush, and keep the error of a failure."""
         try:
             self._file.flush()
         except OSError as error:

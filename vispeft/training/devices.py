@@ -1,6 +1,6 @@
-"""Which device, precision and processes a run uses, by way of Lightning Fabric.
+"""Choice of device, precision and processes of a run, by way of Lightning Fabric.
 
-What is asked for by name is there, or it is an error.
+A device that is asked for by name but not available is an error.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _FABRIC_PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 def build_fabric(
     device: str = "auto", precision: Precision = "auto", num_devices: int = 1, *, key: str = "train.device"
 ) -> Fabric:
-    """A launched Fabric on `device`.
+    """Return a launched Fabric on `device`.
 
     device: "auto" (a GPU where there is one, else the CPU), "cpu", "cuda", "mps", or one GPU as "cuda:1"
     precision: "auto" is bf16 on a GPU that has it and fp32 elsewhere; bf16 and fp16 are mixed precision
     num_devices: processes on this machine, one device each; under `torchrun`, its own numbers count
-    key: what the user named the device by, for errors
+    key: configuration key or option that names the device, for errors
     """
     kind, index = parse_device(device, key=key)
     num_devices, num_nodes = _processes(num_devices)
@@ -61,7 +61,7 @@ def build_fabric(
 
 
 def parse_device(device: str, *, key: str = "train.device") -> tuple[Literal["cpu", "cuda", "mps"], int | None]:
-    """Kind and index of a device that is really there. key: what the user named it by, for errors."""
+    """Return kind and index of a device after checking that it is available. key: its key or option, for errors."""
     name, _, digits = device.partition(":")
     if digits and (name != "cuda" or not digits.isdecimal()):
         raise TrainingError(f"`{key}` must be like `cuda:1` if it has a number, but is {device!r}.")
@@ -85,12 +85,12 @@ def parse_device(device: str, *, key: str = "train.device") -> tuple[Literal["cp
 
 
 def trains_on_cpu(device: str) -> bool:
-    """Whether `train.device` means the CPU here, without asking whether the device is there."""
+    """Tell whether `train.device` means the CPU here, without a check that the device is available."""
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
 def leave_cores_to_workers(num_workers: int) -> None:
-    """Give loader processes cores of their own: torch's threads wait for each other, the slowest sets the pace."""
+    """Limit torch's threads to the cores that loader processes leave: one that shares its core delays all others."""
     torch.set_num_threads(max(1, min(torch.get_num_threads(), _usable_cores() - num_workers)))
 
 
@@ -99,7 +99,7 @@ def _usable_cores() -> int:
 
 
 def choose_precision(kind: str, precision: Precision) -> Literal["fp32", "bf16", "fp16"]:
-    """What `precision` means on a device of this kind."""
+    """Return the precision that `precision` means on a device of this kind."""
     if precision == "auto":
         return "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if precision not in _FABRIC_PRECISION:
@@ -110,13 +110,13 @@ def choose_precision(kind: str, precision: Precision) -> Literal["fp32", "bf16",
 
 
 def uses_loss_scaling(fabric: Fabric) -> bool:
-    """Whether steps with non-finite gradients are skipped and the loss scale lowered (fp16)."""
+    """Tell whether steps with non-finite gradients are skipped and the loss scale lowered (fp16)."""
     plugin = fabric.strategy.precision
     return isinstance(plugin, MixedPrecision) and plugin.scaler is not None
 
 
 def describe_device(fabric: Fabric) -> str:
-    """The device in words: a GPU's own name, or the CPU's with its number of threads."""
+    """Return the device in words: the name of the GPU, or of the CPU with its number of threads."""
     if fabric.device.type == "cuda":
         return torch.cuda.get_device_name(fabric.device)
     if fabric.device.type == "mps":
@@ -126,7 +126,7 @@ def describe_device(fabric: Fabric) -> str:
 
 
 def cpu_has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX on x86, BF16 on ARM), so that bf16 pays on it."""
+    """Tell whether this CPU multiplies bf16 matrices in hardware (AMX on x86, BF16 on ARM), so that bf16 is faster."""
     return "amx_bf16" in cpu_info("flags").split() or "bf16" in cpu_info("Features").split()
 
 
@@ -137,13 +137,13 @@ def _require(is_there: bool, asked: str, what: str) -> None:
 
 
 def count_processes(num_devices: int) -> int:
-    """Processes that a run with `train.devices` has on all machines together."""
+    """Return the number of processes of a run with `train.devices`, on all machines together."""
     local, num_nodes = _processes(num_devices)
     return local * num_nodes
 
 
 def _processes(num_devices: int) -> tuple[int, int]:
-    """Processes per machine and machines. `torchrun` has started its processes already and says so."""
+    """Return the processes per machine and the machines. Under `torchrun` its environment variables give them."""
     if num_devices < 1:
         raise TrainingError(f"`train.devices` must be at least 1, but is {num_devices}.")
     if "LOCAL_WORLD_SIZE" not in os.environ or "WORLD_SIZE" not in os.environ:

@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained, and of nothing else."""
+"""Exponential moving average of the trained parameters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Ema:
     """Averages of the trainable parameters of a model. Frozen parameters and buffers are not copied.
 
-    The decay grows with the number of updates, `min(decay, (1 + n) / (10 + n))`, so that where it began does not
+    The decay grows with the number of updates n, `min(decay, (1 + n) / (10 + n))`, so that the initial values do not
     dominate a short run.
     """
 
@@ -24,7 +24,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters as they are now into the averages."""
+        """Update the averages with the present parameters."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         averages = list(self._averages.values())
@@ -32,7 +32,7 @@ class Ema:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Within, the model's trainable parameters are the averages; afterwards they are to the bit what they were."""
+        """Set the trainable parameters to the averages in the `with` block, and restore them to the bit after it."""
         kept = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._write(self._averages)
         try:
@@ -41,12 +41,12 @@ class Ema:
             self._write(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name, and how often they were updated."""
+        """Return the averages by parameter name, and the number of updates."""
         return {**self._averages, "": torch.tensor(self.num_updates)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state_dict` gave."""
+        """Continue from the result of `state_dict`."""
         self.num_updates = int(state[""])
         for name, average in self._averages.items():
             average.copy_(state[name])

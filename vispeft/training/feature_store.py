@@ -1,4 +1,4 @@
-"""Where kept features lie: in memory, or on disk as safetensors shards that any number of processes share."""
+"""Stores of cached features: in memory, or on disk as safetensors shards that any number of processes share."""
 
 from __future__ import annotations
 
@@ -36,44 +36,44 @@ _SHARE_OF_DISK = 0.9
 
 
 class FeatureStore(Protocol):
-    """Entries by key."""
+    """A store of entries by key."""
 
     def lacking(self, keys: Iterable[str]) -> list[str]:
-        """The keys that have no sound entry, each once."""
+        """Return the keys that have no valid entry, each once."""
 
     def put(self, entries: Mapping[str, Entry]) -> None:
-        """Keep entries."""
+        """Store entries."""
 
     def get(self, key: str) -> Entry:
-        """The entry of a key that is not lacking."""
+        """Return the entry of a key that is not lacking."""
 
     def room(self, wanted: int) -> int | None:
-        """Bytes that may still be kept, at least `wanted` where room can be made for so many. None where unknown."""
+        """Return the bytes that may still be stored, at least `wanted` if room can be made; None if unknown."""
 
     def filling(self) -> contextlib.AbstractContextManager[None]:
-        """Within, nobody else fills the store."""
+        """Return a context in which no other process fills the store."""
 
 
 class FeatureMemory:
-    """The features that the runs of one process keep in memory, by what they were made with."""
+    """Features that the runs of one process keep in memory, by the fingerprint of the computation."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, dict[str, Entry]] = {}
         self._in_use: set[str] = set()
 
     def begin_run(self) -> None:
-        """Another run begins: what earlier ones used may make room for what it needs."""
+        """Begin another run: features of earlier runs may be dropped to make room for its own."""
         self._in_use.clear()
 
     def store(self, fingerprint: str) -> MemoryStore:
-        """The store of features that were made with the same front in the same way, for the run that began last."""
+        """Return the store of a fingerprint (a frozen prefix and its inputs) for the run that began last."""
         # the latest last: what was used longest ago makes room first
         entries = self._kinds[fingerprint] = self._kinds.pop(fingerprint, {})
         self._in_use.add(fingerprint)
         return MemoryStore(entries, self)
 
     def forget_oldest(self) -> bool:
-        """Give up the features that were used longest ago. False where the run that began last uses all there are."""
+        """Drop the features unused for longest. Returns False if the run that began last uses all there are."""
         oldest = next((name for name in self._kinds if name not in self._in_use), None)
         if oldest is not None:
             del self._kinds[oldest]
@@ -81,26 +81,26 @@ class FeatureMemory:
 
 
 class MemoryStore:
-    """Entries in memory."""
+    """A store of entries in memory."""
 
     def __init__(self, entries: dict[str, Entry], memory: FeatureMemory) -> None:
         self._entries = entries
         self._memory = memory
 
     def lacking(self, keys: Iterable[str]) -> list[str]:
-        """The keys that have no entry, each once."""
+        """Return the keys that have no entry, each once."""
         return [key for key in dict.fromkeys(keys) if key not in self._entries]
 
     def put(self, entries: Mapping[str, Entry]) -> None:
-        """Keep entries."""
+        """Store entries."""
         self._entries.update(entries)
 
     def get(self, key: str) -> Entry:
-        """The entry of a key that is not lacking."""
+        """Return the entry of a key that is not lacking."""
         return self._entries[key]
 
     def room(self, wanted: int) -> int | None:
-        """Bytes that may still be kept; earlier runs' features give way."""
+        """Return the bytes that may still be stored; drop features of earlier runs if needed. None if unknown."""
         while True:
             free = available_memory_bytes()
             room = None if free is None else int(_SHARE_OF_MEMORY * free)
@@ -108,21 +108,21 @@ class MemoryStore:
                 return room
 
     def filling(self) -> contextlib.AbstractContextManager[None]:
-        """Nobody else can."""
+        """Return an empty context: no other process shares this memory."""
         return contextlib.nullcontext()
 
 
 class _Content(NamedTuple):
-    """What a shard says of an entry: the names of its tensors, and their checksum."""
+    """Record of an entry in a shard's metadata: the names of its tensors, and their checksum."""
 
     names: tuple[str, ...]
     checksum: int
 
 
 class DirectoryStore:
-    """Entries as safetensors shards in a directory.
+    """A store of entries as safetensors shards in a directory.
 
-    A shard is there in full or not at all, and every entry in it has a checksum, which is compared before the first use
+    Shards are written atomically, and every entry has a checksum, which is compared before the first use
     in a process; a damaged shard is removed with a warning, and its entries are lacking.
     """
 
@@ -134,7 +134,7 @@ class DirectoryStore:
         self._opened: Any = lru_cache(maxsize=_OPEN_SHARDS)(_opened)
 
     def lacking(self, keys: Iterable[str]) -> list[str]:
-        """The keys that have no sound entry, each once."""
+        """Return the keys that have no valid entry, each once."""
         keys = list(dict.fromkeys(keys))
         self._look()
         for path in {self._shard_of[key] for key in keys if key in self._shard_of} - self._sound:
@@ -146,7 +146,7 @@ class DirectoryStore:
         return [key for key in keys if key not in self._shard_of]
 
     def put(self, entries: Mapping[str, Entry]) -> None:
-        """Keep entries, as one shard."""
+        """Store entries as one shard."""
         path = self.root / f"{uuid.uuid4().hex}.safetensors"
         contents = {key: _Content(tuple(entry), _checksum(entry)) for key, entry in entries.items()}
         tensors = {f"{key}/{name}": tensor for key, entry in entries.items() for name, tensor in entry.items()}
@@ -155,7 +155,7 @@ class DirectoryStore:
         self._sound.add(path)
 
     def get(self, key: str) -> Entry:
-        """The entry of a key that is not lacking."""
+        """Return the entry of a key that is not lacking."""
         path = self._shard_of[key]
         try:
             return _entry(self._opened(path), key, self._contents[path][key])
@@ -166,14 +166,14 @@ class DirectoryStore:
             ) from error
 
     def room(self, wanted: int) -> int | None:
-        """Bytes that may still be kept."""
+        """Return the bytes that may still be stored."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         return int(_SHARE_OF_DISK * shutil.disk_usage(self.root).free)
 
     @contextlib.contextmanager
     def filling(self) -> Iterator[None]:
-        """Within, no other process fills the directory; it waits for one that does."""
+        """Hold the directory's lock in the `with` block, so that one process at a time fills it; wait for the lock."""
         lock = self._held()
         try:
             for left in self.root.glob("*.partial"):
@@ -192,7 +192,7 @@ class DirectoryStore:
         return lock
 
     def _look(self) -> None:
-        """Note the entries of shards that were not there before."""
+        """Read the metadata of shards that are new."""
         for path in sorted(self.root.glob("*.safetensors")):
             if path in self._contents:
                 continue
@@ -233,12 +233,12 @@ def _contents_of(file: Any) -> Mapping[str, _Content]:
 
 
 def _entry(file: Any, key: str, content: _Content) -> Entry:
-    """One entry of an open shard."""
+    """Return one entry of an open shard."""
     return {name: file.get_tensor(f"{key}/{name}") for name in content.names}
 
 
 def _checksum(entry: Entry) -> int:
-    """CRC-32 of an entry's names, kinds and contents."""
+    """Return the CRC-32 of the names, kinds and contents of an entry's tensors."""
     value = 0
     for name in sorted(entry):
         tensor = entry[name].contiguous()

@@ -1,8 +1,9 @@
-"""Features of a frozen front instead of images: computed once, kept, and put together to batches.
+"""Cached features of a frozen prefix in the place of images: computed once, stored, and joined into batches.
 
-One image goes this way: its file and annotations, augmented as variant v, give a sample; samples give a batch, the
-front its features. Features, targets and frame of each image are an entry, under a key that says what it was made of.
-Training then takes entries for draws, and sees what it would have seen.
+An image's file and annotations, augmented as variant v, give a sample; samples are joined into a batch, and the frozen
+prefix computes the batch's features. Features, targets and frame of each image are stored as an entry, whose key is
+a digest of everything that they depend on.
+Training then uses the stored entry of each draw, with the same values as without a cache.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ SHARD_BYTES = 128 * 2**20
 
 
 class NoRoomError(TrainingError):
-    """Features that would not fit; the message is the reason, as a clause."""
+    """Error for features that do not fit into the store; the message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
 class FillReport:
-    """What filling a store came to. num_bytes: of what was computed."""
+    """Summary of filling a store. num_bytes: size of the computed entries."""
 
     num_computed: int = 0
     num_reused: int = 0
@@ -52,12 +53,12 @@ class FillReport:
 
 
 class FeatureLoader:
-    """Iterates over batches of kept features; `len` counts them.
+    """Iterable over batches of stored features; `len` counts them.
 
-    draws: what each batch is made of
-    key_of: under which key a draw's entry is kept
-    images: of the data set, by place
-    padded_size: H and W of the batches that the features were made of
+    draws: the draws of each batch
+    key_of: key of a draw's entry in the store
+    images: images of the data set, by index
+    padded_size: H and W in pixels of the image batches that the features were computed from
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class FeatureLoader:
             yield join_entries(entries, [self.images[draw.index] for draw in draws], self.padded_size)
 
     def needed(self) -> dict[str, Draw]:
-        """Everything that its batches are made of: a draw for each key."""
+        """Return one draw for each key that the batches use."""
         return {self.key_of(draw): draw for draws in self.draws for draw in draws}
 
 
@@ -95,11 +96,11 @@ def fill(
     device: torch.device,
     description: str,
 ) -> FillReport:
-    """Compute what the store lacks of `needed` and keep it.
+    """Compute and store the entries of `needed` that the store lacks.
 
-    batches_of: loads batches of draws; every one has exactly `batch_size` images, for arithmetic may depend on it
-    front: features [B, ...] of images [B, 3, H, W] on `device`
-    bytes_each: size of an entry, about; NoRoomError where the store has not room for all that it lacks
+    batches_of: loads batches of draws; each has exactly `batch_size` images, because results may depend on the size
+    front: frozen prefix, from images [B, 3, H, W] on `device` to features [B, ...]
+    bytes_each: approximate size of an entry; NoRoomError if the lacking entries do not fit into the store
     """
     began = time.monotonic()
     num_bytes = 0
@@ -144,7 +145,7 @@ def _computed(
 
 
 def _keep(store: FeatureStore, entries: Iterable[tuple[str, Entry]], total: int, title: str) -> int:
-    """Put entries into the store, a shard at a time, and those that are there also where the work ends early."""
+    """Store entries, a shard at a time; if the work ends early, also those computed so far. Returns their bytes."""
     pending: dict[str, Entry] = {}
     pending_bytes = num_bytes = num_done = 0
     try:
@@ -165,7 +166,7 @@ def _keep(store: FeatureStore, entries: Iterable[tuple[str, Entry]], total: int,
 
 
 def make_entry(features: Sequence[Tensor], targets: Targets, meta: ImageMeta) -> Entry:
-    """What is kept of one image: features [...], and its targets with masks as run lengths."""
+    """Return the entry of one image: its features [...], and its targets with masks as run lengths."""
     masks = targets.masks.numpy().astype(np.uint8).transpose(1, 2, 0)  # [H, W, T]
     runs = [rle["counts"] for rle in mask_utils.encode(np.asfortranarray(masks))] if len(targets) else []
     return {
@@ -179,7 +180,7 @@ def make_entry(features: Sequence[Tensor], targets: Targets, meta: ImageMeta) ->
 
 
 def join_entries(entries: Sequence[Entry], images: Sequence[ImageEntry], padded_size: tuple[int, int]) -> FeatureBatch:
-    """A batch of entries, each of the image beside it."""
+    """Return a batch of entries; `images` has the image of each entry."""
     num_features = sum(name.startswith("feature.") for name in entries[0])
     metas = []
     for entry, image in zip(entries, images, strict=True):
@@ -196,12 +197,12 @@ def join_entries(entries: Sequence[Entry], images: Sequence[ImageEntry], padded_
 
 
 def entry_bytes(entry: Entry) -> int:
-    """Size of an entry's tensors."""
+    """Return the size of an entry's tensors in bytes."""
     return sum(tensor.nbytes for tensor in entry.values())
 
 
 def _masks(entry: Entry, padded_size: tuple[int, int]) -> Tensor:
-    """The masks of an entry. Returns [T, H, W] bool."""
+    """Return the masks of an entry, [T, H, W] bool."""
     runs, ends = entry["mask_runs"].numpy().tobytes(), [0, *entry["mask_ends"].tolist()]
     if len(ends) == 1:
         return torch.zeros(0, *padded_size, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""What must not pass silently: losses that are not finite, and parameters that nothing trains."""
+"""Checks during training: losses that are not finite, and trainable parameters without a gradient."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from vispeft.errors import TrainingError
 
 @dataclass(frozen=True)
 class BatchLosses:
-    """What one forward pass gave. losses: weighted loss parts by name; file_names: of the batch's images."""
+    """Losses of one forward pass. losses: weighted loss parts by name; file_names: of the batch's images."""
 
     file_names: tuple[str, ...]
     losses: dict[str, float]
 
     @property
     def is_finite(self) -> bool:
-        """Whether every part is a number."""
+        """Tell whether every loss part is finite."""
         return all(math.isfinite(value) for value in self.losses.values())
 
 
 def check_finite(batches: Sequence[BatchLosses], grad_norm: float, *, step: int, lr: float, may_skip: bool) -> None:
     """Refuse a step whose losses or gradients are not finite, before it changes any weight.
 
-    step: of the step, counted from 1
-    may_skip: under loss scaling (fp16) gradients may be non-finite now and then, and the scaler skips their step
+    step: number of the step, counted from 1
+    may_skip: accept non-finite gradients, as loss scaling (fp16) yields now and then; the scaler skips their step
     """
     remedy = (
         f"This step changed no weight, and the last checkpoint stands. Lower `train.lr` (now {lr:g}) or set "
@@ -50,7 +50,7 @@ def check_finite(batches: Sequence[BatchLosses], grad_norm: float, *, step: int,
 
 
 def check_gradients(model: nn.Module, *, may_rest: Collection[str] = ()) -> None:
-    """Refuse to go on if a trainable parameter got no gradient: it takes no part in the loss and would stay as it is.
+    """Raise an error if a trainable parameter got no gradient: the loss does not depend on it, so it would not change.
 
     may_rest: names of parameters that may get none
     """
@@ -64,7 +64,7 @@ def check_gradients(model: nn.Module, *, may_rest: Collection[str] = ()) -> None
 
 
 def warn_of_no_instances() -> None:
-    """Say that a whole run went by without an instance to learn from."""
+    """Warn that no image of the whole run had an instance."""
     warnings.warn(
         "No training step saw a single instance, so that nothing was learnt but the background. Train for more steps, "
         "or look at what augmentation leaves of the instances: vispeft data show.",

@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether a stop was asked for. Made by `interruptible`."""
+    """State of a request to stop. Created by `interruptible`."""
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -20,7 +20,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def breaks(self) -> Iterator[None]:
-        """Within, a stop raises KeyboardInterrupt at once: for work that can be done again from its beginning."""
+        """Raise KeyboardInterrupt at once on a stop in the `with` block: for work that can be repeated."""
         self._is_breaking = True
         try:
             if self.is_requested:
@@ -30,7 +30,7 @@ class Interrupt:
             self._is_breaking = False
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+        """Handle a signal."""
         # loader processes inherit the handler by fork; their parent decides when they end
         if os.getpid() != self._process_id:
             return
@@ -44,7 +44,7 @@ class Interrupt:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Within, SIGINT and SIGTERM are kept as a request to stop. Outside the main thread they cannot be, and are not."""
+    """Turn SIGINT and SIGTERM into a request to stop in the `with` block. No effect outside the main thread."""
     interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -1,4 +1,4 @@
-"""Locks that end with the process that holds them, however it ends."""
+"""Locks that are released when the process that holds them ends, even by a crash."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from vispeft.errors import TrainingError
 
 
 class FileLock:
-    """Exclusive hold of a file, between processes that see the same file system.
+    """Exclusive lock on a file, between processes that share a file system.
 
-    It is SQLite's own lock on an empty database: the system takes it back from a process that dies, child processes do
+    It is SQLite's own lock on an empty database: the system releases it when its process dies, child processes do
     not inherit it, and it works wherever SQLite does.
     """
 
@@ -22,7 +22,7 @@ class FileLock:
 
     @classmethod
     def try_hold(cls, path: Path, *, patience_seconds: float = 0.0) -> Self | None:
-        """The lock, or None while another process has it."""
+        """Return the held lock, or None if another process still has it after `patience_seconds`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None, check_same_thread=False)
         try:
@@ -35,7 +35,7 @@ class FileLock:
         return cls(connection, path)
 
     def release(self, *, remove: bool = False) -> None:
-        """Let others have it. remove: nobody needs the file any longer."""
+        """Release the lock. remove: delete the file, which is no longer needed."""
         self._connection.close()
         if remove:
             self._path.unlink(missing_ok=True)

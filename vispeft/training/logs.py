@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, and the same for TensorBoard."""
+"""Log of a run: metrics.jsonl, and the same for TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ TENSORBOARD_DIR = "tensorboard"
 class RunLog:
     """Lines such as `{"step": 40, "split": "train", "loss": 3.1}` in a run's metrics.jsonl, each written at once.
 
-    start_step: what an earlier run wrote after this step is dropped, for it will be written again
-    scores_again: the evaluation after `start_step` is dropped too, for it will be done again
+    start_step: lines of an earlier run after this step are dropped, because they will be written again
+    scores_again: the evaluation after `start_step` is dropped too, because it will be repeated
     is_enabled: False in every process but the first
     """
 
@@ -51,7 +51,7 @@ class RunLog:
                 self._writer = SummaryWriter(str(self._board), purge_step=start_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """One line of figures after `step` steps. A figure that is not finite is written as null."""
+        """Write one line of metrics after `step` steps. A value that is not finite is written as null."""
         if self._file is not None:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
             with writing(self.path):
@@ -63,7 +63,7 @@ class RunLog:
                     self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Close both; twice does no harm."""
+        """Close both logs; further calls have no effect."""
         if self._file is not None:
             with writing(self.path):
                 self._file.close()

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints; stops early, stops cleanly, and goes on exactly."""
+"""The training loop: steps, evaluations, checkpoints, early stopping, clean interruption and exact resuming."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _MOST_SKIPPED = 20
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how often, in optimizer steps.
+    """Settings of the loop; lengths and intervals in optimizer steps.
 
     accumulate: batches whose mean gradient makes one step
     clip_norm: largest norm of all gradients together; None: no clipping
     eval_every: None: at the end only
     checkpoint_every: beside the checkpoint after each evaluation; None: no others
     patience: stop after this many evaluations without a better `metric`; None: never
-    ema_decay: of an average of the trained weights, which is evaluated and kept in their place; None: no average
+    ema_decay: decay of an average of the trained weights, evaluated and kept in their place; None: no average
     metric: the metric of an evaluation whose highest value is best
     may_rest: names of trainable parameters that may get no gradient
     update_statistics: let norms that are trained in full update their running statistics
@@ -65,7 +65,7 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a run ended.
+    """Result of a run.
 
     best_step, best_metrics: of the evaluation whose adapter was kept; -1 and empty without one
     train_seconds, evaluate_seconds: over all sessions of the run
@@ -105,11 +105,11 @@ def fit(
 
     train_batches: at least `accumulate` batches for each step that is still to do; a resumed run's begin where the
         checkpoint's step left off
-    evaluate: figures of the model as it then is, alike in every process; None: no evaluation, the last weights are kept
-    keep_best: called in the first process with step and figures while the model holds the weights to keep
-    on_evaluation: called with step and figures after each evaluation, when all is saved; what it raises ends the run
-    called: what takes the batches' inputs in the model's place and holds it: the rest of it, where they are features
-    data: plain values that checkpoints keep, by which a resumed run knows its data again
+    evaluate: returns metrics of the model, equal in every process; None: no evaluation, the last weights are kept
+    keep_best: called in the first process with step and metrics while the model holds the weights to keep
+    on_evaluation: called with step and metrics after each evaluation, when all is saved; an error in it ends the run
+    called: module that contains the model and is called on the batches in its place: the tail, if they are features
+    data: plain values that checkpoints keep, by which a resumed run recognises its data
     """
     module, stepper = fabric.setup(LossModule(model if called is None else called, criterion), optimizer)
     peft.train_mode(model, update_statistics=settings.update_statistics)
@@ -143,7 +143,7 @@ def fit(
 
 
 def _started(batches: Iterable[AnyBatch]) -> Iterator[AnyBatch]:
-    """The same batches, of which the first is there already: loader processes, which draw a seed, have started."""
+    """Return the same batches, the first loaded already: so loader processes, which draw a seed, have started."""
     iterator = iter(batches)
     return itertools.chain(list(itertools.islice(iterator, 1)), iterator)
 
@@ -169,7 +169,7 @@ class _Loop:
     data: dict[str, Any]
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint; the random generators are set by the caller."""
+        """Restore the state of a checkpoint; the caller restores the random generators."""
         if len(checkpoint.rng) != self.fabric.world_size:
             raise CheckpointError(
                 f"A run must go on with as many processes as it began with, {len(checkpoint.rng)}, "
@@ -223,12 +223,12 @@ class _Loop:
 
     @property
     def is_stopped_early(self) -> bool:
-        """Whether `patience` evaluations in a row brought nothing better."""
+        """Tell whether `patience` evaluations in a row brought no improvement."""
         patience = self.settings.patience
         return patience is not None and self.counters.evaluations_since_best >= patience
 
     def result(self, interrupt: Interrupt) -> FitResult:
-        """How the run ended."""
+        """Return the result of the run."""
         self._note_peak()
         counters = self.counters
         is_over = counters.step >= self.settings.steps or self.is_stopped_early
@@ -263,7 +263,7 @@ class _Loop:
         self._report(figures, progress)
 
     def _pass(self, batches: Iterator[AnyBatch], *, is_last: bool) -> _Pass:
-        """One batch forward and backward."""
+        """Run one batch forward and backward."""
         batch = next(batches, None)
         if batch is None:
             raise TrainingError(
@@ -281,7 +281,7 @@ class _Loop:
         )
 
     def _checked_figures(self, passes: list[_Pass], grad_norm: Tensor) -> dict[str, float]:
-        """Mean losses over the passes of a step and the gradient norm, in one transfer, all of them finite."""
+        """Return mean losses over a step's passes and the gradient norm, in one transfer; refuse non-finite ones."""
         values = iter(torch.cat([*(one.values for one in passes), grad_norm.detach().reshape(1)]).tolist())
         batches = [BatchLosses(one.file_names, {name: next(values) for name in one.names}) for one in passes]
         norm = next(values)
@@ -296,7 +296,7 @@ class _Loop:
         return {**figures, "grad_norm": norm}
 
     def _report(self, figures: dict[str, float], progress: ProgressReport) -> None:
-        """Show a step's figures, and log their means when that is due."""
+        """Show a step's losses and gradient norm, and log their means when that is due."""
         counters, step = self.counters, self.counters.step
         for name, value in figures.items():
             counters.loss_sums[name] = counters.loss_sums.get(name, 0.0) + value
@@ -314,7 +314,7 @@ class _Loop:
         return step == self.settings.steps or _is_multiple(step, self.settings.eval_every)
 
     def _evaluate_if_due(self, progress: ProgressReport, interrupt: Interrupt) -> bool:
-        """Evaluate, keep the best and save, unless a stop was asked for: then it stays due. Returns whether it did."""
+        """Evaluate, keep the best and save; after a request to stop it stays due. Returns True if evaluated."""
         if not self.counters.is_evaluation_due or self._must_stop(interrupt):
             return False
         # evaluating takes memory and time: if it fails, the steps are not lost
@@ -337,7 +337,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Eval mode, and nothing that training would notice afterwards."""
+        """Set eval mode in the `with` block, and restore train mode and the random generators after it."""
         with preserved_rng(self.fabric.device):
             self.model.eval()
             try:
@@ -354,7 +354,7 @@ class _Loop:
         return metrics
 
     def _take(self, metrics: dict[str, float]) -> None:
-        """Log an evaluation, and keep its weights if they are the best so far; of equals the earlier stay."""
+        """Log an evaluation, and keep its weights if they are better than the best so far."""
         counters, metric = self.counters, self.settings.metric
         if metrics:
             self.log.write(counters.step, "val", metrics)
@@ -368,7 +368,7 @@ class _Loop:
             counters.evaluations_since_best += 1
 
     def _must_stop(self, interrupt: Interrupt) -> bool:
-        """Whether any process was asked to stop."""
+        """Tell whether any process was asked to stop."""
         if self.fabric.world_size > 1:
             asked = torch.tensor(float(interrupt.is_requested), device=self.fabric.device)
             total = self.fabric.all_reduce(asked, reduce_op="sum")

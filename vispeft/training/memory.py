@@ -1,4 +1,4 @@
-"""Peak memory of this process or of its GPU, an allocator that keeps what it has, and giving it back between runs."""
+"""Peak memory of this process or its GPU, and control of the allocator: keep freed memory, release it between runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc not to hand freed memory back to the kernel between steps. Returns whether it will.
+    """Ask glibc not to return freed memory to the kernel between steps. Returns True on success.
 
     A step that frees its activations early otherwise pays a page fault for each page of the next step: a fifth to a
     quarter of the processor time of a forward pass through frozen blocks. No effect elsewhere than on glibc's Linux.
@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_memory() -> None:
-    """Give back what a finished run held, so that the next one's peak is its own."""
+    """Release the memory of a finished run, so that it does not count in the next run's peak."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
@@ -45,7 +45,7 @@ def release_memory() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Start counting the peak of `device` anew (where the system allows it for the process: Linux)."""
+    """Reset the peak memory of `device`; for the peak of the process this works on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -57,7 +57,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held since the last reset: by tensors on a GPU, by the whole process elsewhere. 0 where unknown."""
+    """Return the peak memory since the last reset: of tensors on a GPU, of the process elsewhere. 0 if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     from_status = _status_bytes("VmHWM")
@@ -65,14 +65,14 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory held now, for a progress bar. 0 where unknown."""
+    """Return the memory held now, in bytes, for a progress bar. 0 if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return _status_bytes("VmRSS") or 0
 
 
 def available_memory_bytes() -> int | None:
-    """Memory that this process may still take: what machine and container have left. None where unknown."""
+    """Return the bytes that this process may still allocate in its machine and container. None if unknown."""
     found = [_field_bytes(Path("/proc/meminfo"), "MemAvailable"), _container_bytes()]
     known = [count for count in found if count is not None]
     return min(known) if known else None

@@ -27,9 +27,9 @@ _SPARED_NAMES = frozenset(
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rate and weight decay of some parameters; None: those that they would have otherwise.
+    """Learning rate and weight decay of some parameters; None: those of the surrounding settings.
 
-    lr_scale: factor on the learning rate that they would have otherwise
+    lr_scale: factor on the learning rate of the surrounding settings
     """
 
     lr: float | None = None
@@ -37,7 +37,7 @@ class Rates:
     lr_scale: float = 1.0
 
     def over(self, lr: float, weight_decay: float) -> tuple[float, float]:
-        """Return learning rate and weight decay where `lr` and `weight_decay` are those of the surroundings."""
+        """Return learning rate and weight decay, given those of the surrounding settings."""
         return (
             self.lr_scale * (lr if self.lr is None else self.lr),
             weight_decay if self.weight_decay is None else self.weight_decay,
@@ -49,7 +49,7 @@ class OptimSettings:
     """AdamW's settings.
 
     methods: rates by method name (`lora`, `adapter`, ...), and under `full` for parameters trained in full
-    regions: rates by site pattern, over those by method; of several patterns that name a parameter, the last counts
+    regions: rates by site pattern, which override those by method; the last pattern that names a parameter counts
     """
 
     lr: float = 1e-3
@@ -80,7 +80,7 @@ class _Group:
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `model`, in the groups of `param_groups`.
+    """Return AdamW over the trainable parameters of `model`, in the groups of `param_groups`.
 
     Raises TrainingError where nothing is trainable, PlanError where a region's pattern names nothing in the model.
     """
@@ -91,7 +91,7 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | No
 
 
 def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> list[dict[str, Any]]:
-    """Optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's own order.
+    """Return optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's order.
 
     A name is `<method>` or `<method> in <pattern of the region>`, and ends with `/no_decay` where weight decay is left
     out. Parameters that belong to no delta are trained in full, the method `full`.
@@ -120,7 +120,7 @@ def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None 
 
 
 def _regions(model: nn.Module, settings: OptimSettings, roles: Roles | None) -> dict[str, str]:
-    """The region's pattern by the name of each parameter in it."""
+    """Return the region's pattern by the name of each parameter in it."""
     if not settings.regions:
         return {}
     names = Names(model)
@@ -128,7 +128,7 @@ def _regions(model: nn.Module, settings: OptimSettings, roles: Roles | None) -> 
 
 
 def _delta_methods(model: nn.Module) -> dict[str, str]:
-    """The method's name of each parameter that belongs to a delta."""
+    """Return the method's name by the name of each parameter that belongs to a delta."""
     return {
         f"{module_name}.{name}": module.method.name
         for module_name, module in model.named_modules()
@@ -138,7 +138,7 @@ def _delta_methods(model: nn.Module) -> dict[str, str]:
 
 
 def _without_decay(model: nn.Module) -> set[str]:
-    """Names of parameters that weight decay must leave alone: one-dimensional, norms, embeddings and tokens."""
+    """Return the names of parameters without weight decay: one-dimensional, norms, embeddings and tokens."""
     names = set()
     for module_name, module in model.named_modules():
         is_spared = isinstance(module, (nn.LayerNorm, nn.Embedding))

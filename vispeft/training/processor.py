@@ -1,4 +1,4 @@
-"""Facts about the processor, as the system tells them. Imports nothing heavy: the command line asks before torch."""
+"""Facts about the processor, read from the system. No heavy imports: the command line uses it before torch loads."""
 
 from __future__ import annotations
 

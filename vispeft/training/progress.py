@@ -14,13 +14,13 @@ from rich.text import Text
 
 
 class ProgressReport(Protocol):
-    """Something that is told how far the work is."""
+    """Receiver of the progress of work."""
 
     def update(self, done: int, note: str = "") -> None:
-        """`done` of the total are done; `note` is shown beside it."""
+        """Report that `done` units of the total are done; `note` is shown beside the count."""
 
     def paused(self) -> contextlib.AbstractContextManager[None]:
-        """Within, nothing is drawn, so that other work can show its own progress."""
+        """Return a context in which nothing is drawn, so that other work can show its own progress."""
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def open_progress(
     stream: TextIO | None = None,
     seconds_between_lines: float = 15.0,
 ) -> Iterator[ProgressReport]:
-    """Progress of work of `total` units, of which `start` were done before.
+    """Show the progress of work of `total` units, of which `start` were done before.
 
     is_shown: False in every process but the first
     stream: standard error unless given
@@ -55,7 +55,7 @@ def open_progress(
 
 
 class Pace:
-    """Rate and time left, from what was done since the start; time spent paused does not count."""
+    """Rate and time left, from the units done since the start; paused time does not count."""
 
     def __init__(self, total: int, start: int, unit: str) -> None:
         self.total = total
@@ -65,11 +65,11 @@ class Pace:
         self._began = time.monotonic()
 
     def leave_out(self, seconds: float) -> None:
-        """Do not count some time that has passed."""
+        """Exclude some past seconds from the rate."""
         self._began += seconds
 
     def describe(self) -> str:
-        """Such as "2.31 steps/s, 1:09 left"; nothing before the first unit."""
+        """Return rate and time left, such as "2.31 steps/s, 1:09 left"; empty before the first unit."""
         seconds = time.monotonic() - self._began
         done = self.done - self._start
         if done < 1 or seconds <= 0:
@@ -80,14 +80,14 @@ class Pace:
 
 
 def format_seconds(seconds: float) -> str:
-    """Such as 0:07, 12:34 or 1:02:03."""
+    """Return a duration such as 0:07, 12:34 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def format_bytes(count: float) -> str:
-    """Such as 731 MB or 1.9 GB (powers of 1024)."""
+    """Return a size such as 731 MB or 1.9 GB (powers of 1024)."""
     megabytes = count / 2**20
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
 

@@ -1,4 +1,4 @@
-"""How the learning rate moves over a run: a pure function of the step, so that resuming needs no state."""
+"""Learning rate schedule of a run: a pure function of the step, so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Schedule:
             )
 
     def factor(self, step: int) -> float:
-        """What the learning rates are multiplied by in step `step`, counted from 0."""
+        """Return the factor on the learning rates in step `step`, counted from 0."""
         if step < self.warmup:
             return (step + 1) / (self.warmup + 1)
         match self.kind:

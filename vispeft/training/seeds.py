@@ -1,4 +1,4 @@
-"""Random number generators: seeding, keeping and giving back their state."""
+"""Random number generators: seeding, saving and restoring their state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vispeft.training.arithmetic import MODE, MODE_VARIABLE, is_reproducible
 
 
 def seed_everything(seed: int, *, rank: int = 0) -> None:
-    """Seed Python's, numpy's and torch's generators, on every device. rank: processes that must draw differently."""
+    """Seed Python's, numpy's and torch's generators, on every device. rank: of the process; each draws differently."""
     seed = (seed + rank) % 2**32
     random.seed(seed)
     np.random.seed(seed)
@@ -52,7 +52,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of every generator that a run on `device` draws from, as tensors and plain values."""
+    """Return the state of every generator that a run on `device` draws from, as tensors and plain values."""
     kind, key, position, has_gauss, cached = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -67,7 +67,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Give the generators back the state that `rng_state` took. A device that the state lacks is left as it is."""
+    """Restore the state of the generators from `rng_state`. A device that the state lacks is left unchanged."""
     kind, key, position, has_gauss, cached = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, key.numpy().astype(np.uint32), position, has_gauss, cached))
@@ -80,7 +80,7 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def preserved_rng(device: torch.device) -> Iterator[None]:
-    """What is drawn within leaves no trace: evaluating, or starting loader processes, does not change training."""
+    """Restore the random generators after the `with` block, so that evaluation or loaders do not change training."""
     state = rng_state(device)
     try:
         yield

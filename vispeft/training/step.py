@@ -13,9 +13,9 @@ LossFunction = Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]]
 
 
 class SealedBatch:
-    """A batch that Fabric and DDP hand on as it is.
+    """A batch that Fabric and DDP pass on unchanged.
 
-    Mixed precision would otherwise round boxes and pixels on their way in, and frozen dataclasses are refused.
+    Otherwise mixed precision would round boxes and pixels of the input, and frozen dataclasses would be refused.
     """
 
     def __init__(self, batch: AnyBatch) -> None:
@@ -31,7 +31,7 @@ class LossModule(nn.Module):
         self.criterion = criterion
 
     def forward(self, sealed: SealedBatch) -> dict[str, Tensor]:
-        """Weighted scalar losses by name, float32."""
+        """Return weighted scalar losses by name, float32."""
         batch = sealed.batch
         predictions: Predictions = self.model(batch.inputs, batch.targets)
         with torch.autocast(predictions.mask_features.device.type, enabled=False):
@@ -39,7 +39,7 @@ class LossModule(nn.Module):
 
 
 def in_float32(predictions: Predictions) -> Predictions:
-    """The same predictions in float32; no copy where they are float32 already."""
+    """Return the predictions in float32, without a copy if they are float32 already."""
     denoising = predictions.denoising
     return Predictions(
         layers=tuple(_layer_in_float32(layer) for layer in predictions.layers),

@@ -32,10 +32,10 @@ def predict_dataset(
     score_threshold: float = 0.0,
     description: str = "evaluate",
 ) -> list[dict[str, Any]]:
-    """COCO results of every image that `loader` gives, by ascending image id and, within an image, best first.
+    """Return COCO results of every image in `loader`, by ascending image id and, within an image, best first.
 
-    Every process gets the results of all: each predicts its own share, and an image that two of them were given (to
-    make shares equal) counts once. The model is left in the mode it came in. Masks are kept as RLE only.
+    Every process gets the results of all: each predicts its own share, and an image in two shares (to
+    make them equal) counts once. The model keeps its train or eval mode. Masks are kept as RLE only.
 
     category_ids: the data set's own id of each contiguous class index
     num_images: images that this process's loader gives, for the progress bar
@@ -58,7 +58,7 @@ def predict_dataset(
 
 
 def gather_objects(fabric: Fabric, value: T) -> list[T]:
-    """The value of every process, by rank."""
+    """Return the value of every process, by rank."""
     if fabric.world_size == 1:
         return [value]
     values: list[Any] = [None] * fabric.world_size
