@@ -24,7 +24,7 @@ from vispeft.training.locks import FileLock
 from vispeft.training.memory import available_memory_bytes
 
 Entry = Mapping[str, Tensor]
-"""What is kept of one image: tensors by name, on the CPU."""
+"""Entry of one image: tensors by name, on the CPU."""
 
 _HEADER = "vispeft_features"
 _OPEN_SHARDS = 64
