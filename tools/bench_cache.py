@@ -1,4 +1,4 @@
-"""What kept features save: trials of a sweep one by one without them, with them in memory, and in a directory.
+"""Savings by kept features: trials of a sweep one by one without them, with them in memory, and in a directory.
 
     python tools/bench_cache.py [--images 16] [--steps 24] [--trials 3] [--json tools/results/feature_cache_cpu.json]
 
@@ -109,7 +109,7 @@ def run_plan(folder: Path, name: str, args: argparse.Namespace) -> dict[str, Any
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same adapter, the same predictions and the same curves."""
+    """Tell whether two runs ended with the same adapter, the same predictions and the same curves."""
     first, second = (load_file(path / "adapter.safetensors") for path in (one, other))
     tensors = first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
     files = ("predictions_val.json", "metrics.jsonl")

@@ -68,7 +68,7 @@ def make_inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def make_runs(problem: Problem) -> dict[tuple[str, str], Callable[[], object]]:
-    """What is timed, by (passes, implementation)."""
+    """Functions to time, by (passes, implementation)."""
     value, locations, weights = make_inputs(problem)
     shapes = list(problem.shapes)
     leaves = [value.clone().requires_grad_(), locations.clone().requires_grad_(), weights.clone().requires_grad_()]

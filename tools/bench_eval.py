@@ -128,7 +128,7 @@ def by_pycocotools(annotations: Path, results: Path) -> dict[str, COCOeval]:
 
 
 def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Path) -> dict[str, bool]:
-    """Whether figures, precisions, recalls and scores are pycocotools' own, bit by bit, by masks and by boxes."""
+    """Tell whether metrics, precisions, recalls and scores are pycocotools' own, bit by bit, by masks and by boxes."""
     scored = read_scored(annotations, results)
     same = {}
     for kind, expected in reference.items():
@@ -140,7 +140,7 @@ def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Pat
 
 
 def records(annotations: Path, results: list[dict[str, Any]]) -> Records:
-    """What a comparison needs of one configuration."""
+    """Inputs of a comparison for one configuration."""
     scored = read_scored(annotations, results)
     return records_of(scored.match("segm"), len(scored.image_ids), len(scored.category_ids))
 

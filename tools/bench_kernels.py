@@ -70,7 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def kept_figures(path: Path) -> list[Figure]:
-    """What an earlier run left in the file, if there is one."""
+    """Read the results of an earlier run from the file, if there is one."""
     if not path.exists():
         return []
     return [Figure(**one) for one in json.loads(path.read_text())["figures"]]

@@ -125,7 +125,7 @@ def peft_library(block: Block) -> Callable[[Tensors], Bound]:
 
 
 def updates(dropout: float) -> dict[str, Update]:
-    """How a frozen map gets its update."""
+    """One way to add the update to a frozen linear map."""
 
     def eager(x: Tensor, w: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return F.linear(x, w, c) + SCALE * F.linear(F.linear(F.dropout(x, dropout), a), b)

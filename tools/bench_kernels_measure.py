@@ -1,4 +1,4 @@
-"""How `bench_kernels.py` measures: cases, their implementations, time with and without CUDA graphs, memory, ceilings.
+"""Measurements of `bench_kernels.py`: cases, their implementations, time with and without CUDA graphs, memory, ceilings.
 
 On a CUDA device a time is that of calls in a row, between two events, divided by their number: launches are in it,
 except in `graph_ms`, where one captured call is replayed. On the CPU it is the process time of one thread. Rounds go
@@ -72,7 +72,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one implementation took. MiB; errors are of the largest entry of the output or gradient."""
+    """Time and memory of one implementation. MiB; errors are of the largest entry of the output or gradient."""
 
     kernel: str
     case: str
@@ -106,7 +106,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine gives at best in this run: a copy, read and written bytes together, and a large product."""
+    """Peak throughput of the machine in this run: a copy, read and written bytes together, and a large product."""
 
     gigabytes_per_s: float
     teraflops: float

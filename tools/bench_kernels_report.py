@@ -1,4 +1,4 @@
-"""What `bench_kernels.py` shows of its figures: a table, the cases that are lost, and a plot."""
+"""Report of `bench_kernels.py`: a table, the cases that are lost, and a plot."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def plot(figures: Sequence[Figure], path: Path, title: str) -> None:
 
 
 def _relative(one: Figure) -> float | None:
-    """Where graphs were taken the ratio in a graph, which launches do not blur."""
+    """Return the ratio in CUDA graphs where they were taken, since launches do not blur it."""
     return one.graph_ratio if one.graph_ratio is not None else one.ratio
 
 

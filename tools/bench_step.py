@@ -1,4 +1,4 @@
-"""What one training step costs: time, peak memory and memory kept for the backward pass, method by method.
+"""Cost of one training step: time, peak memory and memory kept for the backward pass, method by method.
 
     python tools/bench_step.py                                  # timm ViT-S/16, 224 px, batch 8, rank 8
     python tools/bench_step.py --methods full lora peft_lora --repeats 5 --json FILE

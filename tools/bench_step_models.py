@@ -1,4 +1,4 @@
-"""What `bench_step.py` measures: models by method name, each with a function that gives its loss on one batch."""
+"""Models that `bench_step.py` measures, by method name, each with a function that gives its loss on one batch."""
 
 from __future__ import annotations
 

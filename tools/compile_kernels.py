@@ -70,7 +70,7 @@ ODD = ("rows", "threshold", "queries", "points", "levels", "nowhere", "reference
 
 @dataclass(frozen=True)
 class Resources:
-    """What one configuration takes on one architecture."""
+    """Resources of one configuration on one architecture."""
 
     kernel: str
     arch: int
@@ -138,7 +138,7 @@ def run_tool(name: str, *args: str) -> str:
 
 
 def find_fault(stack: int, shared: int, tensor_core: int, arch: int, dtype: torch.dtype, ir: str) -> str:
-    """What is wrong with a compiled kernel; empty if nothing is."""
+    """Return the faults of a compiled kernel; empty if there are none."""
     if stack:
         return f"spills {stack} bytes"
     if shared > SHARED_BYTES[arch]:

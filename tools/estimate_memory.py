@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What a training step of Mask DINO would hold on a GPU, predicted without one.
+"""Memory of a training step of Mask DINO on a GPU, predicted without one.
 
     python tools/estimate_memory.py                                # ViT-L, 1024 px, batch 2, bf16
     python tools/estimate_memory.py --backbone vit_base_patch16_224 --methods full lora_everywhere --json FILE
@@ -115,7 +115,7 @@ class _KeepingAttention(torch.autograd.Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-    """What a memory-efficient attention holds, in the dtype of mixed precision."""
+    """Memory that a memory-efficient attention holds, in the dtype of mixed precision."""
     out: Tensor = _KeepingAttention.apply(*(x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v)))
     return out
 

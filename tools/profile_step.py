@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Where the time of Mask DINO goes, in a training and in an evaluation step: `python tools/profile_step.py [--json F]`.
+"""Profile of Mask DINO's time, in a training and in an evaluation step: `python tools/profile_step.py [--json F]`.
 
 The bundled base with the recipe of `configs/bundled_lora.yaml` on synthetic scenes of 256 pixels, on one thread; 4
 images in a training step, 1 in an evaluation step. Seconds are processor time: of each part of a step by its own clock,

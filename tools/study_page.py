@@ -128,7 +128,7 @@ def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def standings(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Where each variant stands in the comparison; none before all trials are done."""
+    """Return the place of each variant in the comparison; none before all trials are done."""
     variants = {trial["trial"]: trial["variant"] for trial in content["trials"]}
     entries = (content["comparison"] or {"standings": []})["standings"]
     return {variants[one["trials"][0]]: one for one in entries}
@@ -191,7 +191,7 @@ def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_differences(content: Mapping[str, Any], path: Path) -> None:
-    """How far each variant is from the best in mask AP, with the paired interval, in the order of the sweep."""
+    """Draw the distance of each variant from the best in mask AP, with the paired interval, in the order of the sweep."""
     import matplotlib.pyplot as plt
 
     compared, runs = standings(content), complete(content)

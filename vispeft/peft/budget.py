@@ -1,4 +1,4 @@
-"""What a plan costs in parameters."""
+"""Parameter counts of a plan."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def _misfit(model: nn.Module, example: Any) -> str | None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Within it, the model is in eval mode; after it, every module is in its own mode again."""
+    """Put the model in eval mode for the block; afterwards every module is in its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

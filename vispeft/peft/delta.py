@@ -1,4 +1,4 @@
-"""What goes to a site: the contract of trainable modules and of the methods that build them.
+"""Contract of the trainable modules at sites, and of the methods that build them.
 
 A delta sees what a frozen map saw (x) and said (y), and says what it should have said: `y' = delta(x, y)`. A weight
 delta does the same to a parameter, for maps that are never called as modules.
@@ -21,7 +21,7 @@ from vispeft.peft.site import nearest
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Which delta to build, told once for many sites. A method is a frozen dataclass of plain values."""
+    """Kind and settings of a delta, given once for many sites: a frozen dataclass of plain values."""
 
     name: ClassVar[str]
 
@@ -65,7 +65,7 @@ class Delta(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """What the frozen module should have said to x instead of y.
+        """Return the output that replaces the frozen module's output y for its input x.
 
         base: the frozen module, where y is its own fresh output that nobody else holds; None otherwise
         """
@@ -90,7 +90,7 @@ class WeightDelta(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Widths:
-    """How many features a module takes and gives, and on which dimension they stand in what it gives: 1 or -1."""
+    """Input and output features of a module, and the dimension of its output that holds them: 1 or -1."""
 
     inputs: int
     outputs: int

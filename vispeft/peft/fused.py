@@ -36,7 +36,7 @@ def hold_back(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
 
 
 def held_back(args: tuple[Any, ...]) -> Tensor | None:
-    """What `hold_back` did not let through; None where it let everything through."""
+    """Return what `hold_back` kept from the module; None where it kept nothing."""
     if torch.compiler.is_compiling() or not args or not isinstance(args[0], Tensor):
         return None
     x: Tensor | None = vars(args[0]).get(_MARK)
@@ -68,6 +68,6 @@ def _lora_of(module: nn.Module) -> LinearLoRA | None:
 
 
 def _is_unwatched(module: nn.Module, delta: nn.Module) -> bool:
-    """Whether no hooks but ours would see that the map gets no rows, or that its update is not called."""
+    """Tell whether no hooks but ours would notice that the map gets no rows, or that its update is not called."""
     hooks = module._forward_hooks, module._forward_pre_hooks
     return all(len(one) == 1 for one in hooks) and not delta._forward_hooks and not delta._forward_pre_hooks

@@ -33,7 +33,7 @@ _MARK = "_vispeft_injection"
 
 @dataclass(frozen=True)
 class Injection:
-    """What `inject` did to a model.
+    """Record of one call of `inject` on a model.
 
     trained: first names of the parameters that are trained in full
     thawed_before: first names of the parameters that had gradients before
@@ -122,7 +122,7 @@ def remove(model: nn.Module) -> None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """Within it, the model works as if its deltas were not there; fully trained parameters keep their values."""
+    """Switch the deltas off for the block; fully trained parameters keep their values."""
     active = [item.delta for item in attached(model) if item.delta.is_active]
     for delta in active:
         delta.is_active = False
@@ -135,7 +135,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[tuple[set[str], list[str]]]:
-    """Within it, the keys of the deltas that have run to their end, and of those that run now, outermost first."""
+    """Record, for the block, the keys of the deltas that have run to their end, and of those that run, outermost first."""
     finished: set[str] = set()
     running: list[str] = []
     handles: list[RemovableHandle] = []
@@ -157,12 +157,12 @@ def recorded(model: nn.Module) -> Iterator[tuple[set[str], list[str]]]:
 
 
 def is_injected(model: nn.Module) -> bool:
-    """Whether `inject` was called on this model and neither `remove` nor `merge` since."""
+    """Tell whether `inject` was called on this model and neither `remove` nor `merge` since."""
     return _MARK in vars(unwrapped(model))
 
 
 def injection_of(model: nn.Module) -> Injection:
-    """What `inject` did to this model; PlanError if nothing."""
+    """Return the record of `inject` on this model. Raises PlanError where there is none."""
     if not is_injected(model):
         raise PlanError("The model has no plan. Call `inject(model, plan)` first, on this very module.")
     injection: Injection = vars(unwrapped(model))[_MARK]
@@ -317,7 +317,7 @@ def _first(module: nn.Module, output: Any) -> Tensor:
 
 
 def _is_first_hook(module: nn.Module) -> bool:
-    """Whether no other hook has seen, and may have kept, the module's output before."""
+    """Tell whether no other hook has seen, and may have kept, the module's output before."""
     return next(iter(module._forward_hooks.values())) is _run_deltas
 
 

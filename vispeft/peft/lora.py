@@ -47,7 +47,7 @@ class LoRA(Method):
 
     @property
     def scale(self) -> float:
-        """What the low-rank product is multiplied by."""
+        """Factor of the low-rank product."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     def for_module(self, module: nn.Module) -> Delta:

@@ -158,7 +158,7 @@ def _split(
 
 
 def _scale(site: str, rank: int, config: Mapping[str, Any]) -> float:
-    """What the library multiplies a site's product by: alpha over the rank, or over the rank's square root."""
+    """Return the library's factor of a site's product: alpha over the rank, or over the rank's square root."""
     patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
     owner = site.removesuffix(_OUT_PROJ)
     matching = [value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", owner)]

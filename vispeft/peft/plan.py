@@ -1,4 +1,4 @@
-"""What to train: methods by site pattern, and the patterns that are trained in full."""
+"""Plans of training: methods by site pattern, and the patterns that are trained in full."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cheap frozen map gave can be taken again from what it saw, which autograd keeps anyway.
+"""Outputs of cheap frozen modules are recomputed in backward from their inputs, which autograd keeps anyway.
 
 The input of a linear map is often the output of a LayerNorm or an activation. LoRA needs it in the backward pass;
 keeping the norm's input in its stead, which is kept already, costs no memory.
@@ -21,7 +21,7 @@ _MARK = "_vispeft_source"
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a tensor came from: `module(tensor)`, unless the tensor was written to since."""
+    """Source of a tensor: `module(tensor)`, unless the tensor was written to since."""
 
     module: nn.Module
     tensor: Tensor
@@ -29,7 +29,7 @@ class _Source:
 
 
 def is_replayed(module: nn.Module) -> bool:
-    """Whether outputs of this module can be taken again from its input, row by row."""
+    """Tell whether outputs of this module can be recomputed from its input, row by row."""
     is_rowwise = not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) == 1
     return isinstance(module, REPLAYED) and is_rowwise and not (isinstance(module, nn.SiLU) and module.inplace)
 

@@ -1,4 +1,4 @@
-"""Where deltas go: a pattern of names, and the modules and parameters of a model that it names.
+"""Sites of deltas: the modules and parameters of a model that a pattern of names stands for.
 
 A pattern is dotted like a name. `*` is one component or a part of one (`norm*`), `**` any number of components, none
 included. A range in brackets picks numbers among siblings, the way Python slices do: `blocks.[6:]`, `blocks.[-2:]`,
@@ -189,7 +189,7 @@ def _slice(text: str) -> slice:
 def _matches(
     components: tuple[_Component, ...], parts: list[str], c: int, p: int, lengths: Mapping[tuple[str, str], int]
 ) -> bool:
-    """Whether components from `c` on match name parts from `p` on, all of them."""
+    """Tell whether components from `c` on match name parts from `p` on, all of them."""
     if c == len(components):
         return p == len(parts)
     component = components[c]
@@ -201,7 +201,7 @@ def _matches(
 
 
 def _fits(component: _Component, parent: str, part: str, lengths: Mapping[tuple[str, str], int]) -> bool:
-    """Whether one component matches one part of a name."""
+    """Tell whether one component matches one part of a name."""
     assert component.glob is not None
     if component.numbers is None:
         return component.glob.fullmatch(part) is not None
@@ -212,7 +212,7 @@ def _fits(component: _Component, parent: str, part: str, lengths: Mapping[tuple[
 
 
 def _lengths(names: Iterable[str]) -> dict[tuple[str, str], int]:
-    """How many numbered siblings there are, by parent and stem: the highest number and one."""
+    """Return the number of numbered siblings by parent and stem: the highest number plus one."""
     lengths: dict[tuple[str, str], int] = {}
     for name in names:
         parent, _, part = name.rpartition(".")

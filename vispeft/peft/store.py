@@ -30,7 +30,7 @@ _HEADER = "vispeft"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What an adapter file says of itself.
+    """Metadata of an adapter file.
 
     plan: methods by site name, and the names of the parameters trained in full
     architecture: class name of the base
@@ -106,7 +106,7 @@ def check_base(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def describe(path: str | os.PathLike[str]) -> AdapterFile:
-    """What an adapter file says of itself, without a model."""
+    """Read the metadata of an adapter file, without a model."""
     return _read(Path(path))[1]
 
 
