@@ -1,4 +1,4 @@
-"""Measurements of `bench_kernels.py`: cases, their implementations, time with and without CUDA graphs, memory, ceilings.
+"""Measurements of `bench_kernels.py`: cases, implementations, time with and without CUDA graphs, memory, ceilings.
 
 On a CUDA device a time is that of calls in a row, between two events, divided by their number: launches are in it,
 except in `graph_ms`, where one captured call is replayed. On the CPU it is the process time of one thread. Rounds go

@@ -191,7 +191,7 @@ def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_differences(content: Mapping[str, Any], path: Path) -> None:
-    """Draw the distance of each variant from the best in mask AP, with the paired interval, in the order of the sweep."""
+    """Draw how far each variant is from the best in mask AP, with the paired interval, in the order of the sweep."""
     import matplotlib.pyplot as plt
 
     compared, runs = standings(content), complete(content)

@@ -135,7 +135,7 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recorded(model: nn.Module) -> Iterator[tuple[set[str], list[str]]]:
-    """Record, for the block, the keys of the deltas that have run to their end, and of those that run, outermost first."""
+    """Record, for the block, the keys of the deltas that have run to their end, and of those that run now."""
     finished: set[str] = set()
     running: list[str] = []
     handles: list[RemovableHandle] = []
