@@ -5,6 +5,7 @@ A device that is asked for by name but not available is an error.
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import sys
@@ -57,7 +58,15 @@ def build_fabric(
         precision=_FABRIC_PRECISION[chosen],
     )
     fabric.launch()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.register(_leave_process_group)
     return fabric
+
+
+def _leave_process_group() -> None:
+    """Join the threads of the process group: gloo's abort a process that ends while one of them still runs."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def parse_device(device: str, *, key: str = "train.device") -> tuple[Literal["cpu", "cuda", "mps"], int | None]:
