@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from vispeft.assemble import RunDirectory, train_run
 from vispeft.config import parse_config
-from vispeft.data.shapes import write_splits
-from vispeft.training.feature_store import FeatureMemory
+from vispeft.engine import RunDirectory, train_run
+from vispeft.synthetic import write_splits
+from vispeft.training.feature_cache.store import FeatureMemory
 
 MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
 ADAPTER = {"method": "adapter", "width": 20}

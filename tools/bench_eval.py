@@ -32,10 +32,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vispeft.evaluation.accumulate import accumulate, coco_stats
-from vispeft.evaluation.bootstrap import Records, records_of
-from vispeft.evaluation.coco_eval import evaluate_coco, read_scored
-from vispeft.evaluation.compare import Entry, compare
+from vispeft.evaluation.metrics.accumulate import accumulate, coco_stats
+from vispeft.evaluation.metrics.coco import evaluate_coco, read_scored
+from vispeft.evaluation.statistics.bootstrap import Records, records_of
+from vispeft.evaluation.statistics.compare import Entry, compare
 
 MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
 HEIGHT, WIDTH, NUM_CATEGORIES, NUM_POINTS = 480, 640, 80, 24

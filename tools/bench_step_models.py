@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.losses import Criterion, HungarianMatcher
+from vispeft.losses import HungarianMatcher
 from vispeft.models import build_model
+from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.peft import Adapter, DoRA, LoRA, Plan, inject, train_mode
 from vispeft.structures import Batch, Targets
 from vispeft.training.step import LossModule, SealedBatch

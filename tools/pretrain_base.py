@@ -31,15 +31,18 @@ from pycocotools import mask as mask_utils
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vispeft.coco.results import to_coco_results
+from vispeft.coco.rle import encode_region
 from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
-from vispeft.data.shapes import SHAPE_NAMES, Scene, render_scene
-from vispeft.evaluation import evaluate_coco, postprocess, to_coco_results
-from vispeft.evaluation.rle import encode_region
-from vispeft.losses import Criterion, HungarianMatcher
+from vispeft.evaluation import evaluate_coco
+from vispeft.losses import HungarianMatcher
 from vispeft.models import MaskDINO, build_model, load_bundled, save_bundled
-from vispeft.models.checkpoints import fit_class_head
-from vispeft.models.geometry import map_position_embedding
+from vispeft.models.layers.geometry import map_position_embedding
+from vispeft.models.mask_dino.criterion import Criterion
+from vispeft.models.postprocess import postprocess
+from vispeft.models.weights import fit_class_head
 from vispeft.structures import Batch, ImageMeta, Predictions, Targets
+from vispeft.synthetic import SHAPE_NAMES, Scene, render_scene
 from vispeft.training.step import SealedBatch, in_float32
 
 BACKBONE = "vit_small_patch16_rope_ape_224"

@@ -24,12 +24,14 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from vispeft import peft
-from vispeft.assemble.loaders import DataSets, Share, read_sets, train_loader, val_loader
-from vispeft.assemble.models import attach, build_base, complete
-from vispeft.assemble.training import criterion_of
+from vispeft.coco.results import to_coco_results
 from vispeft.config import Config, load_config
-from vispeft.data.shapes import write_splits
-from vispeft.evaluation import evaluate_coco, postprocess, to_coco_results
+from vispeft.engine.build import attach, build_base, complete
+from vispeft.engine.loaders import DataSets, Share, read_sets, train_loader, val_loader
+from vispeft.engine.settings import criterion_of
+from vispeft.evaluation import evaluate_coco
+from vispeft.models.postprocess import postprocess
+from vispeft.synthetic import write_splits
 from vispeft.training.step import in_float32
 
 ROOT = Path(__file__).resolve().parents[1]

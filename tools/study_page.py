@@ -22,8 +22,8 @@ from typing import Any
 
 from marked_pages import put
 
-from vispeft.evaluation.compare import compare
-from vispeft.evaluation.compare_files import read_contest
+from vispeft.evaluation.statistics.compare import compare
+from vispeft.evaluation.statistics.compare_files import read_contest
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from run_recipes import own
 
-from vispeft.assemble import RunDirectory, train_run
 from vispeft.config import load_config
-from vispeft.data import loader
-from vispeft.data.collate import collate
+from vispeft.data.loading import loader
+from vispeft.data.loading.collate import collate
+from vispeft.engine import RunDirectory, train_run
 from vispeft.structures import Batch
 from vispeft.training.arithmetic import request_reproducible_arithmetic
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vispeft.assemble import load_run
+    from vispeft.engine import load_run
     from vispeft.errors import VispeftError
     from vispeft.models import build_model, load_bundled
     from vispeft.models.roles import roles_for
@@ -37,7 +37,7 @@ _HOMES = {
     "build_model": "vispeft.models",
     "load_bundled": "vispeft.models",
     "roles_for": "vispeft.models.roles",
-    "load_run": "vispeft.assemble",
+    "load_run": "vispeft.engine",
     **dict.fromkeys(
         (
             "IA3",

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.config import recipe_path
-from vispeft.data.shapes import write_splits
 from vispeft.errors import TrainingError
-from vispeft.evaluation.files import read_json, write_json
+from vispeft.io.json_files import read_json, write_json
 from vispeft.report import write_comparison
+from vispeft.synthetic import write_splits
 
 RECIPES: Mapping[str, str] = {
     "head_only": "bundled_head",

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from vispeft.assemble import RunDirectory, load_run
-from vispeft.assemble.models import build_base, complete
 from vispeft.cli.terminal import guarded
 from vispeft.config import parse_config
+from vispeft.engine import RunDirectory, load_run
+from vispeft.engine.build import build_base, complete
 from vispeft.errors import VispeftError
 
 Command = Callable[..., tuple[int, str, str]]
@@ -169,8 +169,8 @@ def test_merge__gives_a_checkpoint_that_predicts_the_same(
 ) -> None:
     import torch
 
-    from vispeft.assemble import load_run
-    from vispeft.assemble.models import build_base
+    from vispeft.engine import load_run
+    from vispeft.engine.build import build_base
 
     path = tmp_path / "merged.safetensors"
     assert command("merge", finished.root, "--out", path)[0] == 0
@@ -198,8 +198,8 @@ def test_merge__gives_a_checkpoint_that_says_which_model_it_holds(
 
 
 def test_merge__refuses_adapters_by_name(tiny: dict[str, Any], command: Command, tmp_path: Path) -> None:
-    from vispeft.assemble import train_run
     from vispeft.config import parse_config
+    from vispeft.engine import train_run
 
     directory = RunDirectory(tmp_path / "adapters")
     overrides = ["peft.deltas={decoder.layers.0.linear2: {method: adapter, width: 2}}", "train.steps=1"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vispeft.assemble import RunDirectory
+from vispeft.engine import RunDirectory
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +32,8 @@ def test_compare__help_has_an_example_and_needs_no_torch(command: Command) -> No
     status, out, _ = command("compare", "--help")
     assert status == 0
     assert "Example: vispeft compare" in " ".join(out.replace("│", " ").split())
-    code = "import sys, vispeft.evaluation.compare_files, vispeft.evaluation.compare; sys.exit('torch' in sys.modules)"
+    statistics = "vispeft.evaluation.statistics"
+    code = f"import sys, {statistics}.compare_files, {statistics}.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

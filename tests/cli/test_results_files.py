@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.assemble import RunDirectory
+from vispeft.engine import RunDirectory
 
 Command = Callable[..., tuple[int, str, str]]
 Change = Callable[[list[dict[str, Any]]], Any]

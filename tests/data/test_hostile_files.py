@@ -13,16 +13,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from vispeft.data import (
-    CocoSet,
-    EvalTransform,
-    InstanceDataset,
-    TrainTransform,
-    match_categories,
-    read_coco,
-    to_annotations,
-)
-from vispeft.data.check import check_dataset
+from vispeft.coco.sets import CocoSet, match_categories, to_annotations
+from vispeft.data import EvalTransform, InstanceDataset, TrainTransform, read_coco
+from vispeft.data.reading.check import check_dataset
 from vispeft.errors import DataError
 
 NASTY = Path(__file__).parents[2].parent / "shared" / "data" / "nasty-coco"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vispeft.data import CocoSet, read_coco
+from vispeft.coco.sets import CocoSet
+from vispeft.data import read_coco
 from vispeft.data.split import split_coco, split_indices
 from vispeft.errors import ConfigError, DataError
 

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from vispeft_kernels import deformable_attention, lora_linear
 
-from vispeft.peft import Adapter, DoRA, LoRA, Plan, check, fused, inject, merge, train_mode
+from vispeft.peft import Adapter, DoRA, LoRA, Plan, check, inject, merge, train_mode
 from vispeft.peft.inject import attached
+from vispeft.peft.methods import fused
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 2e-5  # of the largest entry of a tensor

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vispeft.errors import CheckpointError
 from vispeft.models import MaskDINO, build_model, load_weights
-from vispeft.models.checkpoints import from_official, load_state
+from vispeft.models.weights import from_official, load_state
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"

@@ -13,10 +13,10 @@ from torch import nn
 
 from vispeft.errors import CheckpointError
 from vispeft.models import MaskDINO, build_model, load_bundled, load_weights, save_bundled
-from vispeft.models.denoising import make_denoising_queries
-from vispeft.models.described import Description, read_description, save_described
-from vispeft.models.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
-from vispeft.models.recompute import relu_before
+from vispeft.models.checkpoint_metadata import Description, read_description, save_described
+from vispeft.models.layers.denoising import make_denoising_queries
+from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
+from vispeft.models.layers.recompute import relu_before
 from vispeft.models.roles import roles_for
 from vispeft.structures import Targets
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from vispeft.evaluation import evaluate_coco, write_results
+from vispeft.coco.results import write_results
+from vispeft.evaluation import evaluate_coco
 from vispeft.report import write_report
 
 POLYGON = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
+from vispeft.io.locks import FileLock
 from vispeft.sweep.locks import StudyLock
 from vispeft.sweep.storage import storage_url
-from vispeft.training.locks import FileLock
 
 
 def test_study_lock__sqlite(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vispeft.assemble import RunDirectory, train_run
 from vispeft.config import load_config
+from vispeft.engine import RunDirectory, train_run
 from vispeft.errors import TrainingError
 from vispeft.sweep import SweepDirectory, SweepResult, load_sweep, run_sweep
 
@@ -97,12 +97,12 @@ def test_run_sweep__several_objectives(folder: Any) -> None:
 def test_run_sweep__prunes_by_the_ap_on_the_way(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from vispeft.assemble import runs
+    from vispeft.engine import train
 
     def falling(run: Any, scored: Any) -> dict[str, float]:
         return {"segm/AP": 0.5 - 0.05 * run.config.train.seed, "segm/AP50": 0.6}
 
-    monkeypatch.setattr(runs, "_evaluate", falling)
+    monkeypatch.setattr(train, "_evaluate", falling)
     section = {"space": {"train.lr": [1e-3]}, "seeds": list(range(7)), "pruner": "median"}
     result = swept(folder, section, "train.steps=2", "train.eval_every=1")
     states = [row.state for row in result.results.rows]

@@ -17,10 +17,10 @@ from vispeft.structures import Batch, ImageMeta, LayerPredictions, Predictions, 
 from vispeft.training.checkpoint import Checkpoint
 from vispeft.training.devices import build_fabric
 from vispeft.training.logs import RunLog
-from vispeft.training.loop import FitResult, LoopSettings, fit
 from vispeft.training.optim import OptimSettings, build_optimizer
 from vispeft.training.schedule import Schedule
 from vispeft.training.seeds import seed_everything
+from vispeft.training.trainer import FitResult, LoopSettings, fit
 
 NUM_CLASSES = 2
 

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from vispeft.structures import Batch
 from vispeft.training.checkpoint import load_checkpoint
 from vispeft.training.logs import read_metrics
-from vispeft.training.loop import LoopSettings
+from vispeft.training.trainer import LoopSettings
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from vispeft.coco.results import to_coco_results
 from vispeft.errors import DataError
-from vispeft.evaluation import to_coco_results
-from vispeft.evaluation.postprocessing import postprocess
+from vispeft.models.postprocess import postprocess
 from vispeft.structures import Batch
 from vispeft.training.validate import gather_objects, predict_dataset
 

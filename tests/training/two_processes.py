@@ -10,7 +10,7 @@ from conftest import ToyRun, toy_batch
 
 from vispeft.structures import Batch
 from vispeft.training.devices import build_fabric
-from vispeft.training.loop import LoopSettings
+from vispeft.training.trainer import LoopSettings
 
 fabric = build_fabric("cpu", "fp32")
 

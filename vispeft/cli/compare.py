@@ -11,8 +11,8 @@ import typer
 from vispeft.cli.terminal import console, say, show_table
 
 if TYPE_CHECKING:
-    from vispeft.evaluation.compare import Comparison, Estimate, Standing
-    from vispeft.evaluation.compare_files import Contender, Contest
+    from vispeft.evaluation.statistics.compare import Comparison, Estimate, Standing
+    from vispeft.evaluation.statistics.compare_files import Contender, Contest
 
 
 class Metric(StrEnum):
@@ -45,8 +45,8 @@ def compare(
 
     Example: vispeft compare runs/quickstart/lora runs/quickstart/adapter runs/quickstart/full
     """
-    from vispeft.evaluation.compare import compare as compare_entries
-    from vispeft.evaluation.compare_files import read_contest
+    from vispeft.evaluation.statistics.compare import compare as compare_entries
+    from vispeft.evaluation.statistics.compare_files import read_contest
 
     contest = read_contest(runs, annotations, is_grouped=group)
     for warning in contest.warnings:
@@ -54,7 +54,7 @@ def compare(
     entries = [contender.entry for contender in contest.contenders]
     found = compare_entries(entries, metric=metric.value, num_resamples=resamples, seed=seed)
     if json_file is not None:
-        from vispeft.evaluation.files import write_json
+        from vispeft.io.json_files import write_json
 
         write_json(json_file, _content(found, contest), indent=1)
     _show(found, contest)

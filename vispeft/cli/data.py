@@ -11,7 +11,7 @@ import typer
 from vispeft.cli.terminal import console, say
 
 if TYPE_CHECKING:
-    from vispeft.data import CheckReport, Problem
+    from vispeft.coco.problems import CheckReport, Problem
 
 app = typer.Typer(help="Data sets: check, repair, count, look at, split, convert, draw.", no_args_is_help=True)
 
@@ -31,7 +31,7 @@ def check(
 
     Example: vispeft data check train.json --images images
     """
-    from vispeft.data.check import check_dataset, write_fixed
+    from vispeft.data.reading.check import check_dataset, write_fixed
 
     if fix is not None:
         report = write_fixed(annotations, images, fix)
@@ -62,7 +62,7 @@ def stats(annotations: Annotations, images: OptionalImages = None) -> None:
 
     Example: vispeft data stats train.json
     """
-    from vispeft.data.coco import read_coco
+    from vispeft.data.reading.coco import read_coco
     from vispeft.data.stats import format_stats, set_stats
 
     coco_set = read_coco(annotations, images)
@@ -84,9 +84,9 @@ def show(
 
     Example: vispeft data show train.json --images images --out data.png
     """
-    from vispeft.data.coco import read_coco
-    from vispeft.data.show import contact_sheet
-    from vispeft.data.transforms import TrainTransform
+    from vispeft.data.reading.coco import read_coco
+    from vispeft.data.transforms.pipelines import TrainTransform
+    from vispeft.engine.contact_sheet import contact_sheet
 
     coco_set = read_coco(annotations, images)
     _tell(coco_set.report.warnings, "warning")
@@ -131,7 +131,7 @@ def yolo(
 
     Example: vispeft data convert yolo --images images --labels labels --names data.yaml --out coco.json
     """
-    from vispeft.data.convert import convert_yolo
+    from vispeft.data.converters import convert_yolo
 
     _tell(convert_yolo(images, labels, out, names=names), "warning")
     console().print(f"COCO file in {out}")
@@ -147,7 +147,7 @@ def labelme(
 
     Example: vispeft data convert labelme annotated --out coco.json
     """
-    from vispeft.data.convert import convert_labelme
+    from vispeft.data.converters import convert_labelme
 
     _tell(convert_labelme(folder, out, images=images), "warning")
     console().print(f"COCO file in {out}")
@@ -167,7 +167,7 @@ def masks(
 
     Example: vispeft data convert masks --images images --masks masks --name cell --out coco.json
     """
-    from vispeft.data.convert import convert_masks
+    from vispeft.data.converters import convert_masks
 
     _tell(convert_masks(images, masks, out, names=name, classes=classes), "warning")
     console().print(f"COCO file in {out}")
@@ -186,7 +186,7 @@ def shapes(
 
     Example: vispeft data shapes --out shapes --train 100 --val 40
     """
-    from vispeft.data.shapes import write_splits
+    from vispeft.synthetic import write_splits
 
     for path in write_splits(out, num_train=train, num_val=val, size=size, seed=seed, domain=domain):
         console().print(f"{path} (images in {out / 'images'})")

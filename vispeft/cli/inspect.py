@@ -21,8 +21,8 @@ def plan(
 
     Example: vispeft plan configs/paper_maskdino_r50_lora.yaml model.image_size=512
     """
-    from vispeft.assemble import estimate
     from vispeft.config import load_config
+    from vispeft.engine import estimate
 
     found = estimate(load_config(config, checked_words(overrides)))
     share = 100 / found.total_params
@@ -68,8 +68,8 @@ def sites(
 
     Example: vispeft sites configs/bundled_lora.yaml "decoder.layers.*.self_attn.*_proj"
     """
-    from vispeft.assemble import list_roles, list_sites
     from vispeft.config import load_config
+    from vispeft.engine import list_roles, list_sites
 
     patterns = [word for word in words or [] if "=" not in word]
     if len(patterns) > 1:

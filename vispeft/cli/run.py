@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vispeft.cli.depth import depth_files, write_depth
+from vispeft.cli.analysis import depth_files, write_depth
 from vispeft.cli.terminal import console, say, show_table
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def train(
     Example: vispeft train configs/bundled_lora.yaml data.train.annotations=train.json data.train.images=images
     data.val.annotations=val.json data.val.images=images train.steps=200
     """
-    from vispeft.assemble import begun_run_directory, new_run_directory, train_run
     from vispeft.config import load_config
+    from vispeft.engine import begun_run_directory, new_run_directory, train_run
     from vispeft.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -114,7 +114,7 @@ def evaluate(
     for warning in metrics.warnings:
         say(f"warning: {warning}")
     if json_file is not None:
-        from vispeft.evaluation.files import write_json
+        from vispeft.io.json_files import write_json
 
         write_json(json_file, metrics.to_dict(), indent=1)
     _show_figures(metrics.segm, metrics.bbox)
@@ -138,7 +138,7 @@ def predict(
 
     Example: vispeft predict runs/bundled_lora-1 photos --out predicted --threshold 0.4
     """
-    from vispeft.assemble import load_run, predict_images
+    from vispeft.engine import load_run, predict_images
 
     report = predict_images(load_run(run), images, out, threshold=threshold, device=device)
     console().print(
@@ -154,7 +154,7 @@ def merge(
 
     Example: vispeft merge runs/bundled_lora-1 --out model.safetensors
     """
-    from vispeft.assemble import load_run, write_merged
+    from vispeft.engine import load_run, write_merged
 
     write_merged(load_run(run), out)
     console().print(f"Plain checkpoint in {out}; use it by model.weights={out}")
@@ -173,7 +173,7 @@ def _evaluated(
     run: Path | None, overrides: list[str], predictions: Path | None, annotations: Path | None
 ) -> CocoMetrics:
     if predictions is None and annotations is None and run is not None:
-        from vispeft.assemble import evaluate_run
+        from vispeft.engine import evaluate_run
 
         return evaluate_run(run, overrides)
     if run is not None or predictions is None or annotations is None:

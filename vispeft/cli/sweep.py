@@ -90,7 +90,7 @@ def _conclusion(results: Results, root: Path) -> str:
 
 def _told_apart(result: SweepResult) -> list[str]:
     """Return the conclusion and notes of comparison.json; nothing unless it covers the trials complete now."""
-    from vispeft.evaluation.files import read_json
+    from vispeft.io.json_files import read_json
 
     path = result.directory.comparison
     content = read_json(path) if path.is_file() else {}

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vispeft.data.check import with_extras, write_json
-from vispeft.data.coco import read_coco
-from vispeft.data.sets import CocoSet
+from vispeft.coco.sets import CocoSet
+from vispeft.data.reading.check import with_extras, write_json
+from vispeft.data.reading.coco import read_coco
 from vispeft.errors import ConfigError, DataError
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from vispeft.data.sets import Annotation, CocoSet
+from vispeft.coco.sets import Annotation, CocoSet
 
 SMALL_BELOW = 32.0**2
 MEDIUM_BELOW = 96.0**2

@@ -1,6 +1,5 @@
-"""Training losses over `Predictions` and `Targets`: matching, and the criterion."""
+"""Pure functions of training losses that the criteria share: matching, points, masks, boxes."""
 
-from vispeft.losses.criterion import Criterion
 from vispeft.losses.matcher import CostWeights, HungarianMatcher, Match
 
-__all__ = ["CostWeights", "Criterion", "HungarianMatcher", "Match"]
+__all__ = ["CostWeights", "HungarianMatcher", "Match"]

@@ -1,9 +1,9 @@
 """Segmentation models as plain modules. Nothing here knows of parameter-efficient fine-tuning."""
 
-from vispeft.models.build import MODELS, SIZES, MaskDINOSize, build_model
 from vispeft.models.bundled import bundled_path, load_bundled, save_bundled
-from vispeft.models.checkpoints import load_weights
-from vispeft.models.mask_dino import MaskDINO
+from vispeft.models.mask_dino.model import MaskDINO
+from vispeft.models.registry import MODELS, SIZES, MaskDINOSize, build_model
+from vispeft.models.weights import load_weights
 
 __all__ = [
     "MODELS",

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from vispeft.errors import CheckpointError
-from vispeft.models.build import build_model
-from vispeft.models.checkpoints import load_state
-from vispeft.models.described import Description, read_description, save_described
-from vispeft.models.mask_dino import MaskDINO
+from vispeft.models.checkpoint_metadata import Description, read_description, save_described
+from vispeft.models.mask_dino.model import MaskDINO
+from vispeft.models.registry import build_model
+from vispeft.models.weights import load_state
 
 
 def bundled_path() -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import timm
 from torch import nn
 
-from vispeft.models.mask_dino import MaskDINO
+from vispeft.models.mask_dino.model import MaskDINO
 
 _PLAIN = {
     "blocks": "blocks.*",

@@ -1,19 +1,19 @@
 """Parameter-efficient fine-tuning of any torch model: what to train, where, and what to keep of it."""
 
-from vispeft.peft.adapter import Adapter
-from vispeft.peft.budget import Count, count
 from vispeft.peft.check import check
-from vispeft.peft.delta import Delta, Method, WeightDelta
-from vispeft.peft.dora import DoRA
+from vispeft.peft.checkpoint import AdapterFile, describe, load, save
+from vispeft.peft.count import Count, count
 from vispeft.peft.inject import disabled, inject, remove
-from vispeft.peft.lora import LoRA
-from vispeft.peft.merging import merge
+from vispeft.peft.interop.peft_library import load_peft, save_peft
+from vispeft.peft.merge import merge
+from vispeft.peft.methods.adapter import Adapter
+from vispeft.peft.methods.base import Delta, Method, WeightDelta
+from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.modes import train_mode
-from vispeft.peft.peft_library import load_peft, save_peft
 from vispeft.peft.plan import METHODS, Plan, method_from_dict
-from vispeft.peft.scale_shift import IA3, ScaleShift
-from vispeft.peft.site import Names, Site
-from vispeft.peft.store import AdapterFile, describe, load, save
+from vispeft.peft.targets import Names, Site
 
 __all__ = [
     "IA3",

@@ -19,12 +19,12 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
-from vispeft.peft.delta import Delta, WeightDelta
-from vispeft.peft.fused import held_back, hold_back, make_whole
-from vispeft.peft.lora import LinearLoRA
+from vispeft.peft.methods.base import Delta, WeightDelta
+from vispeft.peft.methods.fused import held_back, hold_back, make_whole
+from vispeft.peft.methods.lora import LinearLoRA
+from vispeft.peft.methods.replay import is_replayed, remember_source
 from vispeft.peft.plan import Plan
-from vispeft.peft.replay import is_replayed, remember_source
-from vispeft.peft.site import Names, Roles, Site
+from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized, refuse_unreal
 from vispeft.peft.wrappers import unwrapped
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from vispeft.peft.delta import Delta, WeightDelta
+from vispeft.peft.methods.base import Delta, WeightDelta
 from vispeft.peft.wrappers import wrapped_layers
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vispeft.errors import PlanError
-from vispeft.peft.adapter import Adapter
-from vispeft.peft.delta import Method
-from vispeft.peft.dora import DoRA
-from vispeft.peft.lora import LoRA
-from vispeft.peft.scale_shift import IA3, ScaleShift
-from vispeft.peft.site import nearest
+from vispeft.peft.methods.adapter import Adapter
+from vispeft.peft.methods.base import Method
+from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.scale_shift import IA3, ScaleShift
+from vispeft.peft.targets import nearest
 
 METHODS: dict[str, type[Method]] = {
     "lora": LoRA,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 
 from vispeft.errors import PlanError
-from vispeft.peft.site import Names
+from vispeft.peft.targets import Names
 
 
 def refuse_uninitialized(names: Names) -> None:

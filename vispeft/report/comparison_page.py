@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vispeft.errors import DataError
-from vispeft.evaluation.compare import Comparison, compare
-from vispeft.evaluation.compare_files import read_contest
+from vispeft.evaluation.statistics.compare import Comparison, compare
+from vispeft.evaluation.statistics.compare_files import read_contest
 from vispeft.report.charts import Chart, Series, line_chart
 from vispeft.report.formats import figure
 from vispeft.report.page import Cell, Interval, link_to, run_facts, span_of, write_page

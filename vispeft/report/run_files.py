@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
+from vispeft.coco.results import read_results
 from vispeft.errors import DataError
-from vispeft.evaluation import read_results
-from vispeft.evaluation.annotations import GroundTruth, read_ground_truth
-from vispeft.evaluation.files import read_object
+from vispeft.io.json_files import read_object
 
 _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.images")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.report.charts import Chart, Series, line_chart
-from vispeft.report.close_up import CATEGORY_COLUMNS, MOST_PREDICTIONS, CloseUp, look_closely
+from vispeft.report.error_analysis import CATEGORY_COLUMNS, MOST_PREDICTIONS, CloseUp, look_closely
 from vispeft.report.formats import NOTHING, defined, figure
 from vispeft.report.page import Cell, Fact, NextStep, environment_facts, run_facts, told_in_short, write_page
 from vispeft.report.run_files import RunFiles, read_run

@@ -14,12 +14,12 @@ from typing import Any
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from vispeft.data.files import inner_path
-from vispeft.data.images import read_picture
+from vispeft.coco.ground_truth import GroundTruth
+from vispeft.data.reading.files import inner_path
+from vispeft.data.reading.images import read_picture
 from vispeft.errors import DataError, VispeftError
-from vispeft.evaluation.annotations import GroundTruth
-from vispeft.report.overlays import Item, Matching, Outline, items_of, label_size, match, outlines
 from vispeft.report.run_files import RunFiles
+from vispeft.visualization.outlines import Item, Matching, Outline, items_of, label_size, match, outlines
 
 _MAX_SIDE = 640
 # bytes of one picture in a page

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from vispeft.errors import DataError
-from vispeft.evaluation.files import read_json, read_object
+from vispeft.io.json_files import read_json, read_object
 from vispeft.report.formats import defined
 from vispeft.report.page import Interval
 from vispeft.report.run_files import read_lines
@@ -42,7 +42,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Result of `vispeft.evaluation.compare` on a sweep's configurations.
+    """Result of `vispeft.evaluation.statistics.compare` on a sweep's configurations.
 
     intervals, differences: by the number of a configuration's first trial; differences to the best
     equals: first trial numbers of the configurations that are not distinguishable from the best

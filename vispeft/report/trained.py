@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from vispeft import peft
-from vispeft.peft.delta import Method
+from vispeft.peft.methods.base import Method
 
 # the part of a tensor's name after its site, such as `lora_2.a`
 _DELTA = re.compile(rf"(?P<name>{'|'.join(peft.METHODS)})(?:_(?P<number>\d+))?\.")

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from vispeft.errors import DataError
-from vispeft.evaluation.compare import Entry, compare
-from vispeft.evaluation.compare_files import read_contest
-from vispeft.evaluation.files import read_json, write_json
+from vispeft.evaluation.statistics.compare import Entry, compare
+from vispeft.evaluation.statistics.compare_files import read_contest
+from vispeft.io.json_files import read_json, write_json
 from vispeft.report.points import short_names, title_of
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.results import Configuration, Results

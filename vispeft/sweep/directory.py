@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from vispeft.assemble import RunDirectory
+from vispeft.engine import RunDirectory
 from vispeft.errors import ConfigError, TrainingError
 from vispeft.sweep.sweep import Sweep, load_sweep
 

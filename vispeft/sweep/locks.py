@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy
 
 from vispeft.errors import TrainingError
-from vispeft.training.locks import FileLock
+from vispeft.io.locks import FileLock
 
 _PATIENCE_SECONDS = 120.0
 _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}

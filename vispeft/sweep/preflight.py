@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vispeft.assemble.models import attach, build_base, check_weights_files, complete
 from vispeft.config import Config
+from vispeft.engine.build import attach, build_base, check_weights_files, complete
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.sweep.sweep import Run, Sweep
 

@@ -11,7 +11,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.config import dump_config
-from vispeft.evaluation.files import write_json
+from vispeft.io.json_files import write_json
 from vispeft.report import write_sweep_report
 from vispeft.sweep.directory import write_text
 from vispeft.sweep.schema import DIRECTIONS

@@ -18,13 +18,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.errors import TrainingError
+from vispeft.io.locks import FileLock
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.locks import StudyLock
 from vispeft.sweep.schema import DIRECTIONS
 from vispeft.sweep.space import Dimension
 from vispeft.sweep.storage import machine_id, open_storage, quiet, storage_url
 from vispeft.sweep.sweep import Run, Sweep
-from vispeft.training.locks import FileLock
 from vispeft.training.logs import METRICS_FILE, read_metrics
 
 INDEX, SEED, OWNER, SESSION = "index", "seed", "owner", "session"

@@ -12,12 +12,12 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from vispeft.assemble import DataSets, RunDirectory, read_sets, train_run
 from vispeft.config import Config
+from vispeft.engine import DataSets, RunDirectory, read_sets, train_run
 from vispeft.errors import TrainingError, VispeftError
 from vispeft.sweep.storage import STORAGE_ERRORS, beating
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
-from vispeft.training.feature_store import FeatureMemory
+from vispeft.training.feature_cache.store import FeatureMemory
 from vispeft.training.logs import METRICS_FILE, read_metrics
 from vispeft.training.memory import release_memory
 

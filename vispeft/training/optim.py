@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from vispeft.errors import TrainingError
-from vispeft.peft.delta import Delta, WeightDelta
-from vispeft.peft.site import Names, Roles
+from vispeft.peft.methods.base import Delta, WeightDelta
+from vispeft.peft.targets import Names, Roles
 
 FULL = "full"
 # tokens, position embeddings and attention biases: weight decay would pull them to zero, as it would biases

@@ -11,8 +11,8 @@ import torch.distributed
 from lightning_fabric import Fabric
 from torch import nn
 
-from vispeft.evaluation import to_coco_results
-from vispeft.evaluation.postprocessing import postprocess
+from vispeft.coco.results import to_coco_results
+from vispeft.models.postprocess import postprocess
 from vispeft.structures import AnyBatch
 from vispeft.training.memory import memory_bytes
 from vispeft.training.progress import format_bytes, open_progress

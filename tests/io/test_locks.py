@@ -1,0 +1,36 @@
+import subprocess
+import sys
+from pathlib import Path
+
+from vispeft.io.locks import FileLock
+
+HOLD = """
+import sys
+from pathlib import Path
+from vispeft.io.locks import FileLock
+assert FileLock.try_hold(Path(sys.argv[1])) is not None
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_file_lock__ends_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert FileLock.try_hold(path) is None
+        holder.kill()
+    assert FileLock.try_hold(path) is not None
+
+
+def test_file_lock__excludes_within_a_process_until_released(tmp_path: Path) -> None:
+    lock = FileLock.try_hold(tmp_path / "lock")
+    assert lock is not None
+    assert FileLock.try_hold(tmp_path / "lock") is None
+    lock.release(remove=True)
+    assert not (tmp_path / "lock").exists()
+    assert FileLock.try_hold(tmp_path / "lock") is not None

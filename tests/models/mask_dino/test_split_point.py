@@ -1,0 +1,157 @@
+"""A model continued from its kept features is the model, to the bit, whatever backbone it has."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vispeft.models import MaskDINO, build_model
+from vispeft.models.mask_dino.split_point import CutError, Front, Rest, find_cut, substituted
+from vispeft.structures import Predictions, Targets
+
+VIT = {"backbone": "vit_tiny_patch16_224", "backbone_options": {"depth": 3, "embed_dim": 48}}
+EVA = {"backbone": "eva02_tiny_patch14_224", "backbone_options": {"depth": 3}}
+RESNET = {"backbone": "resnet18"}
+CONVNEXT = {"backbone": "convnext_atto"}
+EFFICIENTNET = {"backbone": "efficientnet_b0"}
+BLOCKS = "backbone.body.model.blocks"
+
+CASES = {
+    "heads": (VIT, ["decoder.class_embed"], "pixel_decoder"),
+    "pixel decoder": (VIT, ["pixel_decoder"], f"{BLOCKS}.2"),
+    "pyramid": (VIT, ["backbone.pyramid"], f"{BLOCKS}.2"),
+    "last block": (VIT, [f"{BLOCKS}.2"], f"{BLOCKS}.1"),
+    "rotary block": (EVA, [f"{BLOCKS}.1"], f"{BLOCKS}.0"),
+    "stage of several maps": (RESNET, ["backbone.body.layer3"], "backbone.body.layer2"),
+    "maps that lie channels last": (CONVNEXT, ["backbone.body.stages_2"], "backbone.body.stages_1"),
+    "backbone in one piece": (EFFICIENTNET, ["pixel_decoder"], "backbone.body"),
+}
+
+
+def build(anatomy: dict[str, Any], trained: Sequence[str]) -> MaskDINO:
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "ffn_dim": 64, "mask_dim": 16, "num_queries": 12}
+    model = build_model("mask_dino", num_classes=2, size="tiny", image_size=64, **anatomy, **sizes)
+    model.requires_grad_(False).eval()
+    for name in trained:
+        model.get_submodule(name).requires_grad_(True)
+    return model
+
+
+def images_for(model: MaskDINO, count: int = 2) -> torch.Tensor:
+    side = 2 * model.size_divisor
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def equal(one: Predictions, other: Predictions) -> bool:
+    pairs = [(one.mask_features, other.mask_features)]
+    for a, b in zip(one.layers, other.layers, strict=True):
+        pairs += [(a.class_logits, b.class_logits), (a.boxes, b.boxes), (a.mask_embeddings, b.mask_embeddings)]
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rest__continues_to_the_bit(case: str) -> None:
+    anatomy, trained, name = CASES[case]
+    model = build(anatomy, trained)
+    images = images_for(model)
+    front = Front(model, images)
+    assert front.cut.name == name
+    # kept from a batch in another order; another batch size may change the last bit
+    features = [feature.flip(0).contiguous() for feature in front(model, images.flip(0))]
+    assert all(feature.is_contiguous() for feature in features)
+    with torch.no_grad():
+        assert equal(Rest(model, front)(features), model(images))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_rest__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
+    model = build(VIT, [f"{BLOCKS}.2", "decoder"])
+    model.set_activation_checkpointing(checkpointing)
+    images = images_for(model)
+    targets = [Targets(torch.zeros(1, dtype=torch.int64), torch.full((1, 4), 0.4), torch.ones(1, 64, 64) > 0)] * 2
+    front = Front(model, images)
+    model.train()
+    for frozen in ("backbone", "pixel_decoder"):
+        model.get_submodule(frozen).eval()
+    gradients = []
+    for module, inputs in ((model, images), (Rest(model, front), front(model, images))):
+        torch.manual_seed(3)
+        model.zero_grad()
+        predictions = module(inputs, targets)
+        assert predictions.denoising is not None
+        (predictions.final.mask_embeddings.square().sum() + predictions.final.class_logits.sum()).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert any(name.startswith(f"{BLOCKS}.2") for name in gradients[0])
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_rest__follows_the_model_and_leaves_it_as_it_was() -> None:
+    model = build(VIT, ["decoder.class_embed"])
+    keys, modules = list(model.state_dict()), dict(model.named_modules())
+    images = images_for(model)
+    front = Front(model, images)
+    rest, features = Rest(model, front), front(model, images)
+    with torch.no_grad():
+        model.decoder.class_embed.bias.add_(1.0)
+        assert equal(rest(features), model(images))
+    assert list(model.state_dict()) == keys
+    assert dict(model.named_modules()) == modules
+    assert {id(p) for p in rest.parameters()} == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("trained", "reason"),
+    [
+        ([f"{BLOCKS}.0.attn.qkv", "decoder"], r"`backbone\.body\.model\.blocks\.0\.attn\.qkv\.weight` is trained"),
+        (["backbone.body.model.patch_embed"], r"patch_embed\.proj\.weight`, which the first block builds on"),
+    ],
+    ids=["first block", "patch embedding"],
+)
+def test_find_cut__names_what_stands_in_the_way(trained: list[str], reason: str) -> None:
+    with pytest.raises(CutError, match=reason):
+        find_cut(build(VIT, trained))
+
+
+def test_front__refuses_what_is_random() -> None:
+    model = build(VIT, ["decoder"])
+    model.get_submodule(f"{BLOCKS}.1.attn").train()
+    with pytest.raises(CutError, match=r"`backbone\.body\.model\.blocks\.1\.attn\.qkv` is frozen, but in train mode"):
+        Front(model, images_for(model))
+
+
+class Counting(nn.Module):
+    """A block whose output depends on how many blocks like it ran before."""
+
+    def __init__(self, inner: nn.Module, seen: list[int]) -> None:
+        super().__init__()
+        self.inner, self.seen = inner, seen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(1)
+        y: torch.Tensor = self.inner(x)
+        return y + len(self.seen)
+
+
+def test_front__refuses_a_backbone_with_a_memory() -> None:
+    model = build(VIT, [f"{BLOCKS}.2"])
+    blocks, seen = model.get_submodule(BLOCKS), list[int]()
+    for name, block in list(blocks.named_children()):
+        blocks.add_module(name, Counting(block, seen))
+    with pytest.raises(CutError, match="gives other maps"):
+        Front(model.eval(), images_for(model))
+
+
+def test_substituted__copies_only_what_it_must() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
+    before = copy.deepcopy(model.state_dict())
+    changed = substituted(model, {"1.1": nn.Identity()})
+    assert isinstance(changed[1][1], nn.Identity)
+    assert isinstance(model[1][1], nn.ReLU)
+    assert changed[0] is model[0]
+    assert changed[1][0] is model[1][0]
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)

@@ -1,0 +1,111 @@
+"""A COCO dictionary that grows image by image, and the problems that were met on the way."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from vispeft.coco.problems import CheckReport, Findings, Problem, show
+from vispeft.data.reading.check import write_json
+from vispeft.data.reading.images import ImageHeader, quiet, read_header
+from vispeft.data.reading.scan import has_picture_ending
+from vispeft.errors import DataError
+
+
+@dataclass
+class Builder:
+    """Collect images and instances. Category ids count from 1 in the order of `names`."""
+
+    names: list[str]
+    findings: Findings = field(default_factory=Findings)
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_image(self, path: Path, root: Path) -> ImageHeader | None:
+        """Add an image file by its path relative to `root`. One that cannot be read is reported, and None returned."""
+        try:
+            with quiet():
+                header = read_header(path)
+        except DataError as error:
+            self.findings.warn("unreadable-image", "left out with its annotations.", str(error).removesuffix("."))
+            return None
+        file_name = path.relative_to(root).as_posix()
+        entry = {"id": len(self.images) + 1, "file_name": file_name, "height": header.height, "width": header.width}
+        self.images.append(entry)
+        return header
+
+    def add_polygons(self, category_idx: int, parts: Sequence[NDArray[np.float64]], subject: str) -> None:
+        """Add one instance of the latest image. parts: polygons, each [P, 2] x, y in pixels; cut to the image."""
+        height, width = self.images[-1]["height"], self.images[-1]["width"]
+        flat = [np.clip(points, 0, (width, height)).reshape(-1) for points in parts]
+        rle = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
+        self._add(category_idx, [numbers.tolist() for numbers in flat], rle, subject)
+
+    def add_mask(self, category_idx: int, mask: NDArray[np.bool_], subject: str) -> None:
+        """Add one instance of the latest image by its dense mask, [height, width]."""
+        rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+        self._add(category_idx, {"size": rle["size"], "counts": rle["counts"].decode("ascii")}, rle, subject)
+
+    def _add(self, category_idx: int, segmentation: Any, rle: Any, subject: str) -> None:
+        area = float(coco_mask.area(rle))
+        if area == 0:
+            self.findings.warn("no-pixel", "covers no pixel of its image; left out.", subject)
+            return
+        self.annotations.append(
+            {
+                "id": len(self.annotations) + 1,
+                "image_id": self.images[-1]["id"],
+                "category_id": category_idx + 1,
+                "segmentation": segmentation,
+                "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+                "area": area,
+                "iscrowd": 0,
+            }
+        )
+
+    def write(self, out: Path, source: Path) -> tuple[Problem, ...]:
+        """Write the COCO file and return the warnings, or raise one `DataError` that tells all refusals."""
+        if not self.findings.is_refused and not self.images:
+            self.findings.refuse("no-image", "holds no image to convert.", "")
+        elif not self.findings.is_refused and not self.annotations:
+            self.findings.refuse("no-instance", "holds no instance to convert.", "")
+        problems = self.findings.problems()
+        CheckReport(source, problems).raise_if_refused()
+        categories = [{"id": idx + 1, "name": name} for idx, name in enumerate(self.names)]
+        write_json(out, {"images": self.images, "categories": categories, "annotations": self.annotations})
+        return problems
+
+
+def checked_names(names: Sequence[Any], source: str) -> list[str]:
+    """Return class names as text, in order. Raises `DataError` for none, an empty one, or one that comes twice."""
+    texts = [str(name).strip() for name in names]
+    doubled = [name for name, count in Counter(texts).items() if count > 1]
+    if not texts or not all(texts) or doubled:
+        reason = f"{show(doubled[0])} comes twice" if doubled else "one is empty" if texts else "there is none"
+        raise DataError(f"{source}: every class must have a name of its own, but {reason}.")
+    return texts
+
+
+def key_of(path: Path, root: Path) -> str:
+    """Return what an image and its annotations have in common: the path below `root` without an image's ending."""
+    relative = path.relative_to(root).as_posix()
+    return composed(relative[: -len(path.suffix)] if has_picture_ending(path) else relative)
+
+
+def composed(text: str) -> str:
+    """Return a name with composed accents: macOS decomposes them."""
+    return unicodedata.normalize("NFC", text)
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list and the count of the others."""
+    listed = ", ".join(show(name) for name in names[:3])
+    return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed

@@ -1,0 +1,186 @@
+"""Folders of instance masks as COCO."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispeft.coco.problems import Findings, Problem, show
+from vispeft.data.converters.builder import Builder, checked_names, composed, key_of, some
+from vispeft.data.converters.mask_values import is_like_background, read_values, refuse_soft_edges, separate_parts
+from vispeft.data.reading.images import ImageHeader
+from vispeft.data.reading.scan import find_pictures
+from vispeft.errors import ConfigError, DataError
+
+_SEVERAL_PARTS = (
+    "one value with several separate parts, of which one instance was made; if this is a semantic mask, whose values "
+    "are classes, number its objects (`scipy.ndimage.label`) or save one mask per object."
+)
+_EMPTY = "nothing but background; no instance."
+_BACKGROUND = "a value on all corners and most of the image, of which an instance was made; a background must be 0."
+
+_LIKE_UNLABELLED = (
+    "the value 255 beside instances from 1 on without a gap, of which an instance was made; where it means unlabelled, "
+    "as in Pascal VOC, write 0."
+)
+_VOID = 255
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The mask files of one image. is_single: one file holds all instances, else each in `folder` holds one."""
+
+    folder: Path
+    paths: tuple[Path, ...]
+    is_single: bool
+
+
+class _MaskFolder:
+    """Mask files by the image they belong to: `a.png`, or a folder `a` of one file per instance."""
+
+    def __init__(self, folder: Path, skip: Sequence[Path]) -> None:
+        self._single: dict[str, list[Path]] = {}
+        self._grouped: dict[str, list[Path]] = {}
+        self.folder = folder
+        scan = find_pictures(folder, skip=skip)
+        self.passed_over = scan.passed_over
+        for path in scan.pictures:
+            self._single.setdefault(key_of(path, folder), []).append(path)
+            self._grouped.setdefault(composed(path.parent.relative_to(folder).as_posix()), []).append(path)
+        self._used: set[Path] = set()
+
+    def of(self, key: str) -> _Found | None:
+        """The masks of an image; None without any, no file for an empty folder."""
+        single = self._single.get(key, [])
+        if len(single) > 1:
+            raise DataError(f"{some([str(path) for path in single])} are masks of one image; keep one.")
+        paths = single or self._grouped.get(key, [])
+        self._used.update(paths)
+        return _Found(self.folder / key, tuple(paths), bool(single)) if paths or (self.folder / key).is_dir() else None
+
+    def unused(self) -> list[Path]:
+        """The files that belong to no image so far."""
+        return [path for paths in self._single.values() for path in paths if path not in self._used]
+
+
+def convert_masks(
+    images: Path, masks: Path, out: Path, *, names: Sequence[str], classes: Path | None = None
+) -> tuple[Problem, ...]:
+    """Write instance masks as COCO. Returns warnings; what cannot be converted safely is refused.
+
+    masks: for the image `a.jpg` either `a.png` (or TIFF, BMP, GIF), in which every value but 0 (and 255 in a palette
+    file: unlabelled, as in Pascal VOC) is one instance, or a folder `a` with one file per instance
+    classes: folder of files with class values (1 for the first name), for more than one class; an instance gets the
+    value that most of its pixels have
+    """
+    if classes is None and len(names) != 1:
+        raise ConfigError(f"`names` must be one class where `classes` is not given, but is {list(names)}.")
+    if masks.exists() and images.exists() and masks.samefile(images):
+        raise DataError(f"{masks}: images and masks must lie in two folders, for a mask is an image too.")
+    builder = Builder(checked_names(names, "`names`"))
+    others = [masks] if classes is None else [masks, classes]
+    scan = find_pictures(images, skip=others)
+    scan.tell(builder.findings)
+    found = _MaskFolder(masks, [images, *others[1:]])
+    kinds = None if classes is None else _MaskFolder(classes, [images, masks])
+    bare = []
+    for path in scan.pictures:
+        files, header = found.of(key_of(path, images)), builder.add_image(path, images)
+        if files is None:
+            bare.append(path)
+        elif header is not None:
+            _add_instances(
+                builder, files, header, None if kinds is None else _class_values(kinds, path, images, header)
+            )
+    if scan.pictures and len(bare) == len(scan.pictures):
+        raise DataError(_nothing_found(images, masks, bare, found.unused() or found.passed_over))
+    _tell_unmatched(builder.findings, images, masks, bare, found.unused())
+    return builder.write(out, images)
+
+
+def _add_instances(builder: Builder, files: _Found, header: ImageHeader, kinds: NDArray[np.int64] | None) -> None:
+    for mask, subject in _instances(files, header, builder.findings):
+        value = 1 if kinds is None else int(_most_frequent(kinds[mask]))
+        if not 1 <= value <= len(builder.names):
+            raise DataError(f"{subject} has the class value {value}, but there are {len(builder.names)} names.")
+        builder.add_mask(value - 1, mask, subject)
+
+
+def _instances(files: _Found, header: ImageHeader, findings: Findings) -> Iterator[tuple[NDArray[np.bool_], str]]:
+    """Yield the masks of an image and their places; note what is suspicious."""
+    if not files.paths:
+        findings.warn("empty-mask", _EMPTY, str(files.folder))
+    for path in files.paths:
+        values = read_values(path, header)
+        refuse_soft_edges(path, values)
+        present = np.unique(values[values > 0])
+        if len(present) == 0:
+            findings.warn("empty-mask", _EMPTY, str(path))
+        if len(present) > 1 and not files.is_single:
+            raise DataError(
+                f"{path} holds {len(present)} values, but a file in a folder of masks must be one instance; for a file "
+                "of several instances give it the name of its image and put it beside the folder."
+            )
+        if files.is_single and len(present) > 1 and present[-1] == _VOID > len(present) == present[-2] + 1:
+            findings.warn("value-255", _LIKE_UNLABELLED, str(path))
+        for value in present:
+            mask, subject = values == value, f"value {value} of {path}"
+            if files.is_single and (parts := separate_parts(mask)) > 1:
+                findings.warn("several-parts", _SEVERAL_PARTS, f"{subject} ({parts} parts)")
+            if is_like_background(mask):
+                findings.warn("like-background", _BACKGROUND, subject)
+            yield mask, subject
+
+
+def _class_values(kinds: _MaskFolder, path: Path, images: Path, header: ImageHeader) -> NDArray[np.int64]:
+    files = kinds.of(key_of(path, images))
+    if files is None or not files.is_single:
+        raise DataError(f"{kinds.folder} must hold a file of class values for {path}, named as it but for the ending.")
+    return read_values(files.paths[0], header)
+
+
+def _most_frequent(values: NDArray[np.int64]) -> np.int64:
+    present, counts = np.unique(values, return_counts=True)
+    return np.int64(present[counts.argmax()])
+
+
+def _nothing_found(images: Path, masks: Path, bare: Sequence[Path], unused: Sequence[Path]) -> str:
+    place = masks / key_of(bare[0], images)
+    held = some([path.relative_to(masks).as_posix() for path in unused]) if unused else "no file"
+    return (
+        f"{masks}: for none of the {len(bare)} images a mask was found (looked for {place}.png, {place}.tif "
+        f"and the like, and {place}/*.png). It holds {held}; give each mask the name of its image."
+    )
+
+
+def _tell_unmatched(
+    findings: Findings, images: Path, masks: Path, bare: Sequence[Path], unused: Sequence[Path]
+) -> None:
+    """Note images without a mask: refused where a mask of a like name is left, for it would become background."""
+    named: set[Path] = set()
+    for path in bare:
+        subject = show(path.relative_to(images).as_posix())
+        near = [each for each in unused if _is_named_after(each, path)]
+        named.update(near)
+        if near:
+            sentence = "no mask of the image's name, though one of a like name is there; rename it."
+            held = some([each.relative_to(masks).as_posix() for each in near])
+            findings.refuse("mask-of-like-name", sentence, f"{subject} ({held})")
+        else:
+            findings.warn("no-mask", "no mask; background.", subject)
+    for path in unused:
+        if path not in named:
+            sentence = "masks without an image; left out."
+            findings.warn("no-image-of-mask", sentence, show(path.relative_to(masks).as_posix()))
+
+
+def _is_named_after(mask: Path, image: Path) -> bool:
+    """Tell whether an image's name is part of a mask's, as in `1_mask.png`, but not `11.png`, for `1.jpg`."""
+    stem = composed(image.stem).casefold()
+    before, after = (r"\d" if edge.isdigit() else r"[^\W\d_]" for edge in (stem[:1], stem[-1:]))
+    return re.search(f"(?<!{before}){re.escape(stem)}(?!{after})", composed(mask.stem).casefold()) is not None

@@ -1,0 +1,1 @@
+"""Sampling, collation and loading of batches."""

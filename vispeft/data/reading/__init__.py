@@ -1,0 +1,1 @@
+"""Reading of COCO data sets and their images."""

@@ -1,0 +1,73 @@
+"""Report of all problems of a data set at once, and a repaired copy of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from vispeft.coco.problems import CheckReport, Findings
+from vispeft.coco.sets import CocoSet, to_annotations
+from vispeft.coco.values import as_integer
+from vispeft.data.reading.coco import examine, load_document
+from vispeft.data.reading.crowded import crowded_problems
+from vispeft.data.reading.files import Headers
+from vispeft.errors import DataError
+
+
+def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
+    """Report all problems of a COCO instance file and its images.
+
+    `refused`: training would not start on it. `is_fixable`: `write_fixed` makes a copy on which it would.
+    """
+    headers: Headers = {}
+    coco_set, report = examine(annotations, images, check_images=True, headers=headers)
+    if coco_set is not None:
+        return replace(report, problems=report.problems + crowded_problems(coco_set))
+    return replace(report, repaired=examine(annotations, images, check_images=True, repair=True, headers=headers)[1])
+
+
+def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
+    """Write a repaired copy of a COCO instance file and return the report of what was left out or mended.
+
+    Bad annotations and images are left out; known wrong forms of `segmentation` are rewritten; missing `bbox`, `area`,
+    `iscrowd`, `height` and `width` are filled in; ids that are missing, doubled, text or below 1 become new ones;
+    categories of the same name get their id added to it, or go where no annotation uses them; a `file_name` that is not
+    there becomes the name of the one file that it must mean.
+    Raises `DataError` where mending would be guessing.
+    """
+    if out.exists() and out.samefile(annotations):
+        raise DataError(f"{out} is the file to repair; name another one for the repaired copy.")
+    coco_set, report = examine(annotations, images, check_images=True, repair=True)
+    report.raise_if_refused()
+    if coco_set is None:
+        raise DataError(f"{annotations} cannot be repaired.")
+    write_json(out, with_extras(coco_set))
+    return report
+
+
+def with_extras(coco_set: CocoSet) -> dict[str, Any]:
+    """The COCO dictionary of a set, with the `info`, `licenses` and further image and category keys of its file."""
+    document = load_document(coco_set.annotations_path, Findings(is_repairing=True)) or {}
+    result = to_annotations(coco_set)
+    for key in ("images", "categories"):
+        extras = {as_integer(entry.get("id")): entry for entry in document.get(key, []) if isinstance(entry, dict)}
+        result[key] = [{**extras.get(entry["id"], {}), **entry} for entry in result[key]]
+    return {**{key: document[key] for key in ("info", "licenses") if key in document}, **result}
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(json.dumps(document), encoding="utf-8")
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}).") from error

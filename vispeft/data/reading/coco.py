@@ -1,0 +1,250 @@
+"""Reader of COCO instance files: malformed files never crash it, and wrong entries are reported, never trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vispeft.coco.categories import read_categories, with_category_list
+from vispeft.coco.identifiers import with_integer_ids
+from vispeft.coco.instances import read_annotations, tell_of_crowds
+from vispeft.coco.named_files import why_no_file_name, with_file_names
+from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.problems import CheckReport, Findings, show
+from vispeft.coco.sets import Annotation, CocoSet, Groups, ImageEntry
+from vispeft.coco.values import as_integer, is_text
+from vispeft.data.reading.files import Headers, check_files, find_files
+from vispeft.data.reading.images import LARGEST_IMAGE
+from vispeft.errors import DataError
+
+# gzip, zip, bzip2, xz
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")
+
+
+def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True) -> CocoSet:
+    """Read a COCO instance file. What was left out or mended stands in `.report.warnings`, for the caller to tell.
+
+    images: the folder that `file_name` is relative to; None where only the annotations matter
+    check_images: look at every image file: that it is there, whole and of the size the JSON gives
+
+    Raises one `DataError` that tells everything that keeps the file from being used.
+    """
+    coco_set, report = examine(Path(annotations), None if images is None else Path(images), check_images=check_images)
+    report.raise_if_refused()
+    if coco_set is None:
+        raise DataError(f"{annotations} cannot be used.")
+    return coco_set
+
+
+def examine(
+    annotations: Path,
+    images: Path | None,
+    *,
+    check_images: bool,
+    repair: bool = False,
+    headers: Headers | None = None,
+) -> tuple[CocoSet | None, CheckReport]:
+    """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file.
+
+    repair: leave out or mend what else would be refused, as far as that can be done without guessing
+    headers: of image files that are known already, from an earlier look at the same set; new ones are added
+    """
+    findings = Findings(is_repairing=repair)
+    document = load_document(annotations, findings)
+    if document is None:
+        return None, CheckReport(annotations, findings.problems())
+    if repair:
+        document = with_file_names(with_integer_ids(document, findings), images, findings)
+    categories = read_categories(document["categories"], document["annotations"], findings)
+    entries = _read_images(document["images"], images, findings)
+    if images is not None:
+        entries = find_files(entries, images, document["annotations"], findings, check_images=check_images)
+        if check_images:
+            known = {} if headers is None else headers
+            entries = check_files(entries, images, document["annotations"], findings, known)
+    entries = _with_usable_sizes(entries, findings)
+    listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
+    found = read_annotations(document["annotations"], categories, entries, listed, findings)
+    instances = [a for a in found if not a.is_crowd]
+    tell_of_crowds(document["annotations"], len(instances), findings)
+    report = CheckReport(
+        annotations, findings.problems(), len(categories), len(entries), len(instances), len(found) - len(instances)
+    )
+    if report.refused:
+        return None, report
+    instances_of, crowds_of = _grouped(found, entries)
+    kinds, pictures = tuple(categories.values()), tuple(entries.values())
+    return CocoSet(annotations, images, kinds, pictures, instances_of, crowds_of, report), report
+
+
+def _grouped(found: Iterable[Annotation], image_ids: Iterable[int]) -> tuple[Groups, Groups]:
+    """Instances and crowd regions of each image, in the order of the images."""
+    per_image: dict[int, tuple[list[Annotation], list[Annotation]]] = {identifier: ([], []) for identifier in image_ids}
+    for annotation in found:
+        per_image[annotation.image_id][annotation.is_crowd].append(annotation)
+    return Groups(pair[0] for pair in per_image.values()), Groups(pair[1] for pair in per_image.values())
+
+
+def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
+    """The three lists of a COCO instance file, or None with the reason among the findings."""
+    document = _load_json(path, findings)
+    if findings.is_refused:
+        return None
+    hint = hint_of_other_form(document)
+    if not isinstance(document, dict) or hint:
+        sentence = "the top level must be an object with images, annotations and categories"
+        findings.refuse("not-coco", f"{sentence}; {hint}." if hint else f"{sentence}.", "")
+        return None
+    document = with_category_list(document, findings)
+    for key in ("images", "categories", "annotations"):
+        _require_list(document, key, findings)
+    if not findings.is_refused and any(
+        isinstance(a, dict) and "segments_info" in a for a in document["annotations"][:1]
+    ):
+        findings.refuse(
+            "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
+        )
+    return None if findings.is_refused else document
+
+
+def _load_json(path: Path, findings: Findings) -> Any:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        findings.refuse("no-file", "the annotation file does not exist.", "")
+        return None
+    except IsADirectoryError:
+        findings.refuse("no-file", "must be an annotation file, but is a folder.", "")
+        return None
+    except (OSError, ValueError) as error:
+        findings.refuse("no-file", f"the annotation file cannot be read ({error}).", "")
+        return None
+    if not content.strip():
+        findings.refuse("not-json", "the annotation file is empty.", "")
+        return None
+    if content.startswith(_COMPRESSED):
+        findings.refuse("not-json", "is not JSON but a compressed file; unpack it first.", "")
+        return None
+    try:
+        return json.loads(content, object_pairs_hook=partial(_object, findings))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}, character {error.pos}"
+        cut = "; the file seems to be cut off" if _is_cut_off(error) else ""
+        findings.refuse("not-json", f"is not valid JSON: {error.msg.removesuffix(' at')} at {where}{cut}.", "")
+    except UnicodeDecodeError as error:
+        findings.refuse("not-json", f"is not valid JSON: it is no UTF-8 text (byte {error.start}).", "")
+    except RecursionError:
+        findings.refuse("not-json", "is not valid JSON for a COCO file: it is nested too deeply.", "")
+    except ValueError as error:
+        findings.refuse("not-json", f"is not valid JSON for a COCO file: {error}.", "")
+    return None
+
+
+def _object(findings: Findings, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object of a JSON file. A key with two values is reported; JSON readers silently keep the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key in {key: None for key, value in pairs if found[key] != value}:
+            findings.refuse(
+                "duplicate-key",
+                "the key stands twice in one object, with different values; keep one of them.",
+                f"`{show(key)}`" + (f" (of id {show(found['id'])})" if "id" in found else ""),
+                repair="the key stands twice in one object, with different values; the last one is used.",
+            )
+    return found
+
+
+def _is_cut_off(error: json.JSONDecodeError) -> bool:
+    text = error.doc.rstrip()
+    if error.msg.startswith("Unterminated string"):
+        return True
+    return error.pos >= len(text) - (text[-1:] not in ("]", "}")) and error.msg != "Extra data"
+
+
+def _require_list(document: dict[str, Any], key: str, findings: Findings) -> None:
+    if key not in document:
+        findings.refuse(f"no-{key}-key", f"has no `{key}` key, so it is no COCO instance file.", "")
+    elif not isinstance(document[key], list):
+        findings.refuse(f"bad-{key}", f"`{key}` must be a list, but is {show(document[key])}.", "")
+    elif not document[key]:
+        findings.refuse(f"no-{key}", f"lists no {key}: its `{key}` is empty.", "")
+
+
+def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dict[int, ImageEntry]:
+    """Image entries by id in the order of the file; a height or width of 0 means that the file gives none."""
+    entries: dict[int, ImageEntry] = {}
+    for place, item in enumerate(raw):
+        identifier = as_integer(item.get("id")) if isinstance(item, dict) else None
+        file_name = item.get("file_name") if isinstance(item, dict) else None
+        if identifier is None:
+            shown = show(item.get("id")) if isinstance(item, dict) else show(item)
+            findings.refuse(
+                "bad-image-id",
+                "image ids must be integers.",
+                f"images[{place}] with id {shown}",
+                repair="no integer id; left out.",
+            )
+        elif not isinstance(file_name, str) or not is_text(file_name):
+            findings.refuse(
+                "bad-file-name",
+                why_no_file_name(item),
+                f"image {identifier} (file_name {show(file_name)})",
+                repair="no `file_name` that a file can have; left out with its annotations.",
+            )
+        elif identifier in entries:
+            _tell_double(entries[identifier], item, findings)
+        else:
+            sides = _sides(item, findings, identifier)
+            if sides is not None:
+                entries[identifier] = ImageEntry(identifier, file_name, folder and folder / file_name, *sides)
+    counts = Counter(os.path.normpath(entry.file_name) for entry in entries.values())
+    for file_name, count in counts.items():
+        if count > 1:
+            findings.warn("same-file-twice", "listed more than once; each entry is used.", show(file_name))
+    return entries
+
+
+def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:
+    """Report a second entry of an image id: a warning for the same image, a refusal for another."""
+    name = show(item["file_name"])
+    sides = tuple(as_integer(item.get(key)) or 0 for key in ("height", "width"))
+    if (entry.file_name, entry.height, entry.width) == (item["file_name"], *sides):
+        findings.warn("same-image-twice", "the same entry twice; used once.", f"image id {entry.id} ({name})")
+        return
+    names = f"image id {entry.id} ({show(entry.file_name)} and {name})"
+    findings.refuse("duplicate-image-id", "stands for two images; annotations cannot tell them apart.", names)
+
+
+def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tuple[int, int] | None:
+    given = [item.get("height"), item.get("width")]
+    if given == [None, None]:
+        return 0, 0
+    height, width = (as_integer(value) for value in given)
+    if height is not None and width is not None and height > 0 and width > 0:
+        return height, width
+    findings.refuse(
+        "bad-image-size",
+        "`height` and `width` must be positive integers.",
+        f"image {identifier} (height {show(given[0])}, width {show(given[1])})",
+        repair="`height` and `width` are no positive integers; taken from the file.",
+    )
+    return (0, 0) if findings.is_repairing else None
+
+
+def _with_usable_sizes(entries: dict[int, ImageEntry], findings: Findings) -> dict[int, ImageEntry]:
+    kept = {}
+    for entry in entries.values():
+        if entry.height < 1:
+            findings.refuse("no-image-size", "has no `height` and `width`; give the image folder.", f"image {entry.id}")
+        elif entry.height * entry.width > LARGEST_IMAGE:
+            subject = f"{show(entry.file_name)} ({entry.width}x{entry.height})"
+            sentence = f"more than {LARGEST_IMAGE:,} pixels; left out with its annotations. Cut it into tiles."
+            findings.warn("image-too-large", sentence, subject)
+        else:
+            kept[entry.id] = entry
+    return kept

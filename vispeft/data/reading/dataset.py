@@ -1,0 +1,86 @@
+"""A COCO set as samples at network size, repeatable to the bit for a given seed and draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vispeft.coco.sets import CocoSet
+from vispeft.data.reading.images import Picture, read_picture
+from vispeft.data.transforms.pipelines import Transform
+from vispeft.errors import DataError
+from vispeft.structures import ImageMeta
+
+CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One use of an image. index: place in the set; number: of its augmentation, new each time or one of a few."""
+
+    index: int
+    number: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network input before padding.
+
+    image: [3, h, w] uint8 RGB
+    labels: [T] int64; boxes_xyxy: [T, 4] float32 in pixels of `image`; masks: [T, h, w] bool
+    """
+
+    image: Tensor
+    labels: Tensor
+    boxes_xyxy: Tensor
+    masks: Tensor
+    meta: ImageMeta
+
+
+class InstanceDataset(Dataset[Sample]):
+    """Samples of a `CocoSet`. A sample depends only on `seed`, its index and its draw number.
+
+    cache_bytes: decoded pictures are kept up to this many bytes in each process
+    """
+
+    def __init__(
+        self, coco_set: CocoSet, transform: Transform, *, seed: int = 0, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.coco_set = coco_set
+        self.transform = transform
+        self.seed = seed
+        self.cache_bytes = cache_bytes
+        self._cache: dict[int, Picture] = {}
+        self._cached_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.coco_set)
+
+    def __getitem__(self, key: int | Draw) -> Sample:
+        draw = key if isinstance(key, Draw) else Draw(range(len(self))[key])
+        entry = self.coco_set.images[draw.index]
+        rng = np.random.default_rng((self.seed, draw.number, draw.index))
+        annotations = self.coco_set.annotations[draw.index]
+        example = self.transform(self._picture(draw.index), annotations, entry.height, entry.width, rng)
+        height, width = example.image.shape[1:]
+        meta = ImageMeta(entry.id, entry.file_name, entry.height, entry.width, height, width)
+        return Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return the state without the cache, so that worker processes start with an empty one."""
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+
+    def _picture(self, index: int) -> Picture:
+        if index in self._cache:
+            return self._cache[index]
+        path = self.coco_set.images[index].path
+        if path is None:
+            raise DataError("The set was read without an image folder; pass `images` to `read_coco`.")
+        picture = read_picture(path, long_side=self.transform.longest_needed)
+        if self._cached_bytes + picture.pixels.nbytes <= self.cache_bytes:
+            self._cache[index] = picture
+            self._cached_bytes += picture.pixels.nbytes
+        return picture

@@ -1,7 +1,0 @@
-"""Synthetic instance segmentation pictures with exact masks: endless for pretraining, or written as a COCO set."""
-
-from vispeft.data.shapes.coco import write_coco, write_splits
-from vispeft.data.shapes.contours import SHAPE_NAMES
-from vispeft.data.shapes.render import DOMAINS, Domain, Scene, find_domain, render_scene
-
-__all__ = ["DOMAINS", "SHAPE_NAMES", "Domain", "Scene", "find_domain", "render_scene", "write_coco", "write_splits"]

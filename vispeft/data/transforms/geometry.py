@@ -1,0 +1,129 @@
+"""The place of a network input in its image: one crop, scale, flip and quarter turn, the same for pixels and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from vispeft.coco.segmentation import FloatArray, Polygons, Rle, Segmentation, rasterize
+from vispeft.data.reading.images import Picture
+
+AREA_BELOW = 0.6
+"""Below this scale the pixels that fall together are averaged; above it bilinear is as good, and faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window of the image, in order: cut, scaled, turned counter-clockwise, mirrored.
+
+    left, top, right, bottom: the window in pixels of the image, within it
+    width, height: the window's size after scaling, before turning, at least 1
+    quarter_turns: 0 to 3
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    width: int
+    height: int
+    quarter_turns: int = 0
+    is_mirrored: bool = False
+    is_flipped: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return (self.width, self.height) if self.quarter_turns % 2 else (self.height, self.width)
+
+    def pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        """The window of a decoded picture. Returns [h, w, 3] uint8, contiguous."""
+        reduced_height, reduced_width = picture.pixels.shape[:2]
+        r = picture.reduction
+        left, top = min(self.left // r, reduced_width - 1), min(self.top // r, reduced_height - 1)
+        right, bottom = max(-(-self.right // r), left + 1), max(-(-self.bottom // r), top + 1)
+        window = _resize(picture.pixels[top:bottom, left:right], self.width, self.height)
+        # a copy: a side of one pixel counts as contiguous even where it is mirrored, which torch does not take
+        return np.array(self._turn(window), order="C")
+
+    def points(self, points: FloatArray) -> FloatArray:
+        """Image coordinates as coordinates of the result. points: [P, 2] x, y."""
+        scale = (self.width / (self.right - self.left), self.height / (self.bottom - self.top))
+        points = (points - (self.left, self.top)) * scale
+        width, height = self.width, self.height
+        for _ in range(self.quarter_turns):
+            points = np.stack([points[:, 1], width - points[:, 0]], 1)
+            width, height = height, width
+        if self.is_mirrored:
+            points = np.stack([width - points[:, 0], points[:, 1]], 1)
+        if self.is_flipped:
+            points = np.stack([points[:, 0], height - points[:, 1]], 1)
+        return points
+
+    def masks(self, segmentations: Sequence[Segmentation]) -> NDArray[np.uint8]:
+        """Dense masks in the result. Returns [T, h, w] uint8 of 0 and 1; a mask outside the window is empty."""
+        out = np.zeros((len(segmentations), *self.size), np.uint8)
+        for mask, segmentation in zip(out, segmentations, strict=True):
+            if isinstance(segmentation, Polygons):
+                height, width = self.size
+                rasterize([self.points(part) for part in segmentation.parts], height, width, mask)
+            else:
+                self._draw_rle(segmentation, mask)
+        return out
+
+    def _draw_rle(self, rle: Rle, out: NDArray[np.uint8]) -> None:
+        left, right = max(rle.columns[0], self.left), min(rle.columns[1], self.right)
+        if left >= right:
+            return
+        columns = rle.crop(left, right)[self.top : self.bottom]
+        window = np.zeros((self.bottom - self.top, self.right - self.left), np.uint8)
+        window[:, left - self.left : right - self.left] = columns * 255
+        out[:] = self._turn(_resize(window, self.width, self.height)) >= 128
+
+    def _turn(self, window: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        window = np.rot90(window, self.quarter_turns)
+        if self.is_mirrored:
+            window = window[:, ::-1]
+        if self.is_flipped:
+            window = window[::-1]
+        return window
+
+
+def _resize(window: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    if window.shape[:2] == (height, width):
+        return window
+    is_small = height < AREA_BELOW * window.shape[0] or width < AREA_BELOW * window.shape[1]
+    method = cv2.INTER_AREA if is_small else cv2.INTER_LINEAR
+    resized: NDArray[np.uint8] = np.asarray(cv2.resize(window, (width, height), interpolation=method), np.uint8)
+    return resized
+
+
+def boxes_of(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Boxes around the ones of dense masks, [T, h, w]. Returns [T, 4] xyxy in pixels, all zero for an empty mask."""
+    boxes = np.zeros((len(masks), 4), np.int64)
+    for box, mask in zip(boxes, masks, strict=True):
+        x, y, width, height = cv2.boundingRect(mask)
+        if width > 0:
+            box[:] = x, y, x + width, y + height
+    return boxes
+
+
+def fit(height: int, width: int, image_size: int) -> View:
+    """The whole image with its longer side brought to `image_size`; no side falls below 1 pixel."""
+    scale = image_size / max(height, width)
+    return View(0, 0, width, height, max(round(width * scale), 1), max(round(height * scale), 1))
+
+
+def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float) -> View:
+    """The image at `scale` times its fitted size; beyond `image_size` a window at `x`, `y` in 0..1 of the slack."""
+    zoom = scale * image_size / max(height, width)
+    window_width = min(width, max(round(image_size / zoom), 1))
+    window_height = min(height, max(round(image_size / zoom), 1))
+    left, top = round(x * (width - window_width)), round(y * (height - window_height))
+    out_width = min(max(round(window_width * zoom), 1), image_size)
+    out_height = min(max(round(window_height * zoom), 1), image_size)
+    return View(left, top, left + window_width, top + window_height, out_width, out_height)

@@ -1,0 +1,30 @@
+"""Configuration -> model, plan, loaders, optimizer, run: the one composer."""
+
+from vispeft.engine.estimate import Estimate, RoleRow, SiteRow, estimate, list_roles, list_sites
+from vispeft.engine.loaders import DataSets, read_sets
+from vispeft.engine.predict import PredictionReport, predict_images
+from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
+from vispeft.engine.saved_runs import LoadedRun, evaluate_run, load_run, write_merged
+from vispeft.engine.train import RunResult, train_run
+
+__all__ = [
+    "DataSets",
+    "Estimate",
+    "LoadedRun",
+    "PredictionReport",
+    "RoleRow",
+    "RunDirectory",
+    "RunResult",
+    "SiteRow",
+    "begun_run_directory",
+    "estimate",
+    "evaluate_run",
+    "list_roles",
+    "list_sites",
+    "load_run",
+    "new_run_directory",
+    "predict_images",
+    "read_sets",
+    "train_run",
+    "write_merged",
+]

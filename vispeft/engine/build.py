@@ -1,0 +1,213 @@
+"""Configuration -> base model, plan, and the model that training changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vispeft import peft
+from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
+from vispeft.errors import ConfigError, PlanError
+from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models.backbones.input_size import check_image_size
+from vispeft.models.checkpoint_metadata import Description, read_description
+from vispeft.models.roles import roles_for
+from vispeft.models.weights import num_classes_in, require_file
+from vispeft.training.devices import trains_on_cpu
+
+BUNDLED = "bundled"
+PRETRAINED = "pretrained"
+NONE = "none"
+DEFAULT_IMAGE_SIZE = 640
+# arguments of `timm.create_model` that name weights
+_WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained_cfg_overlay"}
+# what the bundled base was trained at
+BUNDLED_IMAGE_SIZE = 256
+# for the class head where its rows are new, see docs/results.md
+CLASS_HEAD_LR_SCALE = 10.0
+
+
+def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> MaskDINO:
+    """The base model, before anything is attached, on the CPU; its backbone has been tried at `model.image_size`.
+
+    Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
+    same configuration always gives the same base; the caller's random state stays as it is.
+
+    with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        model = _weighted(config.model, num_classes, with_weights)
+    if config.model.image_size is not None:
+        check_image_size(model.backbone, config.model.image_size)
+    if config.model.activation_checkpointing:
+        _checkpoint_activations(model, config.model)
+    return model
+
+
+def check_backbone(config: Config) -> None:
+    """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
+    model = config.model.model_copy(update={"image_size": size_of(config.model)})
+    build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
+
+
+def check_weights_files(config: ModelConfig) -> None:
+    """Raise CheckpointError where a weights file that the configuration names is not there."""
+    if config.weights not in (BUNDLED, PRETRAINED, NONE):
+        require_file(_weights_file(config), "model.weights")
+    if config.backbone_weights is not None:
+        require_file(config.backbone_weights, "model.backbone_weights")
+
+
+def size_of(model: ModelConfig) -> int:
+    """Side of the network's input in pixels."""
+    return model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
+
+
+def complete(config: Config, num_images: int) -> Config:
+    """Return the configuration with all defaults filled in, for a training set of `num_images` images."""
+    return resolve(config, num_images, size_of(config.model), on_cpu=trains_on_cpu(config.train.device))
+
+
+def with_class_head_rates(config: Config, num_classes: int) -> Config:
+    """Fill in `train.regions` where the user left it empty, for `num_classes` classes.
+
+    Class rows that the weights did not bring all start as one and the same mean row, from which the rate that suits the
+    pretrained rest moves them too slowly: things are found, but not named. They get `CLASS_HEAD_LR_SCALE` times it.
+    """
+    if config.train.regions is not None:
+        return config
+    given = _num_classes_in_weights(config.model)
+    is_fitted = given is not None and given != num_classes
+    regions = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)} if is_fitted else {}
+    return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
+
+
+def _num_classes_in_weights(config: ModelConfig) -> int | None:
+    """Return the number of classes of the weights' head; None where the weights bring no head."""
+    if config.weights in (PRETRAINED, NONE):
+        return None
+    return num_classes_in(bundled_path() if config.weights == BUNDLED else _weights_file(config))
+
+
+def build_plan(config: PeftConfig) -> peft.Plan:
+    """Return the plan, in the form that `inject` takes."""
+    deltas = {pattern: methods_from(value, f"peft.deltas.{pattern}") for pattern, value in config.deltas.items()}
+    if not deltas and not config.train:
+        raise ConfigError(
+            "`peft.deltas` or `peft.train` must name something to train, but both are empty. "
+            "Full fine-tuning is peft.train=['**']."
+        )
+    return peft.Plan(deltas, train=config.train)
+
+
+def attach(model: nn.Module, config: Config) -> None:
+    """Freeze the base, attach the deltas and thaw what is trained in full, in place.
+
+    Raises ConfigError where a pattern of `train.regions` names nothing in the model.
+    """
+    roles = roles_for(model)
+    peft.inject(model, build_plan(config.peft), roles=roles)
+    names = peft.Names(model)
+    for pattern in config.train.regions or {}:
+        try:
+            names.trained(pattern, roles)
+        except PlanError as error:
+            raise ConfigError(f"`train.regions`: {error}") from error
+
+
+def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
+    """Return the arguments of `build_model` except the number of classes, from the weights file or the configuration.
+
+    The metadata of a weights file, if any, decide alone unless `model.backbone` is named.
+    """
+    _check_backbone_weights(config)
+    described = _description(config)
+    if described is None:
+        return {
+            "name": config.name,
+            "backbone": config.backbone or "resnet50",
+            "image_size": config.image_size,
+            "size": config.size or "base",
+            "backbone_options": config.backbone_options,
+            **config.options,
+        }
+    defaults = ModelConfig()
+    for key in ("name", "backbone", "size", "options", "backbone_options"):
+        if getattr(config, key) != getattr(defaults, key):
+            raise ConfigError(
+                f"`model.{key}` must be left out with `model.weights: {config.weights}`, which says which model it "
+                f"holds, but is {getattr(config, key)!r}. Or choose other weights."
+            )
+    return described.anatomy
+
+
+def anatomy_without_weights(config: ModelConfig) -> Mapping[str, Any]:
+    """Return the same for a checkpoint that holds all weights, without backbone options that name another file."""
+    anatomy = dict(anatomy_of(config))
+    options = anatomy.get("backbone_options") or {}
+    return {**anatomy, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
+
+
+def _check_backbone_weights(config: ModelConfig) -> None:
+    """Refuse two sources of the backbone's weights."""
+    if config.backbone_weights is None:
+        return
+    if config.weights not in (PRETRAINED, NONE):
+        raise ConfigError(
+            f"`model.backbone_weights` must be left out with `model.weights: {config.weights}`, which holds the "
+            "backbone too. Or leave out `model.weights`."
+        )
+    for key in _WEIGHTS_OPTIONS & config.backbone_options.keys():
+        raise ConfigError(f"`model.backbone_options.{key}` must be left out with `model.backbone_weights`: use one.")
+
+
+def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> MaskDINO:
+    anatomy = anatomy_of(config)
+    if config.weights == BUNDLED:
+        return load_bundled(num_classes)
+    from_file = config.backbone_weights if with_weights else None
+    pretrained = with_weights and config.weights == PRETRAINED and from_file is None
+    model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **anatomy)
+    if with_weights and config.weights not in (PRETRAINED, NONE):
+        load_weights(model, _weights_file(config))
+    return model
+
+
+def _trained_image_size(config: ModelConfig) -> int | None:
+    if config.weights == BUNDLED:
+        return BUNDLED_IMAGE_SIZE
+    description = _description(config)
+    return None if description is None else description.image_size
+
+
+def _weights_file(config: ModelConfig) -> Path:
+    return Path(config.weights).expanduser()
+
+
+def _description(config: ModelConfig) -> Description | None:
+    """Return the metadata of the configuration's weights file; None without a file or without metadata."""
+    if config.weights == BUNDLED:
+        return read_description(bundled_path())
+    if config.weights in (PRETRAINED, NONE) or config.backbone is not None:
+        return None
+    return read_description(_weights_file(config))
+
+
+def _checkpoint_activations(model: MaskDINO, config: ModelConfig) -> None:
+    try:
+        model.set_activation_checkpointing()
+    # what timm raises for families without the switch
+    except (AssertionError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"`model.activation_checkpointing` must be false for {config.backbone!r}: timm has no switch for it."
+        ) from error
+
+
+def describe_base(model: MaskDINO, config: ModelConfig) -> str:
+    """Return a short description such as `mask_dino over resnet50 (pretrained)`."""
+    return f"{config.name} over {model.backbone.name} ({config.backbone_weights or config.weights})"

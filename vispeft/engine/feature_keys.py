@@ -1,0 +1,94 @@
+"""Cache keys of kept features: a feature is reused only where all that it was computed from is unchanged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from vispeft.coco.sets import CocoSet
+from vispeft.config import Config
+from vispeft.data import Draw
+from vispeft.engine.build import anatomy_of
+from vispeft.models import MaskDINO
+from vispeft.models.mask_dino.split_point import Front
+from vispeft.peft.fingerprint import fingerprint
+
+_FORMAT = 1
+# what samples and features are computed by
+_PACKAGES = ("vispeft", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pillow")
+
+
+def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, arithmetic: str) -> str:
+    """Return a digest of the frozen prefix: its weights, model arguments, split point and arithmetic.
+
+    arithmetic: device and precision
+    """
+    weights = {name: tensor for name, tensor in model.state_dict().items() if front.cut.is_in_front(name)}
+    return _digest(
+        {
+            "format": _FORMAT,
+            "packages": {name: _version(name) for name in _PACKAGES},
+            "anatomy": anatomy_of(config.model),
+            "weights": fingerprint(weights, ()),
+            "kept": front.cut.kept,
+            "padded_size": front.padded_size,
+            "pixels": (model.pixel_mean, model.pixel_std),
+            "arithmetic": arithmetic,
+        }
+    )
+
+
+class EntryKeys:
+    """Keys of the images of a set, made of file, annotations, augmentation and variant.
+
+    how: all settings that samples depend on, apart from their image
+    """
+
+    def __init__(self, coco_set: CocoSet, how: Mapping[str, Any]) -> None:
+        self._coco_set = coco_set
+        self._how = _digest(how)
+        self._image_digests: dict[int, str] = {}
+        self._keys: dict[Draw, str] = {}
+
+    def __call__(self, draw: Draw) -> str:
+        """The key of a draw."""
+        if draw not in self._keys:
+            # augmentation is drawn by place and variant
+            self._keys[draw] = _digest([self._how, self._image_digest(draw.index), draw.index, draw.number])
+        return self._keys[draw]
+
+    def _image_digest(self, index: int) -> str:
+        if index not in self._image_digests:
+            image, annotations = self._coco_set.images[index], self._coco_set.annotations[index]
+            self._image_digests[index] = _digest(
+                [
+                    *(os.path.abspath(str(image.path)), _file_state(image.path), image.height, image.width),
+                    hashlib.sha256(pickle.dumps(annotations, 4)).hexdigest(),
+                ]
+            )
+        return self._image_digests[index]
+
+
+def _file_state(path: Any) -> list[int]:
+    """Size and modification time of a file; empty for a missing file, for which loading raises the error."""
+    try:
+        state = path.stat()
+    except (OSError, AttributeError):
+        return []
+    return [state.st_size, state.st_mtime_ns]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,164 @@
+"""Configuration -> kept features of the frozen prefix, or the reason why there are none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vispeft import peft
+from vispeft.config import Config
+from vispeft.data import InstanceDataset
+from vispeft.data.loading.sampling import Draws
+from vispeft.engine.feature_keys import EntryKeys, front_fingerprint
+from vispeft.engine.loaders import (
+    DataSets,
+    Share,
+    drawn_for_scoring,
+    drawn_for_training,
+    image_size,
+    loader_of,
+    train_dataset,
+    val_dataset,
+    val_loader,
+)
+from vispeft.models import MaskDINO
+from vispeft.models.mask_dino.split_point import CutError, Front, Rest
+from vispeft.training.devices import choose_precision
+from vispeft.training.feature_cache.loader import FeatureLoader, FillReport, NoRoomError, fill
+from vispeft.training.feature_cache.store import DirectoryStore, FeatureMemory, FeatureStore
+
+OFF = "off"
+MEMORY = "memory"
+
+
+@dataclass(frozen=True)
+class KeptFeatures:
+    """Features on which a run trains and evaluates instead of images.
+
+    train: None where every draw is augmented anew
+    """
+
+    front: Front
+    train: FeatureLoader | None
+    val: FeatureLoader
+    report: FillReport
+
+    def rest(self, model: MaskDINO) -> Rest:
+        """Return the tail of `model`, which takes these features; they must come from the same frozen prefix."""
+        return Rest(model, self.front)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the entry of summary.json: last module before the split point, splits, and counts of this session."""
+        return {
+            "behind": self.front.cut.name,
+            "splits": ["val"] if self.train is None else ["train", "val"],
+            "computed": self.report.num_computed,
+            "reused": self.report.num_reused,
+            "bytes": self.report.num_bytes,
+            "seconds": self.report.seconds,
+        }
+
+
+def keep_features(
+    config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO, *, start_step: int, memory: FeatureMemory
+) -> KeptFeatures | None:
+    """Return the features that `train.feature_cache` asks for; compute those that are missing.
+
+    None where it is `off` and, with a warning that says why, where there is nothing to keep or no room for it. The
+    model, which has its plan, is moved to its device and put in train mode.
+
+    start_step: of this session of the run
+    memory: holds features where it is `memory`
+    """
+    if config.train.feature_cache == OFF:
+        return None
+    try:
+        return _kept(config, fabric, sets, model, start_step=start_step, memory=memory)
+    except (CutError, NoRoomError) as reason:
+        warnings.warn(f"`train.feature_cache` is off for this run: {reason}.", stacklevel=2)
+        return None
+
+
+def _kept(
+    config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO, *, start_step: int, memory: FeatureMemory
+) -> KeptFeatures:
+    if fabric.world_size > 1:
+        raise CutError("several processes train one model")
+    model.to(fabric.device)
+    peft.train_mode(model)
+    memory.begin_run()
+    front, kind = _front(config, fabric, sets, model), fabric.device.type
+    arithmetic = f"{kind} {choose_precision(kind, config.train.precision)}"
+    fingerprint = front_fingerprint(config, model, front, arithmetic=arithmetic)
+    keeper = _Keeper(config, fabric, model, front, fingerprint, memory)
+    augment = config.data.augment
+    train, report = None, FillReport()
+    if augment.variants is None:
+        warnings.warn(
+            "`train.feature_cache` keeps features of validation images only: training images are augmented anew each "
+            "time. Set `data.augment.variants` to train on fixed variants of each image.",
+            stacklevel=3,
+        )
+    else:
+        draws = drawn_for_training(config, sets.train, Share(), start_step=start_step)
+        how = augment.model_dump(mode="json", exclude={"variants"})
+        train, trained = keeper.keep(train_dataset(config, sets.train), draws, how, config.train.batch_size, "training")
+        report += trained
+    draws = drawn_for_scoring(config, sets.val, Share())
+    val, scored = keeper.keep(val_dataset(config, sets.val), draws, {}, config.eval.batch_size, "validation")
+    return KeptFeatures(front, train, val, report + scored)
+
+
+def _front(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> Front:
+    """Return the model's frozen prefix, tested on one image."""
+    alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
+    batch = next(iter(val_loader(alone, sets.train.subset([0]), model, Share())))
+    with fabric.autocast():
+        return Front(model, batch.images.to(fabric.device))
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Model, settings and memory by which images become kept features."""
+
+    config: Config
+    fabric: Fabric
+    model: MaskDINO
+    front: Front
+    fingerprint: str
+    memory: FeatureMemory
+
+    def keep(
+        self, dataset: InstanceDataset, draws: Draws, how: dict[str, Any], batch_size: int, what: str
+    ) -> tuple[FeatureLoader, FillReport]:
+        """Compute missing features of `draws`; return their loader and a report. how: settings of the augmentation."""
+        keys = EntryKeys(dataset.coco_set, {"image_size": image_size(self.config), **how})
+        store = self._store(batch_size)
+        loader = FeatureLoader(store, draws, keys, dataset.coco_set.images, self.front.padded_size)
+        report = fill(
+            store,
+            loader.needed(),
+            batches_of=lambda batches: loader_of(self.config, dataset, batches, self.model),
+            front=self._features,
+            batch_size=batch_size,
+            bytes_each=self.front.bytes_each,
+            device=self.fabric.device,
+            description=f"{what} features",
+        )
+        return loader, report
+
+    def _features(self, images: Tensor) -> Sequence[Tensor]:
+        with self.fabric.autocast():
+            return self.front(self.model, images)
+
+    def _store(self, batch_size: int) -> FeatureStore:
+        # the last bit may depend on how many images the front sees at once
+        name = f"{self.fingerprint}-{batch_size}"
+        place = self.config.train.feature_cache
+        return self.memory.store(name) if place == MEMORY else DirectoryStore(Path(place).expanduser() / name)

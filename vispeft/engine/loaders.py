@@ -1,0 +1,148 @@
+"""Configuration -> data sets and loaders."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from vispeft.coco.sets import CocoSet, match_categories
+from vispeft.config import Config, SplitConfig
+from vispeft.data import (
+    EvalTransform,
+    InstanceDataset,
+    Loader,
+    TrainTransform,
+    draw_loader,
+    eval_draws,
+    read_coco,
+    train_draws,
+)
+from vispeft.data.loading.sampling import Draws
+from vispeft.engine.build import complete
+from vispeft.engine.findable import warn_of_tiny_objects
+from vispeft.errors import ConfigError
+from vispeft.models import MaskDINO
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Training and validation sets of a run; `val` has the class indices of `train`."""
+
+    train: CocoSet
+    val: CocoSet
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rank of this process and the number of processes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+def read_sets(config: Config) -> DataSets:
+    """Read and check both data sets; warn of all that was left out."""
+    train = read_split(config.data.train, "data.train")
+    val = read_split(config.data.val, "data.val")
+    _warn_of_untaught_classes(train)
+    warn_of_tiny_objects(train, image_size(complete(config, len(train))), config.data.augment.min_pixels)
+    return DataSets(train, match_categories(train, val))
+
+
+def _warn_of_untaught_classes(train: CocoSet) -> None:
+    untaught = set(range(len(train.categories)))
+    for group in train.annotations:
+        untaught -= {annotation.category_idx for annotation in group}
+        if not untaught:
+            return
+    names = [f"`{train.class_names[idx]}`" for idx in sorted(untaught)]
+    named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
+
+
+def read_split(split: SplitConfig, key: str) -> CocoSet:
+    """Read one data set and warn of its problems. key: its configuration key, for errors."""
+    found = read_coco(_required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images"))
+    for problem in found.report.warnings:
+        warnings.warn(f"{split.annotations}: {problem.message}", stacklevel=2)
+    return found
+
+
+def train_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share, *, start_step: int = 0) -> Loader:
+    """Batches for the steps from `start_step` on."""
+    draws = drawn_for_training(config, coco_set, share, start_step=start_step)
+    return loader_of(config, train_dataset(config, coco_set), draws, model)
+
+
+def val_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share) -> Loader:
+    """Every image of a set once, whole."""
+    return loader_of(config, val_dataset(config, coco_set), drawn_for_scoring(config, coco_set, share), model)
+
+
+def drawn_for_training(config: Config, coco_set: CocoSet, share: Share, *, start_step: int = 0) -> Draws:
+    """Return the draws of the steps from `start_step` on."""
+    train = config.train
+    return train_draws(
+        coco_set,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        steps=(train.steps or 0) * train.accumulate,
+        start_step=start_step * train.accumulate,
+        variants=config.data.augment.variants,
+        sampler=config.data.sampler,
+        rank=share.rank,
+        world_size=share.world_size,
+    )
+
+
+def drawn_for_scoring(config: Config, coco_set: CocoSet, share: Share) -> Draws:
+    """Every image of a set once."""
+    return eval_draws(coco_set, batch_size=config.eval.batch_size, rank=share.rank, world_size=share.world_size)
+
+
+def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
+    """Augmented samples. Fixed variants are the same for every `train.seed`."""
+    augment = config.data.augment
+    transform = TrainTransform(
+        image_size(config),
+        scale=augment.scale,
+        flip=augment.flip,
+        vertical_flip=augment.vertical_flip,
+        quarter_turn=augment.quarter_turn,
+        colour=augment.colour,
+        min_pixels=augment.min_pixels,
+        extra=tuple(augment.extra.items()),
+    )
+    return InstanceDataset(coco_set, transform, seed=config.train.seed if augment.variants is None else 0)
+
+
+def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
+    """Samples as they are."""
+    return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
+
+
+def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: MaskDINO) -> Loader:
+    """A loader of batches as the model takes them."""
+    return draw_loader(
+        dataset,
+        draws,
+        pixel_mean=model.pixel_mean,
+        pixel_std=model.pixel_std,
+        workers=config.train.workers or 0,
+        seed=config.train.seed,
+        size_divisor=model.size_divisor,
+    )
+
+
+def image_size(config: Config) -> int:
+    """Longer side of the network input in pixels, of a configuration that `complete` has filled in."""
+    if config.model.image_size is None:
+        raise ConfigError("`model.image_size` must be set, but is empty.")
+    return config.model.image_size
+
+
+def _required(path: Path | None, key: str) -> Path:
+    if path is None:
+        raise ConfigError(f"`{key}` must be set, but is empty. Add it to the file, or say {key}=PATH.")
+    return path

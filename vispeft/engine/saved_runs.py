@@ -1,0 +1,110 @@
+"""A finished run -> its model, metrics on any set, and a plain checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vispeft import peft
+from vispeft.coco.sets import Category, CocoSet, match_categories, to_annotations
+from vispeft.config import Config
+from vispeft.engine.build import anatomy_without_weights, build_base
+from vispeft.engine.loaders import Share, image_size, read_split, val_loader
+from vispeft.engine.run_directory import RunDirectory
+from vispeft.engine.scoring import predict_split
+from vispeft.errors import CheckpointError, DataError
+from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.io.json_files import read_json
+from vispeft.models import MaskDINO
+from vispeft.models.checkpoint_metadata import Description, save_described
+from vispeft.training.devices import build_fabric
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run with its best adapter in the model, on the CPU.
+
+    class_names: by contiguous class index
+    category_ids: the validation file's own id of each class
+    """
+
+    directory: RunDirectory
+    config: Config
+    model: MaskDINO
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+
+def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
+    """The model of a run directory, rebuilt from its configuration and its adapter file."""
+    directory = RunDirectory(Path(root))
+    config = directory.load_config(overrides)
+    if not directory.adapter.is_file():
+        raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
+    class_names = _class_names(directory.adapter)
+    category_ids = _category_ids(directory.annotations, class_names)
+    model = build_base(config, len(class_names))
+    peft.load(model, directory.adapter)
+    model.eval()
+    return LoadedRun(directory, config, model, class_names, category_ids)
+
+
+def _class_names(adapter: Path) -> tuple[str, ...]:
+    """The classes that a run's adapter file names."""
+    names = dict(peft.describe(adapter).metadata).get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
+            "For a file of `vispeft.save`, use `vispeft.load`."
+        )
+    return tuple(names)
+
+
+def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, ...]:
+    """The validation file's own id of each class."""
+    document = read_json(annotations)
+    entries = document.get("categories") if isinstance(document, dict) else None
+    found: dict[Any, int] = {
+        entry.get("name"): entry["id"]
+        for entry in (entries if isinstance(entries, list) else ())
+        if isinstance(entry, dict) and isinstance(entry.get("id"), int)
+    }
+    lacking = [name for name in class_names if name not in found]
+    if lacking:
+        raise DataError(
+            f"`{annotations}` must list the classes of its run, but lacks {', '.join(lacking[:5])}. "
+            "Put the file back as `vispeft train` wrote it."
+        )
+    return tuple(found[name] for name in class_names)
+
+
+def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:
+    """COCO metrics of a run's best adapter on the validation set that its configuration, or an override, names."""
+    run = load_run(root, overrides)
+    train = run.config.train
+    fabric = build_fabric(train.device, train.precision, train.devices)
+    coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
+    run.model.to(fabric.device)
+    loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
+    results = predict_split(run.config, fabric, coco_set, run.model, loader)
+    return evaluate_coco(to_annotations(coco_set), results)
+
+
+def write_merged(run: LoadedRun, out: Path) -> None:
+    """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata."""
+    if out.suffix != ".safetensors":
+        raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
+    peft.merge(run.model)
+    description = Description(anatomy_without_weights(run.config.model), image_size(run.config))
+    notes = {"class_names": json.dumps(run.class_names)}
+    save_described(run.model.state_dict(), out, description, notes=notes)
+
+
+def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:
+    """The set with the run's class indices, matched by name."""
+    classes = tuple(Category(index, name) for index, name in enumerate(run.class_names))
+    return match_categories(replace(coco_set, annotations_path=run.directory.config, categories=classes), coco_set)

@@ -1,0 +1,36 @@
+"""A model and a data set -> COCO results and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from vispeft.coco.sets import CocoSet
+from vispeft.config import Config
+from vispeft.evaluation import CocoMetrics
+from vispeft.structures import AnyBatch
+from vispeft.training.validate import predict_dataset
+
+
+def predict_split(
+    config: Config, fabric: Fabric, coco_set: CocoSet, model: nn.Module, batches: Iterable[AnyBatch]
+) -> list[dict[str, Any]]:
+    """COCO results of every image of a set, the same in every process."""
+    num_own = len(range(fabric.global_rank, len(coco_set), fabric.world_size))
+    return predict_dataset(
+        fabric,
+        model,
+        batches,
+        coco_set.category_ids,
+        num_images=num_own,
+        max_detections=config.eval.max_detections,
+    )
+
+
+def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
+    """Return the metrics of masks and boxes by their names in metrics.jsonl: `segm/AP`, `bbox/AP50`, ..."""
+    pairs = (("segm", metrics.segm), ("bbox", metrics.bbox))
+    return {f"{kind}/{name}": value for kind, figures in pairs for name, value in figures.items()}

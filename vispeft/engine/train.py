@@ -1,0 +1,271 @@
+"""A whole run: from a configuration to the files of its directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+from torch import nn
+
+from vispeft import peft
+from vispeft.coco.results import write_results
+from vispeft.coco.sets import to_annotations
+from vispeft.config import Config
+from vispeft.engine.build import (
+    attach,
+    build_base,
+    check_backbone,
+    complete,
+    describe_base,
+    with_class_head_rates,
+)
+from vispeft.engine.features import KeptFeatures, keep_features
+from vispeft.engine.findable import warn_of_crowded_images
+from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
+from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
+from vispeft.engine.run_directory import RunDirectory, describe_environment
+from vispeft.engine.scoring import flat_metrics, predict_split
+from vispeft.engine.settings import criterion_of, loop_settings_of, optimizer_of, schedule_of
+from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.io.json_files import read_json, write_json
+from vispeft.models import MaskDINO
+from vispeft.peft.checkpoint import check_base
+from vispeft.report import write_report
+from vispeft.structures import AnyBatch
+from vispeft.training.checkpoint import Checkpoint
+from vispeft.training.devices import build_fabric, describe_device, leave_cores_to_workers
+from vispeft.training.feature_cache.store import FeatureMemory
+from vispeft.training.interrupt import interruptible
+from vispeft.training.logs import RunLog
+from vispeft.training.seeds import seed_everything
+from vispeft.training.trainer import FitResult, fit
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Result of a run.
+
+    summary: content of summary.json, or None where the run was interrupted
+    was_finished: the run had ended before, and all files are unchanged
+    """
+
+    directory: Path
+    step: int
+    summary: Mapping[str, Any] | None
+    was_finished: bool = False
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Configuration, data, model and state of one run."""
+
+    config: Config
+    directory: RunDirectory
+    fabric: Fabric
+    sets: DataSets
+    model: MaskDINO
+    data: Mapping[str, Any]
+    checkpoint: Checkpoint | None = None
+    features: KeptFeatures | None = None
+
+    @property
+    def start_step(self) -> int:
+        return 0 if self.checkpoint is None else self.checkpoint.counters.step
+
+    @property
+    def evaluates_on_the_way(self) -> bool:
+        """Tell whether the run evaluates before its end; a single evaluation at the end is the final one anyway."""
+        steps = self.config.train.steps or 0
+        has_kept = self.checkpoint is not None and self.checkpoint.counters.best_step >= 0
+        return (self.config.train.eval_every or 0) < steps or (has_kept and self.start_step < steps)
+
+    @property
+    def share(self) -> Share:
+        return Share(self.fabric.global_rank, self.fabric.world_size)
+
+    def trained(self) -> tuple[nn.Module, Iterable[AnyBatch]]:
+        """Return the module that is trained and its batches from `start_step` on."""
+        if self.features is not None and self.features.train is not None:
+            return self.features.rest(self.model), self.features.train
+        loader = train_loader(self.config, self.sets.train, self.model, self.share, start_step=self.start_step)
+        return self.model, loader
+
+    def scored(self, model: MaskDINO) -> tuple[nn.Module, Iterable[AnyBatch]]:
+        """Return the module that evaluates `model` and the batches of all validation images."""
+        if self.features is not None:
+            return self.features.rest(model), self.features.val
+        return model, val_loader(self.config, self.sets.val, model, self.share)
+
+
+def train_run(
+    config: Config,
+    directory: RunDirectory,
+    *,
+    resume: bool = False,
+    sets: DataSets | None = None,
+    memory: FeatureMemory | None = None,
+    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> RunResult:
+    """Train, keep the best adapter, score it on the validation set and write the run directory.
+
+    sets: the result of `read_sets` for the same configuration, where several runs share it
+    memory: holds the features that `train.feature_cache: memory` keeps, where several runs share them
+    on_evaluation: called with step and metrics after each evaluation before the end; an exception from it ends the run,
+        which can be resumed from there
+    """
+    if sets is None:
+        check_backbone(config)
+        sets = read_sets(config)
+    config = complete(as_begun(config, directory) if resume else config, len(sets.train))
+    config = with_class_head_rates(config, len(sets.train.categories))
+    data = describe_data(sets)
+    checkpoint = checkpoint_to_continue(config, directory, data) if resume else None
+    if checkpoint is not None:
+        summary = finished_summary(config, directory, checkpoint)
+        if summary is not None:
+            return RunResult(directory.root, checkpoint.counters.step, summary, was_finished=True)
+    run = _set_up(config, directory, sets, data, checkpoint)
+    try:
+        run = replace(run, features=_features(run, memory or FeatureMemory()))
+    except KeyboardInterrupt:
+        return RunResult(directory.root, run.start_step, None)
+    result = _fit(run, on_evaluation)
+    summary = None if result.is_interrupted else _finish(run, result)
+    return RunResult(directory.root, result.steps, summary)
+
+
+def _set_up(
+    config: Config, directory: RunDirectory, sets: DataSets, data: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> _Run:
+    """Prepare processes and model of a run, check its deltas and begin its directory."""
+    train = config.train
+    fabric = build_fabric(train.device, train.precision, train.devices)
+    if fabric.device.type == "cpu" and train.workers:
+        leave_cores_to_workers(train.workers * fabric.world_size)
+    model = build_base(config, len(sets.train.categories))
+    seed_everything(train.seed, rank=fabric.global_rank)
+    attach(model, config)
+    if checkpoint is not None and directory.adapter.is_file():
+        check_base(model, directory.adapter)
+    warn_of_crowded_images(
+        sets.train, sets.val, num_queries=model.decoder.num_queries, max_detections=config.eval.max_detections
+    )
+    run = _Run(config, directory, fabric, sets, model, data, checkpoint)
+    _check_deltas(run)
+    if fabric.is_global_zero:
+        environment = describe_environment(describe_device(fabric), train.seed)
+        directory.begin(config, environment, to_annotations(sets.val))
+    fabric.barrier()
+    return run
+
+
+def _check_deltas(run: _Run) -> None:
+    """Run one forward pass before any training; a delta that never runs is an error."""
+    if not run.config.peft.deltas:
+        return
+    alone = run.config.model_copy(update={"train": run.config.train.model_copy(update={"workers": 0})})
+    batch = next(iter(val_loader(alone, run.sets.train.subset([0]), run.model, Share())))
+    peft.check(run.model, batch.images)
+
+
+def _features(run: _Run, memory: FeatureMemory) -> KeptFeatures | None:
+    """Return the features for the remaining steps; Ctrl-C stops at once and keeps the features computed so far."""
+    with interruptible() as interrupt, interrupt.breaks():
+        return keep_features(run.config, run.fabric, run.sets, run.model, start_step=run.start_step, memory=memory)
+
+
+def _fit(run: _Run, on_evaluation: Callable[[int, Mapping[str, float]], None] | None) -> FitResult:
+    config, model, fabric, checkpoint = run.config, run.model, run.fabric, run.checkpoint
+    called, batches = run.trained()
+    with RunLog(
+        run.directory.root,
+        start_step=run.start_step,
+        scores_again=checkpoint is not None and checkpoint.counters.lacks_score,
+        is_enabled=fabric.is_global_zero,
+    ) as log:
+        return fit(
+            fabric=fabric,
+            model=model,
+            criterion=criterion_of(config),
+            optimizer=optimizer_of(config.train, model),
+            schedule=schedule_of(config.train),
+            train_batches=batches,
+            evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_on_the_way else None,
+            keep_best=partial(_keep, run),
+            log=log,
+            checkpoint_path=run.directory.checkpoint,
+            settings=loop_settings_of(config.train),
+            resume=checkpoint,
+            on_evaluation=on_evaluation,
+            called=called,
+            data=run.data,
+        )
+
+
+def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
+    """COCO metrics of the current model, by their names in metrics.jsonl."""
+    results = predict_split(run.config, run.fabric, run.sets.val, *scored)
+    return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
+
+
+def _keep(run: _Run, step: int, figures: Mapping[str, float]) -> None:
+    """Write the adapter file with its metadata."""
+    metadata = {
+        "class_names": run.sets.train.class_names,
+        "image_size": image_size(run.config),
+        "pixel_mean": run.model.pixel_mean,
+        "pixel_std": run.model.pixel_std,
+        "base": describe_base(run.model, run.config.model),
+        "step": step,
+        "figures": dict(figures),
+    }
+    peft.save(run.model, run.directory.adapter, metadata=metadata)
+
+
+def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
+    """Evaluate the best adapter, read from its file into a fresh base, and write the summary."""
+    best = build_base(run.config, len(run.sets.train.categories))
+    peft.load(best, run.directory.adapter)
+    best.to(run.fabric.device)
+    began = time.monotonic()
+    results = predict_split(run.config, run.fabric, run.sets.val, *run.scored(best))
+    if run.fabric.is_global_zero:
+        write_results(run.directory.predictions, results)
+        # from the files as written: whoever scores them again gets the same figures
+        metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
+        result = replace(result, evaluate_seconds=result.evaluate_seconds + time.monotonic() - began)
+        if not run.evaluates_on_the_way:
+            with RunLog(run.directory.root, start_step=result.steps, scores_again=True) as log:
+                log.write(result.steps, "val", flat_metrics(metrics))
+        # a report that is there belongs to the summary that is there
+        run.directory.report.unlink(missing_ok=True)
+        write_json(run.directory.summary, _summary(run, result, metrics), indent=1)
+        write_report(run.directory.root)
+    run.fabric.barrier()
+    summary: Mapping[str, Any] = read_json(run.directory.summary)
+    return summary
+
+
+def _summary(run: _Run, result: FitResult, metrics: CocoMetrics) -> dict[str, Any]:
+    counted = peft.count(run.model)
+    return {
+        "model": describe_base(run.model, run.config.model),
+        "methods": [*counted.deltas, *(["full"] if counted.full else [])],
+        "trainable_params": counted.trainable,
+        "total_params": counted.total,
+        "trainable_percent": counted.percent,
+        "adapter_bytes": run.directory.adapter.stat().st_size,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "train_seconds": result.train_seconds,
+        "evaluate_seconds": result.evaluate_seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "device": describe_device(run.fabric),
+        **({} if run.features is None else {"feature_cache": run.features.describe()}),
+        **metrics.to_dict(),
+    }

@@ -1,0 +1,1 @@
+"""Error analysis of a set of results."""

@@ -1,0 +1,122 @@
+"""Precision, recall and COCO's twelve metrics of matches, with pycocotools' arithmetic, bit for bit where it matters.
+
+Precision rises only at a true positive, so that curves are computed at true positives alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vispeft.evaluation.metrics.matching import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches
+
+RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
+# in the order of COCOeval.stats
+METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+@dataclass(frozen=True)
+class Curves:
+    """pycocotools' `eval`: -1 where a category has no objects of a size.
+
+    precision, scores: [T, R, K, A, M] at IoU thresholds, recalls, categories, size ranges and detections per image
+    recall: [T, K, A, M]
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+    def category_precisions(self) -> list[float]:
+        """Return the AP of each category by ascending id: all sizes, 100 detections; -1 where it has no objects."""
+        precision = np.moveaxis(self.precision[:, :, :, 0, -1], 2, 0)  # [K, T, R]
+        return [mean_of_defined(category) for category in precision]
+
+
+def accumulate(matches: Matches, num_categories: int) -> Curves:
+    """Return the precision at each recall, and the highest recall, of every category."""
+    sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, len(AREA_RANGES), len(MAX_DETECTIONS)
+    precision, scores = -np.ones(sizes), -np.ones(sizes)
+    recall = -np.ones((sizes[0], *sizes[2:]))
+    num_objects = count_objects(matches, num_categories)  # [K, A]
+    bounds = np.searchsorted(matches.category_idx, np.arange(num_categories + 1))
+    for category in np.flatnonzero(num_objects.any(axis=1)).tolist():
+        rows = np.arange(bounds[category], bounds[category + 1])
+        rows = rows[np.argsort(-matches.score[rows], kind="stable")]
+        for limit_idx, limit in enumerate(MAX_DETECTIONS):
+            kept = rows[matches.ranked.rank[rows] < limit]
+            score = matches.score[kept]
+            for area in np.flatnonzero(num_objects[category]).tolist():
+                is_counted = ~matches.is_ignored[area][:, kept]
+                is_right = matches.is_matched[area][:, kept] & is_counted
+                place = category, area, limit_idx
+                for threshold in range(len(IOU_THRESHOLDS)):
+                    curve = _curve(is_right[threshold], is_counted[threshold], score, num_objects[category, area])
+                    precision[(threshold, slice(None), *place)] = curve.precision
+                    scores[(threshold, slice(None), *place)] = curve.scores
+                    recall[(threshold, *place)] = curve.recall
+    return Curves(precision, recall, scores)
+
+
+def count_objects(matches: Matches, num_categories: int) -> NDArray[np.int64]:
+    """Count the ground-truth objects that are not ignored, by category and size range: [K, A]."""
+    counted = ~matches.truths.is_ignored
+    counts = [np.bincount(matches.truths.category_idx[column], minlength=num_categories) for column in counted.T]
+    return np.stack(counts, axis=1)
+
+
+def interpolated_precision(
+    is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_], num_objects: int
+) -> NDArray[np.float64]:
+    """Return the precision at the 101 recalls of one curve.
+
+    is_right, is_counted: [n] bool, best score first; a detection that is not counted is no true positive
+    """
+    return _curve(is_right, is_counted, np.zeros(len(is_right)), num_objects).precision
+
+
+def coco_stats(curves: Curves) -> dict[str, float]:
+    """Return the twelve metrics by their names, -1 where undefined."""
+    precision, recall = curves.precision, curves.recall
+    figures = [mean_of_defined(precision[..., 0, -1])]
+    figures += [
+        mean_of_defined(precision[np.equal(IOU_THRESHOLDS, threshold)][..., 0, -1]) for threshold in (0.5, 0.75)
+    ]
+    figures += [mean_of_defined(precision[..., area, -1]) for area in range(1, len(AREA_NAMES))]
+    figures += [mean_of_defined(recall[..., 0, limit]) for limit in range(len(MAX_DETECTIONS))]
+    figures += [mean_of_defined(recall[..., area, -1]) for area in range(1, len(AREA_NAMES))]
+    return dict(zip(METRIC_NAMES, figures, strict=True))
+
+
+def mean_of_defined(values: NDArray[np.float64]) -> float:
+    """Return the mean of the values other than -1; -1 if there are none."""
+    defined = values[values > -1]
+    return float(np.mean(defined)) if len(defined) else -1.0
+
+
+@dataclass(frozen=True)
+class _Curve:
+    precision: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    recall: float
+
+
+def _curve(
+    is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_], score: NDArray[np.float64], num_objects: int
+) -> _Curve:
+    """Return one curve of one category. is_right, is_counted, score: [n], best score first."""
+    right = np.flatnonzero(is_right)
+    num_right = np.arange(1, len(right) + 1, dtype=np.float64)
+    num_wrong = np.cumsum(is_counted)[right] - num_right
+    values = num_right / (num_wrong + num_right + np.spacing(1))
+    best_after = np.maximum.accumulate(values[::-1])[::-1]
+    recall = num_right / num_objects
+    reached = np.searchsorted(recall, RECALLS, side="left")
+    reached = reached[reached < len(right)]
+    precision, scores = np.zeros(len(RECALLS)), np.zeros(len(RECALLS))
+    precision[: len(reached)] = best_after[reached]
+    scores[: len(reached)] = score[right[reached]]
+    scores[:1] = score[:1] if len(score) else 0.0
+    return _Curve(precision, scores, float(recall[-1]) if len(right) else 0.0)

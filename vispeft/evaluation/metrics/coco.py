@@ -1,0 +1,156 @@
+"""COCO metrics for masks and boxes: equal to pycocotools' to the last digit, in a fraction of its time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as mask_utils
+
+from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
+from vispeft.coco.results import check_references, checked_results, read_results, result_masks
+from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats
+from vispeft.evaluation.metrics.matching import Detections, Matches, Shapes, Truths, match_detections
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The twelve COCO metrics for masks and for boxes, in 0..1, -1 where undefined.
+
+    segm, bbox: name of `METRIC_NAMES` to value
+    per_category: category name to mask AP
+    warnings: anomalies of the annotations, one sentence each
+    """
+
+    segm: Mapping[str, float]
+    bbox: Mapping[str, float]
+    per_category: Mapping[str, float]
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """Return `segm`, `bbox` and `per_category`, as in `summary.json`."""
+        return {"segm": dict(self.segm), "bbox": dict(self.bbox), "per_category": dict(self.per_category)}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Checked results with the ground truth that they are scored against.
+
+    image_ids, category_ids: ascending; `image_idx` and `category_idx` of truths and detections are indices into them
+    names: of the categories, by index
+    results: as given
+    masks, mask_areas: of each result, as compressed RLE and in pixels; None if the results are boxes only
+    """
+
+    truth: GroundTruth
+    image_ids: tuple[int, ...]
+    category_ids: tuple[int, ...]
+    results: Sequence[Mapping[str, Any]]
+    masks: Shapes | None
+    mask_areas: NDArray[np.float64] | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Category names by index."""
+        names = self.truth.category_names
+        return tuple(names[key] for key in self.category_ids)
+
+    def truths(self, kind: str) -> Truths:
+        """Return the ground-truth objects of the mask pass ("segm"), which needs masks, or of the box pass ("bbox")."""
+        annotations, rles = self.truth.annotations, self.truth.rles
+        shapes: Shapes
+        if kind == "segm":
+            annotations = [entry for entry, rle in zip(annotations, rles, strict=True) if rle is not None]
+            shapes = [rle for rle in rles if rle is not None]
+        else:
+            shapes = np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4)
+        is_crowd = np.array([entry["iscrowd"] for entry in annotations], dtype=bool)
+        area = np.array([entry["area"] for entry in annotations], dtype=np.float64)
+        return Truths(*self._places(annotations), area, is_crowd, shapes)
+
+    def detections(self, kind: str) -> Detections:
+        """Return the detections of the mask pass or of the box pass, with the areas that pycocotools uses."""
+        score = np.array([result["score"] for result in self.results], dtype=np.float64)
+        places = self._places(self.results)
+        if kind == "segm":
+            if self.masks is None or self.mask_areas is None:
+                raise ValueError("Results without masks have no mask pass.")
+            return Detections(*places, self.mask_areas, score, self.masks)
+        if self.results and not self.results[0].get("bbox"):
+            boxes = np.array(mask_utils.toBbox(self.masks), dtype=np.float64).reshape(-1, 4)
+            return Detections(*places, np.asarray(self.mask_areas), score, boxes)
+        boxes = np.array([result["bbox"] for result in self.results], dtype=np.float64).reshape(-1, 4)
+        with np.errstate(over="ignore"):  # a box without end is larger than every range of sizes
+            area = boxes[:, 2] * boxes[:, 3]
+        return Detections(*places, area, score, boxes)
+
+    def match(self, kind: str) -> Matches:
+        """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox")."""
+        return match_detections(self.truths(kind), self.detections(kind), len(self.image_ids))
+
+    def _places(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the image and category index of annotations or results."""
+        images = {key: index for index, key in enumerate(self.image_ids)}
+        categories = {key: index for index, key in enumerate(self.category_ids)}
+        return (
+            np.array([images[entry["image_id"]] for entry in entries], dtype=np.int64),
+            np.array([categories[entry["category_id"]] for entry in entries], dtype=np.int64),
+        )
+
+
+def evaluate_coco(
+    annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
+) -> CocoMetrics:
+    """Return the COCO metrics of results on an unmodified annotation file; neither argument is changed.
+
+    The size of a detected mask is its mask area: pycocotools would take it from a result's `bbox`, so the mask pass
+    omits `bbox`. Results that are boxes only have no mask metrics (-1).
+
+    annotations: a file, its content, or the result of `read_ground_truth`, which saves time from the second use on
+    """
+    scored = read_scored(annotations, results)
+    warnings = list(scored.truth.warnings)
+    num_categories = len(scored.category_ids)
+    if not scored.results:
+        warnings.append("The results are an empty list: nothing was detected, so that no figure is above 0.")
+    if all(entry["iscrowd"] for entry in scored.truth.annotations):
+        warnings.append(_nothing_to_find(scored.truth))
+    if scored.masks is None:
+        warnings.append("The results are boxes only, so that the mask figures are undefined (-1).")
+        segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
+    else:
+        curves = accumulate(scored.match("segm"), num_categories)
+        segm, category_values = coco_stats(curves), curves.category_precisions()
+    bbox = coco_stats(accumulate(scored.match("bbox"), num_categories))
+    per_category = dict(zip(scored.names, category_values, strict=True))
+    return CocoMetrics(segm, bbox, per_category, tuple(warnings))
+
+
+def _nothing_to_find(truth: GroundTruth) -> str:
+    crowds = " Every annotation has `iscrowd` 1; set it to 0 where a mask is one object." if truth.annotations else ""
+    return f"The annotations hold no object to be found, so that all figures are undefined (-1).{crowds}"
+
+
+def read_scored(
+    annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
+) -> Scored:
+    """Read results and annotations and check them against each other; neither argument is changed."""
+    if isinstance(annotations, GroundTruth):
+        truth = annotations
+    else:
+        truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
+    source = "the results" if isinstance(results, list) else str(results)
+    if isinstance(results, list):
+        results = checked_results(results, source)
+    else:
+        results = read_results(Path(results))
+    sizes, names = truth.image_sizes, truth.category_names
+    check_references(results, source, sizes, names.keys())
+    ids = tuple(sorted(sizes)), tuple(sorted(names))
+    if results and not results[0].get("segmentation"):
+        return Scored(truth, *ids, results, None, None)
+    return Scored(truth, *ids, results, *result_masks(results, source, sizes))

@@ -1,0 +1,202 @@
+"""Input of a comparison, read from run directories and results files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
+from vispeft.coco.rle import is_number
+from vispeft.errors import DataError
+from vispeft.evaluation.metrics.coco import Scored, read_scored
+from vispeft.evaluation.statistics.bootstrap import Records, records_of
+from vispeft.evaluation.statistics.compare import Entry
+from vispeft.io.json_files import read_json
+
+# what differs between runs of one configuration, or has no part in what it comes to
+_NOT_THE_CONFIGURATION = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One run, or one results file.
+
+    annotations: the file that the results belong to
+    configuration: the configuration without the seed, as text; None for a results file
+    seed: of the training
+    summary: the content of summary.json
+    """
+
+    name: str
+    results: Path
+    annotations: Path
+    configuration: str | None
+    seed: Any
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A configuration to be compared, with its runs. entry: the input of `compare`"""
+
+    entry: Entry
+    sources: tuple[Source, ...]
+
+    def mean(self, key: str) -> float | None:
+        """Return the mean of a number of summary.json over the runs; None if one run lacks it."""
+        values = [source.summary.get(key) for source in self.sources]
+        numbers = [value for value in values if is_number(value)]
+        return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All candidates of a comparison.
+
+    kind: "segm", or "bbox" where the annotations or some results have no masks
+    warnings: anomalies of the annotations and the results, one sentence each
+    """
+
+    contenders: tuple[Contender, ...]
+    kind: str
+    warnings: tuple[str, ...]
+
+
+def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_grouped: bool = True) -> Contest:
+    """Read run directories and results files and match them to the annotations, which must be the same for all.
+
+    annotations: the annotation file of results files; run directories name their own
+    is_grouped: runs that differ in the seed alone are one configuration
+    """
+    sources = [find_source(path, annotations) for path in paths]
+    names = _distinct([source.name for source in sources], [str(path) for path in paths])
+    truth = _common_truth(sources)
+    scored = [read_scored(truth, source.results) for source in sources]
+    kind, warnings = _kind(truth, scored, names)
+    groups = _groups(sources) if is_grouped else [[index] for index in range(len(sources))]
+    titles = _distinct([_title([names[index] for index in group]) for group in groups], [names[g[0]] for g in groups])
+    contenders = []
+    for group, title in zip(groups, titles, strict=True):
+        members = tuple(sources[index] for index in group)
+        entry = Entry(title, tuple(_records(scored[index], kind) for index in group))
+        plain = Contender(entry, members)
+        contenders.append(Contender(Entry(title, entry.runs, plain.mean("trainable_params")), members))
+    return Contest(tuple(contenders), kind, (*truth.warnings, *warnings))
+
+
+def find_source(path: Path, annotations: Path | None = None) -> Source:
+    """Return the files of a run directory, or a results file with its annotations."""
+    if not path.is_dir():
+        if not path.exists():
+            raise DataError(f"`{path}` is not there. Name a run directory, or a results file with --annotations.")
+        if annotations is None:
+            raise DataError(
+                f"`{path}` must be a run directory, or --annotations must name the file that these results belong to."
+            )
+        return Source(path.stem, path, annotations, None, None, {})
+    for name in ("config.yaml", "annotations_val.json", "predictions_val.json", "summary.json"):
+        if not (path / name).is_file():
+            raise DataError(
+                f"`{path}` must be a finished run, but has no {name}. Finish it: vispeft train ... --resume"
+            )
+    summary = read_json(path / "summary.json")
+    if not isinstance(summary, dict):
+        raise DataError(f"`{path / 'summary.json'}` must hold a JSON object, but does not.")
+    config = _read_config(path / "config.yaml")
+    train = config.get("train") if isinstance(config.get("train"), dict) else {}
+    seed = train.get("seed") if isinstance(train, dict) else None
+    kept = {key: value for key, value in (train or {}).items() if key not in _NOT_THE_CONFIGURATION}
+    text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
+    name = path.resolve().name
+    return Source(name, path / "predictions_val.json", path / "annotations_val.json", text, seed, summary)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0].rstrip(".:")
+        raise DataError(f"`{path}` cannot be read: {reason}. Put it back as `vispeft train` wrote it.") from error
+    if not isinstance(config, dict):
+        raise DataError(f"`{path}` must hold a configuration, but does not.")
+    return config
+
+
+def _common_truth(sources: Sequence[Source]) -> GroundTruth:
+    """Return the annotations of all results, or raise a DataError that names two files that differ."""
+    first = sources[0].annotations
+    truth = read_ground_truth(first)
+    content = first.read_bytes()
+    for source in sources[1:]:
+        if source.annotations == first or (source.annotations.is_file() and source.annotations.read_bytes() == content):
+            continue
+        if _scored_part(read_ground_truth(source.annotations)) != _scored_part(truth):
+            raise DataError(
+                f"`{first}` and `{source.annotations}` are different annotations, so that figures on them do not "
+                "compare. Compare runs that were scored on the same validation set."
+            )
+    return truth
+
+
+def _scored_part(truth: GroundTruth) -> tuple[Any, ...]:
+    """Return the parts of the ground truth that metrics depend on."""
+    keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
+    annotations = [tuple(entry[key] for key in keys) for entry in truth.annotations]
+    return truth.image_sizes, sorted(category["id"] for category in truth.categories), annotations, truth.rles
+
+
+def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the kind of shapes that are compared, "segm" or "bbox", and warnings about the results."""
+    empty = [name for name, one in zip(names, scored, strict=True) if not one.results]
+    warnings = [f"{', '.join(empty)}: an empty list of results; nothing was detected."] if empty else []
+    if truth.annotations and all(rle is None for rle in truth.rles):
+        return "bbox", [*warnings, "The annotations are boxes only, so that boxes are compared and not masks."]
+    without = [name for name, one in zip(names, scored, strict=True) if one.masks is None]
+    if without:
+        return "bbox", [*warnings, f"{', '.join(without)}: boxes only, so that boxes are compared and not masks."]
+    return "segm", warnings
+
+
+def _groups(sources: Sequence[Source]) -> list[list[int]]:
+    """Return the indices of the runs of each configuration. Two runs with the same seed are not grouped."""
+    groups: dict[tuple[Any, int], list[int]] = {}
+    seen: dict[tuple[Any, Any], int] = {}
+    for index, source in enumerate(sources):
+        if source.configuration is None:
+            groups[index, 0] = [index]
+            continue
+        occurrence = seen.get((source.configuration, source.seed), 0)
+        seen[source.configuration, source.seed] = occurrence + 1
+        groups.setdefault((source.configuration, occurrence), []).append(index)
+    return list(groups.values())
+
+
+def _title(names: Sequence[str]) -> str:
+    """Return the common prefix of the names of the runs of one configuration."""
+    if len(names) == 1:
+        return names[0]
+    common = "".join(
+        letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    )
+    common = re.sub(r"([-_.=]+(seed|s)?[-_.=]*)?$", "", common.rstrip("0123456789"))
+    return common or names[0]
+
+
+def _distinct(names: Sequence[str], fallbacks: Sequence[str]) -> list[str]:
+    """Return the names, or the fallbacks if two names are alike, numbered if the fallbacks are alike too."""
+    chosen = [name if names.count(name) == 1 else fallback for name, fallback in zip(names, fallbacks, strict=True)]
+    return [
+        name if chosen.count(name) == 1 else f"{name} ({chosen[: index + 1].count(name)})"
+        for index, name in enumerate(chosen)
+    ]
+
+
+def _records(scored: Scored, kind: str) -> Records:
+    return records_of(scored.match(kind), len(scored.image_ids), len(scored.category_ids))

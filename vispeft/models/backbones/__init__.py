@@ -1,0 +1,1 @@
+"""Encoders of other libraries as multi-scale feature maps."""

@@ -1,0 +1,244 @@
+"""The adapter file: one safetensors file that holds everything that was trained and describes itself."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vispeft.errors import CheckpointError, PlanError, writing
+from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rounded_fingerprints
+from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
+from vispeft.peft.methods.base import Method
+from vispeft.peft.plan import Plan
+from vispeft.peft.targets import Names
+from vispeft.peft.wrappers import unwrapped
+
+FORMAT = 1
+
+# the one metadata key of the safetensors header that is ours
+_HEADER = "vispeft"
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """Metadata of an adapter file.
+
+    plan: methods by site name, and the names of the parameters trained in full
+    architecture: class name of the base
+    fingerprint: SHA-256 of the base's frozen tensors, or of its names and shapes where nothing is frozen
+    metadata: what the caller of `save` added
+    rounded: the fingerprints of the base after rounding, by precision; none in files of earlier versions
+    """
+
+    plan: Plan
+    architecture: str
+    fingerprint: str
+    metadata: Mapping[str, Any]
+    rounded: Mapping[str, str] = field(default_factory=dict)
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes everything that was trained, and only that, to one file; an existing one is replaced in one step.
+
+    metadata: anything that JSON can hold and a user of the file will need: class names, image size, normalisation
+    """
+    model = unwrapped(model)
+    plan = resolved_plan(model)
+    state = state_tensors(model)
+    own = own_keys(model, plan.train, state)
+    _refuse_without_values(state)
+    header = {
+        "format": FORMAT,
+        "plan": plan.to_dict(),
+        "architecture": type(model).__name__,
+        "fingerprint": fingerprint(state, own, delta_keys(model, state)),
+        "rounded": rounded_fingerprints(state, own),
+        "metadata": dict(metadata or {}),
+    }
+    try:
+        text = json.dumps(header)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"`metadata` must be plain values that JSON can hold: {error}.") from error
+    tensors = {key: state[key].cpu().clone(memory_format=torch.contiguous_format) for key in sorted(own)}
+    write_tensors(tensors, Path(path), {_HEADER: text})
+
+
+def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
+    """Makes the model what it was when it was saved, in place: injects the file's plan and loads its tensors.
+
+    The model must be the base that the file was trained on, without a plan or with the very plan of the file; any other
+    is refused and left as it was.
+    """
+    model, source = unwrapped(model), Path(path)
+    tensors, file = _read(source)
+    _check_names(model, file.plan, source)
+    _check_base(model, file, source)
+    if is_injected(model):
+        if resolved_plan(model).to_dict() != file.plan.to_dict():
+            raise CheckpointError(f"The model has another plan than `{source}`. Call `remove(model)` before `load`.")
+        copy_tensors(model, tensors, file.plan.train, source)
+        return file
+    try:
+        inject(model, file.plan)
+    except PlanError as error:
+        raise CheckpointError(f"`{source}` does not fit this model: {error}") from error
+    try:
+        copy_tensors(model, tensors, file.plan.train, source)
+    except CheckpointError:
+        remove(model)
+        raise
+    return file
+
+
+def check_base(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Refuses a model whose frozen tensors are not those that an adapter file was trained on."""
+    source = Path(path)
+    _check_base(model, _read(source)[1], source)
+
+
+def describe(path: str | os.PathLike[str]) -> AdapterFile:
+    """Read the metadata of an adapter file, without a model."""
+    return _read(Path(path))[1]
+
+
+def resolved_plan(model: nn.Module) -> Plan:
+    """The plan of an injected model with every pattern replaced by the names that it stands for."""
+    trained = injection_of(model).trained
+    deltas: dict[str, list[Method]] = {}
+    for item in attached(model):
+        deltas.setdefault(item.site, []).append(item.delta.method)
+    return Plan({site: methods[0] if len(methods) == 1 else methods for site, methods in deltas.items()}, trained)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the model's state dict, detached and sharing its memory."""
+    return {key: value.detach() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _refuse_without_values(state: Mapping[str, Tensor]) -> None:
+    """Refuses a model on the meta device, whose tensors have shapes alone."""
+    name = next((key for key, tensor in state.items() if tensor.is_meta), None)
+    if name is not None:
+        raise CheckpointError(f"`{name}` is on the meta device and has no values. Load the model's weights first.")
+
+
+def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
+    """Names of everything that training changes: deltas, parameters trained in full, and buffers beside these."""
+    modules = dict(model.named_modules())
+    keys = set(trained)
+    for owner in {name.rpartition(".")[0] for name in keys}:
+        names = [name for name, _ in modules[owner].named_buffers(recurse=False)]
+        keys |= {f"{owner}.{name}" if owner else name for name in names} & state.keys()
+    return keys | delta_keys(model, state)
+
+
+def delta_keys(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors of the deltas that are attached."""
+    prefixes = tuple(f"{item.key}." for item in attached(model))
+    return {key for key in state if key.startswith(prefixes)}
+
+
+def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Iterable[str], source: Path) -> None:
+    """Copies the tensors of a file into an injected model, in place, once all of them are known to fit."""
+    state = state_tensors(model)
+    wanted = own_keys(model, trained, state)
+    if wanted != tensors.keys():
+        missing, unknown = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
+        raise CheckpointError(
+            f"`{source}` is damaged: it lacks {missing[:3]} and has {unknown[:3]} beyond its own plan."
+        )
+    for key, tensor in tensors.items():
+        if tensor.shape != state[key].shape:
+            raise CheckpointError(
+                f"`{source}` does not fit this model: `{key}` is {list(tensor.shape)} in the file and "
+                f"{list(state[key].shape)} in the model. Build the model as it was trained, with as many classes."
+            )
+    for key, tensor in tensors.items():
+        state[key].copy_(tensor)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file that is there in full or not at all."""
+    if not target.name:
+        raise CheckpointError(f"`{target}` must be the name of a file, but has none.")
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    with writing(target, SafetensorError):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # made here first: safetensors itself would make a file that only its owner may read
+            partial.touch()
+            mode = partial.stat().st_mode
+            save_file(dict(tensors), partial, metadata=metadata)
+            partial.chmod(mode)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def read_tensors(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file."""
+    if not source.is_file():
+        remedy = (
+            "`load_peft` reads directories of the peft library" if source.is_dir() else "`save` writes adapter files"
+        )
+        raise CheckpointError(f"`{source}` is not a file. {remedy}.")
+    try:
+        with safe_open(source, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"`{source}` cannot be read as a safetensors file: {error}.") from error
+
+
+def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
+    """An adapter file's tensors and what it says of itself."""
+    tensors, metadata = read_tensors(source)
+    if _HEADER not in metadata:
+        raise CheckpointError(f"`{source}` is a safetensors file, but not an adapter file of vispeft.")
+    try:
+        header = json.loads(metadata[_HEADER])
+        version = header["format"]
+        if version != FORMAT:
+            raise CheckpointError(
+                f"`{source}` has format {version}, but this vispeft reads format {FORMAT}. "
+                f"Use the version that wrote it."
+            )
+        plan = Plan.from_dict(header["plan"])
+        rounded = dict(header.get("rounded", {}))
+        fingerprint_of_base, metadata_of_caller = str(header["fingerprint"]), dict(header["metadata"])
+        return tensors, AdapterFile(plan, header["architecture"], fingerprint_of_base, metadata_of_caller, rounded)
+    except (KeyError, TypeError, ValueError, PlanError) as error:
+        raise CheckpointError(f"`{source}` has a damaged header: {error}.") from error
+
+
+def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
+    """Refuses a model that lacks one of the sites or trained parameters, by name."""
+    names = Names(model)
+    known = {*names.modules, *names.parameters, *(item.site for item in attached(model))}
+    for name in [*plan.deltas, *plan.train]:
+        if name not in known:
+            raise CheckpointError(f"`{source}` was trained on another base: this model has no `{name}`.")
+
+
+def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
+    """Refuses a model whose frozen tensors are not those that the file was trained on, in any precision."""
+    state = state_tensors(model)
+    _refuse_without_values(state)
+    own = own_keys(model, file.plan.train, state)
+    found = fingerprint(state, own, delta_keys(model, state))
+    if found == file.fingerprint or is_rounded(state, own, file.fingerprint, file.rounded):
+        return
+    precisions = ", ".join(sorted(precisions_of(state, own))) or "no precision"
+    raise CheckpointError(
+        f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is "
+        f"a {type(model).__name__} with fingerprint {found[:12]} ({precisions}). Build the same model with the same "
+        f"weights. To use another precision, convert the model after `load`."
+    )

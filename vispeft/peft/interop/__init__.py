@@ -1,0 +1,1 @@
+"""Adapter directories of other libraries."""

@@ -1,0 +1,170 @@
+"""Contract of the trainable modules at sites, and of the methods that build them.
+
+A delta sees what a frozen map saw (x) and said (y), and says what it should have said: `y' = delta(x, y)`. A weight
+delta does the same to a parameter, for maps that are never called as modules.
+"""
+
+from __future__ import annotations
+
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from vispeft.errors import PlanError
+from vispeft.peft.targets import nearest
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Kind and settings of a delta, given once for many sites: a frozen dataclass of plain values."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def for_module(self, module: nn.Module) -> Delta | None:
+        """The delta for a module's output, or None where nothing is to be attached; PlanError if it cannot serve."""
+
+    @abstractmethod
+    def for_parameter(self, parameter: Tensor) -> WeightDelta | None:
+        """The delta for a parameter itself, or None where nothing is to be attached; PlanError if it cannot serve."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """`{"method": name, ...}` with every field, as a configuration writes it."""
+        return {"method": self.name, **{field.name: getattr(self, field.name) for field in fields(self)}}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """The method from a configuration's values: unknown, missing and ill-typed ones are refused by name."""
+        known = {field.name: field for field in fields(cls)}
+        types = typing.get_type_hints(cls)
+        for key, value in options.items():
+            if key not in known:
+                options_text = ", ".join(known) or "none"
+                raise PlanError(
+                    f"`{key}` is not an option of `{cls.name}`.{nearest(key, known)} It has {options_text}."
+                )
+            _check_type(key, value, types[key])
+        missing = [key for key, field in known.items() if field.default is MISSING and key not in options]
+        if missing:
+            raise PlanError(f"`{cls.name}` needs `{missing[0]}`, which is not given.")
+        return cls(**options)
+
+
+class Delta(nn.Module, ABC):
+    """A trainable module beside a frozen one. `is_active` is False while deltas are disabled."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.is_active = True
+
+    @abstractmethod
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """Return the output that replaces the frozen module's output y for its input x.
+
+        base: the frozen module, where y is its own fresh output that nobody else holds; None otherwise
+        """
+
+    @abstractmethod
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias of the frozen map that does the same alone, or None if there is no such map."""
+
+
+class WeightDelta(nn.Module, ABC):
+    """A trainable module that a parameter goes through whenever it is read. It always merges."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.is_active = True
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """The parameter as it should have been."""
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Input and output features of a module, and the dimension of its output that holds them: 1 or -1."""
+
+    inputs: int
+    outputs: int
+    dim: int
+
+
+def widths(module: nn.Module) -> Widths:
+    """A module's widths: its own, or those of the first and last map inside it."""
+    maps = list(_maps(module))
+    if not maps:
+        raise PlanError(
+            f"A {type(module).__name__} has no linear map, convolution or norm that tells its width. "
+            f"Name a module that has one."
+        )
+    return Widths(maps[0].inputs, maps[-1].outputs, maps[-1].dim)
+
+
+def trainable(*shape: int, like: Tensor) -> nn.Parameter:
+    """A zero parameter on the device of `like`, in its precision, but in float32 if that is a half one."""
+    dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+    return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=like.device))
+
+
+def reference_tensor(module: nn.Module) -> Tensor:
+    """A parameter of the module that tells device and precision, or an empty CPU tensor where it has none."""
+    return next(module.parameters(), torch.empty(0))
+
+
+def at_least(name: str, value: float, bound: float) -> None:
+    """Refuses an option below its bound."""
+    if not value >= bound:
+        raise PlanError(f"`{name}` must be at least {bound}, but is {value}.")
+
+
+def _maps(module: nn.Module) -> Iterator[Widths]:
+    """Widths of the maps in a module, in the order of registration; a fully described module counts alone."""
+    match module:
+        case nn.Linear():
+            yield Widths(module.in_features, module.out_features, -1)
+        case nn.Conv2d():
+            yield Widths(module.in_channels, module.out_channels, 1)
+        case nn.LayerNorm():
+            yield Widths(module.normalized_shape[-1], module.normalized_shape[-1], _channel_dim(module))
+        case nn.BatchNorm2d():
+            yield Widths(module.num_features, module.num_features, 1)
+        case nn.GroupNorm():
+            yield Widths(module.num_channels, module.num_channels, 1)
+        case nn.MultiheadAttention():
+            yield Widths(module.embed_dim, module.embed_dim, -1)
+        case _:
+            for child in module.children():
+                if not isinstance(child, Delta):
+                    yield from _maps(child)
+
+
+@torch.no_grad()
+def _channel_dim(norm: nn.LayerNorm) -> int:
+    """The dimension along which a LayerNorm works: 1 for a subclass that takes [B, C, H, W], as segmenters have.
+
+    Found by a trial, for neither names nor options tell it reliably.
+    """
+    if type(norm).forward is nn.LayerNorm.forward or len(norm.normalized_shape) > 1:
+        return -1
+    try:
+        norm.forward(reference_tensor(norm).new_zeros(1, norm.normalized_shape[0], 1, 1))
+    except (RuntimeError, ValueError, IndexError):
+        return -1
+    return 1
+
+
+def _check_type(key: str, value: Any, annotation: Any) -> None:
+    """Refuses a value that is not of the field's type; an int serves for a float, a bool for neither."""
+    allowed = typing.get_args(annotation) or (annotation,)
+    fits = type(value) in allowed or (float in allowed and type(value) is int)
+    if not fits:
+        words = " or ".join("null" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise PlanError(f"`{key}` must be of type {words}, but is {value!r}.")

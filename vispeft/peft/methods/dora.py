@@ -1,0 +1,151 @@
+"""DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353): `m * V / ||V||` by row, with `V = W + scale * B A`.
+
+The magnitude m is `||W||` plus what is learnt, from zeros: so the gain `m / ||V||` is one to the bit at the start, on
+any device. As in section 4.3 of the paper, `||V||` is a constant in the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from vispeft_kernels.lora import lora_update, scaled
+
+from vispeft.peft.methods.base import Delta, WeightDelta, trainable
+from vispeft.peft.methods.base_modules import is_plain_linear
+from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA, add_product
+from vispeft.peft.methods.replay import replay_of
+
+
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """`c + g * (y - c + alpha / rank * B(A x))`, with the bias c and the gains `g = m / ||W + alpha / rank * B A||`.
+
+    B starts at zero and m, one number per row, at `||W||`. The options are those of LoRA.
+    """
+
+    name: ClassVar[str] = "dora"
+
+    def for_module(self, module: nn.Module) -> Delta:
+        """The delta for a linear map or an ungrouped convolution."""
+        match module:
+            case nn.Linear():
+                return LinearDoRA(self, module)
+            case nn.Conv2d():
+                self._check_conv(module)
+                return ConvDoRA(self, module)
+            case _:
+                return super().for_module(module)
+
+    def for_parameter(self, parameter: Tensor) -> WeightDelta:
+        """The delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
+        self._check_parameter(parameter)
+        return WeightDoRA(self, parameter)
+
+
+class LinearDoRA(LinearLoRA):
+    """Factors of a linear map as in LoRA, and `m` [parts * out of a part]: what the magnitudes have grown by."""
+
+    def __init__(self, method: DoRA, base: nn.Linear) -> None:
+        super().__init__(method, base.weight)
+        self.m = trainable(self.b.shape[0], like=base.weight)
+        # in a tuple, so that it is no child of its own child
+        self.bases = (base,)
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """y with the low-rank update and the gains on the rows of its parts. x: [..., in]; y: [..., out]."""
+        (frozen,) = self.bases
+        gain = gains(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        if base is None or not is_plain_linear(base):
+            return scaled(super().forward(x, y, None), gain, frozen.bias)
+        return lora_update(
+            y,
+            x,
+            frozen.weight,
+            frozen.bias,
+            self.a,
+            self.b,
+            self.scale,
+            column_offsets=self.starts,
+            dropout=self.dropout if self.training else 0.0,
+            recompute=replay_of(x),
+            feature_scale=gain,
+        )
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`g (W + scale * B A)`, and the bias as it is."""
+        return _merged(self, self.bases[0], weight, bias)
+
+
+class ConvDoRA(ConvLoRA):
+    """Factors of a convolution as in LoRA, and `m` [out]: what the magnitudes have grown by."""
+
+    def __init__(self, method: DoRA, base: nn.Conv2d) -> None:
+        super().__init__(method, base)
+        self.m = trainable(base.out_channels, like=base.weight)
+        self.bases = (base,)
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """y with the low-rank update and the gains; autograd keeps one map of y's size for them. y: [B, out, H, W]."""
+        (frozen,) = self.bases
+        gain = gains(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        return scaled(super().forward(x, y, base), gain, frozen.bias, dim=1)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`g (W + scale * B A)` over flattened kernels, and the bias as it is."""
+        return _merged(self, self.bases[0], weight, bias)
+
+
+class WeightDoRA(WeightLoRA):
+    """Factors of a parameter as in LoRA, and `m` [parts * rows of a part]: what the magnitudes have grown by."""
+
+    def __init__(self, method: DoRA, weight: Tensor) -> None:
+        super().__init__(method, weight)
+        self.m = trainable(self.b.shape[0], like=weight)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """`g (W + scale * B A)` on the rows of its parts."""
+        gain = gains(weight, self.a, self.b, self.m, self.scale, self.rows)
+        return scaled(super().forward(weight), gain, None, dim=0)
+
+
+def gains(weight: Tensor, a: Tensor, b: Tensor, m: Tensor, scale: float, rows: list[slice]) -> Tensor:
+    """`(||W|| + m) / ||W + scale * B A||` for each row of W [out, ...], in m's precision; one for rows of no part.
+
+    Differentiable in m alone. A row of zeros has no direction that could be kept: there the gain is `1 + m`.
+    """
+    parts = len(rows)
+    pieces, end = [], 0
+    for part, a_part, b_part, m_part in zip(rows, a.chunk(parts), b.chunk(parts), m.chunk(parts), strict=True):
+        start, slope = _line(weight[part].flatten(1), a_part.flatten(1), b_part.flatten(1), scale)
+        pieces += [m.new_ones(part.start - end), torch.addcmul(start, slope, m_part)]
+        end = part.stop
+    return torch.cat([*pieces, m.new_ones(weight.shape[0] - end)])
+
+
+@torch.no_grad()
+def _line(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The gain of each row at `m = 0`, and by how much it grows with m. weight: [n, in]; a: [r, in]; b: [n, r].
+
+    By `||V||^2 = ||W||^2 + s B . (2 W A^T + s B A A^T)`, so nothing of W's size is made.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        length = torch.linalg.vector_norm(weight, dim=1, dtype=a.dtype)
+        cross = (weight @ a.to(weight.dtype).t()).to(a.dtype)
+        change = scale * (b * torch.addmm(cross, b, a @ a.t(), beta=2, alpha=scale)).sum(1)
+        square = length.square()
+        is_zero = square == 0
+        ratio = (1 + change / square).clamp_min(torch.finfo(a.dtype).eps)
+        start = ratio.masked_fill(is_zero, 1).sqrt().reciprocal()
+        return start, start / length.masked_fill(is_zero, 1)
+
+
+def _merged(
+    delta: LinearDoRA | ConvDoRA, base: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the map that does the same; the bias changes only where a delta before has changed it."""
+    gain = gains(base.weight, delta.a, delta.b, delta.m, delta.scale, delta.rows)
+    merged = add_product(weight, delta.a, delta.b, delta.scale, delta.rows)
+    return scaled(merged, gain, None, dim=0), None if bias is None else scaled(bias, gain, base.bias)

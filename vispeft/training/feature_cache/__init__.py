@@ -1,0 +1,1 @@
+"""Features of a frozen prefix, kept in memory or on disk."""
