@@ -45,7 +45,7 @@ def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write COCO results to a JSON file, atomically."""
-    write_json(path, list(results))
+    write_json(path, list(results), raises=DataError)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from vispeft.data.reading.scan import find_pictures
 from vispeft.engine.loaders import image_size
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing
+from vispeft.io.atomic import replacing
 from vispeft.io.json_files import write_json
 from vispeft.models.postprocess import postprocess
 from vispeft.structures import ImageMeta, Instances
@@ -74,8 +75,9 @@ def predict_images(
     if not images:
         raise DataError(f"None of the {len(files)} images could be read.")
     categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
-    write_json(out / "predictions.json", results)
-    write_json(out / "images.json", {"images": images, "annotations": [], "categories": categories})
+    write_json(out / "predictions.json", results, raises=DataError)
+    document = {"images": images, "annotations": [], "categories": categories}
+    write_json(out / "images.json", document, raises=DataError)
     return PredictionReport(len(images), len(results))
 
 
@@ -97,19 +99,14 @@ def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None
     for name in names:
         if (out / name).resolve() in originals:
             raise DataError(f"The overlay `{out / name}` would replace that very image. Give another --out.")
-    with writing(out):
+    with writing(out, DataError):
         out.mkdir(parents=True, exist_ok=True)
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            picture.save(partial, path.suffix.removeprefix("."))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    """Write a picture atomically."""
+    with replacing(path, DataError) as partial:
+        picture.save(partial, path.suffix.removeprefix("."))
 
 
 def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:

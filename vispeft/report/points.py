@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vispeft.io.run_layout import REPORT_FILE
 from vispeft.report.page import Interval
 from vispeft.report.sweep_files import AP, SweepFiles, Trial
 
@@ -148,4 +149,4 @@ def _shown(value: Any) -> str:
 
 def run_page_of(trial: Trial) -> Path | None:
     """Return the path of a trial's report, or None if it does not exist."""
-    return trial.path / "report.html" if trial.path is not None else None
+    return trial.path / REPORT_FILE if trial.path is not None else None

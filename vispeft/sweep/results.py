@@ -11,9 +11,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.config import dump_config
+from vispeft.errors import TrainingError
+from vispeft.io.atomic import write_text
 from vispeft.io.json_files import write_json
 from vispeft.report import write_sweep_report
-from vispeft.sweep.directory import write_text
 from vispeft.sweep.schema import DIRECTIONS
 from vispeft.sweep.space import VARIANT, Labels, describe_point
 from vispeft.sweep.storage import shown, storage_url
@@ -130,10 +131,11 @@ def write_results(shared: SharedStudy, results: Results) -> None:
         "best": None if results.best is None else _summary(results.best),
         "front": [_summary(configuration) for configuration in results.front],
     }
-    write_json(directory.results_json, content, indent=1)
-    write_text(directory.results_csv, _csv(results.rows, [d.name for d in sweep.space.dimensions]))
+    write_json(directory.results_json, content, raises=TrainingError, indent=1)
+    table = _csv(results.rows, [d.name for d in sweep.space.dimensions])
+    write_text(directory.results_csv, table, raises=TrainingError)
     if results.best is not None:
-        write_text(directory.best, _best_yaml(shared, results.best))
+        write_text(directory.best, _best_yaml(shared, results.best), raises=TrainingError)
     write_sweep_report(directory.root)
 
 

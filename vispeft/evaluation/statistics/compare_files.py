@@ -18,7 +18,8 @@ from vispeft.errors import DataError
 from vispeft.evaluation.metrics.coco import Scored, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry
-from vispeft.io.json_files import read_json
+from vispeft.io.json_files import read_object
+from vispeft.io.run_layout import ANNOTATIONS_FILE, CONFIG_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 
 # what differs between runs of one configuration, or has no part in what it comes to
 _NOT_THE_CONFIGURATION = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
@@ -101,21 +102,19 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
                 f"`{path}` must be a run directory, or --annotations must name the file that these results belong to."
             )
         return Source(path.stem, path, annotations, None, None, {})
-    for name in ("config.yaml", "annotations_val.json", "predictions_val.json", "summary.json"):
+    for name in (CONFIG_FILE, ANNOTATIONS_FILE, PREDICTIONS_FILE, SUMMARY_FILE):
         if not (path / name).is_file():
             raise DataError(
                 f"`{path}` must be a finished run, but has no {name}. Finish it: vispeft train ... --resume"
             )
-    summary = read_json(path / "summary.json")
-    if not isinstance(summary, dict):
-        raise DataError(f"`{path / 'summary.json'}` must hold a JSON object, but does not.")
-    config = _read_config(path / "config.yaml")
+    summary = read_object(path / SUMMARY_FILE)
+    config = _read_config(path / CONFIG_FILE)
     train = config.get("train") if isinstance(config.get("train"), dict) else {}
     seed = train.get("seed") if isinstance(train, dict) else None
     kept = {key: value for key, value in (train or {}).items() if key not in _NOT_THE_CONFIGURATION}
     text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
     name = path.resolve().name
-    return Source(name, path / "predictions_val.json", path / "annotations_val.json", text, seed, summary)
+    return Source(name, path / PREDICTIONS_FILE, path / ANNOTATIONS_FILE, text, seed, summary)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
