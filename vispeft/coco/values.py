@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Set
-from typing import Any
+from typing import Any, TypeGuard
 
 LARGEST_ID = 2**63 - 1
 
@@ -67,3 +67,13 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return bool(value.strip()) and "\0" not in value
+
+
+def is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer in the range of int64 (true and false are not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tell whether a value is a finite number (true and false are not)."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
-from vispeft.coco.rle import is_number
+from vispeft.coco.values import is_number
 from vispeft.errors import DataError
 from vispeft.evaluation.metrics.coco import Scored, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
