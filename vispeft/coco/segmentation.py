@@ -191,7 +191,8 @@ def clip_polygon(points: FloatArray, low: tuple[float, float], high: tuple[float
 def rasterize(parts: Sequence[FloatArray], height: int, width: int, out: NDArray[Any]) -> bool:
     """Set to 1 the pixels of `out` ([height, width], zeros) that polygons cover by COCO's rule.
 
-    Return False if there is none. Only the bounding rectangle is decoded, so the cost follows the size of the object, not of the image.
+    Return False if there is none. Only the bounding rectangle is decoded, so the cost follows the size of the object,
+    not of the image.
     """
     parts = near(parts, width, height)
     # a part beside the frame leaves no pixel in it

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.config import dump_config
 from vispeft.errors import TrainingError
+from vispeft.evaluation.statistics.seeds import group_by_configuration, key_of_labels, with_most_seeds
 from vispeft.io.atomic import write_text
 from vispeft.io.json_files import write_json
 from vispeft.report import write_sweep_report
@@ -109,9 +110,7 @@ def collect(shared: SharedStudy) -> Results:
     rows = [_row(shared, trial) for trial in shared.trials().values() if _is_defined(trial)]
     objectives = shared.sweep.settings.objectives
     found = _configurations(rows, objectives)
-    # a mean over fewer seeds is not compared with one over more
-    most = max((len(configuration.rows) for configuration in found), default=0)
-    found = [configuration for configuration in found if len(configuration.rows) == most]
+    found = with_most_seeds(found, lambda configuration: configuration.rows)
     found.sort(key=lambda configuration: configuration.figure, reverse=DIRECTIONS[objectives[0]] == "maximize")
     front = [one for one in found if not any(_beats(other, one) for other in found)]
     return Results(rows, found, front)
@@ -161,17 +160,14 @@ def _row(shared: SharedStudy, trial: FrozenTrial) -> Row:
 
 
 def _configurations(rows: Sequence[Row], objectives: Sequence[str]) -> list[Configuration]:
-    grouped: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.state == "complete":
-            grouped.setdefault(repr(sorted(row.run.labels.items())), []).append(row)
+    complete = [row for row in rows if row.state == "complete"]
     return [
         Configuration(
             group[0].run.labels,
             group,
             {name: sum(row.figures[name] for row in group) / len(group) for name in objectives},
         )
-        for group in grouped.values()
+        for group in group_by_configuration(complete, lambda row: key_of_labels(row.run.labels))
     ]
 
 

@@ -18,6 +18,7 @@ from vispeft.errors import DataError
 from vispeft.evaluation.metrics.coco import Scored, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry
+from vispeft.evaluation.statistics.seeds import group_by_configuration
 from vispeft.io.json_files import read_object
 from vispeft.io.run_layout import ANNOTATIONS_FILE, CONFIG_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 
@@ -81,7 +82,11 @@ def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_g
     truth = _common_truth(sources)
     scored = [read_scored(truth, source.results) for source in sources]
     kind, warnings = _kind(truth, scored, names)
-    groups = _groups(sources) if is_grouped else [[index] for index in range(len(sources))]
+    groups = group_by_configuration(
+        range(len(sources)),
+        lambda index: sources[index].configuration if is_grouped else None,
+        seed_of=lambda index: sources[index].seed,
+    )
     titles = _distinct([_title([names[index] for index in group]) for group in groups], [names[g[0]] for g in groups])
     contenders = []
     for group, title in zip(groups, titles, strict=True):
@@ -161,20 +166,6 @@ def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) ->
     if without:
         return "bbox", [*warnings, f"{', '.join(without)}: boxes only, so that boxes are compared and not masks."]
     return "segm", warnings
-
-
-def _groups(sources: Sequence[Source]) -> list[list[int]]:
-    """Return the indices of the runs of each configuration. Two runs with the same seed are not grouped."""
-    groups: dict[tuple[Any, int], list[int]] = {}
-    seen: dict[tuple[Any, Any], int] = {}
-    for index, source in enumerate(sources):
-        if source.configuration is None:
-            groups[index, 0] = [index]
-            continue
-        occurrence = seen.get((source.configuration, source.seed), 0)
-        seen[source.configuration, source.seed] = occurrence + 1
-        groups.setdefault((source.configuration, occurrence), []).append(index)
-    return list(groups.values())
 
 
 def _title(names: Sequence[str]) -> str:

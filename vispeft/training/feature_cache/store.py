@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sqlite3
 import uuid
 import warnings
 import zlib
@@ -184,11 +183,10 @@ class DirectoryStore:
 
     def _held(self) -> FileLock:
         path, is_waiting = self.root / "filling.lock", False
-        with writing(self.root, TrainingError, sqlite3.Error):
-            while (lock := FileLock.try_hold(path, patience_seconds=1.0)) is None:
-                if not is_waiting:
-                    warnings.warn(f"`{self.root}` is being filled by another process: waiting for it.", stacklevel=4)
-                is_waiting = True
+        while (lock := FileLock.try_hold(path, patience_seconds=1.0)) is None:
+            if not is_waiting:
+                warnings.warn(f"`{self.root}` is being filled by another process: waiting for it.", stacklevel=4)
+            is_waiting = True
         return lock
 
     def _look(self) -> None:
