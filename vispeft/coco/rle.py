@@ -6,6 +6,7 @@ or a polygon a million pixels wide, end in a crash or in an endless allocation r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,9 @@ CONTINUES = 32
 LARGEST_WIDTH = 7
 """Characters of the longest number that is read: 35 bits."""
 
-_MAX_PIXELS = 2**32 - 1
+LARGEST_MASK = 2**32 - 1
+"""Pixels of the largest mask whose runs COCO's format can count."""
+
 # 5 points of 16 bytes per pixel of outline: a polygon may cost pycocotools at most some 160 MB
 _MAX_OUTLINE = 2e6
 
@@ -92,17 +95,23 @@ def check_polygons(polygons: Any) -> None:
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> None:
     """Raise ValueError with the reason if an RLE does not describe exactly `height` x `width` pixels."""
-    size, counts = rle.get("size"), rle.get("counts")
+    size = size_of(rle)
+    if size != (height, width):
+        raise ValueError(f"with an RLE of size {size[0]}x{size[1]} for an image of {height}x{width} (height x width)")
+    check_counts(rle.get("counts"), height * width)
+
+
+def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the height and width of an RLE, or raise ValueError with the reason if they are not positive integers."""
+    size = rle.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(is_integer(side) and side > 0 for side in size):
         raise ValueError("with an RLE that has no `size` [height, width]")
-    if size != [height, width]:
-        raise ValueError(f"with an RLE of size {size[0]}x{size[1]} for an image of {height}x{width} (height x width)")
-    check_counts(counts, height * width)
+    return size[0], size[1]
 
 
 def check_counts(counts: Any, num_pixels: int) -> None:
     """Raise ValueError with the reason if RLE counts do not cover exactly `num_pixels`."""
-    if num_pixels > _MAX_PIXELS:
+    if num_pixels > LARGEST_MASK:
         raise ValueError("with an RLE of more pixels than COCO's format can count")
     runs = run_lengths(counts)
     if (runs < 0).any() or int(runs.sum()) != num_pixels:
@@ -116,7 +125,7 @@ def run_lengths(counts: Any) -> NDArray[np.int64]:
     """
     if isinstance(counts, (str, bytes)):
         return _decode_counts(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
-    if isinstance(counts, list) and all(is_integer(count) and abs(count) <= _MAX_PIXELS for count in counts):
+    if isinstance(counts, list) and all(is_integer(count) and abs(count) <= LARGEST_MASK for count in counts):
         return np.asarray(counts, dtype=np.int64)
     raise ValueError("with an RLE that has no `counts`, as a string or as a list of integers")
 

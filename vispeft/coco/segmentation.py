@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vispeft.coco.rle import decode_columns, run_lengths
-from vispeft.coco.values import as_integer, as_number
+from vispeft.coco.rle import decode_columns, run_lengths, size_of
+from vispeft.coco.values import as_number
 
 FloatArray = NDArray[np.float64]
 MaskArray = NDArray[np.uint8]
@@ -107,18 +107,18 @@ def _parse_polygons(value: list[Any]) -> Polygons | Flaw:
 
 
 def _parse_rle(value: dict[str, Any], height: int, width: int) -> Rle | Flaw:
-    size, counts = value.get("size"), value.get("counts")
-    sides = [as_integer(n) for n in size] if isinstance(size, list) else []
-    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+    try:
+        size = size_of(value)
+    except ValueError:
         return Flaw("bad-rle", "an RLE must hold `size` [height, width] and `counts`; it is left out")
-    if (sides[0], sides[1]) != (height, width):
-        detail = f"RLE {sides[0]}x{sides[1]}, image {height}x{width}"
+    if size != (height, width):
+        detail = f"RLE {size[0]}x{size[1]}, image {height}x{width}"
         return Flaw(
             "rle-size", "`size` of the RLE differs from the height x width of its image; it is left out", detail
         )
     bad = Flaw("bad-rle", "`counts` of the RLE are no valid run lengths; it is left out")
     try:
-        runs = run_lengths(counts)
+        runs = run_lengths(value.get("counts"))
     except ValueError:
         return bad
     if not len(runs) or (runs < 0).any() or len(runs) > 2 * height * width + 2:

@@ -13,10 +13,10 @@ from vispeft.coco.categories import read_categories, with_category_list
 from vispeft.coco.identifiers import with_integer_ids
 from vispeft.coco.instances import read_annotations, tell_of_crowds
 from vispeft.coco.named_files import why_no_file_name, with_file_names
-from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.other_forms import PANOPTIC, hint_of_other_form, is_panoptic
 from vispeft.coco.problems import CheckReport, Findings, show
 from vispeft.coco.sets import Annotation, CocoSet, Groups, ImageEntry
-from vispeft.coco.values import as_integer, is_text
+from vispeft.coco.values import as_integer, is_text, sides_of
 from vispeft.data.reading.files import Headers, check_files, find_files
 from vispeft.data.reading.images import LARGEST_IMAGE
 from vispeft.errors import DataError
@@ -100,12 +100,8 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     document = with_category_list(document, findings)
     for key in ("images", "categories", "annotations"):
         _require_list(document, key, findings)
-    if not findings.is_refused and any(
-        isinstance(a, dict) and "segments_info" in a for a in document["annotations"][:1]
-    ):
-        findings.refuse(
-            "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
-        )
+    if not findings.is_refused and is_panoptic(document["annotations"]):
+        findings.refuse("panoptic", f"{PANOPTIC}.", "")
     return None if findings.is_refused else document
 
 
@@ -189,9 +185,8 @@ def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tupl
     given = [item.get("height"), item.get("width")]
     if given == [None, None]:
         return 0, 0
-    height, width = (as_integer(value) for value in given)
-    if height is not None and width is not None and height > 0 and width > 0:
-        return height, width
+    if (sides := sides_of(item)) is not None:
+        return sides
     findings.refuse(
         "bad-image-size",
         "`height` and `width` must be positive integers.",
