@@ -7,8 +7,7 @@ or a polygon a million pixels wide, end in a crash or in an endless allocation r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,8 +129,7 @@ def run_lengths(counts: Any) -> NDArray[np.int64]:
     raise ValueError("with an RLE that has no `counts`, as a string or as a list of integers")
 
 
-@dataclass(frozen=True)
-class Numbers:
+class Numbers(NamedTuple):
     """The numbers in compressed counts, which are written with 5 bits per character.
 
     codes: [C] uint8, characters less 48; above LARGEST_CODE where COCO does not use the character
@@ -153,12 +151,13 @@ def read_numbers(text: bytes) -> Numbers:
     """
     # characters below 48 wrap to large codes
     codes = np.frombuffer(text, dtype=np.uint8) - np.uint8(48)
-    ends = np.flatnonzero(codes < CONTINUES)
+    ends = (codes < CONTINUES).nonzero()[0]
     widths = ends + 1
     widths[1:] -= widths[:-1].copy()
     values = ((codes[ends] & 31).astype(np.int64) ^ 16) - 16
-    for place in range(1, min(int(widths.max(initial=0)), LARGEST_WIDTH)):
-        longer = np.flatnonzero(widths > place)
+    longest = int(widths.max()) if len(widths) else 0
+    for place in range(1, min(longest, LARGEST_WIDTH)):
+        longer = (widths > place).nonzero()[0]
         values[longer] = values[longer] * 32 + (codes[ends[longer] - place] & 31)
     return Numbers(codes, ends, widths, values)
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 
 from vispeft.coco.problems import Findings
 from vispeft.coco.results import to_coco_results
@@ -21,8 +20,8 @@ from vispeft.data.reading.scan import find_pictures
 from vispeft.engine.loaders import image_size
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing
-from vispeft.io.atomic import replacing
 from vispeft.io.json_files import write_json
+from vispeft.io.pictures import write_picture
 from vispeft.models.postprocess import postprocess
 from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import Precision, build_fabric, parse_device
@@ -68,7 +67,7 @@ def predict_images(
             height, width = picture.pixels.shape[:2]
             instances = _predict(run, fabric, picture, number, str(path), threshold)
             overlay = draw_instances(picture.pixels, instances, run.class_names, threshold=threshold)
-            _save_picture(overlay, out / name)
+            write_picture(out / name, overlay)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})
             progress.update(number)
@@ -101,12 +100,6 @@ def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None
             raise DataError(f"The overlay `{out / name}` would replace that very image. Give another --out.")
     with writing(out, DataError):
         out.mkdir(parents=True, exist_ok=True)
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture atomically."""
-    with replacing(path, DataError) as partial:
-        picture.save(partial, path.suffix.removeprefix("."))
 
 
 def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:
