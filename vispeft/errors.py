@@ -1,15 +1,14 @@
-"""Errors that a user can cause. Each is a `VispeftError` whose message tells what to do."""
+"""Errors that a user can cause. Each is a `VispeftError` whose message names the remedy."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 
 class VispeftError(Exception):
-    """Base of every error that vispeft raises on purpose: one message that names what is wrong and the remedy."""
+    """Base of every error that vispeft raises on purpose: one message with the fault and the remedy."""
 
 
 class ConfigError(VispeftError):
@@ -17,7 +16,7 @@ class ConfigError(VispeftError):
 
 
 class DataError(VispeftError):
-    """A data set file, image or annotation that must not be trained or scored on."""
+    """A data set, results or image file that cannot be read, written, trained on or scored."""
 
 
 class PlanError(VispeftError):
@@ -25,7 +24,7 @@ class PlanError(VispeftError):
 
 
 class CheckpointError(VispeftError):
-    """A weights, adapter or checkpoint file that does not fit what it is loaded into."""
+    """A weights, adapter or checkpoint file that cannot be read or written, or does not fit the model."""
 
 
 class TrainingError(VispeftError):
@@ -33,9 +32,10 @@ class TrainingError(VispeftError):
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike[str], *others: type[Exception]) -> Iterator[None]:
-    """Context that turns errors in writing `path` (a full disk, a read-only place) into one clear CheckpointError.
+def writing(path: str | os.PathLike[str], raises: type[VispeftError], *others: type[Exception]) -> Iterator[None]:
+    """Context that turns errors in writing `path` (a full disk, a read-only place) into one clear error.
 
+    raises: error for the kind of file that `path` is
     others: exceptions of a library for the same, beside OSError
     """
     kinds: tuple[type[Exception], ...] = (OSError, *others)
@@ -43,22 +43,7 @@ def writing(path: str | os.PathLike[str], *others: type[Exception]) -> Iterator[
         yield
     except kinds as error:
         reason = describe_io_error(error)
-        raise CheckpointError(
-            f"`{os.fspath(path)}` cannot be written: {reason}. Make room, or name another place."
-        ) from (error)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            # where nothing can be written, it may be that nothing can be removed
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+        raise raises(f"`{os.fspath(path)}` cannot be written: {reason}. Make room, or name another place.") from error
 
 
 def describe_io_error(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from vispeft.config import recipe_path
 from vispeft.errors import TrainingError
 from vispeft.io.json_files import read_json, write_json
+from vispeft.io.run_layout import REPORT_FILE, SUMMARY_FILE
 from vispeft.report import write_comparison
 from vispeft.synthetic import write_splits
 
@@ -69,9 +70,9 @@ def run_quickstart(
         say(f"{number}/{len(RECIPES)} {name}: {settings.steps} steps")
         if not _train(out, name, settings, train, val):
             return None
-        summaries[name] = read_json(out / name / "summary.json")
-    write_json(out / "summary.json", {"runs": summaries}, indent=1)
-    write_comparison({name: out / name for name in RECIPES}, out / "report.html")
+        summaries[name] = read_json(out / name / SUMMARY_FILE)
+    write_json(out / SUMMARY_FILE, {"runs": summaries}, raises=TrainingError, indent=1)
+    write_comparison({name: out / name for name in RECIPES}, out / REPORT_FILE)
     return summaries
 
 
@@ -107,7 +108,7 @@ def _clear(out: Path) -> None:
         raise TrainingError(f"`{out}` is there already and no quickstart made it. Give another --out.")
     for name in (_DATA, *RECIPES):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("summary.json", "report.html"):
+    for name in (SUMMARY_FILE, REPORT_FILE):
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / _MARK).write_text("Made by `vispeft quickstart`, which replaces this folder when it runs again.\n")

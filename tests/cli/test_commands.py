@@ -117,7 +117,7 @@ def test_train__makes_a_numbered_run_and_refuses_an_existing_one(
 def test_train__unknown_key(config_path: Path, command: Command) -> None:
     status, _, err = command("train", config_path, "train.stepz=1")
     assert status == 1
-    assert "`train.stepz` is not a configuration key. The nearest is `train.steps`." in err
+    assert "`train.stepz` is not a configuration key. Did you mean `train.steps`?" in err
 
 
 def test_evaluate__any_results_file(finished: RunDirectory, command: Command, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_hostile_results__are_one_error_of_every_command(
 
 
 def test_results__that_are_not_there_or_a_folder(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "none.json", "none.json` "), (tmp_path, "Give a JSON file")):
+    for path, message in ((tmp_path / "none.json", "none.json` "), (tmp_path, "must be a JSON file, but is a folder")):
         status, _, err = command("evaluate", "--predictions", path, "--annotations", finished.annotations)
         assert (status, len(err.splitlines())) == (1, 1)
         assert message in err

@@ -43,7 +43,7 @@ def test_sweep__a_table_and_a_configuration_to_train(
 def test_sweep__wrong_key(sweep_path: Path, command: Command) -> None:
     status, out, err = command("sweep", sweep_path, "sweep.space={train.lrr: [1]}")
     assert (status, out) == (1, "")
-    assert "`train.lrr` is not a configuration key. The nearest is `train.lr`." in err
+    assert "`train.lrr` is not a configuration key. Did you mean `train.lr`?" in err
     assert not (sweep_path.parent / "runs").exists()
 
 

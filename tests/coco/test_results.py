@@ -57,10 +57,10 @@ def test_write_results__keeps_the_old_file_when_it_fails(tmp_path):
     [
         ("", "not valid JSON"),
         ("[{", "line 1, column 3.*write or copy it again"),
-        ("{}\n{}", "line 2, column 1.*It must hold one value"),
-        ("[" * 100_000, "not a usable JSON file"),
+        ("{}\n{}", "line 2, column 1.*it must hold one value"),
+        ("[" * 100_000, "not valid JSON"),
         ("\xff\xfe[", "JSON"),
-        ("1" * 5000, "not a usable JSON file"),
+        ("1" * 5000, "not valid JSON"),
         ('{"images": [], "annotations": []}', "holds an object. This looks like an annotation file"),
         ('{"annotations": [{"score": 1}]}', "The list stands under `annotations`: write it alone"),
         ('{"images": [], "predictions": [{"score": 1}]}', "The list stands under `predictions`"),
@@ -115,9 +115,9 @@ def test_read_results__missing_keys(tmp_path):
 
 
 def test_read_results__missing_file_and_folder(tmp_path):
-    with pytest.raises(DataError, match=r"none.json` cannot be read: .*Check the path"):
+    with pytest.raises(DataError, match=r"none.json` does not exist; check the path"):
         read_results(tmp_path / "none.json")
-    with pytest.raises(DataError, match=r"cannot be read: .*Give a JSON file"):
+    with pytest.raises(DataError, match=r"must be a JSON file, but is a folder"):
         read_results(tmp_path)
 
 

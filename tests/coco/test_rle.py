@@ -1,8 +1,10 @@
+import contextlib
+
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.rle import check_counts, encode_region, to_rle
+from vispeft.coco.rle import check_counts, decode_columns, encode_region, run_lengths, to_rle
 
 
 def _encoded(mask):
@@ -109,3 +111,22 @@ def test_to_rle__a_polygon_past_the_edge_is_clipped():
     assert mask.shape == (10, 12)
     assert mask[5:, 5:].all()
     assert mask.sum() == 5 * 7
+
+
+def test_run_lengths__never_trusts_its_text() -> None:
+    generator = np.random.default_rng(0)
+    num_read = 0
+    for _ in range(2000):
+        text = bytes(generator.integers(32, 127, generator.integers(1, 12)).astype(np.uint8)).decode()
+        with contextlib.suppress(ValueError):
+            num_read += run_lengths(text).dtype == np.int64
+    assert 100 < num_read < 1900
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (40, 33)])
+def test_run_lengths__of_text_and_of_a_list_give_pycocotools_mask(size: tuple[int, int]) -> None:
+    mask = (np.random.default_rng(0).random(size) < 0.4).astype(np.uint8)
+    runs = run_lengths(_encoded(mask)["counts"])
+    np.testing.assert_array_equal(run_lengths(runs.tolist()), runs)
+    for left in range(size[1]):
+        np.testing.assert_array_equal(decode_columns(runs, size[0], left, size[1]), mask[:, left:])

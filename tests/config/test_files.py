@@ -24,9 +24,9 @@ def test_load_config__file_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.batchsize=4", "`train.batchsize` is not a configuration key. The nearest is `train.batch_size`."),
-        ("trian.steps=4", "`trian.steps` is not a configuration key. The nearest is `train.steps`."),
-        ("lr=4", "`lr` is not a configuration key. The nearest is `train.lr`."),
+        ("train.batchsize=4", "`train.batchsize` is not a configuration key. Did you mean `train.batch_size`?"),
+        ("trian.steps=4", "`trian.steps` is not a configuration key. Did you mean `train.steps`?"),
+        ("lr=4", "`lr` is not a configuration key. Did you mean `train.lr`?"),
         ("zzz=4", "`zzz` is not a configuration key."),
         ("train.steps=many", "`train.steps` must be a whole number, but is 'many' (text)."),
         ("train.steps=1.5", "`train.steps` must be a whole number, but is 1.5."),
@@ -41,8 +41,8 @@ def test_load_config__file_and_overrides(tmp_path: Path) -> None:
         ("peft.train=[1]", "`peft.train.0` must be text, but is 1."),
         ("data.augment.scale=[0.5]", "`data.augment.scale.1` must be set."),
         ("model.activation_checkpointing=yes", "must be true or false, but is 'yes' (text)."),
-        ("train.methods.lroa.lr=1", "`train.methods.lroa` is not a method. The nearest is `train.methods.lora`."),
-        ("train.methods.lora.lrr=1", "`train.methods.lora.lrr` is not a configuration key. The nearest is"),
+        ("train.methods.lroa.lr=1", "`train.methods.lroa` is not a method. Did you mean `train.methods.lora`?"),
+        ("train.methods.lora.lrr=1", "`train.methods.lora.lrr` is not a configuration key. Did you mean"),
     ],
 )
 def test_parse_config__names_key_got_and_expected(override: str, message: str) -> None:

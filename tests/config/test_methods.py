@@ -20,7 +20,7 @@ def test_methods_from__gives_the_method() -> None:
         ({"rank": 8}, ["`peft.deltas.a.b` must be like", "lora, dora, adapter", "quotes"]),
         ({"method": "lorra", "rank": 8}, ["`peft.deltas.a.b.method`", "`lora`", "'lorra'"]),
         ({"method": ["lora"]}, ["`peft.deltas.a.b.method`"]),
-        ({"method": "lora", "rnak": 8}, ["`peft.deltas.a.b.rnak`", "nearest is `peft.deltas.a.b.rank`"]),
+        ({"method": "lora", "rnak": 8}, ["`peft.deltas.a.b.rnak`", "Did you mean `peft.deltas.a.b.rank`"]),
         ({"method": "lora", "rank": 0}, ["`peft.deltas.a.b", "`rank` must be at least 1, but is 0"]),
         ({"method": "lora", "rank": "eight"}, ["`peft.deltas.a.b`: `rank` must be of type int", "'eight'"]),
         ([{"method": "lora", "rank": 1}, {"method": "lroa"}], ["`peft.deltas.a.b.1.method`"]),

@@ -32,7 +32,7 @@ def test_regions__have_one_rate_each() -> None:
     assert [rates.lr_scale for rates in config.train.regions.values()] == [10.0, None]
     with pytest.raises(ConfigError, match=r"only one of `lr` and `lr_scale` may be set in `train\.regions\.backbone`"):
         parse_config({"train": {"regions": {"backbone": {"lr": 1e-5, "lr_scale": 0.1}}}})
-    with pytest.raises(ConfigError, match=r"The nearest is `train\.regions\.backbone\.lr_scale`"):
+    with pytest.raises(ConfigError, match=r"Did you mean `train\.regions\.backbone\.lr_scale`"):
         parse_config({"train": {"regions": {"backbone": {"lr_scal": 0.1}}}})
 
 

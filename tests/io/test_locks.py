@@ -2,6 +2,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from vispeft.errors import TrainingError
 from vispeft.io.locks import FileLock
 
 HOLD = """
@@ -34,3 +37,11 @@ def test_file_lock__excludes_within_a_process_until_released(tmp_path: Path) -> 
     lock.release(remove=True)
     assert not (tmp_path / "lock").exists()
     assert FileLock.try_hold(tmp_path / "lock") is not None
+
+
+def test_file_lock__names_a_place_where_no_file_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "lock", tmp_path / "folder"):
+        with pytest.raises(TrainingError, match=f"`{path}` cannot be written"):
+            FileLock.try_hold(path)

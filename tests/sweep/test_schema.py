@@ -24,7 +24,7 @@ def test_parse_sweep__reads_back_what_it_dumps() -> None:
     [
         ([], "`sweep` must be a section"),
         ({}, "`sweep.space` or `sweep.variants` must name something"),
-        ({"space": SPACE, "smapler": "tpe"}, "`sweep.smapler` is not a configuration key. The nearest is"),
+        ({"space": SPACE, "smapler": "tpe"}, "`sweep.smapler` is not a configuration key. Did you mean"),
         ({"space": {"train.lr": 0.1}}, r"`sweep.space.train.lr` must be a list .* but is 0.1"),
         ({"space": {"train.lr": []}}, "`sweep.space.train.lr` must have at least one value"),
         ({"space": {"train.lr": [1, 1]}}, "none twice"),
@@ -34,7 +34,7 @@ def test_parse_sweep__reads_back_what_it_dumps() -> None:
         ({"space": {"train.lr": {"low": 1, "high": 2, "step": 0.5}}}, "a whole number as `step`"),
         (
             {"space": {"train.lr": {"lo": 1, "high": 2}}},
-            r"`sweep.space.train.lr.lo` .* nearest is `sweep.space.train.lr",
+            r"`sweep.space.train.lr.lo` .* Did you mean `sweep.space.train.lr",
         ),
         ({"space": {"train.lr": {"values": [1], "low": 1}}}, "must be a list of values"),
         ({"space": SPACE, "trials": 3}, "`sweep.trials` must be left out for a grid"),

@@ -51,12 +51,15 @@ def test_identity__depends_on_what_a_sweep_is_and_not_on_who_works_on_it(folder:
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"space": {"train.lrr": [1]}}, r"cannot run train\.lrr=1: `train\.lrr` is not .* nearest is `train\.lr`"),
+        ({"space": {"train.lrr": [1]}}, r"cannot run train\.lrr=1: `train\.lrr` is not .* Did you mean `train\.lr`"),
         ({"space": {"train.lr": [0.1, -1]}}, r"train\.lr=-1: `train\.lr` must be above 0"),
-        ({"variants": {"a": {}, "b": {"peft.trian": []}}}, r"cannot run b: `peft\.trian` .* nearest is `peft\.train`"),
+        (
+            {"variants": {"a": {}, "b": {"peft.trian": []}}},
+            r"cannot run b: `peft\.trian` .* Did you mean `peft\.train`",
+        ),
         ({"space": {"peft.deltas.@encoder.qkv.rank": [1]}}, "put the pattern in quotes"),
         ({"space": {'peft.deltas."@encoder.qkv".rnk': [1]}}, r"rnk` is not an option of lora"),
-        ({"space": {"train.lrr": {"low": 0.1, "high": 1.0}}, "sampler": "tpe", "trials": 2}, "nearest is `train.lr`"),
+        ({"space": {"train.lrr": {"low": 0.1, "high": 1.0}}, "sampler": "tpe", "trials": 2}, "Did you mean `train.lr`"),
         ({"space": {"train.lr": {"low": -1.0, "high": 1.0}}, "sampler": "tpe", "trials": 2}, "must be above 0"),
         ({"space": {"train.lr": [1]}, "storage": "mysql://x/y"}, r"`sweep\.storage` must be sqlite"),
         ({"space": {"train.devices": [1, 2]}}, "`train.devices` must be 1 in a sweep, but is 2"),

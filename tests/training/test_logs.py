@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vispeft.errors import CheckpointError
-from vispeft.training.logs import RunLog, read_metrics
+from vispeft.errors import TrainingError
+from vispeft.io.metrics_file import read_metrics
+from vispeft.training.logs import RunLog
 
 
 def test_write__each_line_is_on_disk_at_once(tmp_path: Path) -> None:
@@ -76,7 +77,7 @@ def test_write__names_the_file_that_a_full_disk_does_not_take(
 ) -> None:
     log = RunLog(tmp_path, use_tensorboard=False)
     log.write(1, "train", {"loss": 1.0})
-    with files_of_at_most(64), pytest.raises(CheckpointError) as error:
+    with files_of_at_most(64), pytest.raises(TrainingError) as error:
         log.write(2, "train", {"loss": 1.0})
     assert str(error.value).startswith(f"`{tmp_path / 'metrics.jsonl'}` cannot be written: ")
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]

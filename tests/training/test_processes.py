@@ -13,9 +13,9 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
+from vispeft.io.metrics_file import read_metrics
 from vispeft.structures import Batch
 from vispeft.training.checkpoint import load_checkpoint
-from vispeft.training.logs import read_metrics
 from vispeft.training.trainer import LoopSettings
 
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, TrainingError
+from vispeft.io.metrics_file import read_metrics
 from vispeft.peft import Adapter, LoRA, Plan, inject, load, save
 from vispeft.structures import Batch, Predictions, Targets
 from vispeft.training.checkpoint import load_checkpoint, trained_tensors
-from vispeft.training.logs import read_metrics
 from vispeft.training.seeds import seed_everything
 from vispeft.training.trainer import LoopSettings
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vispeft.cli.terminal import console, show_table
+from vispeft.io.run_layout import ANNOTATIONS_FILE, PREDICTIONS_FILE
 
 if TYPE_CHECKING:
     from vispeft.evaluation.analysis.evaluate import Depth
@@ -23,16 +24,17 @@ def depth_files(
         raise typer.BadParameter("give a RUN, or both --predictions and --annotations.")
     if overrides:
         raise typer.BadParameter("--depth looks at a run's predictions as they were written: leave out the overrides.")
-    return run / "annotations_val.json", run / "predictions_val.json", out or run / "depth.json"
+    return run / ANNOTATIONS_FILE, run / PREDICTIONS_FILE, out or run / "depth.json"
 
 
 def write_depth(annotations: Path, results: Path, out: Path) -> None:
     """Analyse the errors of a results file, write the analysis to `out` (JSON), and show its summary."""
+    from vispeft.errors import DataError
     from vispeft.evaluation.analysis.evaluate import evaluate_depth
     from vispeft.io.json_files import write_json
 
     depth = evaluate_depth(annotations, results)
-    write_json(out, depth.to_dict())
+    write_json(out, depth.to_dict(), raises=DataError)
     _show(depth)
     console().print(f"By category and image, precision-recall curves, confusion matrix: {out}")
 

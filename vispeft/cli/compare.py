@@ -54,9 +54,10 @@ def compare(
     entries = [contender.entry for contender in contest.contenders]
     found = compare_entries(entries, metric=metric.value, num_resamples=resamples, seed=seed)
     if json_file is not None:
+        from vispeft.errors import DataError
         from vispeft.io.json_files import write_json
 
-        write_json(json_file, _content(found, contest), indent=1)
+        write_json(json_file, _content(found, contest), raises=DataError, indent=1)
     _show(found, contest)
 
 

@@ -114,9 +114,10 @@ def evaluate(
     for warning in metrics.warnings:
         say(f"warning: {warning}")
     if json_file is not None:
+        from vispeft.errors import DataError
         from vispeft.io.json_files import write_json
 
-        write_json(json_file, metrics.to_dict(), indent=1)
+        write_json(json_file, metrics.to_dict(), raises=DataError, indent=1)
     _show_figures(metrics.segm, metrics.bbox)
     show_table("Mask AP per category", ("category", "AP"), [(n, _figure(v)) for n, v in metrics.per_category.items()])
     if close_up is not None:

@@ -15,10 +15,9 @@ from pycocotools import mask as mask_utils
 
 from vispeft.coco.faults import Faults
 from vispeft.coco.forms import SENTENCES, holds_relative, straighten
-from vispeft.coco.other_forms import hint_of_other_form
-from vispeft.coco.results import is_box
-from vispeft.coco.rle import check_counts, is_integer, is_number, to_rle
-from vispeft.coco.values import as_flag, as_integer, flag_of_text, why_no_id
+from vispeft.coco.other_forms import PANOPTIC, hint_of_other_form, is_panoptic
+from vispeft.coco.rle import LARGEST_MASK, size_of, to_rle
+from vispeft.coco.values import as_box, as_flag, as_integer, flag_of_text, is_number, new_ids, sides_of, why_no_id
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json
 
@@ -95,8 +94,8 @@ def _checked_lists(
             given = "an object in its place" if isinstance(document.get(key), dict) else "none"
             raise DataError(f"{source} must have a list `{key}`, but has {given}. Results cannot be scored without it.")
     entries = document["annotations"]
-    if entries and isinstance(entries[0], dict) and "segments_info" in entries[0]:
-        raise DataError(f"{source} is in COCO's panoptic form (`segments_info`); give the instances file instead.")
+    if is_panoptic(entries):
+        raise DataError(f"{source} {PANOPTIC}.")
     for key in ("images", "categories"):
         if not document[key]:
             raise DataError(f"{source} lists no {key} (`{key}` is empty).")
@@ -124,11 +123,11 @@ def _with_ids(items: Iterable[Any], key: str, same: Sequence[str], faults: Fault
 
 def _with_sides(image: dict[str, Any], faults: Faults) -> dict[str, Any]:
     """Return an image with a positive integer `height` and `width`; one without them is refused."""
-    height, width = as_integer(image.get("height")), as_integer(image.get("width"))
-    if height is None or width is None or height < 1 or width < 1 or height * width >= 2**32:
+    sides = sides_of(image)
+    if sides is None or sides[0] * sides[1] > LARGEST_MASK:
         faults.refuse("image", "no positive integer `height` and `width`", str(image["id"]), is_mendable=True)
-        return {**image, "height": 0, "width": 0}
-    return {**image, "height": height, "width": width}
+        sides = (0, 0)
+    return {**image, "height": sides[0], "width": sides[1]}
 
 
 def _with_known_ids(
@@ -181,20 +180,18 @@ def _annotation_rle(
 
 def _misfit(rle: dict[str, Any], size: tuple[int, int], name: str, faults: Faults) -> dict[str, Any]:
     """Return an RLE of another size than its image: it matches nothing in pycocotools and is a false negative."""
-    sides = rle.get("size")
-    if not isinstance(sides, list) or len(sides) != 2 or not all(is_integer(side) and side > 0 for side in sides):
-        raise ValueError("with an RLE that has no `size` [height, width]")
-    check_counts(rle.get("counts"), sides[0] * sides[1])
-    shapes = f"{sides[0]}x{sides[1]} for an image of {size[0]}x{size[1]} (height x width)"
-    turned = " (are height and width exchanged?)" if list(size) == sides[::-1] else ""
-    faults.warn(f"with an RLE of size {shapes}; it can only be missed{turned}", name)
-    return to_rle(rle, *sides)
+    height, width = size_of(rle)
+    compressed = to_rle(rle, height, width)
+    shapes = f"{height}x{width} for an image of {size[0]}x{size[1]} (height x width)"
+    turned = " (are height and width exchanged?)" if size == (width, height) else ""
+    faults.warn(f"with an RLE of size {shapes}; it cannot match a result and counts as not found{turned}", name)
+    return compressed
 
 
 def _fill(annotation: dict[str, Any], rle: dict[str, Any] | None, name: str, faults: Faults) -> bool:
     """Add `area`, `bbox` and `iscrowd` where they are missing. Return False if they cannot be derived."""
     bbox, area, crowd = annotation.get("bbox"), annotation.get("area"), annotation.get("iscrowd")
-    has_box, is_crowd = is_box(bbox), as_flag(crowd)
+    has_box, is_crowd = as_box(bbox) is not None, as_flag(crowd)
     if is_crowd is None:
         if flag_of_text(crowd) is not None:
             faults.refuse("annotation", "an `iscrowd` that is text", name, is_mendable=True)
@@ -233,7 +230,7 @@ def _renumber(annotations: Sequence[dict[str, Any]], source: str) -> list[str]:
     pycocotools marks "not matched" with 0, and of two annotations with one id it scores the last one twice. Returns
     the warnings.
     """
-    highest = max((annotation["id"] for annotation in annotations if annotation["id"] is not None), default=0)
+    free = new_ids({annotation["id"] for annotation in annotations if annotation["id"] is not None})
     seen: set[int] = set()
     faults = Faults(source)
     for place, annotation in enumerate(annotations):
@@ -244,7 +241,6 @@ def _renumber(annotations: Sequence[dict[str, Any]], source: str) -> list[str]:
             what = "with id 0" if annotation_id == 0 else "with an id that is used twice"
             faults.warn(f"{what}, which pycocotools cannot score; renumbered", str(annotation_id))
         if not annotation_id or annotation_id in seen:
-            highest = max(highest, 0) + 1
-            annotation["id"] = highest
+            annotation["id"] = next(free)
         seen.add(annotation["id"])
     return faults.warnings()

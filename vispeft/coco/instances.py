@@ -21,7 +21,7 @@ from vispeft.coco.segmentation import (
     to_rle,
 )
 from vispeft.coco.sets import Annotation, Category, ImageEntry
-from vispeft.coco.values import as_flag, as_integer, as_number, flag_of_text, new_ids
+from vispeft.coco.values import as_box, as_flag, as_integer, as_number, flag_of_text, new_ids
 
 SMALL = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
@@ -261,11 +261,8 @@ def _valid_bbox(item: Mapping[str, Any], name: str, findings: Findings) -> tuple
 
 def _four_numbers(raw: Any) -> tuple[float, float, float, float] | None:
     """A box that is four finite numbers with sides above 0, or None."""
-    numbers = [as_number(v) for v in raw] if isinstance(raw, list) else []
-    sane = [number for number in numbers if number is not None and abs(number) <= FARTHEST_COORDINATE]
-    if len(numbers) == len(sane) == 4 and min(sane[2:]) > 0:
-        return sane[0], sane[1], sane[2], sane[3]
-    return None
+    box = as_box(raw)
+    return box if box is not None and max(map(abs, box)) <= FARTHEST_COORDINATE and min(box[2:]) > 0 else None
 
 
 def _valid_area(item: Mapping[str, Any], name: str, findings: Findings) -> float | None:

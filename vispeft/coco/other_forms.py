@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+PANOPTIC = "is in COCO's panoptic form (`segments_info`); give the instance file instead"
+
 _OF_OBJECTS = (
     (("shapes", "imagePath"), "this is a LabelMe file, so use `vispeft data convert labelme`"),
     (("_via_img_metadata",), "this is a VIA project, so export its annotations in COCO format"),
@@ -24,3 +26,8 @@ def hint_of_other_form(document: Any) -> str:
         return ""
     known = _OF_OBJECTS if first is document else _OF_LISTS
     return next((hint for keys, hint in known if first.keys() >= set(keys)), "")
+
+
+def is_panoptic(annotations: list[Any]) -> bool:
+    """Tell whether annotations are in COCO's panoptic form, by the first of them."""
+    return bool(annotations) and isinstance(annotations[0], dict) and "segments_info" in annotations[0]

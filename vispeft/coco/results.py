@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.forms import SENTENCES, holds_relative, straighten
-from vispeft.coco.rle import is_number, to_rle
+from vispeft.coco.rle import to_rle
 from vispeft.coco.rle_batch import measure_rles
-from vispeft.coco.values import as_integer
+from vispeft.coco.values import as_box, as_integer, is_number
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json, write_json
 
@@ -45,7 +45,7 @@ def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[
 
 def write_results(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write COCO results to a JSON file, atomically."""
-    write_json(path, list(results))
+    write_json(path, list(results), raises=DataError)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -165,16 +165,10 @@ def _faults(result: Any) -> list[str]:
     bbox = result.get("bbox")
     if not bbox and not result.get("segmentation"):
         found.append("has neither `bbox` nor `segmentation`")
-    if bbox and not is_box(bbox):
+    if bbox and as_box(bbox) is None:
         sides = "four finite numbers x, y, width, height (sides at least 0)"
         found.append(f"must have a `bbox` of {sides}, but has {bbox!r:.80}")
     return found
-
-
-def is_box(bbox: Any) -> bool:
-    """Tell whether a value is a COCO box: x, y, width, height, with sides of at least 0."""
-    is_four_numbers = isinstance(bbox, list) and len(bbox) == 4 and all(is_number(value) for value in bbox)
-    return is_four_numbers and bbox[2] >= 0 and bbox[3] >= 0
 
 
 def _shown(result: Mapping[str, Any], key: str) -> str:

@@ -1,22 +1,34 @@
-"""COCO run-length encoding: writing it from a small region, and checking foreign input before pycocotools reads it.
+"""COCO run-length encoding (RLE): written from a region, checked, and decoded.
 
-pycocotools does not check its input: counts that do not add up to the image, or a polygon a million pixels wide, end in
-a crash or in an endless allocation rather than in an exception.
+Foreign input is checked before pycocotools reads it, for pycocotools does not: counts that do not add up to the image,
+or a polygon a million pixels wide, end in a crash or in an endless allocation rather than in an exception.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any, TypeGuard
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
+from vispeft.coco.values import is_integer, is_number
+
+LARGEST_CODE = 63
+"""Code of the last character that COCO uses."""
+
+CONTINUES = 32
+"""Code from which on a number goes on in the next character."""
+
+LARGEST_WIDTH = 7
+"""Characters of the longest number that is read: 35 bits."""
+
+LARGEST_MASK = 2**32 - 1
+"""Pixels of the largest mask whose runs COCO's format can count."""
+
 # 5 points of 16 bytes per pixel of outline: a polygon may cost pycocotools at most some 160 MB
 _MAX_OUTLINE = 2e6
-_MAX_CODE_LENGTH = 7
-_MAX_PIXELS = 2**32 - 1
 
 
 def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> dict[str, Any]:
@@ -82,57 +94,98 @@ def check_polygons(polygons: Any) -> None:
 
 def check_rle(rle: dict[str, Any], height: int, width: int) -> None:
     """Raise ValueError with the reason if an RLE does not describe exactly `height` x `width` pixels."""
-    size, counts = rle.get("size"), rle.get("counts")
+    size = size_of(rle)
+    if size != (height, width):
+        raise ValueError(f"with an RLE of size {size[0]}x{size[1]} for an image of {height}x{width} (height x width)")
+    check_counts(rle.get("counts"), height * width)
+
+
+def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the height and width of an RLE, or raise ValueError with the reason if they are not positive integers."""
+    size = rle.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(is_integer(side) and side > 0 for side in size):
         raise ValueError("with an RLE that has no `size` [height, width]")
-    if size != [height, width]:
-        raise ValueError(f"with an RLE of size {size[0]}x{size[1]} for an image of {height}x{width} (height x width)")
-    check_counts(counts, height * width)
+    return size[0], size[1]
 
 
 def check_counts(counts: Any, num_pixels: int) -> None:
     """Raise ValueError with the reason if RLE counts do not cover exactly `num_pixels`."""
-    if num_pixels > _MAX_PIXELS:
+    if num_pixels > LARGEST_MASK:
         raise ValueError("with an RLE of more pixels than COCO's format can count")
-    if isinstance(counts, (str, bytes)):
-        runs = _decode_counts(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
-    elif isinstance(counts, list) and all(is_integer(count) and abs(count) <= _MAX_PIXELS for count in counts):
-        runs = np.asarray(counts, dtype=np.int64)
-    else:
-        raise ValueError("with an RLE that has no `counts`, as a string or as a list of integers")
+    runs = run_lengths(counts)
     if (runs < 0).any() or int(runs.sum()) != num_pixels:
         raise ValueError(f"with RLE counts that do not add up to the {num_pixels} pixels of its size")
 
 
+def run_lengths(counts: Any) -> NDArray[np.int64]:
+    """Return the run lengths of RLE counts, which are compressed text or a list of integers: [R].
+
+    Raises ValueError with the reason for other values. The lengths may be negative, and their sum is not checked.
+    """
+    if isinstance(counts, (str, bytes)):
+        return _decode_counts(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
+    if isinstance(counts, list) and all(is_integer(count) and abs(count) <= LARGEST_MASK for count in counts):
+        return np.asarray(counts, dtype=np.int64)
+    raise ValueError("with an RLE that has no `counts`, as a string or as a list of integers")
+
+
+class Numbers(NamedTuple):
+    """The numbers in compressed counts, which are written with 5 bits per character.
+
+    codes: [C] uint8, characters less 48; above LARGEST_CODE where COCO does not use the character
+    ends, widths: [R] int64, index of each number's last character, and its number of characters
+    values: [R] int64; without meaning where the width is above LARGEST_WIDTH
+    """
+
+    codes: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    widths: NDArray[np.int64]
+    values: NDArray[np.int64]
+
+
+def read_numbers(text: bytes) -> Numbers:
+    """Return the numbers in the compressed counts of one RLE, or of several that follow each other.
+
+    A number's lowest bits come first. All its characters but the last are marked by 32; the highest bit of the last is
+    the sign (cocoapi, `maskApi.c`, `rleFrString`).
+    """
+    # characters below 48 wrap to large codes
+    codes = np.frombuffer(text, dtype=np.uint8) - np.uint8(48)
+    ends = (codes < CONTINUES).nonzero()[0]
+    widths = ends + 1
+    widths[1:] -= widths[:-1].copy()
+    values = ((codes[ends] & 31).astype(np.int64) ^ 16) - 16
+    longest = int(widths.max()) if len(widths) else 0
+    for place in range(1, min(longest, LARGEST_WIDTH)):
+        longer = (widths > place).nonzero()[0]
+        values[longer] = values[longer] * 32 + (codes[ends[longer] - place] & 31)
+    return Numbers(codes, ends, widths, values)
+
+
 def _decode_counts(text: bytes) -> NDArray[np.int64]:
-    """Decode the run lengths of a compressed RLE, 5 bits per character.
+    """Return the run lengths of compressed counts: [R].
 
     From the fourth run on, a number is the difference to the run two places before.
     """
-    codes = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63:
+    numbers = read_numbers(text)
+    if not len(text) or numbers.codes.max() > LARGEST_CODE:
         raise ValueError("with RLE `counts` in characters that COCO does not use")
-    is_last = (codes & 0x20) == 0
-    ends = np.flatnonzero(is_last)
-    if not len(ends) or ends[-1] != len(codes) - 1:
+    if numbers.codes[-1] >= CONTINUES:
         raise ValueError("with RLE `counts` that are cut off")
-    begins = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - begins + 1
-    if lengths.max() > _MAX_CODE_LENGTH:
+    if numbers.widths.max() > LARGEST_WIDTH:
         raise ValueError("with a number in its RLE `counts` that is too large")
-    shifts = 5 * (np.arange(len(codes)) - np.repeat(begins, lengths))
-    values: NDArray[np.int64] = np.add.reduceat((codes & 0x1F) << shifts, begins)
-    values = np.where(codes[ends] & 0x10, values - (np.int64(1) << (5 * lengths)), values)
+    values = numbers.values
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values
 
 
-def is_integer(value: Any) -> bool:
-    """Tell whether a value is an integer in the range of int64 (true and false are not)."""
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+def decode_columns(lengths: NDArray[np.int64], height: int, left: int, right: int) -> NDArray[np.uint8]:
+    """Return the columns `left` to `right` (exclusive) of a mask: [height, right - left], 0 or 1.
 
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Tell whether a value is a finite number (true and false are not)."""
-    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    lengths: [R], valid run lengths of the mask, whose height is `height` pixels
+    """
+    first, last = left * height, right * height
+    ends = np.clip(np.cumsum(lengths), first, last)
+    values = (np.arange(len(lengths)) & 1).astype(np.uint8)
+    return np.repeat(values, np.diff(ends, prepend=first)).reshape(right - left, height).T

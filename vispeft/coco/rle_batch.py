@@ -9,9 +9,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from vispeft.coco.rle import CONTINUES, LARGEST_CODE, LARGEST_WIDTH, decode_columns, read_numbers
+
 # characters decoded together: their arrays stay within a core's cache
 _CHUNK = 2**16
-_MAX_CODE_LENGTH = 7
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class Runs:
 
 
 def measure_rles(texts: Sequence[str], num_pixels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Tell for each RLE whether it describes exactly so many pixels, and the area of its mask. num_pixels: [N]."""
+    """Return for each RLE whether it describes exactly its number of pixels, and the area of its mask, each [N].
+
+    num_pixels: [N]
+    """
     is_sound, areas = np.zeros(len(texts), dtype=bool), np.zeros(len(texts))
     for chunk in _chunks(texts):
         part = texts[chunk]
@@ -66,12 +70,8 @@ def decode_region(lengths: NDArray[np.int64], box: tuple[int, int, int, int], he
     lengths: the mask's run lengths; box: left, top, width and height in pixels; height: of the whole mask in pixels
     """
     left, top, box_width, box_height = box
-    first, last = left * height, (left + box_width) * height
-    bounds = np.clip(np.cumsum(lengths), first, last)
-    inside = np.diff(bounds, prepend=first)
-    values = (np.arange(len(lengths)) & 1).astype(np.uint8)
-    columns = np.repeat(values, inside).reshape(box_width, height)
-    return np.ascontiguousarray(columns[:, top : top + box_height].T)
+    columns = decode_columns(lengths, height, left, left + box_width)
+    return np.ascontiguousarray(columns[top : top + box_height])
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class _Chains:
     before: [2, N] int64, the sums of all earlier texts
     first: [N] int64, the first run
     begins, rows: [N] int64, offset of each text's chains, and their length
-    is_padded: [N] bool, whether the last element of the second chain is padding
+    is_padded: [N] bool, True where the last element of the second chain is padding
     place: [R] int64, index of each number in the flat sums
     """
 
@@ -107,26 +107,18 @@ class _Chains:
 
 
 def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
-    """Return the numbers of N texts, and whether each text consists of whole numbers in COCO's characters: [N].
-
-    A number is 5 bits per character, the lowest first; the highest bit of the last is its sign.
-    """
+    """Return the numbers of N texts, and for each text whether it has whole numbers in COCO's characters alone: [N]."""
     is_good = np.fromiter((text.isascii() and len(text) > 0 for text in texts), dtype=bool, count=len(texts))
     sizes = np.where(is_good, np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), 0)
     joined = "".join(texts if is_good.all() else [text for text in texts if text.isascii()])
-    codes = np.frombuffer(joined.encode("ascii"), dtype=np.uint8) - np.uint8(48)  # others are above 63
+    found = read_numbers(joined.encode("ascii"))
     text_ends = np.cumsum(sizes)
-    ends = np.flatnonzero(codes < 32)  # the last character of each number
-    widths = np.diff(ends, prepend=-1)
-    bad = [np.flatnonzero(codes > 63), (ends - widths + 1)[widths > _MAX_CODE_LENGTH]]
-    is_good[is_good] = codes[text_ends[is_good] - 1] < 32
+    too_long = found.widths > LARGEST_WIDTH
+    bad = [np.flatnonzero(found.codes > LARGEST_CODE), (found.ends - found.widths + 1)[too_long]]
+    is_good[is_good] = found.codes[text_ends[is_good] - 1] < CONTINUES
     is_good[np.searchsorted(text_ends, np.concatenate(bad), side="right")] = False
-    values = ((codes[ends] & 31).astype(np.int64) ^ 16) - 16
-    for place in range(1, min(int(widths.max(initial=0)), _MAX_CODE_LENGTH)):
-        longer = np.flatnonzero(widths > place)
-        values[longer] = values[longer] * 32 + (codes[ends[longer] - place] & 31)
-    begins = np.concatenate([np.zeros(1, dtype=np.int64), np.searchsorted(ends, text_ends)])
-    return _Numbers(values, begins), is_good
+    begins = np.concatenate([np.zeros(1, dtype=np.int64), np.searchsorted(found.ends, text_ends)])
+    return _Numbers(found.values, begins), is_good
 
 
 def _add_up(numbers: _Numbers) -> _Chains:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from vispeft.coco.values import as_integer, as_number
+from vispeft.coco.rle import decode_columns, run_lengths, size_of
+from vispeft.coco.values import as_number
 
 FloatArray = NDArray[np.float64]
 MaskArray = NDArray[np.uint8]
@@ -45,12 +46,8 @@ class Rle:
     columns: tuple[int, int]
 
     def crop(self, left: int, right: int) -> MaskArray:
-        """Dense columns `left` to `right` (exclusive). Returns [height, right - left] uint8 of 0 and 1."""
-        low, high = left * self.height, right * self.height
-        ends = np.clip(np.cumsum(self.runs), low, high)
-        lengths = np.diff(ends, prepend=low)
-        values = (np.arange(len(lengths)) % 2).astype(np.uint8)
-        return np.repeat(values, lengths).reshape(right - left, self.height).T
+        """Return the columns `left` to `right` (exclusive): [height, right - left] uint8 of 0 and 1."""
+        return decode_columns(self.runs, self.height, left, right)
 
     @property
     def extent(self) -> tuple[FloatArray, FloatArray]:
@@ -110,18 +107,22 @@ def _parse_polygons(value: list[Any]) -> Polygons | Flaw:
 
 
 def _parse_rle(value: dict[str, Any], height: int, width: int) -> Rle | Flaw:
-    size, counts = value.get("size"), value.get("counts")
-    sides = [as_integer(n) for n in size] if isinstance(size, list) else []
-    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+    try:
+        size = size_of(value)
+    except ValueError:
         return Flaw("bad-rle", "an RLE must hold `size` [height, width] and `counts`; it is left out")
-    if (sides[0], sides[1]) != (height, width):
-        detail = f"RLE {sides[0]}x{sides[1]}, image {height}x{width}"
+    if size != (height, width):
+        detail = f"RLE {size[0]}x{size[1]}, image {height}x{width}"
         return Flaw(
             "rle-size", "`size` of the RLE differs from the height x width of its image; it is left out", detail
         )
-    runs = decode_counts(counts) if isinstance(counts, str) else _plain_counts(counts)
-    if runs is None or (runs < 0).any() or len(runs) > 2 * height * width + 2:
-        return Flaw("bad-rle", "`counts` of the RLE are no valid run lengths; it is left out")
+    bad = Flaw("bad-rle", "`counts` of the RLE are no valid run lengths; it is left out")
+    try:
+        runs = run_lengths(value.get("counts"))
+    except ValueError:
+        return bad
+    if not len(runs) or (runs < 0).any() or len(runs) > 2 * height * width + 2:
+        return bad
     if int(runs.sum()) != height * width:
         detail = f"{int(runs.sum())} pixels, image {height}x{width}"
         return Flaw("rle-sum", "`counts` of the RLE do not sum to the size of the image; it is left out", detail)
@@ -129,7 +130,7 @@ def _parse_rle(value: dict[str, Any], height: int, width: int) -> Rle | Flaw:
 
 
 def make_rle(runs: NDArray[np.int64], height: int, width: int) -> Rle:
-    """An `Rle` from valid run lengths, its columns found."""
+    """Return the mask of valid run lengths, with its columns."""
     ends = np.cumsum(runs)
     objects = (
         [i for i in range(1, len(runs), 2) if runs[i] > 0] if len(runs) < 64 else np.flatnonzero(runs[1::2]) * 2 + 1
@@ -140,42 +141,8 @@ def make_rle(runs: NDArray[np.int64], height: int, width: int) -> Rle:
     return Rle(height, width, runs, (first // height, last // height + 1))
 
 
-def _plain_counts(counts: Any) -> NDArray[np.int64] | None:
-    if not isinstance(counts, list) or not counts:
-        return None
-    integers = [as_integer(n) for n in counts]
-    if any(n is None or not 0 <= n < 2**32 for n in integers):
-        return None
-    return np.array(integers, np.int64)
-
-
-def decode_counts(counts: str) -> NDArray[np.int64] | None:
-    """Run lengths out of COCO's compressed text, or None where it is no such text.
-
-    The format: signed numbers in groups of 5 bits, low first, each character 48 + bits, with 32 where more follow;
-    from the fourth number on each stands as the difference to the one two before (cocoapi, `maskApi.c`, `rleFrString`).
-    """
-    if not counts or not counts.isascii():
-        return None
-    codes = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
-    is_last = (codes & 32) == 0
-    if codes.min() < 0 or codes.max() > 63 or not is_last[-1]:
-        return None
-    starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
-    number_idx = np.cumsum(is_last) - is_last
-    place = np.arange(len(codes)) - starts[number_idx]
-    if place.max() > 6:
-        return None
-    numbers = np.add.reduceat((codes & 31) << (5 * place), starts)
-    negative = (codes[is_last] & 16) != 0
-    numbers -= negative.astype(np.int64) << (5 * (place[is_last] + 1))
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
-
-
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """pycocotools' compressed RLE ({"size": [height, width], "counts": bytes}) of one instance, clipped."""
+    """Return pycocotools' compressed RLE ({"size": [height, width], "counts": bytes}) of one instance, clipped."""
     if isinstance(segmentation, Rle):
         runs = {"size": [height, width], "counts": segmentation.runs.tolist()}
         rle: dict[str, Any] = coco_mask.frPyObjects(runs, height, width)
@@ -203,7 +170,10 @@ def near(parts: Sequence[FloatArray], width: float, height: float) -> list[Float
 
 
 def clip_polygon(points: FloatArray, low: tuple[float, float], high: tuple[float, float]) -> FloatArray:
-    """The polygon cut to a rectangle (Sutherland and Hodgman 1974). points: [P, 2]. Returns [P', 2], P' may be 0."""
+    """Return a polygon cut to a rectangle (Sutherland and Hodgman 1974).
+
+    points: [P, 2]. Returns [P', 2], where P' may be 0.
+    """
     for axis in (0, 1):
         for bound, sign in ((low[axis], 1.0), (high[axis], -1.0)):
             distance = sign * (points[:, axis] - bound)
@@ -219,9 +189,10 @@ def clip_polygon(points: FloatArray, low: tuple[float, float], high: tuple[float
 
 
 def rasterize(parts: Sequence[FloatArray], height: int, width: int, out: NDArray[Any]) -> bool:
-    """Set to 1 the pixels of `out` ([height, width], zeros) that polygons cover by COCO's rule; false where none is.
+    """Set to 1 the pixels of `out` ([height, width], zeros) that polygons cover by COCO's rule.
 
-    Only the bounding rectangle is decoded, so the cost follows the size of the object, not of the image.
+    Return False if there is none. Only the bounding rectangle is decoded, so the cost follows the size of the object,
+    not of the image.
     """
     parts = near(parts, width, height)
     # a part beside the frame leaves no pixel in it

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Set
-from typing import Any
+from collections.abc import Iterator, Mapping, Set
+from typing import Any, TypeGuard
 
 LARGEST_ID = 2**63 - 1
 
@@ -67,3 +67,27 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return bool(value.strip()) and "\0" not in value
+
+
+def is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer in the range of int64 (true and false are not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Tell whether a value is a finite number (true and false are not)."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+
+
+def as_box(value: Any) -> tuple[float, float, float, float] | None:
+    """Return a COCO box of four finite numbers x, y, width, height with sides of at least 0, or None."""
+    if not isinstance(value, list) or len(value) != 4 or not all(is_number(number) for number in value):
+        return None
+    x, y, width, height = map(float, value)
+    return (x, y, width, height) if width >= 0 and height >= 0 else None
+
+
+def sides_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the `height` and `width` of an image entry, or None unless both are positive integers."""
+    height, width = as_integer(image.get("height")), as_integer(image.get("width"))
+    return (height, width) if height is not None and width is not None and min(height, width) > 0 else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin
 
@@ -10,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from vispeft.config.strict_yaml import describe
+from vispeft.io.names import nearest_names
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -49,11 +49,11 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     """Return the known dotted name that `name` most likely means, or None."""
     last = name.rpartition(".")[2]
     same_last = [candidate for candidate in known if candidate.rpartition(".")[2] == last]
-    close = difflib.get_close_matches(name, same_last or known, n=1, cutoff=0.0 if same_last else 0.6)
+    close = nearest_names(name, same_last or known, cutoff=0.0 if same_last else 0.6)
     if close:
         return close[0]
     by_last = {candidate.rpartition(".")[2]: candidate for candidate in reversed(known)}
-    close = difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)
+    close = nearest_names(last, by_last, cutoff=0.7)
     return by_last[close[0]] if close else None
 
 
@@ -86,7 +86,7 @@ def _sentence(details: ErrorDetails, known: Sequence[str], overridden: Sequence[
         guess = guess.replace("*", path[-2]) if guess and is_named else guess
         # a pattern with dots, unquoted, falls apart into keys
         remedy = f" Write a pattern with dots as `{'.'.join(path[:-2])}={{'a.b': {{...}}}}`." if is_named else ""
-        return f"`{key}` is not a configuration key.{f' The nearest is `{guess}`.' if guess else ''}{remedy}"
+        return f"`{key}` is not a configuration key.{f' Did you mean `{guess}`?' if guess else ''}{remedy}"
     if kind == "missing":
         return f"`{key}` must be set."
     if kind == "literal_error":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any, TypeVar
 
 from vispeft.config.strict_yaml import describe
 from vispeft.errors import ConfigError, VispeftError
+from vispeft.io.names import did_you_mean
 from vispeft.peft import METHODS, Method
 from vispeft.training.optim import FULL
 
@@ -26,8 +26,8 @@ def checked_rates(rates: dict[str, T]) -> dict[str, T]:
     known = [*METHODS, FULL]
     for name in rates:
         if name not in known:
-            guess = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"`train.methods.{name}` is not a method. The nearest is `train.methods.{guess}`.")
+            guess = did_you_mean(name, known, prefix="train.methods.", cutoff=0.0)
+            raise ConfigError(f"`train.methods.{name}` is not a method.{guess}")
     return rates
 
 
@@ -48,14 +48,14 @@ def _method_from(fields: Any, key: str) -> Method:
     name = fields["method"]
     kind = METHODS.get(name) if isinstance(name, str) else None
     if kind is None:
-        guess = difflib.get_close_matches(str(name), METHODS, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"`{key}.method` must be a method, but is {describe(name)}. The nearest is `{guess}`.")
+        guess = did_you_mean(str(name), METHODS, cutoff=0.0)
+        raise ConfigError(f"`{key}.method` must be a method, but is {describe(name)}.{guess}")
     options = {option: value for option, value in fields.items() if option != "method"}
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:
         if option not in known:
-            guess = difflib.get_close_matches(option, known, n=1, cutoff=0.0)[0]
-            raise ConfigError(f"`{key}.{option}` is not an option of {name}. The nearest is `{key}.{guess}`.")
+            guess = did_you_mean(option, known, prefix=f"{key}.", cutoff=0.0)
+            raise ConfigError(f"`{key}.{option}` is not an option of {name}.{guess}")
     try:
         return kind.from_options(options)
     except VispeftError as error:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from vispeft.coco.sets import CocoSet
-from vispeft.data.reading.check import with_extras, write_json
+from vispeft.data.reading.check import with_extras
 from vispeft.data.reading.coco import read_coco
 from vispeft.errors import ConfigError, DataError
+from vispeft.io.json_files import write_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def split_coco(
         if path.exists() and path.samefile(annotations):
             raise DataError(f"{path} is the file to split; give another folder.")
     for side, path in zip((train, val), paths, strict=True):
-        write_json(path, with_extras(side))
+        write_json(path, with_extras(side), raises=DataError, allow_nan=True)
     return Split(train, val, *paths)
 
 

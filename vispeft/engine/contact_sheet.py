@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from vispeft.coco.sets import CocoSet
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
 from vispeft.data.transforms.pipelines import EvalTransform, Transform
-from vispeft.errors import ConfigError, DataError
+from vispeft.errors import ConfigError
+from vispeft.io.pictures import write_picture
 
 TILE = 320
 GAP = 8
@@ -56,11 +57,7 @@ def contact_sheet(
             for number in range(1, augmented + 1):
                 caption = f"augmented {number} of {augmented}"
                 row.append(_tile(drawn[Draw(index, number)], colours, caption, transform.image_size))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_sheet(tiles, _legend(coco_set, colours))).save(out)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{out} cannot be written as a picture ({error}); name a .png file.") from error
+    write_picture(out, Image.fromarray(_sheet(tiles, _legend(coco_set, colours))))
 
 
 def class_colours(num_classes: int) -> list[tuple[int, int, int]]:

@@ -18,6 +18,7 @@ from vispeft.data import read_coco
 from vispeft.engine.build import attach, build_base, complete, describe_base
 from vispeft.engine.loaders import image_size
 from vispeft.engine.settings import criterion_of
+from vispeft.io.run_layout import ADAPTER_FILE
 from vispeft.models import MaskDINO
 from vispeft.models.roles import roles_for
 from vispeft.peft.targets import Names
@@ -139,7 +140,7 @@ def _data_size(config: Config) -> tuple[int, int]:
 
 def _adapter_bytes(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter.safetensors"
+        path = Path(folder) / ADAPTER_FILE
         peft.save(model, path)
         return path.stat().st_size
 

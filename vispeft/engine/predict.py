@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 
 from vispeft.coco.problems import Findings
 from vispeft.coco.results import to_coco_results
@@ -22,6 +21,7 @@ from vispeft.engine.loaders import image_size
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing
 from vispeft.io.json_files import write_json
+from vispeft.io.pictures import write_picture
 from vispeft.models.postprocess import postprocess
 from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import Precision, build_fabric, parse_device
@@ -67,15 +67,16 @@ def predict_images(
             height, width = picture.pixels.shape[:2]
             instances = _predict(run, fabric, picture, number, str(path), threshold)
             overlay = draw_instances(picture.pixels, instances, run.class_names, threshold=threshold)
-            _save_picture(overlay, out / name)
+            write_picture(out / name, overlay)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})
             progress.update(number)
     if not images:
         raise DataError(f"None of the {len(files)} images could be read.")
     categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
-    write_json(out / "predictions.json", results)
-    write_json(out / "images.json", {"images": images, "annotations": [], "categories": categories})
+    write_json(out / "predictions.json", results, raises=DataError)
+    document = {"images": images, "annotations": [], "categories": categories}
+    write_json(out / "images.json", document, raises=DataError)
     return PredictionReport(len(images), len(results))
 
 
@@ -97,19 +98,8 @@ def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None
     for name in names:
         if (out / name).resolve() in originals:
             raise DataError(f"The overlay `{out / name}` would replace that very image. Give another --out.")
-    with writing(out):
+    with writing(out, DataError):
         out.mkdir(parents=True, exist_ok=True)
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        try:
-            picture.save(partial, path.suffix.removeprefix("."))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.config import Config, dump_config, load_config
-from vispeft.errors import ConfigError, TrainingError, write_text, writing
+from vispeft.errors import ConfigError, TrainingError
+from vispeft.io import run_layout
+from vispeft.io.atomic import write_text
 from vispeft.io.json_files import write_json
 from vispeft.training.arithmetic import describe_arithmetic
-from vispeft.training.checkpoint import CHECKPOINT_FILE
-from vispeft.training.logs import METRICS_FILE, TENSORBOARD_DIR
 
 _PACKAGES = (
     "torch",
@@ -43,49 +43,51 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        return self.root / "config.yaml"
+        return self.root / run_layout.CONFIG_FILE
 
     @property
     def environment(self) -> Path:
-        return self.root / "environment.json"
+        return self.root / run_layout.ENVIRONMENT_FILE
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / run_layout.METRICS_FILE
 
     @property
     def adapter(self) -> Path:
-        return self.root / "adapter.safetensors"
+        return self.root / run_layout.ADAPTER_FILE
 
     @property
     def checkpoint(self) -> Path:
-        return self.root / CHECKPOINT_FILE
+        return self.root / run_layout.CHECKPOINT_FILE
 
     @property
     def annotations(self) -> Path:
-        return self.root / "annotations_val.json"
+        return self.root / run_layout.ANNOTATIONS_FILE
 
     @property
     def predictions(self) -> Path:
-        return self.root / "predictions_val.json"
+        return self.root / run_layout.PREDICTIONS_FILE
 
     @property
     def summary(self) -> Path:
-        return self.root / "summary.json"
+        return self.root / run_layout.SUMMARY_FILE
 
     @property
     def report(self) -> Path:
-        return self.root / "report.html"
+        return self.root / run_layout.REPORT_FILE
 
     def begin(self, config: Config, environment: dict[str, Any], annotations: dict[str, Any]) -> None:
         """Make the directory and write the files that are known before the first step."""
-        with writing(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, dump_config(config))
-        write_json(self.environment, environment, indent=1)
-        write_json(self.annotations, annotations)
+        write_text(self.config, dump_config(config), raises=TrainingError)
+        write_json(self.environment, environment, raises=TrainingError, indent=1)
+        write_json(self.annotations, annotations, raises=TrainingError)
 
     def load_config(self, overrides: Sequence[str] = ()) -> Config:
-        """The resolved configuration of a finished or begun run."""
+        """Return the resolved configuration of a begun or finished run."""
         if not self.config.is_file():
             raise ConfigError(
-                f"`{self.root}` must be a run directory, but has no config.yaml. Name one that `train` made."
+                f"`{self.root}` must be a run directory, but has no {self.config.name}. Name one that `train` made."
             )
         return load_config(self.config, overrides)
 
@@ -113,12 +115,9 @@ class RunDirectory:
 
 
 def new_run_directory(out: Path | None, name: str) -> RunDirectory:
-    """A directory that holds no work yet: `out`, or the first free `runs/<name>-<n>`."""
+    """Return a directory that holds no work yet: `out`, or the first free `runs/<name>-<n>`."""
     if out is None:
-        number = 1
-        while (Path("runs") / f"{name}-{number}").exists():
-            number += 1
-        return RunDirectory(Path("runs") / f"{name}-{number}")
+        return RunDirectory(run_layout.free_directory(name))
     if out.exists() and (not out.is_dir() or not _holds_no_work(out)):
         raise TrainingError(f"`{out}` is there already. Give another --out, or go on with it by --resume.")
     return RunDirectory(out)
@@ -127,23 +126,25 @@ def new_run_directory(out: Path | None, name: str) -> RunDirectory:
 def _holds_no_work(directory: Path) -> bool:
     """Tell whether a directory is empty, or holds a run that ended before it wrote anything to resume from."""
     begun = RunDirectory(directory)
-    before_work = {begun.config, begun.environment, begun.annotations, directory / METRICS_FILE}
-    return all(path in before_work or path.name == TENSORBOARD_DIR for path in directory.iterdir())
+    before_work = {begun.config, begun.environment, begun.annotations, begun.metrics}
+    return all(path in before_work or path.name == run_layout.TENSORBOARD_DIR for path in directory.iterdir())
 
 
 def begun_run_directory(out: Path | None, name: str) -> RunDirectory:
-    """The directory to resume: `out`, or the `runs/<name>-<n>` of the highest number."""
+    """Return the directory to resume: `out`, or the `runs/<name>-<n>` of the highest number."""
     if out is None:
-        numbers = [path.name.removeprefix(f"{name}-") for path in Path("runs").glob(f"{name}-*")]
-        highest = max((int(number) for number in numbers if number.isdecimal()), default=None)
-        if highest is None:
+        found = run_layout.numbered_directories(name)
+        if not found:
             raise TrainingError(
                 f"There is no run `runs/{name}-<n>` to resume. Name it by --out, or leave out --resume."
             )
-        out = Path("runs") / f"{name}-{highest}"
-    if not (out / "config.yaml").is_file():
-        raise TrainingError(f"`{out}` must be a run directory to resume, but has no config.yaml. Leave out --resume.")
-    return RunDirectory(out)
+        out = found[0]
+    begun = RunDirectory(out)
+    if not begun.config.is_file():
+        raise TrainingError(
+            f"`{out}` must be a run directory to resume, but has no {run_layout.CONFIG_FILE}. Leave out --resume."
+        )
+    return begun
 
 
 def describe_environment(device: str, seed: int) -> dict[str, Any]:
@@ -162,7 +163,7 @@ def describe_environment(device: str, seed: int) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Commit of the source tree that this code runs from, with `-dirty` where it was changed; None outside of git."""
+    """Return the commit of the source tree of this code, with `-dirty` if it was changed; None outside of git."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
@@ -178,6 +179,7 @@ def _git_revision() -> str | None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by dotted key, without those that are not set."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:

@@ -7,6 +7,7 @@ from torch import nn
 
 from vispeft.config import Config, TrainConfig
 from vispeft.config.defaults import PUBLISHED_POINTS
+from vispeft.errors import ConfigError, TrainingError
 from vispeft.losses import HungarianMatcher
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.roles import roles_for
@@ -32,18 +33,24 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
             for pattern, rates in (config.regions or {}).items()
         },
     )
-    return build_optimizer(model, settings, roles_for(model))
+    try:
+        return build_optimizer(model, settings, roles_for(model))
+    except TrainingError as error:
+        raise ConfigError(f"`peft.deltas` and `peft.train`: {error}") from error
 
 
 def schedule_of(config: TrainConfig) -> Schedule:
     """Learning rate schedule over the steps of a resolved configuration."""
-    return Schedule(
-        steps=config.steps or 0,
-        warmup=config.warmup or 0,
-        kind=config.schedule,
-        milestones=config.milestones,
-        gamma=config.gamma,
-    )
+    try:
+        return Schedule(
+            steps=config.steps or 0,
+            warmup=config.warmup or 0,
+            kind=config.schedule,
+            milestones=config.milestones,
+            gamma=config.gamma,
+        )
+    except TrainingError as error:
+        raise ConfigError(f"`train.warmup`: {error}") from error
 
 
 def loop_settings_of(config: TrainConfig) -> LoopSettings:

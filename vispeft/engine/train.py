@@ -31,6 +31,7 @@ from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_dat
 from vispeft.engine.run_directory import RunDirectory, describe_environment
 from vispeft.engine.scoring import flat_metrics, predict_split
 from vispeft.engine.settings import criterion_of, loop_settings_of, optimizer_of, schedule_of
+from vispeft.errors import TrainingError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json, write_json
 from vispeft.models import MaskDINO
@@ -244,7 +245,7 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
                 log.write(result.steps, "val", flat_metrics(metrics))
         # a report that is there belongs to the summary that is there
         run.directory.report.unlink(missing_ok=True)
-        write_json(run.directory.summary, _summary(run, result, metrics), indent=1)
+        write_json(run.directory.summary, _summary(run, result, metrics), raises=TrainingError, indent=1)
         write_report(run.directory.root)
     run.fabric.barrier()
     summary: Mapping[str, Any] = read_json(run.directory.summary)

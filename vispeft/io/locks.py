@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Self
 
-from vispeft.errors import TrainingError
+from vispeft.errors import TrainingError, writing
 
 
 class FileLock:
@@ -23,15 +23,16 @@ class FileLock:
     @classmethod
     def try_hold(cls, path: Path, *, patience_seconds: float = 0.0) -> Self | None:
         """Return the held lock, or None if another process still has it after `patience_seconds`."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            connection.close()
-            if "locked" in str(error):
-                return None
-            raise TrainingError(f"`{path}` cannot be locked: {error}.") from error
+        with writing(path, TrainingError, sqlite3.Error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None, check_same_thread=False)
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                connection.close()
+                if "locked" in str(error):
+                    return None
+                raise
         return cls(connection, path)
 
     def release(self, *, remove: bool = False) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from vispeft.errors import CheckpointError
+from vispeft.io.tensors import read_tensors
 from vispeft.models.checkpoint_metadata import Description, read_description, save_described
 from vispeft.models.mask_dino.model import MaskDINO
 from vispeft.models.registry import build_model
@@ -34,7 +34,7 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> MaskDINO:
     if description is None:
         raise CheckpointError(f"{path} does not say which model it holds. Install vispeft again.")
     model = build_model(num_classes=num_classes, **description.anatomy)
-    state = {name: tensor.float() for name, tensor in load_file(path).items()}
+    state = {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
     load_state(model, state, source=str(path))
     return model
 

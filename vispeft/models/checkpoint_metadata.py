@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vispeft.errors import CheckpointError, writing
+from vispeft.errors import CheckpointError
+from vispeft.io.tensors import own_copies, read_metadata, write_tensors
 
 _KEY = "vispeft_model"
 _IMAGE_SIZE = "image_size"
@@ -34,9 +32,8 @@ class Description:
 def read_description(path: Path) -> Description | None:
     """Return the metadata of a weights file; None where it has none, as files of other programs."""
     try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-    except (SafetensorError, OSError):
+        header = read_metadata(path)
+    except CheckpointError:
         # reading its tensors will say what is wrong with it
         return None
     if _KEY not in header:
@@ -54,20 +51,8 @@ def read_description(path: Path) -> Description | None:
 def save_described(
     tensors: Mapping[str, Tensor], path: Path, description: Description, *, notes: Mapping[str, str]
 ) -> None:
-    """Write tensors with their metadata and `notes`, whole or not at all."""
+    """Write tensors with their metadata and `notes`, atomically."""
     header = {_KEY: json.dumps(dict(description.anatomy)), **notes}
     if description.image_size is not None:
         header[_IMAGE_SIZE] = str(description.image_size)
-    partial = path.with_name(f".{path.name}.partial")
-    own = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    with writing(path, SafetensorError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # made here first: safetensors itself would make a file that only its owner may read
-            partial.touch()
-            mode = partial.stat().st_mode
-            save_file(own, partial, metadata=header)
-            partial.chmod(mode)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_tensors(path, own_copies(tensors), header)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vispeft.errors import ConfigError
+from vispeft.io.names import did_you_mean
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.model import MaskDINO
@@ -83,7 +83,9 @@ def build_model(
     Raises ConfigError for an unknown name, size, backbone or override.
     """
     if name not in MODELS:
-        raise ConfigError(f"`model.name` must be one of {', '.join(MODELS)}, but is {name!r}.{_near(name, MODELS)}")
+        raise ConfigError(
+            f"`model.name` must be one of {', '.join(MODELS)}, but is {name!r}.{did_you_mean(name, MODELS)}"
+        )
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ConfigError(f"`num_classes` must be at least 1, but is {num_classes!r}.")
     dimensions = _size(size, overrides)
@@ -141,16 +143,13 @@ MODELS = {"mask_dino": _mask_dino}
 
 def _size(name: str, overrides: Mapping[str, Any]) -> MaskDINOSize:
     if name not in SIZES:
-        raise ConfigError(f"`model.size` must be one of {', '.join(SIZES)}, but is {name!r}.{_near(name, SIZES)}")
+        raise ConfigError(
+            f"`model.size` must be one of {', '.join(SIZES)}, but is {name!r}.{did_you_mean(name, SIZES)}"
+        )
     known = {field.name for field in fields(MaskDINOSize)}
     for key in overrides:
         if key not in known:
             raise ConfigError(
-                f"`model.options` has no {key!r}.{_near(key, known)} It takes {', '.join(sorted(known))}."
+                f"`model.options` has no {key!r}.{did_you_mean(key, known)} It takes {', '.join(sorted(known))}."
             )
     return replace(SIZES[name], **overrides)
-
-
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
+from vispeft.io.tensors import read_tensors
 
 # official name -> ours, tried in order; the first that matches rewrites the name
 _PIXEL_DECODER = "sem_seg_head.pixel_decoder."
@@ -64,7 +63,7 @@ _IGNORED = (
 
 # torch reads what is no checkpoint as a pickle, with any of these
 _READ_ERRORS = (
-    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
+    *(pickle.UnpicklingError, RuntimeError, EOFError),
     *(ValueError, OSError, KeyError, IndexError, AttributeError, TypeError),
 )
 # keys under which training scripts keep the weights, best first
@@ -137,7 +136,7 @@ def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Ten
         # training scripts leave their arguments beside the tensors
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
             # given as a file, since torch goes by the ending of a path
-            loaded = load_file(path) if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
+            loaded = read_tensors(path)[0] if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
     except _READ_ERRORS as error:
         # torch's own advice is to run what a stranger's file says
         is_pickle = isinstance(error, pickle.UnpicklingError)

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vispeft.errors import CheckpointError, PlanError, writing
+from vispeft.errors import CheckpointError, PlanError
+from vispeft.io.tensors import own_copies, read_tensors, write_tensors
 from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rounded_fingerprints
 from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
 from vispeft.peft.methods.base import Method
@@ -68,8 +66,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
         text = json.dumps(header)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"`metadata` must be plain values that JSON can hold: {error}.") from error
-    tensors = {key: state[key].cpu().clone(memory_format=torch.contiguous_format) for key in sorted(own)}
-    write_tensors(tensors, Path(path), {_HEADER: text})
+    write_tensors(Path(path), own_copies({key: state[key] for key in sorted(own)}), {_HEADER: text})
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
@@ -166,40 +163,13 @@ def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Itera
         state[key].copy_(tensor)
 
 
-def write_tensors(tensors: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
-    """Writes a safetensors file that is there in full or not at all."""
-    if not target.name:
-        raise CheckpointError(f"`{target}` must be the name of a file, but has none.")
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    with writing(target, SafetensorError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # made here first: safetensors itself would make a file that only its owner may read
-            partial.touch()
-            mode = partial.stat().st_mode
-            save_file(dict(tensors), partial, metadata=metadata)
-            partial.chmod(mode)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-
-
-def read_tensors(source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file."""
+def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
+    """An adapter file's tensors and what it says of itself."""
     if not source.is_file():
         remedy = (
             "`load_peft` reads directories of the peft library" if source.is_dir() else "`save` writes adapter files"
         )
         raise CheckpointError(f"`{source}` is not a file. {remedy}.")
-    try:
-        with safe_open(source, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"`{source}` cannot be read as a safetensors file: {error}.") from error
-
-
-def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
-    """An adapter file's tensors and what it says of itself."""
     tensors, metadata = read_tensors(source)
     if _HEADER not in metadata:
         raise CheckpointError(f"`{source}` is a safetensors file, but not an adapter file of vispeft.")

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vispeft.errors import PlanError
+from vispeft.io.names import did_you_mean
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
-from vispeft.peft.targets import nearest
 
 METHODS: dict[str, type[Method]] = {
     "lora": LoRA,
@@ -116,7 +116,7 @@ def method_from_dict(values: Mapping[str, Any]) -> Method:
         raise PlanError(f"A method must be written as {{method: lora, rank: 8}}, but is {values!r}.")
     name = values["method"]
     if name not in METHODS:
-        raise PlanError(f"`{name}` is not a method.{nearest(str(name), METHODS)} There are {', '.join(METHODS)}.")
+        raise PlanError(f"`{name}` is not a method.{did_you_mean(str(name), METHODS)} There are {', '.join(METHODS)}.")
     return METHODS[name].from_options({key: value for key, value in values.items() if key != "method"})
 
 

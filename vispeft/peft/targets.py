@@ -8,7 +8,6 @@ family gives to a role; `@role[6:]` is the same with the role's first lone `*` r
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn import Parameter
 
 from vispeft.errors import PlanError
+from vispeft.io.names import did_you_mean, nearest_names
 
 Roles = Mapping[str, str]
 
@@ -118,17 +118,11 @@ def expand(pattern: str, roles: Roles | None = None) -> list[str]:
     return alternatives
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean `x`?" for an unknown name, or nothing if no known one is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean `{close[0]}`?" if close else ""
-
-
 def suggest_names(pattern: str, names: Iterable[str]) -> str:
     """The names nearest to a pattern, with block numbers folded into `*`."""
     folded = dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)
     plain = re.sub(r"\[[^\]]*\]", "*", pattern)
-    close = difflib.get_close_matches(plain, folded, n=3, cutoff=0.0)
+    close = nearest_names(plain, folded, at_most=3, cutoff=0.0)
     return f"The nearest names are {', '.join(f'`{name}`' for name in close)}." if close else "The model has none."
 
 
@@ -142,7 +136,7 @@ def _role(text: str, roles: Roles | None) -> str:
         raise PlanError(f"`@{name}` is a role, but no roles were given. Pass `roles=`, or write the names themselves.")
     if name not in roles:
         raise PlanError(
-            f"`@{name}` is not a role of this model.{nearest(name, roles)} It has {', '.join(sorted(roles))}."
+            f"`@{name}` is not a role of this model.{did_you_mean(name, roles)} It has {', '.join(sorted(roles))}."
         )
     pattern = roles[name]
     if numbers is None:

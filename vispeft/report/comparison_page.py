@@ -9,6 +9,7 @@ from pathlib import Path
 from vispeft.errors import DataError
 from vispeft.evaluation.statistics.compare import Comparison, compare
 from vispeft.evaluation.statistics.compare_files import read_contest
+from vispeft.io.run_layout import REPORT_FILE
 from vispeft.report.charts import Chart, Series, line_chart
 from vispeft.report.formats import figure
 from vispeft.report.page import Cell, Interval, link_to, run_facts, span_of, write_page
@@ -65,7 +66,7 @@ def _rows(runs: Mapping[str, RunFiles], comparison: Comparison | None, out: Path
     rows = []
     for place, (name, run) in enumerate(runs.items()):
         score, *rest = [Cell(fact.value, fact.order) for fact in run_facts(run.summary)]
-        row = [Cell(name, name, link_to(run.path / "report.html", out)), score]
+        row = [Cell(name, name, link_to(run.path / REPORT_FILE, out)), score]
         if intervals:
             interval = intervals[place]
             text = f"{figure(interval.low)} to {figure(interval.high)}"

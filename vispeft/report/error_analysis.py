@@ -10,6 +10,7 @@ from typing import Any
 from vispeft.errors import DataError
 from vispeft.evaluation.analysis.evaluate import evaluate_depth
 from vispeft.io.json_files import read_object
+from vispeft.io.run_layout import PREDICTIONS_FILE
 from vispeft.report.charts import QUIET, Axis, Chart, Series, placed_line
 from vispeft.report.formats import count, defined, figure
 from vispeft.report.page import Cell, Interval
@@ -81,7 +82,7 @@ def look_closely(run: RunFiles) -> CloseUp | None:
 
     None if it would have to be computed and there are too many predictions, or none.
     """
-    path, predictions = run.path / "depth.json", run.path / "predictions_val.json"
+    path, predictions = run.path / "depth.json", run.path / PREDICTIONS_FILE
     if path.is_file() and predictions.is_file() and path.stat().st_mtime >= predictions.stat().st_mtime:
         return _read(read_object(path), path)
     if run.truth is None or not run.predictions or len(run.predictions) > MOST_PREDICTIONS:

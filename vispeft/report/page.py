@@ -1,4 +1,4 @@
-"""Common parts of all pages: the template environment, the facts of a run, and atomic writing of a page."""
+"""Common parts of all pages: the template environment, the facts of a run, and the writing of a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vispeft.errors import DataError
+from vispeft.errors import TrainingError
+from vispeft.io.atomic import write_text
 from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted, plain
 
 
@@ -71,14 +72,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     )
     environment.filters |= {"figure": figure, "count": count}
     text = environment.get_template(template).render(**content)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"`{path}` cannot be written: {error.strerror or error}.") from error
+    write_text(path, text, raises=TrainingError)
     return path
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vispeft.evaluation.statistics.seeds import group_by_configuration, key_of_labels, with_most_seeds
+from vispeft.io.run_layout import REPORT_FILE
 from vispeft.report.page import Interval
 from vispeft.report.sweep_files import AP, SweepFiles, Trial
 
@@ -57,12 +59,10 @@ class Point:
 
 def points_of(sweep: SweepFiles) -> list[Point]:
     """Return every configuration of a sweep, in the order of its first trial."""
-    grouped: dict[str, list[Trial]] = {}
-    for trial in sweep.trials:
-        grouped.setdefault(repr(sorted(trial.labels.items(), key=lambda item: item[0])), []).append(trial)
+    groups = group_by_configuration(sweep.trials, lambda trial: key_of_labels(trial.labels))
     names = short_names(dict.fromkeys(name for trial in sweep.trials for name in trial.labels))
     variants = {trial.labels.get("variant") for trial in sweep.trials}
-    return [_point(trials, names, sweep, by_method=len(variants) > _MOST_VARIANTS) for trials in grouped.values()]
+    return [_point(trials, names, sweep, by_method=len(variants) > _MOST_VARIANTS) for trials in groups]
 
 
 def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
@@ -83,8 +83,7 @@ def title_of(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 def ranked(points: Sequence[Point]) -> list[Point]:
     """Return configurations by falling AP, without those that have fewer complete seeds than others."""
-    most = max((len(point.trials) for point in points if point.ap is not None), default=0)
-    found = [point for point in points if point.ap is not None and len(point.trials) == most]
+    found = with_most_seeds([point for point in points if point.ap is not None], lambda point: point.trials)
     return sorted(found, key=lambda point: -(point.ap or 0.0))
 
 
@@ -148,4 +147,4 @@ def _shown(value: Any) -> str:
 
 def run_page_of(trial: Trial) -> Path | None:
     """Return the path of a trial's report, or None if it does not exist."""
-    return trial.path / "report.html" if trial.path is not None else None
+    return trial.path / REPORT_FILE if trial.path is not None else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,15 @@ from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.results import read_results
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_object
+from vispeft.io.metrics_file import read_metrics
+from vispeft.io.run_layout import (
+    ANNOTATIONS_FILE,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    SUMMARY_FILE,
+)
 
 _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.images")
 
@@ -47,22 +55,22 @@ class RunFiles:
 
 def read_run(run_dir: Path) -> RunFiles:
     """Read a run directory."""
-    config_path = run_dir / "config.yaml"
+    config_path = run_dir / CONFIG_FILE
     if not config_path.is_file():
         raise DataError(
-            f"`{run_dir}` must be a run directory, but has no config.yaml. Name a directory of `vispeft train`."
+            f"`{run_dir}` must be a run directory, but has no {CONFIG_FILE}. Name a directory of `vispeft train`."
         )
     config_text = config_path.read_text(encoding="utf-8")
     data = _data_section(config_text, config_path)
-    truth_path, predictions_path = run_dir / "annotations_val.json", run_dir / "predictions_val.json"
+    truth_path, predictions_path = run_dir / ANNOTATIONS_FILE, run_dir / PREDICTIONS_FILE
     return RunFiles(
         path=run_dir,
         config_text=config_text,
         images_path=Path(data["val.images"]) if "val.images" in data else None,
         data=[f"data.{key}={value}" for key, value in data.items()] if len(data) == len(_DATA_KEYS) else [],
-        summary=read_object(run_dir / "summary.json"),
-        environment=read_object(run_dir / "environment.json"),
-        metrics=read_lines(run_dir / "metrics.jsonl"),
+        summary=read_object(run_dir / SUMMARY_FILE),
+        environment=read_object(run_dir / ENVIRONMENT_FILE),
+        metrics=read_metrics(run_dir / METRICS_FILE),
         truth=read_ground_truth(truth_path) if truth_path.exists() else None,
         predictions=read_results(predictions_path) if predictions_path.exists() else [],
     )
@@ -82,16 +90,3 @@ def _data_section(config_text: str, config_path: Path) -> dict[str, str]:
         if isinstance(node, str):
             found[key] = node
     return found
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl that can be read: an interrupted run may leave half a line."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines

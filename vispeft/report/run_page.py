@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE, REPORT_FILE
 from vispeft.report.charts import Chart, Series, line_chart
 from vispeft.report.error_analysis import CATEGORY_COLUMNS, MOST_PREDICTIONS, CloseUp, look_closely
 from vispeft.report.formats import NOTHING, defined, figure
@@ -42,7 +43,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(run_dir)
     close_up, categories = look_closely(run), category_rows({"": run})
     return write_page(
-        run_dir / "report.html",
+        run_dir / REPORT_FILE,
         "run.html.j2",
         title=run_dir.resolve().name,
         kind="run",
@@ -59,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
             num_worst=_NUM_WORST,
             threshold=close_up.threshold if close_up else None,
         ),
-        trained=read_trained(run_dir / "adapter.safetensors"),
+        trained=read_trained(run_dir / ADAPTER_FILE),
         config=run.config_text,
         environment=environment_facts(run.environment),
         steps=_next_steps(run),
@@ -133,12 +134,12 @@ def _next_steps(run: RunFiles) -> list[NextStep]:
     """Return recommended next steps for the run."""
     path, methods = str(run.path), run.summary.get("methods", [])
     if not run.summary:
-        again = ("vispeft", "train", f"{path}/config.yaml", "--resume", "--out", path)
+        again = ("vispeft", "train", f"{path}/{CONFIG_FILE}", "--resume", "--out", path)
         return [_step("The run is not finished. Go on where it was:", *again)]
     found = [_step("Find objects in your own images:", "vispeft", "predict", path, "IMAGES", "--out", "found")]
     if _may_rise(run):
         why = "AP was highest at the last evaluation: it may rise further in more steps."
-        found.append(_step(why, "vispeft", "train", f"{path}/config.yaml", f"train.steps={2 * run.summary['steps']}"))
+        found.append(_step(why, "vispeft", "train", f"{path}/{CONFIG_FILE}", f"train.steps={2 * run.summary['steps']}"))
     if "adapter" in methods:
         found.append(_step("Adapters do not merge into the weights; the adapter file beside this page is the result."))
     else:

@@ -11,9 +11,10 @@ import yaml
 
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json, read_object
+from vispeft.io.metrics_file import read_metrics
+from vispeft.io.run_layout import CONFIG_FILE, METRICS_FILE
 from vispeft.report.formats import defined
 from vispeft.report.page import Interval
-from vispeft.report.run_files import read_lines
 
 AP = "segm/AP"
 
@@ -111,8 +112,8 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 def _trial(entry: Mapping[str, Any], sweep_dir: Path) -> Trial:
     run_dir = sweep_dir / "trials" / f"{entry['trial']:04d}"
-    path = run_dir if (run_dir / "config.yaml").is_file() else None
-    lines = [] if path is None else read_lines(path / "metrics.jsonl")
+    path = run_dir if (run_dir / CONFIG_FILE).is_file() else None
+    lines = [] if path is None else read_metrics(path / METRICS_FILE)
     labels = {"variant": entry["variant"]} if entry.get("variant") is not None else {}
     return Trial(
         number=entry["trial"],
@@ -122,7 +123,7 @@ def _trial(entry: Mapping[str, Any], sweep_dir: Path) -> Trial:
         figures=entry["figures"],
         message=entry["message"],
         path=path,
-        settings={} if path is None else _settings(path / "config.yaml"),
+        settings={} if path is None else _settings(path / CONFIG_FILE),
         scores=_series(lines, "val", AP),
         losses=_series(lines, "train", "loss"),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vispeft.io.run_layout import REPORT_FILE
 from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted
 from vispeft.report.page import Cell, Fact, Interval, link_to, span_of, write_page
 from vispeft.report.points import Point, front_of, points_of, run_page_of
@@ -44,7 +45,7 @@ def write_sweep_report(sweep_dir: Path) -> Path:
 
     The page has some 5 kB for each trial: curves of at most 60 points, and a row; a thousand trials are about 5 MB.
     """
-    page = sweep_dir / "report.html"
+    page = sweep_dir / REPORT_FILE
     sweep = read_sweep(sweep_dir)
     points = points_of(sweep)
     colours = colours_of(points)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-from safetensors import safe_open
-
 from vispeft import peft
+from vispeft.io.tensors import read_shapes
 from vispeft.peft.methods.base import Method
 
 # the part of a tensor's name after its site, such as `lora_2.a`
@@ -54,8 +54,7 @@ def read_trained(adapter_path: Path) -> Trained | None:
     if not adapter_path.is_file():
         return None
     plan = peft.describe(adapter_path).plan
-    with safe_open(adapter_path, "pt") as file:
-        sizes = {key: _num_values(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    sizes = {key: math.prod(shape) for key, shape in read_shapes(adapter_path).items()}
     params: Counter[tuple[str, str]] = Counter()
     sites: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     regions: Counter[str] = Counter()
@@ -114,10 +113,3 @@ def _delta_sizes(site: str, methods: Sequence[Method], sizes: dict[str, int]) ->
             found[matched["name"]][int(matched["number"] or 1)] += sizes.pop(key)
     own = {name: iter([size for _, size in sorted(numbered.items())]) for name, numbered in found.items()}
     return [next(own.get(method.name, iter(())), 0) for method in methods]
-
-
-def _num_values(shape: list[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product

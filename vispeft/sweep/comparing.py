@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from vispeft.errors import DataError
+from vispeft.errors import DataError, TrainingError
 from vispeft.evaluation.statistics.compare import Entry, compare
 from vispeft.evaluation.statistics.compare_files import read_contest
 from vispeft.io.json_files import read_json, write_json
@@ -47,7 +47,7 @@ def compare_configurations(directory: SweepDirectory, results: Results, say: Cal
         return
     for standing, one in zip(content["standings"], chosen, strict=True):
         standing["trials"] = [row.number for row in one.rows]
-    write_json(directory.comparison, {"complete": complete, **content}, indent=1)
+    write_json(directory.comparison, {"complete": complete, **content}, raises=TrainingError, indent=1)
 
 
 def _chosen(results: Results) -> list[Configuration]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from vispeft.engine import RunDirectory
 from vispeft.errors import ConfigError, TrainingError
+from vispeft.io.atomic import write_text
+from vispeft.io.run_layout import REPORT_FILE, RUNS, free_directory, numbered_directories
 from vispeft.sweep.sweep import Sweep, load_sweep
-
-_RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SweepDirectory:
 
     @property
     def report(self) -> Path:
-        return self.root / "report.html"
+        return self.root / REPORT_FILE
 
     def trial(self, index: int) -> RunDirectory:
         """Return the run directory of a trial. Directory names count from 1, `index` from 0."""
@@ -71,21 +71,13 @@ def open_sweep_directory(sweep: Sweep, out: Path | None) -> SweepDirectory:
     directory = _found(sweep) if out is None else _given(sweep, out)
     if directory is None:
         directory = _begun(sweep, out)
-    write_text(directory.sweep, sweep.dump())
+    write_text(directory.sweep, sweep.dump(), raises=TrainingError)
     return directory
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", newline="")
-    os.replace(partial, path)
-
-
 def _found(sweep: Sweep) -> SweepDirectory | None:
-    numbers = [path.name.removeprefix(f"{sweep.name}-") for path in _RUNS.glob(f"{sweep.name}-*")]
-    for number in sorted((int(number) for number in numbers if number.isdecimal()), reverse=True):
-        directory = SweepDirectory(_RUNS / f"{sweep.name}-{number}")
+    for path in numbered_directories(sweep.name):
+        directory = SweepDirectory(path)
         if directory.sweep.is_file() and _is_same(sweep, directory):
             return directory
     return None
@@ -118,17 +110,17 @@ def _given(sweep: Sweep, out: Path) -> SweepDirectory | None:
 
 def _begun(sweep: Sweep, out: Path | None) -> SweepDirectory:
     """Create the directory with its sweep.yaml; if two processes begin at once, both get the same one."""
-    parent = _RUNS if out is None else out.parent
+    parent = RUNS if out is None else out.parent
     parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{sweep.name}-", dir=parent))
     made.chmod(0o755)
-    write_text(made / "sweep.yaml", sweep.dump())
+    write_text(SweepDirectory(made).sweep, sweep.dump(), raises=TrainingError)
     try:
         while True:
             found = _found(sweep) if out is None else _given(sweep, out)
             if found is not None:
                 return found
-            target = _free(sweep.name) if out is None else out
+            target = free_directory(sweep.name) if out is None else out
             try:
                 os.rename(made, target)
             except OSError:
@@ -138,10 +130,3 @@ def _begun(sweep: Sweep, out: Path | None) -> SweepDirectory:
             return SweepDirectory(target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _free(name: str) -> Path:
-    number = 1
-    while (_RUNS / f"{name}-{number}").exists():
-        number += 1
-    return _RUNS / f"{name}-{number}"

@@ -11,9 +11,11 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.config import dump_config
+from vispeft.errors import TrainingError
+from vispeft.evaluation.statistics.seeds import group_by_configuration, key_of_labels, with_most_seeds
+from vispeft.io.atomic import write_text
 from vispeft.io.json_files import write_json
 from vispeft.report import write_sweep_report
-from vispeft.sweep.directory import write_text
 from vispeft.sweep.schema import DIRECTIONS
 from vispeft.sweep.space import VARIANT, Labels, describe_point
 from vispeft.sweep.storage import shown, storage_url
@@ -108,9 +110,7 @@ def collect(shared: SharedStudy) -> Results:
     rows = [_row(shared, trial) for trial in shared.trials().values() if _is_defined(trial)]
     objectives = shared.sweep.settings.objectives
     found = _configurations(rows, objectives)
-    # a mean over fewer seeds is not compared with one over more
-    most = max((len(configuration.rows) for configuration in found), default=0)
-    found = [configuration for configuration in found if len(configuration.rows) == most]
+    found = with_most_seeds(found, lambda configuration: configuration.rows)
     found.sort(key=lambda configuration: configuration.figure, reverse=DIRECTIONS[objectives[0]] == "maximize")
     front = [one for one in found if not any(_beats(other, one) for other in found)]
     return Results(rows, found, front)
@@ -130,10 +130,11 @@ def write_results(shared: SharedStudy, results: Results) -> None:
         "best": None if results.best is None else _summary(results.best),
         "front": [_summary(configuration) for configuration in results.front],
     }
-    write_json(directory.results_json, content, indent=1)
-    write_text(directory.results_csv, _csv(results.rows, [d.name for d in sweep.space.dimensions]))
+    write_json(directory.results_json, content, raises=TrainingError, indent=1)
+    table = _csv(results.rows, [d.name for d in sweep.space.dimensions])
+    write_text(directory.results_csv, table, raises=TrainingError)
     if results.best is not None:
-        write_text(directory.best, _best_yaml(shared, results.best))
+        write_text(directory.best, _best_yaml(shared, results.best), raises=TrainingError)
     write_sweep_report(directory.root)
 
 
@@ -159,17 +160,14 @@ def _row(shared: SharedStudy, trial: FrozenTrial) -> Row:
 
 
 def _configurations(rows: Sequence[Row], objectives: Sequence[str]) -> list[Configuration]:
-    grouped: dict[str, list[Row]] = {}
-    for row in rows:
-        if row.state == "complete":
-            grouped.setdefault(repr(sorted(row.run.labels.items())), []).append(row)
+    complete = [row for row in rows if row.state == "complete"]
     return [
         Configuration(
             group[0].run.labels,
             group,
             {name: sum(row.figures[name] for row in group) / len(group) for name in objectives},
         )
-        for group in grouped.values()
+        for group in group_by_configuration(complete, lambda row: key_of_labels(row.run.labels))
     ]
 
 

@@ -19,13 +19,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from vispeft.errors import TrainingError
 from vispeft.io.locks import FileLock
+from vispeft.io.metrics_file import read_metrics
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.locks import StudyLock
 from vispeft.sweep.schema import DIRECTIONS
 from vispeft.sweep.space import Dimension
 from vispeft.sweep.storage import machine_id, open_storage, quiet, storage_url
 from vispeft.sweep.sweep import Run, Sweep
-from vispeft.training.logs import METRICS_FILE, read_metrics
 
 INDEX, SEED, OWNER, SESSION = "index", "seed", "owner", "session"
 ATTEMPTS, PROGRESS = "attempts", "progress"
@@ -259,8 +259,7 @@ class SharedStudy:
 
     def _progress(self, index: int) -> int:
         """Return the last step in the metrics of a trial's run directory; 0 without one."""
-        path = self.directory.trial(index).root / METRICS_FILE
-        return max((line["step"] for line in read_metrics(path)), default=0) if path.is_file() else 0
+        return max((line["step"] for line in read_metrics(self.directory.trial(index).metrics)), default=0)
 
     def _suggested(self, trial: optuna.Trial, index: int, dimension: Dimension) -> Any:
         """Return the label of a dimension: the stored one, or else the sampler's choice."""

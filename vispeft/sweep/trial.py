@@ -15,10 +15,10 @@ from optuna.trial import TrialState
 from vispeft.config import Config
 from vispeft.engine import DataSets, RunDirectory, read_sets, train_run
 from vispeft.errors import TrainingError, VispeftError
+from vispeft.io.metrics_file import read_metrics
 from vispeft.sweep.storage import STORAGE_ERRORS, beating
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
 from vispeft.training.feature_cache.store import FeatureMemory
-from vispeft.training.logs import METRICS_FILE, read_metrics
 from vispeft.training.memory import release_memory
 
 PRUNED_BY = "segm/AP"
@@ -156,15 +156,14 @@ def _prune_if_hopeless(shared: SharedStudy, claim: Claim) -> None:
 
 def _evaluations(directory: RunDirectory) -> dict[int, float]:
     """Return the mask AP of each evaluation in metrics.jsonl, by step."""
-    path = directory.root / METRICS_FILE
-    lines = read_metrics(path) if path.is_file() else []
+    lines = read_metrics(directory.metrics)
     found = {line["step"]: line.get(PRUNED_BY) for line in lines if line["split"] == "val"}
     return {step: value for step, value in found.items() if value is not None}
 
 
 def _best_on_the_way(directory: RunDirectory) -> dict[str, float]:
     """Return the metrics of the best evaluation of an unfinished run."""
-    lines = [line for line in read_metrics(directory.root / METRICS_FILE) if line["split"] == "val"]
+    lines = [line for line in read_metrics(directory.metrics) if line["split"] == "val"]
     best = max(lines, key=lambda line: line[PRUNED_BY], default={})
     figures = {name: value for name, value in best.items() if "/" in name and value is not None}
     return {**figures, **({"best_step": best["step"]} if best else {})}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from vispeft.errors import DataError
+from vispeft.io.json_files import write_json
 from vispeft.synthetic.render import find_domain, render_scene
 
 
@@ -51,7 +51,7 @@ def write_coco(
             annotations.append(entry | _geometry(mask))
     categories = [{"id": i, "name": name, "supercategory": "shape"} for i, name in enumerate(class_names, start=1)]
     path = out / f"{split}.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories}, raises=DataError)
     return path
 
 

@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from vispeft.errors import CheckpointError, writing
+from vispeft.errors import CheckpointError
+from vispeft.io.atomic import replacing
 
-CHECKPOINT_FILE = Path("checkpoints") / "last.pt"
 _FORMAT = 1
 
 
@@ -106,20 +106,13 @@ def restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically: at any moment `path` is the old one or the new one, whole."""
+    """Write a checkpoint atomically."""
     content = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint)}
     content["counters"] = dataclasses.asdict(checkpoint.counters)
-    partial = path.with_name(f".{path.name}.partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                _save({"format": _FORMAT, **content}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with replacing(path, CheckpointError) as partial, partial.open("wb") as file:
+        _save({"format": _FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class _Written:

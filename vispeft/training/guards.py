@@ -32,8 +32,8 @@ def check_finite(batches: Sequence[BatchLosses], grad_norm: float, *, step: int,
     may_skip: accept non-finite gradients, as loss scaling (fp16) yields now and then; the scaler skips their step
     """
     remedy = (
-        f"This step changed no weight, and the last checkpoint stands. Lower `train.lr` (now {lr:g}) or set "
-        "`train.precision=fp32` and train again; look at these images if it comes back."
+        f"This step changed no weight, and the last checkpoint stands. Lower the learning rate (now {lr:g}) "
+        "or train in fp32; look at these images if it comes back."
     )
     bad = [batch for batch in batches if not batch.is_finite]
     if bad:
@@ -59,7 +59,7 @@ def check_gradients(model: nn.Module, *, may_rest: Collection[str] = ()) -> None
         listed = ", ".join(f"`{name}`" for name in idle[:8]) + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")
         raise TrainingError(
             f"Every trainable parameter must get a gradient, but after the first step {len(idle)} got none: {listed}. "
-            "They take no part in the loss. Leave them out of `peft.deltas` and `peft.train`."
+            "They take no part in the loss. Leave them out of the plan."
         )
 
 

@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from vispeft.errors import CheckpointError, write_text, writing
-
-METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_DIR = "tensorboard"
+from vispeft.errors import TrainingError, writing
+from vispeft.io.atomic import write_text
+from vispeft.io.metrics_file import read_metrics
+from vispeft.io.run_layout import METRICS_FILE, TENSORBOARD_DIR
 
 
 class RunLog:
@@ -39,7 +39,7 @@ class RunLog:
         self._writer = None
         if not is_enabled:
             return
-        with writing(self.path):
+        with writing(self.path, TrainingError):
             run_dir.mkdir(parents=True, exist_ok=True)
             keep_lines_until(self.path, start_step, scores_again=scores_again)
             self._file = self.path.open("a", encoding="utf-8")
@@ -47,28 +47,28 @@ class RunLog:
             # takes a second to import, which other commands must not pay
             from torch.utils.tensorboard import SummaryWriter
 
-            with writing(self._board):
+            with writing(self._board, TrainingError):
                 self._writer = SummaryWriter(str(self._board), purge_step=start_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write one line of metrics after `step` steps. A value that is not finite is written as null."""
         if self._file is not None:
             finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            with writing(self.path):
+            with writing(self.path, TrainingError):
                 self._file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
                 self._file.flush()
         if self._writer is not None:
-            with writing(self._board):
+            with writing(self._board, TrainingError):
                 for name, value in values.items():
                     self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         """Close both logs; further calls have no effect."""
         if self._file is not None:
-            with writing(self.path):
+            with writing(self.path, TrainingError):
                 self._file.close()
         if self._writer is not None:
-            with writing(self._board):
+            with writing(self._board, TrainingError):
                 self._writer.close()
 
     def __enter__(self) -> Self:
@@ -81,21 +81,8 @@ class RunLog:
             self.close()
             return
         # what ended the run is told, not what follows from it
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(TrainingError):
             self.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl; a line cut short by a crash, or without step and split, is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int) and "split" in line:
-            lines.append(line)
-    return lines
 
 
 def keep_lines_until(path: Path, step: int, *, scores_again: bool = False) -> None:
@@ -108,4 +95,4 @@ def keep_lines_until(path: Path, step: int, *, scores_again: bool = False) -> No
         for line in read_metrics(path)
         if line["step"] <= step and not (line["step"] == dropped and line["split"] == "val")
     ]
-    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept), raises=TrainingError)

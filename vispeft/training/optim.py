@@ -86,7 +86,7 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | No
     """
     groups = param_groups(model, settings, roles)
     if not groups:
-        raise TrainingError("Nothing is trainable. Give `peft.deltas` or `peft.train` a pattern.")
+        raise TrainingError("Nothing is trainable. Give the plan a delta, or a pattern of what to train in full.")
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 

@@ -168,10 +168,10 @@ def test_forward__refuses_a_size_off_the_grid() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda: build_model("mask_dina"), "Did you mean 'mask_dino'"),
+        (lambda: build_model("mask_dina"), "Did you mean `mask_dino`"),
         (lambda: build_model("mask_dino", backbone="resnet5o"), r"timm model.*resnet5o"),
-        (lambda: build_model("mask_dino", size="tyny"), "Did you mean 'tiny'"),
-        (lambda: build_model("mask_dino", num_querys=3), "Did you mean 'num_queries'"),
+        (lambda: build_model("mask_dino", size="tyny"), "Did you mean `tiny`"),
+        (lambda: build_model("mask_dino", num_querys=3), "Did you mean `num_queries`"),
         (lambda: build_model("mask_dino", num_classes=0), "at least 1, but is 0"),
         (
             lambda: build_model("mask_dino", backbone_options={"bogus": 1}),

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from vispeft.coco.problems import CheckReport, Findings, Problem, show
-from vispeft.data.reading.check import write_json
 from vispeft.data.reading.images import ImageHeader, quiet, read_header
 from vispeft.data.reading.scan import has_picture_ending
 from vispeft.errors import DataError
+from vispeft.io.json_files import write_json
 
 
 @dataclass
@@ -80,7 +80,8 @@ class Builder:
         problems = self.findings.problems()
         CheckReport(source, problems).raise_if_refused()
         categories = [{"id": idx + 1, "name": name} for idx, name in enumerate(self.names)]
-        write_json(out, {"images": self.images, "categories": categories, "annotations": self.annotations})
+        document = {"images": self.images, "categories": categories, "annotations": self.annotations}
+        write_json(out, document, raises=DataError)
         return problems
 
 

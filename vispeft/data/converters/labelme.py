@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from vispeft.data.converters.builder import Builder, composed, key_of, some
 from vispeft.data.converters.labelme_shapes import Outline, Shape, Stamp, draw, read_shape
 from vispeft.data.reading.scan import find_pictures, is_sidecar, walk_files
 from vispeft.errors import DataError
+from vispeft.io.json_files import UnreadableJsonError, load_json
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,9 @@ def _is_labelme(path: Path) -> bool:
 
 def _read_document(path: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads(path.read_bytes())
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no LabelMe file in UTF-8 ({error}); save it as UTF-8.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no LabelMe file: {error}; mend it or move it away.") from error
+        document = load_json(path)
+    except UnreadableJsonError as error:
+        raise DataError(f"{path} is no LabelMe file: it {error.sentence}. Mend it or move it away.") from error
     if not isinstance(document, dict) or "shapes" not in document:
         return None
     shapes = document["shapes"]

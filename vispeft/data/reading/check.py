@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from vispeft.data.reading.coco import examine, load_document
 from vispeft.data.reading.crowded import crowded_problems
 from vispeft.data.reading.files import Headers
 from vispeft.errors import DataError
+from vispeft.io.json_files import write_json
 
 
 def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
@@ -45,7 +43,7 @@ def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckRepor
     report.raise_if_refused()
     if coco_set is None:
         raise DataError(f"{annotations} cannot be repaired.")
-    write_json(out, with_extras(coco_set))
+    write_json(out, with_extras(coco_set), raises=DataError, allow_nan=True)
     return report
 
 
@@ -57,17 +55,3 @@ def with_extras(coco_set: CocoSet) -> dict[str, Any]:
         extras = {as_integer(entry.get("id")): entry for entry in document.get(key, []) if isinstance(entry, dict)}
         result[key] = [{**extras.get(entry["id"], {}), **entry} for entry in result[key]]
     return {**{key: document[key] for key in ("info", "licenses") if key in document}, **result}
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps(document), encoding="utf-8")
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}).") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,16 +13,14 @@ from vispeft.coco.categories import read_categories, with_category_list
 from vispeft.coco.identifiers import with_integer_ids
 from vispeft.coco.instances import read_annotations, tell_of_crowds
 from vispeft.coco.named_files import why_no_file_name, with_file_names
-from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.other_forms import PANOPTIC, hint_of_other_form, is_panoptic
 from vispeft.coco.problems import CheckReport, Findings, show
 from vispeft.coco.sets import Annotation, CocoSet, Groups, ImageEntry
-from vispeft.coco.values import as_integer, is_text
+from vispeft.coco.values import as_integer, is_text, sides_of
 from vispeft.data.reading.files import Headers, check_files, find_files
 from vispeft.data.reading.images import LARGEST_IMAGE
 from vispeft.errors import DataError
-
-# gzip, zip, bzip2, xz
-_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ")
+from vispeft.io.json_files import UnreadableJsonError, load_json
 
 
 def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True) -> CocoSet:
@@ -103,45 +100,16 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     document = with_category_list(document, findings)
     for key in ("images", "categories", "annotations"):
         _require_list(document, key, findings)
-    if not findings.is_refused and any(
-        isinstance(a, dict) and "segments_info" in a for a in document["annotations"][:1]
-    ):
-        findings.refuse(
-            "panoptic", "is in COCO panoptic form (`segments_info`), not instances; convert it to an instance file.", ""
-        )
+    if not findings.is_refused and is_panoptic(document["annotations"]):
+        findings.refuse("panoptic", f"{PANOPTIC}.", "")
     return None if findings.is_refused else document
 
 
 def _load_json(path: Path, findings: Findings) -> Any:
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        findings.refuse("no-file", "the annotation file does not exist.", "")
-        return None
-    except IsADirectoryError:
-        findings.refuse("no-file", "must be an annotation file, but is a folder.", "")
-        return None
-    except (OSError, ValueError) as error:
-        findings.refuse("no-file", f"the annotation file cannot be read ({error}).", "")
-        return None
-    if not content.strip():
-        findings.refuse("not-json", "the annotation file is empty.", "")
-        return None
-    if content.startswith(_COMPRESSED):
-        findings.refuse("not-json", "is not JSON but a compressed file; unpack it first.", "")
-        return None
-    try:
-        return json.loads(content, object_pairs_hook=partial(_object, findings))
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}, character {error.pos}"
-        cut = "; the file seems to be cut off" if _is_cut_off(error) else ""
-        findings.refuse("not-json", f"is not valid JSON: {error.msg.removesuffix(' at')} at {where}{cut}.", "")
-    except UnicodeDecodeError as error:
-        findings.refuse("not-json", f"is not valid JSON: it is no UTF-8 text (byte {error.start}).", "")
-    except RecursionError:
-        findings.refuse("not-json", "is not valid JSON for a COCO file: it is nested too deeply.", "")
-    except ValueError as error:
-        findings.refuse("not-json", f"is not valid JSON for a COCO file: {error}.", "")
+        return load_json(path, build_object=partial(_object, findings))
+    except UnreadableJsonError as error:
+        findings.refuse(error.kind, f"{error.sentence}.", "")
     return None
 
 
@@ -157,13 +125,6 @@ def _object(findings: Findings, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 repair="the key stands twice in one object, with different values; the last one is used.",
             )
     return found
-
-
-def _is_cut_off(error: json.JSONDecodeError) -> bool:
-    text = error.doc.rstrip()
-    if error.msg.startswith("Unterminated string"):
-        return True
-    return error.pos >= len(text) - (text[-1:] not in ("]", "}")) and error.msg != "Extra data"
 
 
 def _require_list(document: dict[str, Any], key: str, findings: Findings) -> None:
@@ -224,9 +185,8 @@ def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tupl
     given = [item.get("height"), item.get("width")]
     if given == [None, None]:
         return 0, 0
-    height, width = (as_integer(value) for value in given)
-    if height is not None and width is not None and height > 0 and width > 0:
-        return height, width
+    if (sides := sides_of(item)) is not None:
+        return sides
     findings.refuse(
         "bad-image-size",
         "`height` and `width` must be positive integers.",

@@ -22,8 +22,8 @@ def crowded_problems(coco_set: CocoSet) -> tuple[Problem, ...]:
         findings.warn(
             "crowded-image",
             f"more instances than the {USUAL_QUERIES} queries that models usually have, so that some can never be "
-            "found (the bundled one has 100): take a model with more (`model.options.num_queries`, which needs another "
-            "base), raise `eval.max_detections`, or cut the images into tiles.",
+            "found (the bundled one has 100): take a model with more queries and keep more detections per image, or "
+            "cut the images into tiles.",
             _subject(entry, count),
         )
     for entry, count in over(coco_set, COCO_DETECTIONS, by_class=True):

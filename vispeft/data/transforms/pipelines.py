@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 import cv2
@@ -23,6 +22,7 @@ from vispeft.coco.sets import Annotation
 from vispeft.data.reading.images import Picture
 from vispeft.data.transforms.geometry import View, boxes_of, fit, jitter
 from vispeft.errors import ConfigError
+from vispeft.io.names import did_you_mean
 
 TRIES = 5
 """Windows that are drawn at most to find one that shows an instance."""
@@ -210,8 +210,7 @@ def _pipeline(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
     built = []
     for name, options in transforms:
         if name not in known:
-            nearest = ", ".join(f"`{match}`" for match in get_close_matches(name, known, 3)) or "see its documentation"
-            raise ConfigError(f"albumentations has no transform `{name}`; the nearest are {nearest}.")
+            raise ConfigError(f"albumentations has no transform `{name}`.{did_you_mean(name, known)}")
         try:
             # it warns of options that it does not know, and goes on without them
             with warnings.catch_warnings(action="error"):

@@ -13,12 +13,14 @@ from typing import Any
 import yaml
 
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
-from vispeft.coco.rle import is_number
+from vispeft.coco.values import is_number
 from vispeft.errors import DataError
 from vispeft.evaluation.metrics.coco import Scored, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry
-from vispeft.io.json_files import read_json
+from vispeft.evaluation.statistics.seeds import group_by_configuration
+from vispeft.io.json_files import read_object
+from vispeft.io.run_layout import ANNOTATIONS_FILE, CONFIG_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 
 # what differs between runs of one configuration, or has no part in what it comes to
 _NOT_THE_CONFIGURATION = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
@@ -80,7 +82,11 @@ def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_g
     truth = _common_truth(sources)
     scored = [read_scored(truth, source.results) for source in sources]
     kind, warnings = _kind(truth, scored, names)
-    groups = _groups(sources) if is_grouped else [[index] for index in range(len(sources))]
+    groups = group_by_configuration(
+        range(len(sources)),
+        lambda index: sources[index].configuration if is_grouped else None,
+        seed_of=lambda index: sources[index].seed,
+    )
     titles = _distinct([_title([names[index] for index in group]) for group in groups], [names[g[0]] for g in groups])
     contenders = []
     for group, title in zip(groups, titles, strict=True):
@@ -101,21 +107,19 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
                 f"`{path}` must be a run directory, or --annotations must name the file that these results belong to."
             )
         return Source(path.stem, path, annotations, None, None, {})
-    for name in ("config.yaml", "annotations_val.json", "predictions_val.json", "summary.json"):
+    for name in (CONFIG_FILE, ANNOTATIONS_FILE, PREDICTIONS_FILE, SUMMARY_FILE):
         if not (path / name).is_file():
             raise DataError(
                 f"`{path}` must be a finished run, but has no {name}. Finish it: vispeft train ... --resume"
             )
-    summary = read_json(path / "summary.json")
-    if not isinstance(summary, dict):
-        raise DataError(f"`{path / 'summary.json'}` must hold a JSON object, but does not.")
-    config = _read_config(path / "config.yaml")
+    summary = read_object(path / SUMMARY_FILE)
+    config = _read_config(path / CONFIG_FILE)
     train = config.get("train") if isinstance(config.get("train"), dict) else {}
     seed = train.get("seed") if isinstance(train, dict) else None
     kept = {key: value for key, value in (train or {}).items() if key not in _NOT_THE_CONFIGURATION}
     text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
     name = path.resolve().name
-    return Source(name, path / "predictions_val.json", path / "annotations_val.json", text, seed, summary)
+    return Source(name, path / PREDICTIONS_FILE, path / ANNOTATIONS_FILE, text, seed, summary)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -162,20 +166,6 @@ def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) ->
     if without:
         return "bbox", [*warnings, f"{', '.join(without)}: boxes only, so that boxes are compared and not masks."]
     return "segm", warnings
-
-
-def _groups(sources: Sequence[Source]) -> list[list[int]]:
-    """Return the indices of the runs of each configuration. Two runs with the same seed are not grouped."""
-    groups: dict[tuple[Any, int], list[int]] = {}
-    seen: dict[tuple[Any, Any], int] = {}
-    for index, source in enumerate(sources):
-        if source.configuration is None:
-            groups[index, 0] = [index]
-            continue
-        occurrence = seen.get((source.configuration, source.seed), 0)
-        seen[source.configuration, source.seed] = occurrence + 1
-        groups.setdefault((source.configuration, occurrence), []).append(index)
-    return list(groups.values())
 
 
 def _title(names: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ directory names no base: a wrong one of the same shapes is not refused.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -22,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft.checkpoint import copy_tensors, own_keys, read_tensors, resolved_plan, state_tensors, write_tensors
+from vispeft.io.json_files import UnreadableJsonError, load_json, write_json
+from vispeft.io.tensors import own_copies, read_tensors, write_tensors
+from vispeft.peft.checkpoint import copy_tensors, own_keys, resolved_plan, state_tensors
 from vispeft.peft.inject import attached, inject, is_injected, remove
 from vispeft.peft.methods.base import Delta, WeightDelta
 from vispeft.peft.methods.dora import ConvDoRA, DoRA, LinearDoRA, WeightDoRA
@@ -113,18 +114,18 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
         what = f"`{bare[0]}`, a parameter of the model itself" if bare else "a plan without LoRA or DoRA"
         raise PlanError(f"The peft library has no counterpart for {what}. Save it with `save`.")
     tensors |= {f"{_PREFIX}{key}": value for key, value in full.items()}
-    cpu = {key: value.detach().cpu().clone().contiguous() for key, value in sorted(tensors.items())}
-    write_tensors(cpu, target / "adapter_model.safetensors", {"format": "pt"})
+    copies = own_copies(dict(sorted(tensors.items())))
+    write_tensors(target / "adapter_model.safetensors", copies, {"format": "pt"})
     config = _config(factors, sorted({key.rpartition(".")[0] for key in full}))
-    (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(target / "adapter_config.json", dict(sorted(config.items())), raises=CheckpointError, indent=2)
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     """The library's configuration, if it is a LoRA that means what it says."""
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"`{path}` cannot be read as a configuration of the peft library: {error}.") from error
+        config = load_json(path)
+    except UnreadableJsonError as error:
+        raise CheckpointError(f"`{path}`, a configuration of the peft library, {error.sentence}.") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise CheckpointError(

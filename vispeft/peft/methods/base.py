@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.targets import nearest
+from vispeft.io.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Method(ABC):
             if key not in known:
                 options_text = ", ".join(known) or "none"
                 raise PlanError(
-                    f"`{key}` is not an option of `{cls.name}`.{nearest(key, known)} It has {options_text}."
+                    f"`{key}` is not an option of `{cls.name}`.{did_you_mean(key, known)} It has {options_text}."
                 )
             _check_type(key, value, types[key])
         missing = [key for key, field in known.items() if field.default is MISSING and key not in options]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sqlite3
 import uuid
 import warnings
 import zlib
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vispeft.errors import TrainingError, writing
 from vispeft.io.locks import FileLock
-from vispeft.peft.checkpoint import write_tensors
+from vispeft.io.tensors import open_tensors, write_tensors
 from vispeft.training.memory import available_memory_bytes
 
 Entry = Mapping[str, Tensor]
@@ -131,7 +130,7 @@ class DirectoryStore:
         self._shard_of: dict[str, Path] = {}
         self._contents: dict[Path, Mapping[str, _Content]] = {}
         self._sound: set[Path] = set()
-        self._opened: Any = lru_cache(maxsize=_OPEN_SHARDS)(_opened)
+        self._opened: Any = lru_cache(maxsize=_OPEN_SHARDS)(open_tensors)
 
     def lacking(self, keys: Iterable[str]) -> list[str]:
         """Return the keys that have no valid entry, each once."""
@@ -150,7 +149,7 @@ class DirectoryStore:
         path = self.root / f"{uuid.uuid4().hex}.safetensors"
         contents = {key: _Content(tuple(entry), _checksum(entry)) for key, entry in entries.items()}
         tensors = {f"{key}/{name}": tensor for key, entry in entries.items() for name, tensor in entry.items()}
-        write_tensors(tensors, path, {_HEADER: json.dumps(contents)})
+        write_tensors(path, tensors, {_HEADER: json.dumps(contents)}, raises=TrainingError)
         self._note(path, contents)
         self._sound.add(path)
 
@@ -167,7 +166,7 @@ class DirectoryStore:
 
     def room(self, wanted: int) -> int | None:
         """Return the bytes that may still be stored."""
-        with writing(self.root):
+        with writing(self.root, TrainingError):
             self.root.mkdir(parents=True, exist_ok=True)
         return int(_SHARE_OF_DISK * shutil.disk_usage(self.root).free)
 
@@ -184,11 +183,10 @@ class DirectoryStore:
 
     def _held(self) -> FileLock:
         path, is_waiting = self.root / "filling.lock", False
-        with writing(self.root, sqlite3.Error):
-            while (lock := FileLock.try_hold(path, patience_seconds=1.0)) is None:
-                if not is_waiting:
-                    warnings.warn(f"`{self.root}` is being filled by another process: waiting for it.", stacklevel=4)
-                is_waiting = True
+        while (lock := FileLock.try_hold(path, patience_seconds=1.0)) is None:
+            if not is_waiting:
+                warnings.warn(f"`{self.root}` is being filled by another process: waiting for it.", stacklevel=4)
+            is_waiting = True
         return lock
 
     def _look(self) -> None:
@@ -219,10 +217,6 @@ class DirectoryStore:
         self._opened.cache_clear()
         self._contents.pop(path, None)
         self._shard_of = {key: shard for key, shard in self._shard_of.items() if shard != path}
-
-
-def _opened(path: Path) -> Any:
-    return safe_open(path, framework="pt")
 
 
 def _contents_of(file: Any) -> Mapping[str, _Content]:

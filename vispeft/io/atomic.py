@@ -1,0 +1,61 @@
+"""Atomic writes: at any moment a file has its old content or all of the new."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from vispeft.errors import VispeftError, writing
+
+# of the file's own name, so that the partial file's name is never too long for the file system
+_KEPT_CHARACTERS = 40
+
+
+@contextlib.contextmanager
+def replacing(path: Path, raises: type[VispeftError], *others: type[Exception]) -> Iterator[Path]:
+    """Context with the path of a partial file, empty at first, that replaces `path` at the end of the `with` block.
+
+    After an error the partial file is removed and `path` is as before. Processes that write the same file at once do
+    not meet: each has a partial file of its own, and the last one to end replaces the others' content.
+
+    raises: error for a file that cannot be written
+    others: exceptions of a library for the same, beside OSError
+    """
+    if not path.name:
+        raise raises(f"`{path}` must be the name of a file, but has none.")
+    partial = path.with_name(f".{path.name[:_KEPT_CHARACTERS]}.{secrets.token_hex(4)}.partial")
+    with writing(path, raises, *others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # libraries that make the file themselves may let only its owner read it
+            partial.touch(exist_ok=False)
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)
+            os.replace(partial, path)
+        except OSError as error:
+            if str(error.filename) == str(partial):
+                # the message is about `path`
+                error.filename = None
+            raise
+        finally:
+            # where nothing can be written, perhaps nothing can be removed
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, raises: type[VispeftError]) -> None:
+    """Write a file atomically. raises: error for a file that cannot be written"""
+    with replacing(path, raises) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, raises: type[VispeftError]) -> None:
+    """Write a text file atomically, in UTF-8 and with line ends as given.
+
+    raises: error for a file that cannot be written
+    """
+    write_bytes(path, text.encode("utf-8"), raises=raises)
