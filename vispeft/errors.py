@@ -28,7 +28,7 @@ class CheckpointError(VispeftError):
 
 
 class TrainingError(VispeftError):
-    """A training run that cannot go on: non-finite loss, parameters without gradient, a directory in use."""
+    """A training run that cannot go on (non-finite loss, parameters without gradient), or its files and reports."""
 
 
 @contextlib.contextmanager

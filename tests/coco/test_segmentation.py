@@ -11,9 +11,9 @@ from vispeft.coco.segmentation import (
     Polygons,
     Rle,
     clip_polygon,
+    encode_segmentation,
     parse_segmentation,
     rasterize,
-    to_rle,
 )
 
 RNG = np.random.default_rng(3)
@@ -36,7 +36,7 @@ def test_parse_segmentation__reads_compressed_and_plain_counts_alike(size: tuple
         assert isinstance(plain, Rle)
         for one in (rle, plain):
             np.testing.assert_array_equal(one.crop(0, size[1]), mask)
-            assert to_rle(one, *size) == packed
+            assert encode_segmentation(one, *size) == packed
         columns = np.flatnonzero(mask.any(0))
         assert rle.columns == ((columns[0], columns[-1] + 1) if len(columns) else (0, 0))
 
@@ -102,7 +102,7 @@ def test_to_rle__equals_pycocotools_on_polygons() -> None:
         polygons = parse_segmentation(flats, 48, 64)
         assert isinstance(polygons, Polygons)
         expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flats, 48, 64)))
-        np.testing.assert_array_equal(coco_mask.decode(to_rle(polygons, 48, 64)), expected)
+        np.testing.assert_array_equal(coco_mask.decode(encode_segmentation(polygons, 48, 64)), expected)
 
 
 def test_to_rle__equals_pycocotools_on_polygons_that_reach_far() -> None:
@@ -110,7 +110,7 @@ def test_to_rle__equals_pycocotools_on_polygons_that_reach_far() -> None:
     polygons = parse_segmentation(flats, 48, 64)
     assert isinstance(polygons, Polygons)
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(flats, 48, 64)))
-    assert (coco_mask.decode(to_rle(polygons, 48, 64)) != expected).mean() < 0.02
+    assert (coco_mask.decode(encode_segmentation(polygons, 48, 64)) != expected).mean() < 0.02
 
 
 def test_rasterize__equals_pycocotools_inside_the_frame() -> None:

@@ -25,7 +25,7 @@ def test_new_run_directory__takes_the_first_free_number() -> None:
 def test_new_run_directory__begins_again_where_a_run_ended_before_its_first_checkpoint() -> None:
     run = RunDirectory(Path("out"))
     run.root.mkdir()
-    for path in (run.config, run.environment, run.annotations, run.root / "metrics.jsonl"):
+    for path in (run.config, run.environment, run.annotations, run.metrics, run.root / ".x.1.partial"):
         path.touch()
     (run.root / "tensorboard").mkdir()
     assert new_run_directory(Path("out"), "a").root == Path("out")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vispeft.errors import CheckpointError, DataError, TrainingError
-from vispeft.io.atomic import replacing, write_bytes, write_text
+from vispeft.io.atomic import remove_partials, replacing, write_bytes, write_text
 
 
 @pytest.fixture
@@ -99,3 +99,13 @@ def test_replacing__writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
         thread.join()
     assert path.read_bytes() in contents
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_remove_partials__removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    write_text(tmp_path / "whole.json", "{}", raises=DataError)
+    # entered and never left
+    writer = replacing(tmp_path / "whole.json", DataError)
+    writer.__enter__()
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.json"]

@@ -51,6 +51,7 @@ def test_save_checkpoint__round_trip(tmp_path: Path) -> None:
 
 def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
+    (tmp_path / ".last.pt.1.partial").touch()  # of a killed run
     save_checkpoint(path, checkpoint(step=4))
     before = path.read_bytes()
     with pytest.raises(CheckpointError, match=r"last\.pt` cannot be written: no space left"):

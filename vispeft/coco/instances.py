@@ -17,8 +17,8 @@ from vispeft.coco.segmentation import (
     Polygons,
     Rle,
     Segmentation,
+    encode_segmentation,
     parse_segmentation,
-    to_rle,
 )
 from vispeft.coco.sets import Annotation, Category, ImageEntry
 from vispeft.coco.values import as_box, as_flag, as_integer, as_number, flag_of_text, new_ids
@@ -218,7 +218,7 @@ def _bbox_and_area(
     has_both = item.get("bbox") is not None and as_number(item.get("area")) is not None
     rle = None
     if not (has_both and _surely_covers(segmentation, entry)):
-        rle = to_rle(segmentation, entry.height, entry.width)
+        rle = encode_segmentation(segmentation, entry.height, entry.width)
         if coco_mask.area(rle) == 0:
             findings.warn("empty-mask", "its mask covers no pixel of the image; left out.", name)
             return None
@@ -227,7 +227,7 @@ def _bbox_and_area(
         bbox = _told_off(bbox, segmentation, name, findings)
     if bbox is not None and area is not None:
         return bbox, area
-    rle = rle or to_rle(segmentation, entry.height, entry.width)
+    rle = rle or encode_segmentation(segmentation, entry.height, entry.width)
     x, y, width, height = (float(v) for v in coco_mask.toBbox(rle))
     return bbox or (x, y, width, height), area or float(coco_mask.area(rle))
 

@@ -141,7 +141,7 @@ def make_rle(runs: NDArray[np.int64], height: int, width: int) -> Rle:
     return Rle(height, width, runs, (first // height, last // height + 1))
 
 
-def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
     """Return pycocotools' compressed RLE ({"size": [height, width], "counts": bytes}) of one instance, clipped."""
     if isinstance(segmentation, Rle):
         runs = {"size": [height, width], "counts": segmentation.runs.tolist()}

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 
 from vispeft.coco.problems import CheckReport
-from vispeft.coco.segmentation import Rle, Segmentation, to_rle
+from vispeft.coco.segmentation import Rle, Segmentation, encode_segmentation
 from vispeft.coco.values import new_ids
 from vispeft.errors import DataError
 
@@ -181,7 +181,7 @@ def to_annotations(coco_set: CocoSet) -> dict[str, Any]:
 def segmentation_to_json(segmentation: Segmentation, height: int, width: int) -> Any:
     """A segmentation as a COCO file holds it: lists of numbers, or compressed RLE."""
     if isinstance(segmentation, Rle):
-        rle = to_rle(segmentation, height, width)
+        rle = encode_segmentation(segmentation, height, width)
         return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
     return [part.reshape(-1).tolist() for part in segmentation.parts]
 

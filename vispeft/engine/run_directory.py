@@ -14,7 +14,7 @@ from typing import Any
 from vispeft.config import Config, dump_config, load_config
 from vispeft.errors import ConfigError, TrainingError
 from vispeft.io import run_layout
-from vispeft.io.atomic import write_text
+from vispeft.io.atomic import PARTIAL_SUFFIX, write_text
 from vispeft.io.json_files import write_json
 from vispeft.training.arithmetic import describe_arithmetic
 
@@ -127,7 +127,10 @@ def _holds_no_work(directory: Path) -> bool:
     """Tell whether a directory is empty, or holds a run that ended before it wrote anything to resume from."""
     begun = RunDirectory(directory)
     before_work = {begun.config, begun.environment, begun.annotations, begun.metrics}
-    return all(path in before_work or path.name == run_layout.TENSORBOARD_DIR for path in directory.iterdir())
+    return all(
+        path in before_work or path.name == run_layout.TENSORBOARD_DIR or path.suffix == PARTIAL_SUFFIX
+        for path in directory.iterdir()
+    )
 
 
 def begun_run_directory(out: Path | None, name: str) -> RunDirectory:

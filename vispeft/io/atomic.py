@@ -10,6 +10,9 @@ from pathlib import Path
 
 from vispeft.errors import VispeftError, writing
 
+PARTIAL_SUFFIX = ".partial"
+"""Ending of a file that is being written, or was when its process was killed."""
+
 # of the file's own name, so that the partial file's name is never too long for the file system
 _KEPT_CHARACTERS = 40
 
@@ -26,7 +29,7 @@ def replacing(path: Path, raises: type[VispeftError], *others: type[Exception]) 
     """
     if not path.name:
         raise raises(f"`{path}` must be the name of a file, but has none.")
-    partial = path.with_name(f".{path.name[:_KEPT_CHARACTERS]}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name[:_KEPT_CHARACTERS]}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     with writing(path, raises, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -59,3 +62,9 @@ def write_text(path: Path, text: str, *, raises: type[VispeftError]) -> None:
     raises: error for a file that cannot be written
     """
     write_bytes(path, text.encode("utf-8"), raises=raises)
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove the partial files that killed processes left in a folder in which no other process writes now."""
+    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.results import read_results
 from vispeft.errors import DataError
@@ -22,6 +20,7 @@ from vispeft.io.run_layout import (
     PREDICTIONS_FILE,
     SUMMARY_FILE,
 )
+from vispeft.io.yaml_files import read_mapping
 
 _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.images")
 
@@ -60,8 +59,8 @@ def read_run(run_dir: Path) -> RunFiles:
         raise DataError(
             f"`{run_dir}` must be a run directory, but has no {CONFIG_FILE}. Name a directory of `vispeft train`."
         )
+    data = _data_section(read_mapping(config_path))
     config_text = config_path.read_text(encoding="utf-8")
-    data = _data_section(config_text, config_path)
     truth_path, predictions_path = run_dir / ANNOTATIONS_FILE, run_dir / PREDICTIONS_FILE
     return RunFiles(
         path=run_dir,
@@ -76,12 +75,8 @@ def read_run(run_dir: Path) -> RunFiles:
     )
 
 
-def _data_section(config_text: str, config_path: Path) -> dict[str, str]:
+def _data_section(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the data paths that a configuration names, such as `val.images`."""
-    try:
-        config = yaml.safe_load(config_text)
-    except yaml.YAMLError as error:
-        raise DataError(f"`{config_path}` is not valid YAML: {error}.") from error
     found = {}
     for key in _DATA_KEYS:
         node: Any = config

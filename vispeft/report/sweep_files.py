@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json, read_object
 from vispeft.io.metrics_file import read_metrics
 from vispeft.io.run_layout import CONFIG_FILE, METRICS_FILE
+from vispeft.io.sweep_layout import COMPARISON_FILE, RESULTS_JSON, SWEEP_FILE, trial_directory
+from vispeft.io.yaml_files import read_mapping
 from vispeft.report.formats import defined
 from vispeft.report.page import Interval
 
@@ -82,20 +82,20 @@ class SweepFiles:
 
 def read_sweep(sweep_dir: Path) -> SweepFiles:
     """Read a sweep's directory."""
-    results_path = sweep_dir / "results.json"
+    results_path = sweep_dir / RESULTS_JSON
     if not results_path.is_file():
         raise DataError(
-            f"`{sweep_dir}` must be a sweep's directory, but has no results.json. `vispeft sweep` writes it."
+            f"`{sweep_dir}` must be a sweep's directory, but has no {RESULTS_JSON}. `vispeft sweep` writes it."
         )
     results = read_object(results_path)
-    sweep_path = sweep_dir / "sweep.yaml"
+    sweep_path = sweep_dir / SWEEP_FILE
     trials = [_trial(entry, sweep_dir) for entry in results.get("trials", [])]
     return SweepFiles(
         path=sweep_dir,
         results=results,
         sweep_text=sweep_path.read_text(encoding="utf-8") if sweep_path.is_file() else "",
         trials=trials,
-        verdict=_verdict(sweep_dir / "comparison.json", trials),
+        verdict=_verdict(sweep_dir / COMPARISON_FILE, trials),
     )
 
 
@@ -111,7 +111,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def _trial(entry: Mapping[str, Any], sweep_dir: Path) -> Trial:
-    run_dir = sweep_dir / "trials" / f"{entry['trial']:04d}"
+    run_dir = trial_directory(sweep_dir, entry["trial"])
     path = run_dir if (run_dir / CONFIG_FILE).is_file() else None
     lines = [] if path is None else read_metrics(path / METRICS_FILE)
     labels = {"variant": entry["variant"]} if entry.get("variant") is not None else {}
@@ -141,10 +141,10 @@ def _series(lines: Sequence[Mapping[str, Any]], split: str, key: str) -> list[tu
 def _settings(path: Path) -> dict[str, Any]:
     """Return the keys and values of a configuration that affect training; empty if the file cannot be read."""
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, yaml.YAMLError):
+        config = read_mapping(path)
+    except DataError:
         return {}
-    return {key: value for key, value in flat(config if isinstance(config, dict) else {}) if key != "train.seed"}
+    return {key: value for key, value in flat(config) if key != "train.seed"}
 
 
 def _verdict(path: Path, trials: Sequence[Trial]) -> Verdict | None:

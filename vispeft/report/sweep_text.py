@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from vispeft.io.run_layout import CONFIG_FILE
+from vispeft.io.sweep_layout import BEST_FILE
 from vispeft.report.formats import count, figure
 from vispeft.report.page import NextStep
 from vispeft.report.points import Point, ranked
@@ -76,7 +77,7 @@ def next_steps(sweep: SweepFiles, points: Sequence[Point]) -> list[NextStep]:
         return found
     chosen = cheapest_of(equals) or equals[0]
     steps = int(chosen.mean("steps") or 0)
-    config = f"{chosen.nearest.path}/{CONFIG_FILE}" if chosen.nearest.path else f"{path}/best.yaml"
+    config = f"{chosen.nearest.path}/{CONFIG_FILE}" if chosen.nearest.path else f"{path}/{BEST_FILE}"
     why = "the cheapest that does as well as the best" if chosen is not equals[0] else "the best"
     longer = ["vispeft", "train", config, *([f"train.steps={2 * steps}"] if steps else [])]
     found.append(NextStep(f"Train {chosen.title}, {why}, for twice as long:", shlex.join(longer)))

@@ -12,6 +12,16 @@ from vispeft.engine import RunDirectory
 from vispeft.errors import ConfigError, TrainingError
 from vispeft.io.atomic import write_text
 from vispeft.io.run_layout import REPORT_FILE, RUNS, free_directory, numbered_directories
+from vispeft.io.sweep_layout import (
+    BEST_FILE,
+    COMPARISON_FILE,
+    RESULTS_CSV,
+    RESULTS_JSON,
+    STUDY_FILE,
+    SWEEP_FILE,
+    trial_directory,
+    trial_name,
+)
 from vispeft.sweep.sweep import Sweep, load_sweep
 
 
@@ -23,27 +33,27 @@ class SweepDirectory:
 
     @property
     def sweep(self) -> Path:
-        return self.root / "sweep.yaml"
+        return self.root / SWEEP_FILE
 
     @property
     def study(self) -> Path:
-        return self.root / "study.db"
+        return self.root / STUDY_FILE
 
     @property
     def results_json(self) -> Path:
-        return self.root / "results.json"
+        return self.root / RESULTS_JSON
 
     @property
     def results_csv(self) -> Path:
-        return self.root / "results.csv"
+        return self.root / RESULTS_CSV
 
     @property
     def best(self) -> Path:
-        return self.root / "best.yaml"
+        return self.root / BEST_FILE
 
     @property
     def comparison(self) -> Path:
-        return self.root / "comparison.json"
+        return self.root / COMPARISON_FILE
 
     @property
     def report(self) -> Path:
@@ -51,15 +61,15 @@ class SweepDirectory:
 
     def trial(self, index: int) -> RunDirectory:
         """Return the run directory of a trial. Directory names count from 1, `index` from 0."""
-        return RunDirectory(self.root / "trials" / f"{index + 1:04d}")
+        return RunDirectory(trial_directory(self.root, index + 1))
 
     def trial_log(self, index: int) -> Path:
         """Return the path of a trial's log."""
-        return self.root / "logs" / f"{index + 1:04d}.txt"
+        return self.root / "logs" / f"{trial_name(index + 1)}.txt"
 
     def trial_lock(self, index: int) -> Path:
         """Return the path of the lock that the process working on a trial holds."""
-        return self.root / "locks" / f"{index + 1:04d}"
+        return self.root / "locks" / trial_name(index + 1)
 
     def storage_url(self, sweep: Sweep) -> str:
         """Return the URL of the study's storage."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.io.atomic import replacing
+from vispeft.io.atomic import remove_partials, replacing
 
 _FORMAT = 1
 
@@ -109,6 +109,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically."""
     content = {item.name: getattr(checkpoint, item.name) for item in dataclasses.fields(checkpoint)}
     content["counters"] = dataclasses.asdict(checkpoint.counters)
+    # a killed run may have left one as large as the checkpoint
+    remove_partials(path.parent)
     with replacing(path, CheckpointError) as partial, partial.open("wb") as file:
         _save({"format": _FORMAT, **content}, file)
         file.flush()

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from vispeft.coco.segmentation import Polygons, parse_segmentation, to_rle
+from vispeft.coco.segmentation import Polygons, encode_segmentation, parse_segmentation
 from vispeft.data.reading.images import Picture
 from vispeft.data.transforms.geometry import View, boxes_of, fit, jitter
 
 HEIGHT, WIDTH = 60, 80
 SHAPE = Polygons((np.array([[20.0, 10], [61, 14], [55, 50], [12, 40]]),))
-MASK = coco_mask.decode(to_rle(SHAPE, HEIGHT, WIDTH))
+MASK = coco_mask.decode(encode_segmentation(SHAPE, HEIGHT, WIDTH))
 RLE = parse_segmentation(
     {"size": [HEIGHT, WIDTH], "counts": coco_mask.encode(np.asfortranarray(MASK))["counts"].decode()}, HEIGHT, WIDTH
 )

@@ -133,7 +133,7 @@ def store_content() -> Any:
 
 
 def test_directory_store__clears_what_a_killed_process_left(tmp_path: Path) -> None:
-    left = tmp_path / "0123.safetensors.77.partial"
+    left = tmp_path / ".0123.safetensors.77.partial"
     left.write_bytes(b"half")
     store = DirectoryStore(tmp_path)
     assert store.lacking(["a"]) == ["a"]

@@ -10,8 +10,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.values import is_number
 from vispeft.errors import DataError
@@ -21,6 +19,7 @@ from vispeft.evaluation.statistics.compare import Entry
 from vispeft.evaluation.statistics.seeds import group_by_configuration
 from vispeft.io.json_files import read_object
 from vispeft.io.run_layout import ANNOTATIONS_FILE, CONFIG_FILE, PREDICTIONS_FILE, SUMMARY_FILE
+from vispeft.io.yaml_files import read_mapping
 
 # what differs between runs of one configuration, or has no part in what it comes to
 _NOT_THE_CONFIGURATION = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
@@ -113,24 +112,13 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
                 f"`{path}` must be a finished run, but has no {name}. Finish it: vispeft train ... --resume"
             )
     summary = read_object(path / SUMMARY_FILE)
-    config = _read_config(path / CONFIG_FILE)
+    config = read_mapping(path / CONFIG_FILE)
     train = config.get("train") if isinstance(config.get("train"), dict) else {}
     seed = train.get("seed") if isinstance(train, dict) else None
     kept = {key: value for key, value in (train or {}).items() if key not in _NOT_THE_CONFIGURATION}
     text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
     name = path.resolve().name
     return Source(name, path / PREDICTIONS_FILE, path / ANNOTATIONS_FILE, text, seed, summary)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0].rstrip(".:")
-        raise DataError(f"`{path}` cannot be read: {reason}. Put it back as `vispeft train` wrote it.") from error
-    if not isinstance(config, dict):
-        raise DataError(f"`{path}` must hold a configuration, but does not.")
-    return config
 
 
 def _common_truth(sources: Sequence[Source]) -> GroundTruth:

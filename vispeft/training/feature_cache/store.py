@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vispeft.errors import TrainingError, writing
+from vispeft.io.atomic import remove_partials
 from vispeft.io.locks import FileLock
 from vispeft.io.tensors import open_tensors, write_tensors
 from vispeft.training.memory import available_memory_bytes
@@ -175,8 +176,7 @@ class DirectoryStore:
         """Hold the directory's lock in the `with` block, so that one process at a time fills it; wait for the lock."""
         lock = self._held()
         try:
-            for left in self.root.glob("*.partial"):
-                left.unlink(missing_ok=True)
+            remove_partials(self.root)
             yield
         finally:
             lock.release()
