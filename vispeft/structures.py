@@ -86,7 +86,7 @@ class Batch:
 class FeatureBatch:
     """A batch of kept features: outputs of a model's frozen prefix in place of the images.
 
-    features: each [B, ...], as `vispeft.models.mask_dino.split_point.Front` gives and `Rest` takes them
+    features: each [B, ...], as `vispeft.models.split.FrozenPrefix` gives and `Tail` takes them
     padded_size: H and W of the images
     """
 

@@ -11,8 +11,8 @@ from vispeft.coco.sets import CocoSet
 from vispeft.config import parse_config
 from vispeft.data import Draw, read_coco
 from vispeft.engine.build import build_base
-from vispeft.engine.feature_keys import EntryKeys, front_fingerprint
-from vispeft.models.mask_dino.split_point import Front
+from vispeft.engine.feature_keys import EntryKeys, prefix_fingerprint
+from vispeft.models.split import FrozenPrefix
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +33,16 @@ def test_entry_keys__tell_apart_what_differs(coco_set: CocoSet) -> None:
     assert EntryKeys(bare, {"flip": 0.5})(Draw(2)) == keys(Draw(2))
 
 
-def test_front_fingerprint__is_of_the_front_alone(tiny: dict[str, Any]) -> None:
+def test_prefix_fingerprint__is_of_the_prefix_alone(tiny: dict[str, Any]) -> None:
     config = parse_config(tiny)
     model = build_base(config, 3)
     model.requires_grad_(False).eval()
     model.decoder.requires_grad_(True)
-    front = Front(model, torch.zeros(1, 3, 64, 64))
+    images = torch.zeros(1, 3, 64, 64)
+    prefix = FrozenPrefix(model, model.split(images), images)
 
     def fingerprint(arithmetic: str = "cpu fp32") -> str:
-        return front_fingerprint(config, model, front, arithmetic=arithmetic)
+        return prefix_fingerprint(config, model, prefix, arithmetic=arithmetic)
 
     first = fingerprint()
     with torch.no_grad():

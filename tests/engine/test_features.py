@@ -110,7 +110,7 @@ def test_train_run__stops_while_features_are_computed(
 ) -> None:
     config = parse_config(tiny, [*SHARED, *HEADS, f"train.feature_cache={tmp_path}/features"])
     directory = RunDirectory(tmp_path / "run")
-    monkeypatch.setattr("vispeft.engine.features._front", lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr("vispeft.engine.features._frozen_prefix", lambda *_: signal.raise_signal(signal.SIGTERM))
     result = train_run(config, directory)
     assert (result.step, result.summary) == (0, None)
     monkeypatch.undo()
@@ -123,7 +123,7 @@ def test_train_run__stops_while_features_are_computed(
         (["peft.deltas={'@encoder.qkv': {method: lora, rank: 2}}"], r"`.*blocks\.0\.attn\.qkv\.lora\.a` is trained"),
         (
             ["peft.train=['**.patch_embed', '@heads']"],
-            r"`.*patch_embed\.proj\.weight`, which the first block builds on",
+            r"`.*patch_embed\.proj\.weight` is trained, and the first block or stage depends on it",
         ),
     ],
     ids=["first block", "patch embedding"],

@@ -16,7 +16,7 @@ from vispeft.models import MaskDINO, build_model, load_bundled, load_weights, sa
 from vispeft.models.checkpoint_metadata import Description, read_description, save_described
 from vispeft.models.layers.denoising import make_denoising_queries
 from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
-from vispeft.models.layers.recompute import relu_before
+from vispeft.models.layers.relu import relu_before
 from vispeft.models.roles import roles_for
 from vispeft.structures import Targets
 

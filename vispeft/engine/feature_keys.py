@@ -1,4 +1,4 @@
-"""Cache keys of kept features: a feature is reused only where all that it was computed from is unchanged."""
+"""Cache keys of kept features: a feature is reused only if everything that it was computed from is unchanged."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from vispeft.config import Config
 from vispeft.data import Draw
 from vispeft.engine.build import anatomy_of
 from vispeft.models import MaskDINO
-from vispeft.models.mask_dino.split_point import Front
+from vispeft.models.split import FrozenPrefix
 from vispeft.peft.fingerprint import fingerprint
 
 _FORMAT = 1
-# what samples and features are computed by
+# packages that compute samples and features
 _PACKAGES = ("vispeft", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pillow")
 
 
-def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, arithmetic: str) -> str:
+def prefix_fingerprint(config: Config, model: MaskDINO, prefix: FrozenPrefix, *, arithmetic: str) -> str:
     """Return a digest of the frozen prefix: its weights, model arguments, split point and arithmetic.
 
     arithmetic: device and precision
     """
-    weights = {name: tensor for name, tensor in model.state_dict().items() if front.cut.is_in_front(name)}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if prefix.point.is_in_prefix(name)}
     return _digest(
         {
             "format": _FORMAT,
             "packages": {name: _version(name) for name in _PACKAGES},
             "anatomy": anatomy_of(config.model),
             "weights": fingerprint(weights, ()),
-            "kept": front.cut.kept,
-            "padded_size": front.padded_size,
+            "kept": prefix.point.kept,
+            "padded_size": prefix.padded_size,
             "pixels": (model.pixel_mean, model.pixel_std),
             "arithmetic": arithmetic,
         }
@@ -44,22 +44,22 @@ def front_fingerprint(config: Config, model: MaskDINO, front: Front, *, arithmet
 
 
 class EntryKeys:
-    """Keys of the images of a set, made of file, annotations, augmentation and variant.
+    """Keys of the entries of a data set, made of image file, annotations, settings and variant.
 
-    how: all settings that samples depend on, apart from their image
+    settings: everything that samples depend on, apart from their image and their annotations
     """
 
-    def __init__(self, coco_set: CocoSet, how: Mapping[str, Any]) -> None:
+    def __init__(self, coco_set: CocoSet, settings: Mapping[str, Any]) -> None:
         self._coco_set = coco_set
-        self._how = _digest(how)
+        self._settings = _digest(settings)
         self._image_digests: dict[int, str] = {}
         self._keys: dict[Draw, str] = {}
 
     def __call__(self, draw: Draw) -> str:
-        """The key of a draw."""
+        """Return the key of a draw."""
         if draw not in self._keys:
-            # augmentation is drawn by place and variant
-            self._keys[draw] = _digest([self._how, self._image_digest(draw.index), draw.index, draw.number])
+            # the index counts: random numbers of the augmentation are seeded by index and variant
+            self._keys[draw] = _digest([self._settings, self._image_digest(draw.index), draw.index, draw.number])
         return self._keys[draw]
 
     def _image_digest(self, index: int) -> str:
@@ -75,7 +75,7 @@ class EntryKeys:
 
 
 def _file_state(path: Any) -> list[int]:
-    """Size and modification time of a file; empty for a missing file, for which loading raises the error."""
+    """Return size and modification time of a file; nothing for a missing file, for which loading raises the error."""
     try:
         state = path.stat()
     except (OSError, AttributeError):

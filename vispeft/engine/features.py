@@ -1,4 +1,4 @@
-"""Configuration -> kept features of the frozen prefix, or the reason why there are none."""
+"""Kept features of a run, made from its configuration, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vispeft import peft
 from vispeft.config import Config
 from vispeft.data import InstanceDataset
 from vispeft.data.loading.sampling import Draws
-from vispeft.engine.feature_keys import EntryKeys, front_fingerprint
+from vispeft.engine.feature_keys import EntryKeys, prefix_fingerprint
 from vispeft.engine.loaders import (
     DataSets,
     Share,
@@ -28,7 +28,7 @@ from vispeft.engine.loaders import (
     val_loader,
 )
 from vispeft.models import MaskDINO
-from vispeft.models.mask_dino.split_point import CutError, Front, Rest
+from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.training.devices import choose_precision
 from vispeft.training.feature_cache.loader import FeatureLoader, FillReport, NoRoomError, fill
 from vispeft.training.feature_cache.store import DirectoryStore, FeatureMemory, FeatureStore
@@ -41,22 +41,22 @@ MEMORY = "memory"
 class KeptFeatures:
     """Features on which a run trains and evaluates instead of images.
 
-    train: None where every draw is augmented anew
+    train: None if every draw is augmented anew
     """
 
-    front: Front
+    prefix: FrozenPrefix
     train: FeatureLoader | None
     val: FeatureLoader
     report: FillReport
 
-    def rest(self, model: MaskDINO) -> Rest:
-        """Return the tail of `model`, which takes these features; they must come from the same frozen prefix."""
-        return Rest(model, self.front)
+    def tail_of(self, model: MaskDINO) -> Tail:
+        """Return the tail of `model`, which takes these features. Its frozen prefix must be the one that made them."""
+        return Tail(model, self.prefix)
 
     def describe(self) -> dict[str, Any]:
-        """Return the entry of summary.json: last module before the split point, splits, and counts of this session."""
+        """Return the entry of summary.json: last module before the split point, data splits, counts of this session."""
         return {
-            "behind": self.front.cut.name,
+            "behind": self.prefix.point.name,
             "splits": ["val"] if self.train is None else ["train", "val"],
             "computed": self.report.num_computed,
             "reused": self.report.num_reused,
@@ -70,17 +70,17 @@ def keep_features(
 ) -> KeptFeatures | None:
     """Return the features that `train.feature_cache` asks for; compute those that are missing.
 
-    None where it is `off` and, with a warning that says why, where there is nothing to keep or no room for it. The
-    model, which has its plan, is moved to its device and put in train mode.
+    None if it is `off`, and, with a warning that gives the reason, if there is nothing to keep or no room for it. The
+    model, to which the plan has been applied, is moved to the run's device and put in train mode.
 
-    start_step: of this session of the run
-    memory: holds features where it is `memory`
+    start_step: first step of this session of the run
+    memory: store of the features if `train.feature_cache` is `memory`
     """
     if config.train.feature_cache == OFF:
         return None
     try:
         return _kept(config, fabric, sets, model, start_step=start_step, memory=memory)
-    except (CutError, NoRoomError) as reason:
+    except (SplitPointError, NoRoomError) as reason:
         warnings.warn(f"`train.feature_cache` is off for this run: {reason}.", stacklevel=2)
         return None
 
@@ -89,14 +89,14 @@ def _kept(
     config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO, *, start_step: int, memory: FeatureMemory
 ) -> KeptFeatures:
     if fabric.world_size > 1:
-        raise CutError("several processes train one model")
+        raise SplitPointError("several processes train one model")
     model.to(fabric.device)
     peft.train_mode(model)
     memory.begin_run()
-    front, kind = _front(config, fabric, sets, model), fabric.device.type
+    prefix, kind = _frozen_prefix(config, fabric, sets, model), fabric.device.type
     arithmetic = f"{kind} {choose_precision(kind, config.train.precision)}"
-    fingerprint = front_fingerprint(config, model, front, arithmetic=arithmetic)
-    keeper = _Keeper(config, fabric, model, front, fingerprint, memory)
+    fingerprint = prefix_fingerprint(config, model, prefix, arithmetic=arithmetic)
+    keeper = _Keeper(config, fabric, model, prefix, fingerprint, memory)
     augment = config.data.augment
     train, report = None, FillReport()
     if augment.variants is None:
@@ -107,58 +107,59 @@ def _kept(
         )
     else:
         draws = drawn_for_training(config, sets.train, Share(), start_step=start_step)
-        how = augment.model_dump(mode="json", exclude={"variants"})
-        train, trained = keeper.keep(train_dataset(config, sets.train), draws, how, config.train.batch_size, "training")
-        report += trained
+        settings = augment.model_dump(mode="json", exclude={"variants"})
+        dataset = train_dataset(config, sets.train)
+        train, report = keeper.keep(dataset, draws, settings, config.train.batch_size, "training")
     draws = drawn_for_scoring(config, sets.val, Share())
-    val, scored = keeper.keep(val_dataset(config, sets.val), draws, {}, config.eval.batch_size, "validation")
-    return KeptFeatures(front, train, val, report + scored)
+    val, val_report = keeper.keep(val_dataset(config, sets.val), draws, {}, config.eval.batch_size, "validation")
+    return KeptFeatures(prefix, train, val, report + val_report)
 
 
-def _front(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> Front:
-    """Return the model's frozen prefix, tested on one image."""
+def _frozen_prefix(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> FrozenPrefix:
+    """Return the model's frozen prefix, verified on one image."""
     alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
     batch = next(iter(val_loader(alone, sets.train.subset([0]), model, Share())))
+    images = batch.images.to(fabric.device)
     with fabric.autocast():
-        return Front(model, batch.images.to(fabric.device))
+        return FrozenPrefix(model, model.split(images), images)
 
 
 @dataclass(frozen=True)
 class _Keeper:
-    """Model, settings and memory by which images become kept features."""
+    """Model, settings and stores that turn images into kept features."""
 
     config: Config
     fabric: Fabric
     model: MaskDINO
-    front: Front
+    prefix: FrozenPrefix
     fingerprint: str
     memory: FeatureMemory
 
     def keep(
-        self, dataset: InstanceDataset, draws: Draws, how: dict[str, Any], batch_size: int, what: str
+        self, dataset: InstanceDataset, draws: Draws, settings: dict[str, Any], batch_size: int, split: str
     ) -> tuple[FeatureLoader, FillReport]:
-        """Compute missing features of `draws`; return their loader and a report. how: settings of the augmentation."""
-        keys = EntryKeys(dataset.coco_set, {"image_size": image_size(self.config), **how})
+        """Compute missing features of `draws`; return their loader and a report. settings: of the augmentation"""
+        keys = EntryKeys(dataset.coco_set, {"image_size": image_size(self.config), **settings})
         store = self._store(batch_size)
-        loader = FeatureLoader(store, draws, keys, dataset.coco_set.images, self.front.padded_size)
+        loader = FeatureLoader(store, draws, keys, dataset.coco_set.images, self.prefix.padded_size)
         report = fill(
             store,
             loader.needed(),
             batches_of=lambda batches: loader_of(self.config, dataset, batches, self.model),
-            front=self._features,
+            prefix=self._features,
             batch_size=batch_size,
-            bytes_each=self.front.bytes_each,
+            bytes_per_image=self.prefix.bytes_per_image,
             device=self.fabric.device,
-            description=f"{what} features",
+            description=f"{split} features",
         )
         return loader, report
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
         with self.fabric.autocast():
-            return self.front(self.model, images)
+            return self.prefix(self.model, images)
 
     def _store(self, batch_size: int) -> FeatureStore:
-        # the last bit may depend on how many images the front sees at once
+        # the last bit may depend on the batch size with which the prefix runs
         name = f"{self.fingerprint}-{batch_size}"
         place = self.config.train.feature_cache
         return self.memory.store(name) if place == MEMORY else DirectoryStore(Path(place).expanduser() / name)

@@ -92,14 +92,14 @@ class _Run:
     def trained(self) -> tuple[nn.Module, Iterable[AnyBatch]]:
         """Return the module that is trained and its batches from `start_step` on."""
         if self.features is not None and self.features.train is not None:
-            return self.features.rest(self.model), self.features.train
+            return self.features.tail_of(self.model), self.features.train
         loader = train_loader(self.config, self.sets.train, self.model, self.share, start_step=self.start_step)
         return self.model, loader
 
     def scored(self, model: MaskDINO) -> tuple[nn.Module, Iterable[AnyBatch]]:
         """Return the module that evaluates `model` and the batches of all validation images."""
         if self.features is not None:
-            return self.features.rest(model), self.features.val
+            return self.features.tail_of(model), self.features.val
         return model, val_loader(self.config, self.sets.val, model, self.share)
 
 

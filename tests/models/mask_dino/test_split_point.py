@@ -1,6 +1,5 @@
 """A model continued from its kept features is the model, to the bit, whatever backbone it has."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import nn
 
 from vispeft.models import MaskDINO, build_model
-from vispeft.models.mask_dino.split_point import CutError, Front, Rest, find_cut, substituted
+from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.structures import Predictions, Targets
 
 VIT = {"backbone": "vit_tiny_patch16_224", "backbone_options": {"depth": 3, "embed_dim": 48}}
@@ -21,8 +20,8 @@ BLOCKS = "backbone.body.model.blocks"
 
 CASES = {
     "heads": (VIT, ["decoder.class_embed"], "pixel_decoder"),
-    "pixel decoder": (VIT, ["pixel_decoder"], f"{BLOCKS}.2"),
-    "pyramid": (VIT, ["backbone.pyramid"], f"{BLOCKS}.2"),
+    "pixel decoder": (VIT, ["pixel_decoder"], "backbone.body"),
+    "pyramid": (VIT, ["backbone.pyramid"], "backbone.body"),
     "last block": (VIT, [f"{BLOCKS}.2"], f"{BLOCKS}.1"),
     "rotary block": (EVA, [f"{BLOCKS}.1"], f"{BLOCKS}.0"),
     "stage of several maps": (RESNET, ["backbone.body.layer3"], "backbone.body.layer2"),
@@ -41,6 +40,10 @@ def build(anatomy: dict[str, Any], trained: Sequence[str]) -> MaskDINO:
     return model
 
 
+def prefix_of(model: MaskDINO, images: torch.Tensor) -> FrozenPrefix:
+    return FrozenPrefix(model, model.split(images), images)
+
+
 def images_for(model: MaskDINO, count: int = 2) -> torch.Tensor:
     side = 2 * model.size_divisor
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
@@ -54,31 +57,31 @@ def equal(one: Predictions, other: Predictions) -> bool:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rest__continues_to_the_bit(case: str) -> None:
+def test_tail__continues_to_the_bit(case: str) -> None:
     anatomy, trained, name = CASES[case]
     model = build(anatomy, trained)
     images = images_for(model)
-    front = Front(model, images)
-    assert front.cut.name == name
+    prefix = prefix_of(model, images)
+    assert prefix.point.name == name
     # kept from a batch in another order; another batch size may change the last bit
-    features = [feature.flip(0).contiguous() for feature in front(model, images.flip(0))]
+    features = [feature.flip(0).contiguous() for feature in prefix(model, images.flip(0))]
     assert all(feature.is_contiguous() for feature in features)
     with torch.no_grad():
-        assert equal(Rest(model, front)(features), model(images))
+        assert equal(Tail(model, prefix)(features), model(images))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_rest__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
+def test_tail__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
     model = build(VIT, [f"{BLOCKS}.2", "decoder"])
     model.set_activation_checkpointing(checkpointing)
     images = images_for(model)
     targets = [Targets(torch.zeros(1, dtype=torch.int64), torch.full((1, 4), 0.4), torch.ones(1, 64, 64) > 0)] * 2
-    front = Front(model, images)
+    prefix = prefix_of(model, images)
     model.train()
     for frozen in ("backbone", "pixel_decoder"):
         model.get_submodule(frozen).eval()
     gradients = []
-    for module, inputs in ((model, images), (Rest(model, front), front(model, images))):
+    for module, inputs in ((model, images), (Tail(model, prefix), prefix(model, images))):
         torch.manual_seed(3)
         model.zero_grad()
         predictions = module(inputs, targets)
@@ -90,38 +93,45 @@ def test_rest__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
-def test_rest__follows_the_model_and_leaves_it_as_it_was() -> None:
+def test_tail__follows_the_model_and_leaves_it_as_it_was() -> None:
     model = build(VIT, ["decoder.class_embed"])
     keys, modules = list(model.state_dict()), dict(model.named_modules())
     images = images_for(model)
-    front = Front(model, images)
-    rest, features = Rest(model, front), front(model, images)
+    prefix = prefix_of(model, images)
+    tail, features = Tail(model, prefix), prefix(model, images)
     with torch.no_grad():
         model.decoder.class_embed.bias.add_(1.0)
-        assert equal(rest(features), model(images))
+        assert equal(tail(features), model(images))
     assert list(model.state_dict()) == keys
     assert dict(model.named_modules()) == modules
-    assert {id(p) for p in rest.parameters()} == {id(p) for p in model.parameters()}
+    assert {id(p) for p in tail.parameters()} == {id(p) for p in model.parameters()}
 
 
 @pytest.mark.parametrize(
     ("trained", "reason"),
     [
         ([f"{BLOCKS}.0.attn.qkv", "decoder"], r"`backbone\.body\.model\.blocks\.0\.attn\.qkv\.weight` is trained"),
-        (["backbone.body.model.patch_embed"], r"patch_embed\.proj\.weight`, which the first block builds on"),
+        (
+            ["backbone.body.model.patch_embed"],
+            r"patch_embed\.proj\.weight` is trained, and the first block or stage depends on it",
+        ),
     ],
     ids=["first block", "patch embedding"],
 )
-def test_find_cut__names_what_stands_in_the_way(trained: list[str], reason: str) -> None:
-    with pytest.raises(CutError, match=reason):
-        find_cut(build(VIT, trained))
+def test_split__names_the_trained_parameter_that_prevents_it(trained: list[str], reason: str) -> None:
+    model = build(VIT, trained)
+    images = images_for(model)
+    with pytest.raises(SplitPointError, match=reason):
+        model.split(images)
 
 
-def test_front__refuses_what_is_random() -> None:
+def test_frozen_prefix__refuses_what_is_random() -> None:
     model = build(VIT, ["decoder"])
     model.get_submodule(f"{BLOCKS}.1.attn").train()
-    with pytest.raises(CutError, match=r"`backbone\.body\.model\.blocks\.1\.attn\.qkv` is frozen, but in train mode"):
-        Front(model, images_for(model))
+    with pytest.raises(
+        SplitPointError, match=r"`backbone\.body\.model\.blocks\.1\.attn\.qkv` is frozen, but in train mode"
+    ):
+        prefix_of(model, images_for(model))
 
 
 class Counting(nn.Module):
@@ -137,21 +147,10 @@ class Counting(nn.Module):
         return y + len(self.seen)
 
 
-def test_front__refuses_a_backbone_with_a_memory() -> None:
+def test_frozen_prefix__refuses_a_backbone_with_a_memory() -> None:
     model = build(VIT, [f"{BLOCKS}.2"])
     blocks, seen = model.get_submodule(BLOCKS), list[int]()
     for name, block in list(blocks.named_children()):
         blocks.add_module(name, Counting(block, seen))
-    with pytest.raises(CutError, match="gives other maps"):
-        Front(model.eval(), images_for(model))
-
-
-def test_substituted__copies_only_what_it_must() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()))
-    before = copy.deepcopy(model.state_dict())
-    changed = substituted(model, {"1.1": nn.Identity()})
-    assert isinstance(changed[1][1], nn.Identity)
-    assert isinstance(model[1][1], nn.ReLU)
-    assert changed[0] is model[0]
-    assert changed[1][0] is model[1][0]
-    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    with pytest.raises(SplitPointError, match="gives other predictions"):
+        prefix_of(model.eval(), images_for(model))

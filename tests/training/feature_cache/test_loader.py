@@ -57,7 +57,7 @@ class Source:
             yield Batch(torch.stack(images), targets, metas)
 
 
-def front(images: Tensor) -> list[Tensor]:
+def prefix(images: Tensor) -> list[Tensor]:
     return [images.mean(1).to(torch.bfloat16), images.flatten(1)[:, :7]]
 
 
@@ -69,16 +69,16 @@ def key_of(draw: Draw) -> str:
 def filled() -> Callable[..., tuple[FeatureLoader, Source, FillReport]]:
     memory = FeatureMemory()
 
-    def make(draws: list[list[Draw]], bytes_each: int = 10) -> tuple[FeatureLoader, Source, FillReport]:
-        source, store = Source(), memory.store("front")
+    def make(draws: list[list[Draw]], bytes_per_image: int = 10) -> tuple[FeatureLoader, Source, FillReport]:
+        source, store = Source(), memory.store("prefix")
         loader = FeatureLoader(store, draws, key_of, [image_entry(index) for index in range(9)], SIZE)
         report = fill(
             store,
             loader.needed(),
             batches_of=source,
-            front=front,
+            prefix=prefix,
             batch_size=2,
-            bytes_each=bytes_each,
+            bytes_per_image=bytes_per_image,
             device=CPU,
             description="features",
         )
@@ -89,7 +89,7 @@ def filled() -> Callable[..., tuple[FeatureLoader, Source, FillReport]]:
 
 def assert_is(batches: Iterable[object], draws: list[list[Draw]]) -> None:
     for batch, wanted in zip(batches, Source()(draws), strict=True):
-        features = front(wanted.images)
+        features = prefix(wanted.images)
         assert all(torch.equal(one, other) for one, other in zip(batch.inputs, features, strict=True))  # type: ignore[attr-defined]
         assert batch.metas == wanted.metas  # type: ignore[attr-defined]
         assert batch.padded_size == wanted.padded_size == SIZE  # type: ignore[attr-defined]
@@ -121,11 +121,11 @@ def test_fill__says_what_there_is_no_room_for(
 ) -> None:
     monkeypatch.setattr("vispeft.training.feature_cache.store.available_memory_bytes", lambda: 50 * 2**20)
     with pytest.raises(NoRoomError, match="its features take 60 MB, but there is room for 40 MB"):
-        filled([[Draw(0), Draw(1)]], bytes_each=30 * 2**20)
+        filled([[Draw(0), Draw(1)]], bytes_per_image=30 * 2**20)
 
 
 def test_fill__keeps_what_it_has_when_it_is_stopped() -> None:
-    store = FeatureMemory().store("front")
+    store = FeatureMemory().store("prefix")
 
     def stopped(batches: list[list[Draw]]) -> Iterator[Batch]:
         yield from Source()(batches[:1])
@@ -136,9 +136,9 @@ def test_fill__keeps_what_it_has_when_it_is_stopped() -> None:
             store,
             {key_of(Draw(index)): Draw(index) for index in range(4)},
             batches_of=stopped,
-            front=front,
+            prefix=prefix,
             batch_size=2,
-            bytes_each=1,
+            bytes_per_image=1,
             device=CPU,
             description="features",
         )
@@ -185,7 +185,7 @@ store = DirectoryStore(Path(sys.argv[1]))
 first = int(sys.argv[2])
 needed = {str(index): Draw(index) for index in range(first, first + 8)}
 report = fill(
-    store, needed, batches_of=batches_of, front=lambda images: [images.mean(1)], batch_size=2, bytes_each=256,
+    store, needed, batches_of=batches_of, prefix=lambda images: [images.mean(1)], batch_size=2, bytes_per_image=256,
     device=torch.device("cpu"), description="features",
 )
 assert all(float(store.get(key)["feature.0"].mean()) == float(key) for key in needed)

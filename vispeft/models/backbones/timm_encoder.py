@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,12 +59,17 @@ class Backbone(nn.Module):
             pyramid = SimpleFeaturePyramid(channels[-1], strides[-1])
             self.pyramid, self.channels, self.strides = pyramid, pyramid.channels, pyramid.strides
         self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
+        self.recomputes = False
         mean, std = _pixel_statistics(name)
         self.pixel_mean, self.pixel_std = mean, std
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Maps [B, C_i, H / s_i, W / s_i] of images [B, 3, H, W], normalised, H and W multiples of `size_divisor`."""
-        maps: list[Tensor] = self.body(images)
+        return self.finish(self.body(images))
+
+    def finish(self, body_maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the backbone's maps, made from the body's: from its last in a plain model, else from its last four."""
+        maps = list(body_maps)
         if self.is_channels_last:
             maps = [x.permute(0, 3, 1, 2) for x in maps]
         maps = self.pyramid(maps[-1]) if self.is_plain else maps[-4:]
@@ -74,6 +79,7 @@ class Backbone(nn.Module):
         """Recompute block activations in backward instead of keeping them (timm's own switch)."""
         body: Any = self.body
         (body.model if self.is_plain else body).set_grad_checkpointing(enable)
+        self.recomputes = enable
 
 
 @dataclass(frozen=True)

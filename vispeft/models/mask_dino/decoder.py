@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.layers.deformable_attention import DeformableAttention
 from vispeft.models.layers.denoising import DenoisingQueries, make_denoising_queries
 from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes, sine_embedding
-from vispeft.models.layers.recompute import relu_before, run
+from vispeft.models.layers.relu import relu_before
 from vispeft.models.mask_dino.pixel_decoder import PixelFeatures
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
@@ -223,7 +224,7 @@ class MaskDINODecoder(nn.Module):
         undetached = boxes
         for layer in self.layers:
             position = self.ref_point_head(sine_embedding(boxes[..., [1, 0, 2, 3]], self.dim // 2))
-            x = run(layer, x, position, boxes, memory, shapes, mask, recompute=self.recomputes)
+            x = run_layer(layer, x, position, boxes, memory, shapes, mask, recompute=self.recomputes)
             normed = self.norm(x)
             # look forward twice (DINO, section 3.4): the prediction builds on the previous box with its gradient
             predicted = (self.bbox_embed(normed).float() + inverse_sigmoid(undetached)).sigmoid()

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from vispeft.models.backbones.timm_encoder import Backbone, check_size
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
+from vispeft.models.mask_dino.split_point import split_mask_dino
+from vispeft.models.split import Split
 from vispeft.structures import Predictions, Targets
 
 
@@ -49,6 +51,15 @@ class MaskDINO(nn.Module):
         self.backbone.set_activation_checkpointing(enable)
         self.pixel_decoder.recomputes = enable
         self.decoder.recomputes = enable
+
+    def split(self, images: Tensor) -> Split:
+        """Return the model in two parts, for images of this size, at the last point with nothing trained before it.
+
+        Raises SplitPointError where the first part of the backbone is trained.
+
+        images: [B, 3, H, W]
+        """
+        return split_mask_dino(self, images)
 
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """images: [B, 3, H, W] float, normalised and padded; `targets` for denoising in training mode only.

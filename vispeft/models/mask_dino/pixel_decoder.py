@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.layers.deformable_attention import DeformableAttention
 from vispeft.models.layers.geometry import cell_centres, map_position_embedding
-from vispeft.models.layers.recompute import relu_before, run
+from vispeft.models.layers.relu import relu_before
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ class PixelDecoder(nn.Module):
         )
         reference = cell_centres(shapes, device)[None]
         for layer in self.layers:
-            memory = run(layer, memory, position, reference, shapes, recompute=self.recomputes)
-        mask_features = run(self._mask_features, maps[0], memory, shapes[0], recompute=self.recomputes)
+            memory = run_layer(layer, memory, position, reference, shapes, recompute=self.recomputes)
+        mask_features = run_layer(self._mask_features, maps[0], memory, shapes[0], recompute=self.recomputes)
         return PixelFeatures(memory, shapes, mask_features)
 
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -91,17 +91,17 @@ def fill(
     needed: Mapping[str, Draw],
     *,
     batches_of: Callable[[list[list[Draw]]], Iterable[Batch]],
-    front: Callable[[Tensor], Sequence[Tensor]],
+    prefix: Callable[[Tensor], Sequence[Tensor]],
     batch_size: int,
-    bytes_each: int,
+    bytes_per_image: int,
     device: torch.device,
     description: str,
 ) -> FillReport:
     """Compute and store the entries of `needed` that the store lacks.
 
     batches_of: loads batches of draws; each has exactly `batch_size` images, because results may depend on the size
-    front: frozen prefix, from images [B, 3, H, W] on `device` to features [B, ...]
-    bytes_each: approximate size of an entry; NoRoomError if the lacking entries do not fit into the store
+    prefix: frozen prefix, from images [B, 3, H, W] on `device` to features [B, ...]
+    bytes_per_image: approximate size of an entry; NoRoomError if the lacking entries do not fit into the store
     """
     began = time.monotonic()
     num_bytes = 0
@@ -112,11 +112,11 @@ def fill(
             # another process may have been at work meanwhile
             lacking = store.lacking(lacking)
             num_lacking = len(lacking)
-            _check_room(store, num_lacking * bytes_each)
+            _check_room(store, num_lacking * bytes_per_image)
             chunks = [lacking[start : start + batch_size] for start in range(0, num_lacking, batch_size)]
             draws = [_filled_up([needed[key] for key in chunk], batch_size) for chunk in chunks]
-            entries = _computed(chunks, batches_of(draws), front, device)
-            title = f"{description} ({format_bytes(num_lacking * bytes_each)})"
+            entries = _computed(chunks, batches_of(draws), prefix, device)
+            title = f"{description} ({format_bytes(num_lacking * bytes_per_image)})"
             num_bytes = _keep(store, entries, num_lacking, title)
     return FillReport(num_lacking, len(needed) - num_lacking, num_bytes, time.monotonic() - began)
 
@@ -135,11 +135,11 @@ def _filled_up(draws: list[Draw], batch_size: int) -> list[Draw]:
 def _computed(
     chunks: Sequence[Sequence[str]],
     batches: Iterable[Batch],
-    front: Callable[[Tensor], Sequence[Tensor]],
+    prefix: Callable[[Tensor], Sequence[Tensor]],
     device: torch.device,
 ) -> Iterator[tuple[str, Entry]]:
     for keys, batch in zip(chunks, batches, strict=True):
-        features = [feature.cpu() for feature in front(batch.images.to(device, non_blocking=True))]
+        features = [feature.cpu() for feature in prefix(batch.images.to(device, non_blocking=True))]
         for place, key in enumerate(keys):
             own = [feature[place].clone() for feature in features]
             yield key, make_entry(own, batch.targets[place], batch.metas[place])
