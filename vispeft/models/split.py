@@ -155,7 +155,7 @@ class _Layout:
 
     @classmethod
     def of(cls, tensor: Tensor) -> _Layout:
-        return cls(tuple(sorted(range(1, tensor.dim()), key=lambda dim: -tensor.stride(dim))))
+        return cls(tuple(sorted(range(1, tensor.dim()), key=tensor.stride().__getitem__, reverse=True)))
 
     def pack(self, tensor: Tensor) -> Tensor:
         return tensor.permute(0, *self.order).contiguous()

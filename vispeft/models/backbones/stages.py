@@ -191,7 +191,7 @@ def _tokens_to_map(x: Tensor, map_shape: tuple[int, int, int]) -> Tensor:
     """Return the map [B, C, H, W] of tokens [B, N, C], of which the last H * W are patches, or [B, H, W, C]."""
     _, height, width = map_shape
     if x.shape[1:] != map_shape:
-        x = x.flatten(1, -2)[:, -height * width :].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        x = x.flatten(1, -2)[:, -height * width :].reshape(len(x), height, width, -1).permute(0, 3, 1, 2)
     return x.contiguous()
 
 

@@ -23,8 +23,7 @@ def run_layer(layer: Callable[..., Tensor], *args: Any, recompute: bool) -> Tens
 def _run_on_aliases(layer: Callable[..., Tensor], *args: Any) -> Tensor:
     """Return `layer(*args)`, called with new tensor objects over the same memory.
 
-    Whoever keeps something else in a tensor's stead, known by the tensor object (see `vispeft.peft`), then finds nothing
-    for the layer's inputs, neither now nor in backward, where the inputs may be other objects. The tensors that the
-    layer keeps must be the same both times.
+    A delta may keep the tensor that its input was computed from in the place of the input, which it finds by the tensor
+    object. In backward the layer's inputs may be other objects, but a layer must keep the same tensors both times.
     """
     return layer(*(arg.view_as(arg) if isinstance(arg, Tensor) else arg for arg in args))
