@@ -16,7 +16,8 @@ from vispeft.config import Config, load_config, parse_config
 from vispeft.config.messages import known_keys
 from vispeft.config.strict_yaml import parse_yaml
 from vispeft.models import bundled_path
-from vispeft.models.roles import FAMILIES, MASK_DINO
+from vispeft.models.roles.mask_dino import MASK_DINO
+from vispeft.models.roles.timm import FAMILIES
 from vispeft.peft import METHODS
 from vispeft.sweep import load_sweep
 
@@ -26,7 +27,7 @@ PAGES = (
     *("docs/sweeps.md", "docs/evaluation.md", "docs/results.md", "docs/base.md", "docs/study.md"),
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
-ROLES = {*MASK_DINO, *(f"encoder.{role}" for family in FAMILIES.values() for role in family)}
+ROLES = {"new", *MASK_DINO, *(f"encoder.{role}" for family in FAMILIES.values() for role in family)}
 FILE_ENDINGS = (".yaml", ".json", ".png", ".safetensors")
 
 

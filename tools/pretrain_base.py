@@ -36,11 +36,10 @@ from vispeft.coco.rle import encode_region
 from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
 from vispeft.evaluation import evaluate_coco
 from vispeft.losses import HungarianMatcher
-from vispeft.models import MaskDINO, build_model, load_bundled, save_bundled
+from vispeft.models import DetectionLimits, MaskDINO, build_model, load_bundled, save_bundled
 from vispeft.models.layers.geometry import map_position_embedding
 from vispeft.models.mask_dino.criterion import Criterion
-from vispeft.models.postprocess import postprocess
-from vispeft.models.weights import fit_class_head
+from vispeft.models.mask_dino.weights import fit_class_head
 from vispeft.structures import Batch, ImageMeta, Predictions, Targets
 from vispeft.synthetic import SHAPE_NAMES, Scene, render_scene
 from vispeft.training.step import SealedBatch, in_float32
@@ -396,7 +395,7 @@ def evaluate(weights: Path, size: int, count: int) -> dict[str, Any]:
         with torch.no_grad():
             predictions = model(normalise([scene.image], model))
         meta = ImageMeta(image_id, str(image_id), size, size, size, size)
-        instances = postprocess(predictions, [meta], padded_size=(size, size))[0]
+        instances = model.instances(predictions, [meta], padded_size=(size, size), limits=DetectionLimits())[0]
         results += to_coco_results(instances, image_id, [1])
     return evaluate_coco(truth, results).to_dict()
 

@@ -30,7 +30,7 @@ from vispeft.engine.build import attach, build_base, complete
 from vispeft.engine.loaders import DataSets, Share, read_sets, train_loader, val_loader
 from vispeft.engine.settings import criterion_of
 from vispeft.evaluation import evaluate_coco
-from vispeft.models.postprocess import postprocess
+from vispeft.models import DetectionLimits
 from vispeft.synthetic import write_splits
 from vispeft.training.step import in_float32
 
@@ -87,7 +87,7 @@ def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]
     model = build_base(config, len(sets.train.categories))
     attach(model, config)
     peft.train_mode(model)
-    criterion = criterion_of(config)
+    criterion = criterion_of(config, model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     clock, batches = Clock(), iter(train_loader(config, sets.train, model, Share()))
     for name in PARTS:
@@ -125,7 +125,9 @@ def eval_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]:
             batch = next(batches)
         predictions = model(batch.inputs)
         with clock.part("masks at original size, as RLE"):
-            found = postprocess(in_float32(predictions), batch.metas, padded_size=batch.padded_size)
+            found = model.instances(
+                in_float32(predictions), batch.metas, padded_size=batch.padded_size, limits=DetectionLimits()
+            )
         with clock.part("results"):
             for instances, meta in zip(found, batch.metas, strict=True):
                 results.extend(to_coco_results(instances, meta.image_id, [c.id for c in sets.val.categories]))

@@ -86,7 +86,7 @@ def test_anatomy_without_weights__names_no_file() -> None:
 
 def test_check_backbone__needs_no_data() -> None:
     model = {"backbone": "efficientformer_l1", "weights": "none", "size": "tiny", "image_size": 64}
-    with pytest.raises(ConfigError, match=r"`model\.image_size` 64 .* set model\.image_size=224"):
+    with pytest.raises(ConfigError, match=r"`model\.image_size` 64 .* set `model\.image_size=224`"):
         check_backbone(parse_config({"model": model}))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vispeft.errors import CheckpointError
 from vispeft.models import MaskDINO, build_model, load_weights
-from vispeft.models.weights import from_official, load_state
+from vispeft.models.mask_dino.weights import from_official
 
 DATA = Path(__file__).parent / "data"
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference"
@@ -64,7 +64,7 @@ def official_image() -> Tensor:
 @pytest.fixture(scope="module")
 def r50() -> MaskDINO:
     model = build_model("mask_dino").eval()
-    load_state(model, from_official(official_weights("mask_dino_r50")), source="the reference")
+    model.load_tensors(official_weights("mask_dino_r50"), source="the reference")
     return model
 
 

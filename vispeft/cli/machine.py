@@ -13,7 +13,7 @@ def methods() -> None:
 
     Example: vispeft methods
     """
-    from vispeft.models import MODELS, SIZES
+    from vispeft.models import FAMILIES
     from vispeft.peft import METHODS
 
     rows = []
@@ -29,7 +29,11 @@ def methods() -> None:
         ("full", "peft.train: ['**']"),
     ]
     show_table("Without deltas: what is trained in full", ("plan", "configuration"), plans)
-    show_table("Models (model.name, model.size)", ("model", "sizes"), [(name, ", ".join(SIZES)) for name in MODELS])
+    show_table(
+        "Models (model.name, model.size)",
+        ("model", "sizes"),
+        [(name, ", ".join(family.sizes)) for name, family in FAMILIES.items()],
+    )
 
 
 def schema() -> None:

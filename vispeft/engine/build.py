@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,12 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
-from vispeft.errors import ConfigError, PlanError
-from vispeft.models import MaskDINO, build_model, bundled_path, load_bundled, load_weights
-from vispeft.models.backbones.input_size import check_image_size
+from vispeft.errors import CheckpointError, ConfigError, PlanError
+from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoint_metadata import Description, read_description
+from vispeft.models.registry import family_of
 from vispeft.models.roles import roles_for
-from vispeft.models.weights import num_classes_in, require_file
+from vispeft.models.weight_files import require_file
 from vispeft.training.devices import trains_on_cpu
 
 BUNDLED = "bundled"
@@ -27,11 +29,13 @@ DEFAULT_IMAGE_SIZE = 640
 _WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained_cfg_overlay"}
 # what the bundled base was trained at
 BUNDLED_IMAGE_SIZE = 256
+# argument of `build_model` as its errors name it
+_ARGUMENT = re.compile(r"`(name|backbone_options|backbone_weights|backbone|size|image_size|weights|options)(?=[`.=])")
 # for the class head where its rows are new, see docs/results.md
 CLASS_HEAD_LR_SCALE = 10.0
 
 
-def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> MaskDINO:
+def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> SegmentationModel:
     """The base model, before anything is attached, on the CPU; its backbone has been tried at `model.image_size`.
 
     Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
@@ -42,10 +46,11 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = _weighted(config.model, num_classes, with_weights)
-    if config.model.image_size is not None:
-        check_image_size(model.backbone, config.model.image_size)
+    with naming_keys():
+        if config.model.image_size is not None:
+            model.check_image_size(config.model.image_size)
     if config.model.activation_checkpointing:
-        _checkpoint_activations(model, config.model)
+        _checkpoint_activations(model)
     return model
 
 
@@ -91,7 +96,18 @@ def _num_classes_in_weights(config: ModelConfig) -> int | None:
     """Return the number of classes of the weights' head; None where the weights bring no head."""
     if config.weights in (PRETRAINED, NONE):
         return None
-    return num_classes_in(bundled_path() if config.weights == BUNDLED else _weights_file(config))
+    with naming_keys():
+        path = bundled_path() if config.weights == BUNDLED else _weights_file(config)
+        return family_of(str(anatomy_of(config)["name"])).num_classes_in(path)
+
+
+@contextmanager
+def naming_keys() -> Iterator[None]:
+    """Context in which errors name the configuration's keys `model.*` in the place of arguments of `build_model`."""
+    try:
+        yield
+    except (ConfigError, CheckpointError) as error:
+        raise type(error)(_ARGUMENT.sub(r"`model.\1", str(error))) from error
 
 
 def build_plan(config: PeftConfig) -> peft.Plan:
@@ -166,15 +182,16 @@ def _check_backbone_weights(config: ModelConfig) -> None:
         raise ConfigError(f"`model.backbone_options.{key}` must be left out with `model.backbone_weights`: use one.")
 
 
-def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> MaskDINO:
+def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> SegmentationModel:
     anatomy = anatomy_of(config)
     if config.weights == BUNDLED:
         return load_bundled(num_classes)
     from_file = config.backbone_weights if with_weights else None
     pretrained = with_weights and config.weights == PRETRAINED and from_file is None
-    model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **anatomy)
-    if with_weights and config.weights not in (PRETRAINED, NONE):
-        load_weights(model, _weights_file(config))
+    with naming_keys():
+        model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **anatomy)
+        if with_weights and config.weights not in (PRETRAINED, NONE):
+            load_weights(model, _weights_file(config))
     return model
 
 
@@ -198,16 +215,13 @@ def _description(config: ModelConfig) -> Description | None:
     return read_description(_weights_file(config))
 
 
-def _checkpoint_activations(model: MaskDINO, config: ModelConfig) -> None:
+def _checkpoint_activations(model: SegmentationModel) -> None:
     try:
         model.set_activation_checkpointing()
-    # what timm raises for families without the switch
-    except (AssertionError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"`model.activation_checkpointing` must be false for {config.backbone!r}: timm has no switch for it."
-        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"`model.activation_checkpointing` must be false: {error}") from error
 
 
-def describe_base(model: MaskDINO, config: ModelConfig) -> str:
+def describe_base(model: SegmentationModel, config: ModelConfig) -> str:
     """Return a short description such as `mask_dino over resnet50 (pretrained)`."""
-    return f"{config.name} over {model.backbone.name} ({config.backbone_weights or config.weights})"
+    return f"{config.name} over {model.encoder_name} ({config.backbone_weights or config.weights})"

@@ -19,7 +19,7 @@ from vispeft.engine.build import attach, build_base, complete, describe_base
 from vispeft.engine.loaders import image_size
 from vispeft.engine.settings import criterion_of
 from vispeft.io.run_layout import ADAPTER_FILE
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 from vispeft.models.roles import roles_for
 from vispeft.peft.targets import Names
 from vispeft.structures import Targets
@@ -124,7 +124,7 @@ def list_sites(config: Config, pattern: str) -> list[SiteRow]:
     return rows
 
 
-def _bare(config: Config) -> MaskDINO:
+def _bare(config: Config) -> SegmentationModel:
     num_classes, num_images = _data_size(config)
     return build_base(complete(config, num_images), num_classes, with_weights=False)
 
@@ -145,7 +145,7 @@ def _adapter_bytes(model: nn.Module) -> int:
         return path.stat().st_size
 
 
-def _kept_for_backward(config: Config, model: MaskDINO) -> int:
+def _kept_for_backward(config: Config, model: SegmentationModel) -> int:
     """Bytes that autograd keeps for the backward pass of one image with a few instances."""
     side = image_size(config)
     images = _images(model, side)
@@ -156,7 +156,7 @@ def _kept_for_backward(config: Config, model: MaskDINO) -> int:
     targets = [Targets(torch.zeros(4, dtype=torch.int64), boxes, masks)]
     peft.train_mode(model)
     with _counting_kept(model) as kept:
-        losses = criterion_of(config)(model(images, targets), targets)
+        losses = criterion_of(config, model)(model(images, targets), targets)
         torch.stack(list(losses.values())).sum()
     return sum(kept.values())
 
@@ -181,14 +181,14 @@ def _counting_kept(model: nn.Module) -> Iterator[dict[int, int]]:
 
 
 @torch.no_grad()
-def _forward_flops(config: Config, model: MaskDINO) -> int:
+def _forward_flops(config: Config, model: SegmentationModel) -> int:
     model.eval()
     with FlopCounterMode(display=False) as counter:
         model(_images(model, image_size(config)))
     return int(counter.get_total_flops())
 
 
-def _images(model: MaskDINO, side: int) -> Tensor:
+def _images(model: SegmentationModel, side: int) -> Tensor:
     padded = -(-side // model.size_divisor) * model.size_divisor
     return torch.zeros(1, 3, padded, padded)
 

@@ -14,7 +14,7 @@ from vispeft.coco.sets import CocoSet
 from vispeft.config import Config
 from vispeft.data import Draw
 from vispeft.engine.build import anatomy_of
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 from vispeft.models.split import FrozenPrefix
 from vispeft.peft.fingerprint import fingerprint
 
@@ -23,7 +23,7 @@ _FORMAT = 1
 _PACKAGES = ("vispeft", "torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pillow")
 
 
-def prefix_fingerprint(config: Config, model: MaskDINO, prefix: FrozenPrefix, *, arithmetic: str) -> str:
+def prefix_fingerprint(config: Config, model: SegmentationModel, prefix: FrozenPrefix, *, arithmetic: str) -> str:
     """Return a digest of the frozen prefix: its weights, model arguments, split point and arithmetic.
 
     arithmetic: device and precision

@@ -27,7 +27,7 @@ from vispeft.engine.loaders import (
     val_dataset,
     val_loader,
 )
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.training.devices import choose_precision
 from vispeft.training.feature_cache.loader import FeatureLoader, FillReport, NoRoomError, fill
@@ -49,7 +49,7 @@ class KeptFeatures:
     val: FeatureLoader
     report: FillReport
 
-    def tail_of(self, model: MaskDINO) -> Tail:
+    def tail_of(self, model: SegmentationModel) -> Tail:
         """Return the tail of `model`, which takes these features. Its frozen prefix must be the one that made them."""
         return Tail(model, self.prefix)
 
@@ -66,7 +66,7 @@ class KeptFeatures:
 
 
 def keep_features(
-    config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO, *, start_step: int, memory: FeatureMemory
+    config: Config, fabric: Fabric, sets: DataSets, model: SegmentationModel, *, start_step: int, memory: FeatureMemory
 ) -> KeptFeatures | None:
     """Return the features that `train.feature_cache` asks for; compute those that are missing.
 
@@ -86,7 +86,7 @@ def keep_features(
 
 
 def _kept(
-    config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO, *, start_step: int, memory: FeatureMemory
+    config: Config, fabric: Fabric, sets: DataSets, model: SegmentationModel, *, start_step: int, memory: FeatureMemory
 ) -> KeptFeatures:
     if fabric.world_size > 1:
         raise SplitPointError("several processes train one model")
@@ -115,7 +115,7 @@ def _kept(
     return KeptFeatures(prefix, train, val, report + val_report)
 
 
-def _frozen_prefix(config: Config, fabric: Fabric, sets: DataSets, model: MaskDINO) -> FrozenPrefix:
+def _frozen_prefix(config: Config, fabric: Fabric, sets: DataSets, model: SegmentationModel) -> FrozenPrefix:
     """Return the model's frozen prefix, verified on one image."""
     alone = config.model_copy(update={"train": config.train.model_copy(update={"workers": 0})})
     batch = next(iter(val_loader(alone, sets.train.subset([0]), model, Share())))
@@ -130,7 +130,7 @@ class _Keeper:
 
     config: Config
     fabric: Fabric
-    model: MaskDINO
+    model: SegmentationModel
     prefix: FrozenPrefix
     fingerprint: str
     memory: FeatureMemory

@@ -22,7 +22,7 @@ from vispeft.data.loading.sampling import Draws
 from vispeft.engine.build import complete
 from vispeft.engine.findable import warn_of_tiny_objects
 from vispeft.errors import ConfigError
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,15 @@ def read_split(split: SplitConfig, key: str) -> CocoSet:
     return found
 
 
-def train_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share, *, start_step: int = 0) -> Loader:
+def train_loader(
+    config: Config, coco_set: CocoSet, model: SegmentationModel, share: Share, *, start_step: int = 0
+) -> Loader:
     """Batches for the steps from `start_step` on."""
     draws = drawn_for_training(config, coco_set, share, start_step=start_step)
     return loader_of(config, train_dataset(config, coco_set), draws, model)
 
 
-def val_loader(config: Config, coco_set: CocoSet, model: MaskDINO, share: Share) -> Loader:
+def val_loader(config: Config, coco_set: CocoSet, model: SegmentationModel, share: Share) -> Loader:
     """Every image of a set once, whole."""
     return loader_of(config, val_dataset(config, coco_set), drawn_for_scoring(config, coco_set, share), model)
 
@@ -122,7 +124,7 @@ def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
     return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
 
 
-def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: MaskDINO) -> Loader:
+def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: SegmentationModel) -> Loader:
     """A loader of batches as the model takes them."""
     return draw_loader(
         dataset,

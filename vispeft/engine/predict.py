@@ -22,7 +22,7 @@ from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing
 from vispeft.io.json_files import write_json
 from vispeft.io.pictures import write_picture
-from vispeft.models.postprocess import postprocess
+from vispeft.models import DetectionLimits
 from vispeft.structures import ImageMeta, Instances
 from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.progress import open_progress
@@ -119,10 +119,8 @@ def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name
     with torch.no_grad(), fabric.autocast():
         predictions = run.model(images)
     padded = (images.shape[-2], images.shape[-1])
-    maximum = run.config.eval.max_detections
-    return postprocess(
-        in_float32(predictions), batch.metas, padded_size=padded, max_detections=maximum, score_threshold=threshold
-    )[0]
+    limits = DetectionLimits(run.config.eval.max_detections, threshold)
+    return run.model.instances(in_float32(predictions), batch.metas, padded_size=padded, limits=limits)[0]
 
 
 def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:

@@ -19,7 +19,7 @@ from vispeft.engine.scoring import predict_split
 from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 from vispeft.models.checkpoint_metadata import Description, save_described
 from vispeft.training.devices import build_fabric
 
@@ -34,7 +34,7 @@ class LoadedRun:
 
     directory: RunDirectory
     config: Config
-    model: MaskDINO
+    model: SegmentationModel
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
 
@@ -90,7 +90,7 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
-    results = predict_split(run.config, fabric, coco_set, run.model, loader)
+    results = predict_split(run.config, fabric, coco_set, run.model, run.model, loader)
     return evaluate_coco(to_annotations(coco_set), results)
 
 

@@ -6,20 +6,18 @@ import torch
 from torch import nn
 
 from vispeft.config import Config, TrainConfig
-from vispeft.config.defaults import PUBLISHED_POINTS
 from vispeft.errors import ConfigError, TrainingError
-from vispeft.losses import HungarianMatcher
-from vispeft.models.mask_dino.criterion import Criterion
+from vispeft.models import LossSettings, SegmentationModel
+from vispeft.models.base import Criterion
 from vispeft.models.roles import roles_for
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer
 from vispeft.training.schedule import Schedule
 from vispeft.training.trainer import LoopSettings
 
 
-def criterion_of(config: Config) -> Criterion:
-    """The loss. Matching costs are taken at as many points as mask losses."""
-    points = config.loss.num_points or PUBLISHED_POINTS
-    return Criterion(matcher=HungarianMatcher(num_points=points), num_points=points)
+def criterion_of(config: Config, model: SegmentationModel) -> Criterion:
+    """Return the training loss of the model's family."""
+    return model.criterion(LossSettings(num_points=config.loss.num_points))
 
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:

@@ -34,7 +34,7 @@ from vispeft.engine.settings import criterion_of, loop_settings_of, optimizer_of
 from vispeft.errors import TrainingError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json, write_json
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 from vispeft.peft.checkpoint import check_base
 from vispeft.report import write_report
 from vispeft.structures import AnyBatch
@@ -69,7 +69,7 @@ class _Run:
     directory: RunDirectory
     fabric: Fabric
     sets: DataSets
-    model: MaskDINO
+    model: SegmentationModel
     data: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
     features: KeptFeatures | None = None
@@ -96,7 +96,7 @@ class _Run:
         loader = train_loader(self.config, self.sets.train, self.model, self.share, start_step=self.start_step)
         return self.model, loader
 
-    def scored(self, model: MaskDINO) -> tuple[nn.Module, Iterable[AnyBatch]]:
+    def scored(self, model: SegmentationModel) -> tuple[nn.Module, Iterable[AnyBatch]]:
         """Return the module that evaluates `model` and the batches of all validation images."""
         if self.features is not None:
             return self.features.tail_of(model), self.features.val
@@ -154,7 +154,7 @@ def _set_up(
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
     warn_of_crowded_images(
-        sets.train, sets.val, num_queries=model.decoder.num_queries, max_detections=config.eval.max_detections
+        sets.train, sets.val, num_queries=model.num_queries, max_detections=config.eval.max_detections
     )
     run = _Run(config, directory, fabric, sets, model, data, checkpoint)
     _check_deltas(run)
@@ -192,7 +192,7 @@ def _fit(run: _Run, on_evaluation: Callable[[int, Mapping[str, float]], None] | 
         return fit(
             fabric=fabric,
             model=model,
-            criterion=criterion_of(config),
+            criterion=criterion_of(config, model),
             optimizer=optimizer_of(config.train, model),
             schedule=schedule_of(config.train),
             train_batches=batches,
@@ -210,7 +210,7 @@ def _fit(run: _Run, on_evaluation: Callable[[int, Mapping[str, float]], None] | 
 
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
     """COCO metrics of the current model, by their names in metrics.jsonl."""
-    results = predict_split(run.config, run.fabric, run.sets.val, *scored)
+    results = predict_split(run.config, run.fabric, run.sets.val, run.model, *scored)
     return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
 
 
@@ -234,7 +234,7 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     peft.load(best, run.directory.adapter)
     best.to(run.fabric.device)
     began = time.monotonic()
-    results = predict_split(run.config, run.fabric, run.sets.val, *run.scored(best))
+    results = predict_split(run.config, run.fabric, run.sets.val, best, *run.scored(best))
     if run.fabric.is_global_zero:
         write_results(run.directory.predictions, results)
         # from the files as written: whoever scores them again gets the same figures

@@ -1,15 +1,21 @@
 """Segmentation models as plain modules. Nothing here knows of parameter-efficient fine-tuning."""
 
+from vispeft.models.base import DetectionLimits, LossSettings, ModelArguments, SegmentationModel
 from vispeft.models.bundled import bundled_path, load_bundled, save_bundled
+from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
-from vispeft.models.registry import MODELS, SIZES, MaskDINOSize, build_model
-from vispeft.models.weights import load_weights
+from vispeft.models.registry import FAMILIES, ModelFamily, build_model
+from vispeft.models.weight_files import load_weights
 
 __all__ = [
-    "MODELS",
-    "SIZES",
+    "FAMILIES",
+    "DetectionLimits",
+    "LossSettings",
     "MaskDINO",
     "MaskDINOSize",
+    "ModelArguments",
+    "ModelFamily",
+    "SegmentationModel",
     "build_model",
     "bundled_path",
     "load_bundled",

@@ -10,10 +10,9 @@ import torch
 
 from vispeft.errors import CheckpointError
 from vispeft.io.tensors import read_tensors
+from vispeft.models.base import SegmentationModel
 from vispeft.models.checkpoint_metadata import Description, read_description, save_described
-from vispeft.models.mask_dino.model import MaskDINO
 from vispeft.models.registry import build_model
-from vispeft.models.weights import load_state
 
 
 def bundled_path() -> Path:
@@ -21,7 +20,7 @@ def bundled_path() -> Path:
     return Path(str(resources.files("vispeft") / "assets" / "bundled.safetensors"))
 
 
-def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> MaskDINO:
+def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> SegmentationModel:
     """The bundled base with a head for `num_classes`, in float32 on the CPU.
 
     It was trained with one class, "object"; every new class starts as a copy of it. Raises CheckpointError where the
@@ -35,11 +34,11 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> MaskDINO:
         raise CheckpointError(f"{path} does not say which model it holds. Install vispeft again.")
     model = build_model(num_classes=num_classes, **description.anatomy)
     state = {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
-    load_state(model, state, source=str(path))
+    model.load_tensors(state, source=str(path))
     return model
 
 
-def save_bundled(model: MaskDINO, path: Path, anatomy: dict[str, Any], *, notes: dict[str, str]) -> None:
+def save_bundled(model: SegmentationModel, path: Path, anatomy: dict[str, Any], *, notes: dict[str, str]) -> None:
     """Write the weights in float16, with the `build_model` arguments that rebuild the model and further metadata."""
     tensors = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
     save_described(tensors, path, Description(anatomy), notes=notes)

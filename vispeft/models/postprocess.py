@@ -1,13 +1,12 @@
-"""Conversion of predictions to instances at the original image size, without a queries x height x width tensor.
+"""Masks and boxes of predictions in the pixels of the original image: what the families' postprocessing shares.
 
-The order keeps validation within the memory of training: the best (query, class) pairs first, mask logits for the kept
-queries only and in chunks, one resize straight from the logits to the original pixels, RLE at once.
+Mask logits are taken for the kept queries alone and in chunks, resized once, straight to the original pixels, and
+encoded at once, so that validation stays within the memory of training.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,51 +14,12 @@ import torch
 from torch import Tensor
 
 from vispeft.coco.rle import encode_region
-from vispeft.errors import VispeftError
-from vispeft.structures import ImageMeta, Instances, Predictions
+from vispeft.structures import ImageMeta, Predictions
 
-# mask features are a quarter of the padded input unless the caller says otherwise
-_FEATURE_STRIDE = 4
-
-
-def postprocess(
-    predictions: Predictions,
-    metas: Sequence[ImageMeta],
-    *,
-    padded_size: tuple[int, int] | None = None,
-    max_detections: int = 300,
-    score_threshold: float = 0.0,
-    mask_threshold: float = 0.0,
-    chunk_bytes: int = 64 * 2**20,
-) -> list[Instances]:
-    """Return the instances of every image of a batch, best first, in original pixels; empty masks are left out.
-
-    A score is the class probability times the mean probability of the mask's own pixels, as in Mask DINO's
-    official inference.
-
-    padded_size: height and width of the network input in pixels; four times the mask features if None
-    max_detections: (query, class) pairs kept per image
-    score_threshold: instances with a lower score are left out
-    mask_threshold: logit above which a pixel belongs to the mask
-    chunk_bytes: bound for the mask logits [n, h, w] held at once
-    """
-    if len(metas) != len(predictions.mask_features):
-        raise VispeftError(f"`metas` must name {len(predictions.mask_features)} images, but names {len(metas)}.")
-    cells = predictions.mask_features.shape[-2:]
-    height, width = padded_size or (cells[0] * _FEATURE_STRIDE, cells[1] * _FEATURE_STRIDE)
-    options = _Options(height, width, max_detections, score_threshold, mask_threshold, chunk_bytes)
-    with torch.no_grad():
-        return [_image_instances(predictions, image_idx, meta, options) for image_idx, meta in enumerate(metas)]
-
-
-@dataclass(frozen=True)
-class _Options:
-    padded_height: int
-    padded_width: int
-    max_detections: int
-    score_threshold: float
-    mask_threshold: float
-    chunk_bytes: int
+# logit above which a pixel belongs to a mask
+_MASK_THRESHOLD = 0.0
+# bound for the mask logits [n, h, w] held at once
+_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -86,59 +46,41 @@ class _Axis:
 
 
 @dataclass(frozen=True)
-class _Mask:
+class QueryMask:
     """A mask and the mean probability of its pixels; no mask if not one pixel belongs to it."""
 
     rle: dict[str, Any] | None
     quality: float
 
 
-def _image_instances(predictions: Predictions, image_idx: int, meta: ImageMeta, options: _Options) -> Instances:
-    """Return the instances of one image of the batch."""
-    layer = predictions.final
-    boxes = layer.boxes[image_idx].float()  # [Q, 4]
-    probs = layer.class_logits[image_idx].float().sigmoid().nan_to_num(0.0)  # [Q, K]
-    probs = probs * boxes.isfinite().all(dim=-1, keepdim=True)
-    class_scores, pair_idx = probs.flatten().topk(min(options.max_detections, probs.numel()))
-    is_kept = (class_scores >= options.score_threshold) & (class_scores > 0)
-    class_scores, pair_idx = class_scores[is_kept], pair_idx[is_kept]
-    query_idx, labels = pair_idx // probs.shape[1], pair_idx % probs.shape[1]
+def query_masks(
+    predictions: Predictions,
+    image_idx: int,
+    query_idx: Tensor,
+    meta: ImageMeta,
+    *,
+    padded_size: tuple[int, int],
+) -> list[QueryMask]:
+    """Return one mask for each given query of one image, at the image's own size.
 
-    unique_query_idx, mask_idx = torch.unique(query_idx, return_inverse=True)
-    masks = _query_masks(predictions, image_idx, unique_query_idx, meta, options)
-    quality = torch.tensor([mask.quality for mask in masks], device=boxes.device)
-    has_mask = torch.tensor([mask.rle is not None for mask in masks], dtype=torch.bool, device=boxes.device)
-    scores = class_scores * quality[mask_idx]
-    order = scores.argsort(descending=True, stable=True)
-    order = order[(has_mask[mask_idx] & (scores >= options.score_threshold))[order]]
-    rles = [masks[idx].rle for idx in mask_idx[order].tolist()]
-    return Instances(
-        scores=scores[order].cpu(),
-        labels=labels[order].cpu(),
-        boxes_xyxy=_to_pixels(boxes[query_idx[order]], meta, options).cpu(),
-        rles=[dict(rle) for rle in rles if rle is not None],
-    )
-
-
-def _query_masks(
-    predictions: Predictions, image_idx: int, query_idx: Tensor, meta: ImageMeta, options: _Options
-) -> list[_Mask]:
-    """Return one mask for each given query of one image. query_idx: [N] int64."""
+    query_idx: [N] int64
+    padded_size: H and W
+    """
     features = predictions.mask_features[image_idx]
-    rows = _axis(meta.height, features.shape[-2], meta.input_height / options.padded_height, features.device)
-    columns = _axis(meta.width, features.shape[-1], meta.input_width / options.padded_width, features.device)
-    chunk_size = max(1, options.chunk_bytes // (4 * features.shape[-2] * features.shape[-1]))
-    masks: list[_Mask] = []
+    rows = _axis(meta.height, features.shape[-2], meta.input_height / padded_size[0], features.device)
+    columns = _axis(meta.width, features.shape[-1], meta.input_width / padded_size[1], features.device)
+    chunk_size = max(1, _CHUNK_BYTES // (4 * features.shape[-2] * features.shape[-1]))
+    masks: list[QueryMask] = []
     for chunk in torch.split(query_idx, chunk_size):
         logits = predictions.mask_logits(image_idx, chunk).float().nan_to_num(nan=-1e4, posinf=1e4, neginf=-1e4)
-        is_above = logits > options.mask_threshold  # [n, h, w]
+        is_above = logits > _MASK_THRESHOLD  # [n, h, w]
         marked_rows, marked_columns = is_above.any(dim=2).cpu(), is_above.any(dim=1).cpu()
         for query_logits, row_marks, column_marks in zip(logits, marked_rows, marked_columns, strict=True):
             if not row_marks.any():
-                masks.append(_Mask(None, 0.0))
+                masks.append(QueryMask(None, 0.0))
                 continue
             region = rows.near(row_marks), columns.near(column_marks)
-            masks.append(_resized_mask(query_logits, rows, columns, region, options.mask_threshold))
+            masks.append(_resized_mask(query_logits, rows, columns, region))
     return masks
 
 
@@ -154,9 +96,7 @@ def _axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) 
     return _Axis(lower_idx.to(device), upper_idx.to(device), weight.to(device), scale)
 
 
-def _resized_mask(
-    logits: Tensor, rows: _Axis, columns: _Axis, region: tuple[slice, slice], mask_threshold: float
-) -> _Mask:
+def _resized_mask(logits: Tensor, rows: _Axis, columns: _Axis, region: tuple[slice, slice]) -> QueryMask:
     """Return the mask of one query at the original size, by bilinear interpolation within `region`.
 
     logits: [h, w], of the padded input; region: rows and columns of the original image
@@ -164,25 +104,25 @@ def _resized_mask(
     row, column = region
     height, width = len(rows.lower), len(columns.lower)
     if row.start >= row.stop or column.start >= column.stop:
-        return _Mask(None, 0.0)
+        return QueryMask(None, 0.0)
     lines = torch.lerp(logits[rows.lower[row]], logits[rows.upper[row]], rows.weight[row, None])
     left, right = lines.index_select(1, columns.lower[column]), lines.index_select(1, columns.upper[column])
     resized = torch.lerp(left, right, columns.weight[column])
-    is_inside = resized > mask_threshold
+    is_inside = resized > _MASK_THRESHOLD
     inside_probs = resized[is_inside].sigmoid()
     if not len(inside_probs):
-        return _Mask(None, 0.0)
+        return QueryMask(None, 0.0)
     rle = encode_region(is_inside.cpu().numpy(), row.start, column.start, height, width)
-    return _Mask(rle, float(inside_probs.sum()) / (len(inside_probs) + 1e-6))
+    return QueryMask(rle, float(inside_probs.sum()) / (len(inside_probs) + 1e-6))
 
 
-def _to_pixels(boxes_cxcywh: Tensor, meta: ImageMeta, options: _Options) -> Tensor:
+def boxes_in_pixels(boxes_cxcywh: Tensor, meta: ImageMeta, padded_size: tuple[int, int]) -> Tensor:
     """Return boxes in original pixels, clipped to the image: [N, 4] xyxy. boxes_cxcywh: [N, 4], normalised."""
     centre, size = boxes_cxcywh[:, :2], boxes_cxcywh[:, 2:]
     scale = boxes_cxcywh.new_tensor(
         [
-            options.padded_width * meta.width / meta.input_width,
-            options.padded_height * meta.height / meta.input_height,
+            padded_size[1] * meta.width / meta.input_width,
+            padded_size[0] * meta.height / meta.input_height,
         ]
     )
     limit = boxes_cxcywh.new_tensor([meta.width, meta.height]).repeat(2)

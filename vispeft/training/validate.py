@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,24 +12,25 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from vispeft.coco.results import to_coco_results
-from vispeft.models.postprocess import postprocess
-from vispeft.structures import AnyBatch
+from vispeft.structures import AnyBatch, ImageMeta, Instances, Predictions
 from vispeft.training.memory import memory_bytes
 from vispeft.training.progress import format_bytes, open_progress
 from vispeft.training.step import in_float32
 
 T = TypeVar("T")
 
+InstanceFunction = Callable[[Predictions, Sequence[ImageMeta], tuple[int, int]], list[Instances]]
+"""Instances of each image from predictions in float32, the images' sizes, and H and W of the padded input."""
+
 
 def predict_dataset(
     fabric: Fabric,
     model: nn.Module,
     loader: Iterable[AnyBatch],
+    instances_of: InstanceFunction,
     category_ids: Sequence[int],
     *,
     num_images: int,
-    max_detections: int = 300,
-    score_threshold: float = 0.0,
     description: str = "evaluate",
 ) -> list[dict[str, Any]]:
     """Return COCO results of every image in `loader`, by ascending image id and, within an image, best first.
@@ -37,6 +38,7 @@ def predict_dataset(
     Every process gets the results of all: each predicts its own share, and an image in two shares (to
     make them equal) counts once. The model keeps its train or eval mode. Masks are kept as RLE only.
 
+    model: from the loader's inputs to `Predictions`: a model, or its tail
     category_ids: the data set's own id of each contiguous class index
     num_images: images that this process's loader gives, for the progress bar
     """
@@ -46,7 +48,7 @@ def predict_dataset(
     try:
         with open_progress(description, num_images, unit="image", is_shown=fabric.is_global_zero) as progress:
             for batch in loader:
-                found = _predict_batch(fabric, model, batch, category_ids, max_detections, score_threshold)
+                found = _predict_batch(fabric, model, batch, instances_of, category_ids)
                 by_image.update(found)
                 progress.update(len(by_image), format_bytes(memory_bytes(fabric.device)))
     finally:
@@ -72,20 +74,13 @@ def _predict_batch(
     fabric: Fabric,
     model: nn.Module,
     batch: AnyBatch,
+    instances_of: InstanceFunction,
     category_ids: Sequence[int],
-    max_detections: int,
-    score_threshold: float,
 ) -> dict[int, list[dict[str, Any]]]:
     inputs = replace(batch, targets=()).to(fabric.device).inputs
     with fabric.autocast():
         predictions = model(inputs)
-    instances = postprocess(
-        in_float32(predictions),
-        batch.metas,
-        padded_size=batch.padded_size,
-        max_detections=max_detections,
-        score_threshold=score_threshold,
-    )
+    instances = instances_of(in_float32(predictions), batch.metas, batch.padded_size)
     return {
         meta.image_id: to_coco_results(found, meta.image_id, category_ids)
         for meta, found in zip(batch.metas, instances, strict=True)

@@ -35,8 +35,8 @@ def test_check_image_size__names_a_size_that_is_taken() -> None:
     with pytest.raises(ConfigError) as error:
         check_image_size(Backbone("efficientformer_l1", image_size=64), 64)
     told = str(error.value)
-    assert told.startswith("`model.backbone` efficientformer_l1 cannot take `model.image_size` 64 (")
-    assert "It takes 224: set model.image_size=224" in told
+    assert told.startswith("`backbone` efficientformer_l1 cannot take `image_size` 64 (")
+    assert "It takes 224: set `image_size=224`" in told
     check_image_size(Backbone("efficientformer_l1", image_size=224), 224)
 
 
@@ -87,7 +87,7 @@ def test_build_model__refuses_a_backbone_of_too_few_maps() -> None:
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_build_model__refuses_channels_other_than_rgb(channels: int) -> None:
-    with pytest.raises(ConfigError, match=r"`model\.backbone_options\.in_chans` must be 3, .* but is"):
+    with pytest.raises(ConfigError, match=r"`backbone_options\.in_chans` must be 3, .* but is"):
         build_model("mask_dino", backbone="test_vit", backbone_options={"in_chans": channels})
 
 
@@ -103,6 +103,6 @@ def test_build_model__says_why_pretrained_weights_are_not_had(monkeypatch: pytes
     with pytest.raises(ConfigError) as error:
         build_model("mask_dino", backbone="test_vit", pretrained=True)
     assert str(error.value) == (
-        "The pretrained weights of `model.backbone` 'test_vit' could not be fetched: cannot find the requested files. "
-        "Connect to the network, or name a local file of them by model.backbone_weights=FILE."
+        "The pretrained weights of `backbone` 'test_vit' could not be fetched: cannot find the requested files. "
+        "Connect to the network, or name a local file of them by `backbone_weights=FILE`."
     )

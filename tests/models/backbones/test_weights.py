@@ -99,17 +99,17 @@ def test_backbone_weights__of_another_backbone_are_refused(tmp_path: Path, sourc
     torch.save(_state(source), path)
     with pytest.raises(CheckpointError, match=told) as error:
         _body(path, target)
-    assert str(error.value).startswith(f"`model.backbone_weights` {path} does not fit `model.backbone` {target}: ")
+    assert str(error.value).startswith(f"`backbone_weights` {path} does not fit `backbone` {target}: ")
 
 
 def test_backbone_weights__that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none\.pth does not exist.*`model\.backbone_weights`"):
+    with pytest.raises(CheckpointError, match=r"none\.pth does not exist.*`backbone_weights`"):
         _body(tmp_path / "none.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(CheckpointError, match=r"text\.pth cannot be read"):
         _body(tmp_path / "text.pth")
     torch.save(_state(), tmp_path / "weights.pth")
-    with pytest.raises(ConfigError, match=r"timm cannot build `model\.backbone` 'test_resnet'"):
+    with pytest.raises(ConfigError, match=r"timm cannot build `backbone` 'test_resnet'"):
         _body(tmp_path / "weights.pth", backbone_options={"nonsense": 1})
 
 
@@ -117,7 +117,7 @@ def test_backbone_weights__that_cannot_be_read_are_named(tmp_path: Path) -> None
 def test_load_weights__says_that_a_file_holds_a_backbone_alone(tmp_path: Path, form: str) -> None:
     torch.save(FORMS[form](_state()), tmp_path / "weights.pth")
     model = build_model("mask_dino", backbone=NAME, size="tiny")
-    with pytest.raises(CheckpointError, match=r"weights of a backbone alone .* model\.backbone_weights=.*weights\.pth"):
+    with pytest.raises(CheckpointError, match=r"weights of a backbone alone .* `backbone_weights=.*weights\.pth"):
         load_weights(model, tmp_path / "weights.pth")
 
 

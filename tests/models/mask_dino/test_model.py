@@ -175,7 +175,7 @@ def test_forward__refuses_a_size_off_the_grid() -> None:
         (lambda: build_model("mask_dino", num_classes=0), "at least 1, but is 0"),
         (
             lambda: build_model("mask_dino", backbone_options={"bogus": 1}),
-            "timm cannot build `model.backbone` 'resnet50'",
+            "timm cannot build `backbone` 'resnet50'",
         ),
     ],
     ids=["model", "backbone", "size", "option", "classes", "backbone option"],

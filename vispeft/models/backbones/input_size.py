@@ -25,17 +25,17 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
     if fault is None:
         return
     side = padded_side(image_size, backbone.size_divisor)
-    what = f"`model.backbone` {backbone.name} cannot take `model.image_size` {image_size}"
+    what = f"`backbone` {backbone.name} cannot take `image_size` {image_size}"
     padded = f", padded to {side}" if side != image_size else ""
     fitting = [size for size in _candidates(backbone.name, image_size) if _takes(backbone.name, size)]
     if fitting:
         raise ConfigError(
-            f"{what}{padded} ({fault}). It takes {' and '.join(map(str, fitting))}: set model.image_size={fitting[0]}, "
+            f"{what}{padded} ({fault}). It takes {' and '.join(map(str, fitting))}: set `image_size={fitting[0]}`, "
             "or choose another backbone."
         )
     raise ConfigError(
-        f"`model.backbone` {backbone.name} is not usable as a multi-scale backbone at `model.image_size` "
-        f"{image_size}{padded} ({fault}). Choose another backbone, or check `model.backbone_options`."
+        f"`backbone` {backbone.name} is not usable as a multi-scale backbone at `image_size` "
+        f"{image_size}{padded} ({fault}). Choose another backbone, or check `backbone_options`."
     )
 
 

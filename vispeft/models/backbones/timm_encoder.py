@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.weights import create_with_weights, unfit_tensor
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
+from vispeft.models.roles.timm import encoder_roles, flattened
 
 # timm modules whose models interpolate their position embedding to any input size
 _DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
@@ -76,10 +77,24 @@ class Backbone(nn.Module):
         return [norm(x) for norm, x in zip(self.norms, maps, strict=True)]
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
-        """Recompute block activations in backward instead of keeping them (timm's own switch)."""
+        """Recompute block activations in backward instead of keeping them (timm's own switch).
+
+        Raises ConfigError where timm has no such switch for the model.
+        """
         body: Any = self.body
-        (body.model if self.is_plain else body).set_grad_checkpointing(enable)
+        try:
+            (body.model if self.is_plain else body).set_grad_checkpointing(enable)
+        except (AssertionError, AttributeError, TypeError) as error:
+            raise ConfigError(f"timm has no switch for activation checkpointing for {self.name!r}.") from error
         self.recomputes = enable
+
+    def roles(self, name: str) -> dict[str, str]:
+        """Return the roles `encoder.*` with patterns from the model's root. name: of the backbone in its model"""
+        roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, self)
+        if self.is_plain:
+            return {role: f"{name}.body.model.{pattern}" for role, pattern in roles.items()}
+        # timm's feature lists flatten the first level of names: layers.0 becomes layers_0
+        return {role: f"{name}.body.{flattened(pattern, self.body)}" for role, pattern in roles.items()}
 
 
 @dataclass(frozen=True)
@@ -96,12 +111,10 @@ def _create(source: _Source, image_size: int | None, options: dict[str, Any]) ->
     base_name = name.split(".")[0]
     if not timm.is_model(base_name):
         near = timm.list_models(f"*{base_name.split('_')[0]}*")[:5]
-        raise ConfigError(
-            f"`model.backbone` must be a timm model, but is {name!r}. Near it: {', '.join(near) or 'none'}."
-        )
+        raise ConfigError(f"`backbone` must be a timm model, but is {name!r}. Near it: {', '.join(near) or 'none'}.")
     if options.get("in_chans", 3) != 3:
         raise ConfigError(
-            "`model.backbone_options.in_chans` must be 3, since images are read as RGB, but is "
+            "`backbone_options.in_chans` must be 3, since images are read as RGB, but is "
             f"{options['in_chans']!r}. Leave it out."
         )
     family = timm.model_entrypoint(base_name).__module__
@@ -132,23 +145,23 @@ def _created(source: _Source, options: dict[str, Any]) -> Any:
             _created(replace(source, pretrained=False), options)
             raise ConfigError(_without_weights(source.name, error)) from error
         raise ConfigError(
-            f"timm cannot build `model.backbone` {source.name!r} as a feature backbone with options {options}: "
-            f"{first_line(error)}. Try another `model.image_size` or backbone, or other `model.backbone_options`."
+            f"timm cannot build `backbone` {source.name!r} as a feature backbone with options {options}: "
+            f"{first_line(error)}. Try another `image_size` or backbone, or other `backbone_options`."
         ) from error
 
 
 def _without_weights(name: str, error: Exception) -> str:
-    what = f"The pretrained weights of `model.backbone` {name!r}"
+    what = f"The pretrained weights of `backbone` {name!r}"
     if "loading state_dict" in str(error):
         config = timm.get_pretrained_cfg(name, allow_unregistered=True)
         size = f" They were trained at {config.input_size[-1]} pixels." if config is not None else ""
         return (
-            f"{what} do not fit at this `model.image_size`: {unfit_tensor(error)}.{size} "
-            "Choose another `model.image_size` or backbone."
+            f"{what} do not fit at this `image_size`: {unfit_tensor(error)}.{size} "
+            "Choose another `image_size` or backbone."
         )
     return (
         f"{what} could not be fetched: {first_line(error)}. Connect to the network, or name a local file of them by "
-        "model.backbone_weights=FILE."
+        "`backbone_weights=FILE`."
     )
 
 
@@ -200,7 +213,7 @@ def check_size(images: Tensor, divisor: int) -> None:
     if height % divisor or width % divisor:
         raise ConfigError(
             f"The input's height and width must be multiples of {divisor} for this backbone, but are {height}x{width}. "
-            "Pad at the right and bottom, or choose another `model.image_size`."
+            "Pad at the right and bottom, or choose another `image_size`."
         )
     if not torch.is_floating_point(images):
         raise ConfigError(f"The input must be a normalised float image, but has dtype {images.dtype}.")

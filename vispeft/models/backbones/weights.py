@@ -13,7 +13,7 @@ import timm
 from torch import Tensor
 
 from vispeft.errors import CheckpointError
-from vispeft.models.weights import read_state
+from vispeft.models.weight_files import read_state
 
 _TIMM_LOGGER = "timm.models._builder"
 _LOGGED = re.compile(r"(Missing|Unexpected) keys \((.*?)\)", re.DOTALL)
@@ -23,7 +23,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")
 
 def read_backbone_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a backbone's weights file by timm's names, without the prefixes that training scripts add."""
-    state = read_state(path, key="model.backbone_weights")
+    state = read_state(path, key="backbone_weights")
     for _ in _PREFIXES:
         for prefix in _PREFIXES:
             inside = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
@@ -64,11 +64,11 @@ def create_with_weights(name: str, path: Path, options: Mapping[str, Any]) -> An
     return body
 
 
-_REMEDY = "Name the backbone that the file was saved from by `model.backbone`, or another file or `model.image_size`."
+_REMEDY = "Name the backbone that the file was saved from by `backbone`, or another file or `image_size`."
 
 
 def _unfit(path: Path, name: str) -> str:
-    return f"`model.backbone_weights` {path} does not fit `model.backbone` {name}"
+    return f"`backbone_weights` {path} does not fit `backbone` {name}"
 
 
 def unfit_tensor(error: Exception) -> str:

@@ -19,6 +19,8 @@ from vispeft.losses.matcher import HungarianMatcher, Match
 from vispeft.losses.points import PointPlan, cell_rows, corners, sample_masks
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
+PUBLISHED_POINTS = 12544
+
 
 def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss of each element (https://arxiv.org/abs/1708.02002). labels: 0 or 1, of the shape of `logits`."""
@@ -117,6 +119,20 @@ def _mean_num_targets(targets: Sequence[Targets], device: torch.device) -> Tenso
     return total.clamp(min=1)
 
 
+@dataclass(frozen=True)
+class LossWeights:
+    """Factors of the losses. The defaults are the published ones."""
+
+    class_: float = 4.0
+    mask: float = 5.0
+    dice: float = 5.0
+    box: float = 5.0
+    giou: float = 2.0
+
+
+PUBLISHED_WEIGHTS = LossWeights()
+
+
 class Criterion(nn.Module):
     """Weighted losses of a batch, with deep supervision: the initial prediction, every layer, proposals and denoising.
 
@@ -127,12 +143,8 @@ class Criterion(nn.Module):
         self,
         *,
         matcher: HungarianMatcher,
-        class_weight: float = 4.0,
-        mask_weight: float = 5.0,
-        dice_weight: float = 5.0,
-        box_weight: float = 5.0,
-        giou_weight: float = 2.0,
-        num_points: int = 12544,
+        weights: LossWeights = PUBLISHED_WEIGHTS,
+        num_points: int = PUBLISHED_POINTS,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         focal_alpha: float = 0.25,
@@ -141,11 +153,11 @@ class Criterion(nn.Module):
         super().__init__()
         self.matcher = matcher
         self.weights = {
-            "class": class_weight,
-            "mask": mask_weight,
-            "dice": dice_weight,
-            "box": box_weight,
-            "giou": giou_weight,
+            "class": weights.class_,
+            "mask": weights.mask,
+            "dice": weights.dice,
+            "box": weights.box,
+            "giou": weights.giou,
         }
         self.points = PointPlan.of(num_points, oversample_ratio, importance_sample_ratio)
         self.focal_alpha = focal_alpha

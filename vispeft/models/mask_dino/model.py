@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from vispeft.losses import HungarianMatcher
+from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone, check_size
+from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.mask_dino.criterion import PUBLISHED_POINTS, Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
+from vispeft.models.mask_dino.postprocess import postprocess
 from vispeft.models.mask_dino.split_point import split_mask_dino
+from vispeft.models.mask_dino.weights import load_mask_dino
+from vispeft.models.roles.mask_dino import MASK_DINO
 from vispeft.models.split import Split
-from vispeft.structures import Predictions, Targets
+from vispeft.structures import ImageMeta, Instances, Predictions, Targets
 
 
-class MaskDINO(nn.Module):
+class MaskDINO(SegmentationModel):
     """Instance segmentation by queries (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777)."""
 
     def __init__(self, backbone: Backbone, pixel_decoder: PixelDecoder, decoder: MaskDINODecoder) -> None:
@@ -24,33 +31,73 @@ class MaskDINO(nn.Module):
         self.decoder = decoder
 
     @property
+    def encoder_name(self) -> str:
+        """Return the name of the timm model."""
+        return self.backbone.name
+
+    @property
+    def num_queries(self) -> int:
+        """Return the number of queries Q."""
+        return self.decoder.num_queries
+
+    @property
     def size_divisor(self) -> int:
-        """Return the number of which the input's height and width must be multiples."""
+        """Return the number of which H and W must be multiples."""
         return self.backbone.size_divisor
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
-        """Statistics of the backbone's pretraining per channel, RGB, in 0..255."""
+        """Return the mean of each channel, RGB, in 0..255, in the backbone's pretraining."""
         return self.backbone.pixel_mean
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """Statistics of the backbone's pretraining per channel, RGB, in 0..255."""
+        """Return the standard deviation of each channel, RGB, in 0..255, in the backbone's pretraining."""
         return self.backbone.pixel_std
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that the head tells apart."""
+        """Return the number of classes K of the class head."""
         return self.decoder.class_embed.out_features
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
         """Recompute in backward the activations of the blocks, of both decoders' layers and of the mask features.
 
-        Passes on timm's error for a backbone without such a switch.
+        Raises ConfigError for a backbone without such a switch.
         """
         self.backbone.set_activation_checkpointing(enable)
         self.pixel_decoder.recomputes = enable
         self.decoder.recomputes = enable
+
+    def criterion(self, settings: LossSettings) -> Criterion:
+        """Return the published loss. Matching costs are taken at as many points as mask losses."""
+        points = settings.num_points or PUBLISHED_POINTS
+        return Criterion(matcher=HungarianMatcher(num_points=points), num_points=points)
+
+    def instances(
+        self,
+        predictions: Predictions,
+        metas: Sequence[ImageMeta],
+        *,
+        padded_size: tuple[int, int],
+        limits: DetectionLimits,
+    ) -> list[Instances]:
+        """Return the instances of every image of a batch in its own pixels, best first."""
+        return postprocess(predictions, metas, padded_size=padded_size, limits=limits)
+
+    def roles(self) -> Mapping[str, str]:
+        """Return the roles of the encoder's family and those of Mask DINO's own parts."""
+        # parts without weights in a backbone's checkpoint
+        new = "backbone.pyramid | pixel_decoder | decoder" if self.backbone.is_plain else "pixel_decoder | decoder"
+        return {**self.backbone.roles("backbone"), **MASK_DINO, "new": new}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
+        """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
+        load_mask_dino(self, tensors, source=source)
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise ConfigError if the backbone does not give its maps for images of `image_size` pixels."""
+        check_image_size(self.backbone, image_size)
 
     def split(self, images: Tensor) -> Split:
         """Return the model in two parts, for images of this size, at the last point with nothing trained before it.

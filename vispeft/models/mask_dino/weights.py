@@ -1,19 +1,16 @@
-"""Weights from files: our own checkpoints, and the official Mask DINO checkpoints by their names."""
+"""Weights of Mask DINO: our own checkpoints, the official ones by their names, and class heads of another size."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.io.tensors import read_tensors
+from vispeft.models.weight_files import load_state, read_state
 
 # official name -> ours, tried in order; the first that matches rewrites the name
 _PIXEL_DECODER = "sem_seg_head.pixel_decoder."
@@ -61,22 +58,6 @@ _IGNORED = (
 )
 
 
-# torch reads what is no checkpoint as a pickle, with any of these
-_READ_ERRORS = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError),
-    *(ValueError, OSError, KeyError, IndexError, AttributeError, TypeError),
-)
-# keys under which training scripts keep the weights, best first
-_WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "student")
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Return True for a file with the header of safetensors, by whatever name: its length in 8 bytes, then JSON."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return start[8:] == b"{" and not start.startswith(b"PK")
-
-
 def is_official(state: Mapping[str, Tensor]) -> bool:
     """Tell whether the names are those of the official Mask DINO checkpoints."""
     return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
@@ -114,82 +95,22 @@ def _rename(name: str) -> str:
     )
 
 
-def require_file(path: Path, key: str) -> None:
-    """Raise CheckpointError where there is no weights file. key: the configuration's, for the message."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
-            f"Put it there, or name its place by `{key}`."
-        )
-
-
-def read_state(path: str | Path, *, key: str = "model.weights") -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file that `torch.load(weights_only=True)` accepts.
-
-    key: the configuration's, for errors
-
-    Raises CheckpointError where the file is missing, not readable or holds no tensors.
-    """
-    path = Path(path)
-    require_file(path, key)
-    try:
-        # training scripts leave their arguments beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
-            # given as a file, since torch goes by the ending of a path
-            loaded = read_tensors(path)[0] if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
-    except _READ_ERRORS as error:
-        # torch's own advice is to run what a stranger's file says
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
-        remedy = (
-            "Of a model that was saved whole, save `model.state_dict()` instead." if is_pickle else "Is it complete?"
-        )
-        raise CheckpointError(f"The weights file {path} cannot be read ({reason}). {remedy}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
-    if not state:
-        raise CheckpointError(f"The weights file {path} holds no tensors by name.")
-    return state
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a whole model's tensors, in place; official Mask DINO names are understood.
+def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Load a whole model's tensors, in place, by our own names or by those of the official checkpoints.
 
     A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming the tensors that are
     missing, unknown or of another shape; the model is unchanged then.
+
+    source: name of the file, for errors
     """
-    state = read_state(path)
-    if not any(re.search(r"(^|\.)(pixel_)?decoder\.", name) for name in state):
+    if not any(re.search(r"(^|\.)(pixel_)?decoder\.", name) for name in tensors):
         raise CheckpointError(
-            f"{path} holds no decoder, so it is not a whole model but, as it seems, the weights of a backbone alone "
-            f"(such as {next(iter(state))}). Load those by model.backbone_weights={path}, together with "
-            "`model.backbone` and without `model.weights`."
+            f"{source} holds no decoder, so it is not a whole model but, as it seems, the weights of a backbone alone "
+            f"(such as {next(iter(tensors))}). Load those by `backbone_weights={source}`, together with "
+            "`backbone` and without `weights`."
         )
-    load_state(model, from_official(state) if is_official(state) else state, source=str(path))
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load tensors by our own names, in place. See `load_weights`."""
-    own = model.state_dict()
-    state = fit_class_head(own, state)
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    unknown = [name for name in state if name not in own]
-    wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-        for name, tensor in state.items()
-        if name in own and tensor.shape != own[name].shape
-    ]
-    for title, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(
-                f"{source} does not fit the model: it {title} {', '.join(names[:3])}{more}. "
-                "Check `model.backbone`, `model.size`, `model.options` and `model.backbone_options`."
-            )
-    # only the counters of batch norms may be missing, and those count training steps alone
-    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
+    own = from_official(tensors) if is_official(tensors) else tensors
+    load_state(model, fit_class_head(model.state_dict(), own), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:
