@@ -209,7 +209,7 @@ def test_fit__non_finite_loss_names_the_images_and_spares_weights_and_checkpoint
     with pytest.raises(TrainingError) as caught:
         run.fit(resume=load_checkpoint(run.checkpoint_path))
     message = str(caught.value)
-    for part in ("step 3", "class 1", f"mask {value}", "image_004.jpg, image_005.jpg", "train.lr", "fp32"):
+    for part in ("step 3", "class 1", f"mask {value}", "image_004.jpg, image_005.jpg", "learning rate", "fp32"):
         assert part in message
     assert run.checkpoint_path.read_bytes() == before
     assert_same(trained_tensors(run.model), load_checkpoint(run.checkpoint_path).tensors)

@@ -1,4 +1,4 @@
-"""Instance masks as COCO files hold them, polygons or run lengths, kept so until dense pixels are needed."""
+"""Instance masks as polygons or run lengths, as COCO files hold them. Pixels are drawn only where they are needed."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def parse_segmentation(value: Any, height: int, width: int) -> Segmentation | Fl
 
 
 def _parse_polygons(value: list[Any]) -> Polygons | Flaw:
+    """Return the polygons of at least three points, or the flaw of a list that has none."""
     bad = "`segmentation` must be a list of polygons, each a flat list of numbers [x1, y1, x2, y2, ...]; it is left out"
     parts = []
     for part in value:
@@ -107,6 +108,7 @@ def _parse_polygons(value: list[Any]) -> Polygons | Flaw:
 
 
 def _parse_rle(value: dict[str, Any], height: int, width: int) -> Rle | Flaw:
+    """Return the mask of an RLE that describes exactly `height` x `width` pixels, or its flaw."""
     try:
         size = size_of(value)
     except ValueError:

@@ -33,11 +33,12 @@ def replacing(path: Path, raises: type[VispeftError], *others: type[Exception]) 
     with writing(path, raises, *others):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # libraries that make the file themselves may let only its owner read it
             partial.touch(exist_ok=False)
             mode = partial.stat().st_mode
             yield partial
-            partial.chmod(mode)
+            if partial.stat().st_mode != mode:
+                # a library that makes the file itself may let only its owner read it
+                partial.chmod(mode)
             os.replace(partial, path)
         except OSError as error:
             if str(error.filename) == str(partial):

@@ -86,6 +86,7 @@ def open_sweep_directory(sweep: Sweep, out: Path | None) -> SweepDirectory:
 
 
 def _found(sweep: Sweep) -> SweepDirectory | None:
+    """Return the last `runs/<name>-<n>` that holds this sweep, or None."""
     for path in numbered_directories(sweep.name):
         directory = SweepDirectory(path)
         if directory.sweep.is_file() and _is_same(sweep, directory):
@@ -94,6 +95,7 @@ def _found(sweep: Sweep) -> SweepDirectory | None:
 
 
 def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
+    """Tell whether a directory holds this very sweep."""
     try:
         return not load_sweep(directory.sweep).differences(sweep)
     except ConfigError:

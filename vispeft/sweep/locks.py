@@ -36,9 +36,13 @@ class StudyLock:
 
     @contextlib.contextmanager
     def _in_file(self, path: Path) -> Iterator[None]:
+        """Hold the lock of a study in an SQLite file."""
         lock = FileLock.try_hold(path, patience_seconds=_PATIENCE_SECONDS)
         if lock is None:
-            raise TrainingError(f"`{path}` is held by another worker for more than {_PATIENCE_SECONDS:.0f} s.")
+            raise TrainingError(
+                f"`{path}` is held by another worker for more than {_PATIENCE_SECONDS:.0f} s. Start this worker again; "
+                "if it fails again, end the worker that hangs."
+            )
         try:
             yield
         finally:
@@ -46,6 +50,7 @@ class StudyLock:
 
     @contextlib.contextmanager
     def _in_server(self) -> Iterator[None]:
+        """Hold the lock of a study on a PostgreSQL server."""
         assert self._engine is not None
         # the server takes the lock back when the connection ends
         with self._engine.connect() as connection:
