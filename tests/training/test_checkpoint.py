@@ -6,19 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft import train_mode
-from vispeft.training.checkpoint import (
-    Checkpoint,
-    Counters,
-    load_checkpoint,
-    restore_tensors,
-    save_checkpoint,
-    trained_tensors,
-)
+from vispeft.training.checkpoint import load_checkpoint, save_checkpoint
 from vispeft.training.seeds import rng_state
+from vispeft.training.state import Checkpoint, Counters
 
 
 def checkpoint(step: int = 4, tensors: dict[str, torch.Tensor] | None = None) -> Checkpoint:
@@ -84,35 +76,6 @@ def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:
 
 class Unpicklable:
     """A class that a checkpoint must not be able to bring in."""
-
-
-def test_trained_tensors__holds_trained_parameters_and_the_buffers_beside_them() -> None:
-    # a norm without parameters has statistics all the same
-    full = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Linear(2, 2), full)
-    model[0].requires_grad_(False)
-    model[2].weight.requires_grad_(False)
-    train_mode(model, update_statistics=True)
-    buffers = {f"{norm}.{name}" for norm in ("1", "3.1") for name, _ in model[0].named_buffers()}
-    assert len(buffers) == 6
-    trained = {"1.weight", "1.bias", "2.bias", "3.0.weight", "3.0.bias"}
-    assert set(trained_tensors(model)) == trained | buffers
-    # statistics that are kept are the base's own
-    train_mode(model)
-    assert set(trained_tensors(model)) == trained
-
-
-def test_restore_tensors__refuses_names_and_shapes_that_differ_and_changes_nothing() -> None:
-    model = nn.Linear(2, 2)
-    before = model.weight.detach().clone()
-    for tensors, message in [
-        ({"weight": torch.zeros(2, 2)}, "1 tensors are not in it.*`bias`"),
-        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "1 have another shape: `weight`"),
-        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "c": torch.zeros(1)}, "1 are in it only.*`c`"),
-    ]:
-        with pytest.raises(CheckpointError, match=message):
-            restore_tensors(model, tensors)
-    assert torch.equal(model.weight, before)
 
 
 def test_save_checkpoint__says_why_a_full_disk_does_not_take_it(

@@ -66,7 +66,7 @@ def test_run_log__drops_an_evaluation_that_will_be_done_again(tmp_path: Path) ->
         for step in (1, 2):
             log.write(step, "train", {"loss": 1.0})
             log.write(step, "val", {"segm/AP": 0.5})
-    RunLog(tmp_path, start_step=2, scores_again=True, use_tensorboard=False).close()
+    RunLog(tmp_path, start_step=2, repeats_evaluation=True, use_tensorboard=False).close()
     found = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert found == [(1, "train"), (1, "val"), (2, "train")]
 

@@ -14,9 +14,9 @@ import torch
 from lightning_fabric import Fabric
 
 from vispeft.structures import Batch
+from vispeft.training.arguments import LoopSettings
 from vispeft.training.checkpoint import load_checkpoint
 from vispeft.training.logs import read_metrics
-from vispeft.training.trainer import LoopSettings
 
 
 @pytest.mark.slow

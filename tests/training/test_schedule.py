@@ -42,5 +42,5 @@ def test_apply__scales_each_group_from_its_own_rate() -> None:
 
 @pytest.mark.parametrize("warmup", [-1, 11])
 def test_schedule__refuses_a_warmup_that_does_not_fit(warmup: int) -> None:
-    with pytest.raises(TrainingError, match=r"`train\.warmup` must be between 0 and the number of steps, 10"):
+    with pytest.raises(TrainingError, match=r"`warmup` must be between 0 and the number of steps, 10"):
         Schedule(steps=10, warmup=warmup)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from vispeft.errors import CheckpointError, TrainingError
 from vispeft.peft import Adapter, LoRA, Plan, inject, load, save
 from vispeft.structures import Batch, Predictions, Targets
-from vispeft.training.checkpoint import load_checkpoint, trained_tensors
+from vispeft.training.arguments import LoopSettings
+from vispeft.training.checkpoint import load_checkpoint
 from vispeft.training.logs import read_metrics
 from vispeft.training.seeds import seed_everything
-from vispeft.training.trainer import LoopSettings
+from vispeft.training.trained_tensors import trained_tensors
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -112,9 +113,9 @@ def test_fit__repeats_to_the_bit(make_run: Callable[..., Any]) -> None:
 
 def test_fit__evaluating_does_not_change_training(make_run: Callable[..., Any]) -> None:
     often = make_run("often", settings=LoopSettings(steps=6, eval_every=1))
-    never = make_run("never", settings=LoopSettings(steps=6))
+    never = make_run("never", settings=LoopSettings(steps=6), evaluates=False)
     often.fit()
-    never.fit(evaluate=None)
+    never.fit()
     assert often.num_evaluations == 6
     assert_same(trained_tensors(often.model), trained_tensors(never.model))
 
@@ -164,8 +165,8 @@ def test_fit__keeps_the_best_and_of_equals_the_earlier(make_run: Callable[..., A
 
 
 def test_fit__keeps_the_last_weights_without_evaluation(make_run: Callable[..., Any]) -> None:
-    run = make_run()
-    result = run.fit(evaluate=None)
+    run = make_run(evaluates=False)
+    result = run.fit()
     assert run.kept[-1][0] == 6
     assert torch.equal(run.kept[-1][1], run.model.class_embed.weight)
     assert result.best_metrics == {}
@@ -209,7 +210,7 @@ def test_fit__non_finite_loss_names_the_images_and_spares_weights_and_checkpoint
     with pytest.raises(TrainingError) as caught:
         run.fit(resume=load_checkpoint(run.checkpoint_path))
     message = str(caught.value)
-    for part in ("step 3", "class 1", f"mask {value}", "image_004.jpg, image_005.jpg", "train.lr", "fp32"):
+    for part in ("step 3", "class 1", f"mask {value}", "image_004.jpg, image_005.jpg", "learning rate", "fp32"):
         assert part in message
     assert run.checkpoint_path.read_bytes() == before
     assert_same(trained_tensors(run.model), load_checkpoint(run.checkpoint_path).tensors)
@@ -235,7 +236,7 @@ def test_fit__refuses_parameters_without_gradient(make_run: Callable[..., Any]) 
     with pytest.raises(TrainingError, match=r"4 got none: `bbox_embed.weight`, .*`mask_embed.bias`"):
         run.fit()
     names = [f"{head}.{kind}" for head in ("bbox_embed", "mask_embed") for kind in ("weight", "bias")]
-    run.settings = dataclasses.replace(run.settings, may_rest=names)
+    run.settings = dataclasses.replace(run.settings, may_lack_gradient=names)
     assert run.fit().steps == 6
 
 
@@ -376,9 +377,10 @@ def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_gives_the_best_mo
     plain = halves.batches
     halves.batches = interrupting(plain, 2)
     halves.score = lambda model, count: {"segm/AP": -float(count)}
-    halves.fit(model=injected(halves), keep_best=keep_best)
+    halves.keep_best = keep_best
+    halves.fit(model=injected(halves))
     halves.batches = plain
-    halves.fit(resume=load_checkpoint(halves.checkpoint_path), model=injected(halves), keep_best=keep_best)
+    halves.fit(resume=load_checkpoint(halves.checkpoint_path), model=injected(halves))
 
     assert_same(trained_tensors(halves.model), trained_tensors(whole.model))
     seed_everything(1)
@@ -389,10 +391,10 @@ def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_gives_the_best_mo
 
 
 def test_fit__scores_weights_that_were_kept_unscored(make_run: Callable[..., Any]) -> None:
-    run = make_run(settings=LoopSettings(steps=2))
-    run.fit(evaluate=None)
+    run = make_run(settings=LoopSettings(steps=2), evaluates=False)
+    run.fit()
     assert load_checkpoint(run.checkpoint_path).counters.lacks_score
-    run.settings = LoopSettings(steps=4, eval_every=2)
+    run.settings, run.evaluates = LoopSettings(steps=4, eval_every=2), True
     run.score = lambda model, count: {"segm/AP": [0.5, 0.25][count]}
     result = run.fit(resume=load_checkpoint(run.checkpoint_path))
     assert (result.best_step, result.best_metrics) == (2, {"segm/AP": 0.5})

@@ -9,8 +9,8 @@ from pathlib import Path
 from conftest import ToyRun, toy_batch
 
 from vispeft.structures import Batch
+from vispeft.training.arguments import LoopSettings
 from vispeft.training.devices import build_fabric
-from vispeft.training.trainer import LoopSettings
 
 fabric = build_fabric("cpu", "fp32")
 

@@ -1,18 +1,30 @@
-"""Configuration -> criterion, optimizer, schedule and the settings of the training loop."""
+"""Configuration -> device, criterion, optimizer, schedule and the settings of the training loop."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from vispeft.config import Config, TrainConfig
 from vispeft.config.defaults import PUBLISHED_POINTS
+from vispeft.errors import ConfigError, TrainingError
 from vispeft.losses import HungarianMatcher
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.roles import roles_for
+from vispeft.training.arguments import LoopSettings
+from vispeft.training.devices import build_fabric
+from vispeft.training.guards import NoGradientError, NonFiniteError
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer
 from vispeft.training.schedule import Schedule
-from vispeft.training.trainer import LoopSettings
+
+
+def fabric_of(config: TrainConfig) -> Fabric:
+    """Return a launched Fabric on the device and in the precision of a configuration."""
+    return build_fabric(config.device, config.precision, config.devices, prefix="train.")
 
 
 def criterion_of(config: Config) -> Criterion:
@@ -22,7 +34,7 @@ def criterion_of(config: Config) -> Criterion:
 
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over the parameters that the plan made trainable."""
+    """Return AdamW over the parameters that the plan made trainable."""
     settings = OptimSettings(
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -32,22 +44,28 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
             for pattern, rates in (config.regions or {}).items()
         },
     )
-    return build_optimizer(model, settings, roles_for(model))
+    try:
+        return build_optimizer(model, settings, roles_for(model))
+    except TrainingError as error:
+        raise ConfigError(f"`peft.deltas`, `peft.train`: {error}") from error
 
 
 def schedule_of(config: TrainConfig) -> Schedule:
-    """Learning rate schedule over the steps of a resolved configuration."""
-    return Schedule(
-        steps=config.steps or 0,
-        warmup=config.warmup or 0,
-        kind=config.schedule,
-        milestones=config.milestones,
-        gamma=config.gamma,
-    )
+    """Return the learning rate schedule over the steps of a resolved configuration."""
+    try:
+        return Schedule(
+            steps=config.steps or 0,
+            warmup=config.warmup or 0,
+            kind=config.schedule,
+            milestones=config.milestones,
+            gamma=config.gamma,
+        )
+    except TrainingError as error:
+        raise ConfigError(f"`train`: {error}") from error
 
 
 def loop_settings_of(config: TrainConfig) -> LoopSettings:
-    """The loop's settings of a resolved configuration."""
+    """Return the loop's settings of a resolved configuration."""
     return LoopSettings(
         steps=config.steps or 0,
         accumulate=config.accumulate,
@@ -59,3 +77,14 @@ def loop_settings_of(config: TrainConfig) -> LoopSettings:
         ema_decay=config.ema,
         update_statistics=config.update_statistics,
     )
+
+
+@contextlib.contextmanager
+def naming_keys() -> Iterator[None]:
+    """Context that adds the configuration keys to errors of `fit`, whose remedies name no keys."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} The keys are `train.lr` and `train.precision`.") from error
+    except NoGradientError as error:
+        raise NoGradientError(f"{error} The keys are `peft.deltas` and `peft.train`.") from error

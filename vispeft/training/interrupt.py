@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a stop after the step, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first requests a stop after the step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from types import FrameType
 
 
 class Interrupt:
-    """State of a request to stop. Created by `interruptible`."""
+    """Request to stop, recorded from signals. Created by `interruptible`.
+
+    is_requested: True from the first signal on; the training loop reads it between steps
+    """
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -20,7 +23,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def breaks(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at once on a stop in the `with` block: for work that can be repeated."""
+        """Raise KeyboardInterrupt at once on a signal in the `with` block or before: for work that can be repeated."""
         self._is_breaking = True
         try:
             if self.is_requested:
@@ -30,8 +33,8 @@ class Interrupt:
             self._is_breaking = False
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        # loader processes inherit the handler by fork; their parent decides when they end
+        """Record the first signal; raise KeyboardInterrupt on the second, or at once within `breaks`."""
+        # loader processes inherit the handler by fork, but their parent decides when they end
         if os.getpid() != self._process_id:
             return
         is_second = self.is_requested

@@ -29,7 +29,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= self.steps:
             raise TrainingError(
-                f"`train.warmup` must be between 0 and the number of steps, {self.steps}, but is {self.warmup}."
+                f"`warmup` must be between 0 and the number of steps, {self.steps}, but is {self.warmup}."
             )
 
     def factor(self, step: int) -> float:
@@ -45,7 +45,7 @@ class Schedule:
                 return float(self.gamma ** sum(step >= milestone * self.steps for milestone in self.milestones))
             case "constant":
                 return 1.0
-        raise TrainingError(f"`train.schedule` must be `cosine`, `step` or `constant`, but is {self.kind!r}.")
+        raise TrainingError(f"`kind` must be `cosine`, `step` or `constant`, but is {self.kind!r}.")
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
         """Set each group's `lr` to its `initial_lr` times the factor of `step`."""
