@@ -64,6 +64,9 @@ def test_train_run__a_better_former_end_stays_the_best(
     kept = tmp_path / "kept.safetensors"
     kept.write_bytes(before)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in load_file(kept).items())
+    # the line of the last evaluation stays its own, though the run ends with metrics of the best weights
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["segm/AP"]) == (4, 0.25)
 
 
 def test_train_run__scores_again_where_scoring_was_killed(

@@ -9,11 +9,14 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import torch
+from lightning_fabric import Fabric
+
 
 class Interrupt:
     """Request to stop, recorded from signals. Created by `interruptible`.
 
-    is_requested: True from the first signal on; the training loop reads it between steps
+    is_requested: True from the first signal to this process on
     """
 
     def __init__(self) -> None:
@@ -31,6 +34,14 @@ class Interrupt:
             yield
         finally:
             self._is_breaking = False
+
+    def must_stop(self, fabric: Fabric) -> bool:
+        """Tell whether a stop was requested in any process. Every process must call this."""
+        if fabric.world_size > 1:
+            requested = torch.tensor(float(self.is_requested), device=fabric.device)
+            total = fabric.all_reduce(requested, reduce_op="sum")
+            self.is_requested = bool(torch.as_tensor(total) > 0)
+        return self.is_requested
 
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
         """Record the first signal; raise KeyboardInterrupt on the second, or at once within `breaks`."""

@@ -9,13 +9,11 @@ KeyboardInterrupt at once. A run resumed from the checkpoint goes on as if it ha
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from lightning_fabric import Fabric
 
 from vispeft import peft
@@ -25,13 +23,14 @@ from vispeft.training.arguments import FitResult, LoopSettings, Outputs, Task
 from vispeft.training.callbacks.base import Callback
 from vispeft.training.callbacks.checkpoints import CheckpointWriter
 from vispeft.training.callbacks.ema import Ema
-from vispeft.training.callbacks.loss_log import LossLog
+from vispeft.training.callbacks.loss_log import LossLog, describe_losses
 from vispeft.training.callbacks.selection import BestSelection
+from vispeft.training.evaluation_mode import evaluation_mode
 from vispeft.training.guards import warn_of_no_instances
 from vispeft.training.interrupt import Interrupt, interruptible
-from vispeft.training.memory import memory_bytes, reset_peak_memory
+from vispeft.training.memory import reset_peak_memory
 from vispeft.training.optimizer_step import OptimizerStep, wrap
-from vispeft.training.progress import ProgressReport, format_bytes, open_progress
+from vispeft.training.progress import ProgressReport, open_progress
 from vispeft.training.seeds import preserved_rng, repeatable, set_rng_state
 from vispeft.training.state import Checkpoint, RunState
 
@@ -110,9 +109,9 @@ class _Trainer:
             if self.evaluate is not None:
                 counters.require_score_of_kept()
             self._evaluate_if_due(progress)
-            while not self._is_over and not self._must_stop():
+            while not self._is_over and not self.interrupt.must_stop(self.fabric):
                 losses = self._step(batches)
-                progress.update(counters.step, self._describe(losses))
+                progress.update(counters.step, describe_losses(losses, self.fabric.device))
                 self.loss_log.on_step(losses)
                 counters.is_evaluation_due = self._is_evaluation_step
                 was_evaluated = self._evaluate_if_due(progress)
@@ -120,8 +119,23 @@ class _Trainer:
                     self.checkpoints.on_step()
         if counters.step >= steps and not counters.has_checked_gradients:
             warn_of_no_instances()
-        if self._must_stop():
+        if self.interrupt.must_stop(self.fabric):
             self.checkpoints.save()
+
+    def result(self) -> FitResult:
+        """Return the result of the run."""
+        self.state.note_peak_memory()
+        counters = self.counters
+        return FitResult(
+            steps=counters.step,
+            best_step=counters.best_step,
+            best_metrics=dict(counters.best_metrics),
+            train_seconds=counters.train_seconds,
+            evaluate_seconds=counters.evaluate_seconds,
+            peak_memory_bytes=counters.peak_memory_bytes,
+            is_stopped_early=self._is_over and counters.step < self.settings.steps,
+            is_interrupted=self.interrupt.is_requested and (not self._is_over or counters.is_evaluation_due),
+        )
 
     def _step(self, batches: Iterator[AnyBatch]) -> dict[str, float]:
         """Make one optimizer step; return its mean losses and the gradient norm."""
@@ -141,12 +155,12 @@ class _Trainer:
 
     def _evaluate_if_due(self, progress: ProgressReport) -> bool:
         """Evaluate, keep the best and save. Return False where nothing is due or a stop was requested."""
-        if not self.counters.is_evaluation_due or self._must_stop():
+        if not self.counters.is_evaluation_due or self.interrupt.must_stop(self.fabric):
             return False
         # evaluating takes memory and time: if it fails, the steps are not lost
         self.checkpoints.save()
         began = time.monotonic()
-        with progress.paused(), self._evaluation_weights(), self._evaluation_mode():
+        with progress.paused(), evaluation_mode(self.state, update_statistics=self.settings.update_statistics):
             try:
                 with self.interrupt.breaks():
                     metrics = self._metrics()
@@ -162,20 +176,6 @@ class _Trainer:
             if metrics and callback.on_evaluation is not None:
                 callback.on_evaluation(self.counters.step, metrics)
         return True
-
-    def _evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which the model holds the averages, where there are any."""
-        return contextlib.nullcontext() if self.state.ema is None else self.state.ema.swapped_in()
-
-    @contextlib.contextmanager
-    def _evaluation_mode(self) -> Iterator[None]:
-        """Set eval mode in the `with` block, and restore train mode and the random generators after it."""
-        with preserved_rng(self.fabric.device):
-            self.task.model.eval()
-            try:
-                yield
-            finally:
-                peft.train_mode(self.task.model, update_statistics=self.settings.update_statistics)
 
     def _metrics(self) -> dict[str, float]:
         if self.evaluate is None:
@@ -193,31 +193,3 @@ class _Trainer:
     def _is_evaluation_step(self) -> bool:
         step, every = self.counters.step, self.settings.eval_every
         return step == self.settings.steps or (every is not None and step % every == 0)
-
-    def _must_stop(self) -> bool:
-        """Tell whether a stop was requested in any process. Every process must call this."""
-        if self.fabric.world_size > 1:
-            requested = torch.tensor(float(self.interrupt.is_requested), device=self.fabric.device)
-            total = self.fabric.all_reduce(requested, reduce_op="sum")
-            self.interrupt.is_requested = bool(torch.as_tensor(total) > 0)
-        return self.interrupt.is_requested
-
-    def _describe(self, losses: Mapping[str, float]) -> str:
-        """Return losses and memory for the progress bar."""
-        parts = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in losses.items()]
-        return "  ".join([*parts, format_bytes(memory_bytes(self.fabric.device))])
-
-    def result(self) -> FitResult:
-        """Return the result of the run."""
-        self.state.note_peak_memory()
-        counters = self.counters
-        return FitResult(
-            steps=counters.step,
-            best_step=counters.best_step,
-            best_metrics=dict(counters.best_metrics),
-            train_seconds=counters.train_seconds,
-            evaluate_seconds=counters.evaluate_seconds,
-            peak_memory_bytes=counters.peak_memory_bytes,
-            is_stopped_early=self._is_over and counters.step < self.settings.steps,
-            is_interrupted=self.interrupt.is_requested and (not self._is_over or counters.is_evaluation_due),
-        )

@@ -1,13 +1,16 @@
-"""Mean losses in the log of a run."""
+"""Losses in the log of a run and beside its progress bar."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.optim import Optimizer
 
 from vispeft.training.logs import RunLog
+from vispeft.training.memory import memory_bytes
+from vispeft.training.progress import format_bytes
 from vispeft.training.state import Counters
 
 
@@ -36,3 +39,9 @@ class LossLog:
             rates = {f"lr_{g['name']}": g["lr"] for g in self.optimizer.param_groups if "/" not in g["name"]}
             self.log.write(counters.step, "train", {**means, **rates})
             counters.loss_sums, counters.num_summed = {}, 0
+
+
+def describe_losses(losses: Mapping[str, float], device: torch.device) -> str:
+    """Return a step's losses and the memory in use, such as "loss 3.41  class 1.2  grad_norm 0.7  1.2 GB"."""
+    parts = [f"{name.removeprefix('loss_')} {value:.3g}" for name, value in losses.items()]
+    return "  ".join([*parts, format_bytes(memory_bytes(device))])
