@@ -28,7 +28,7 @@ NUM_CLASSES = 2
 
 @pytest.fixture
 def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Within `files_of_at_most(n)`, no file can grow to more than n bytes, as on a full disk."""
+    """Return a context `files_of_at_most(n)` in which no file grows beyond n bytes, as on a full disk."""
     resource = pytest.importorskip("resource")
 
     @contextlib.contextmanager
@@ -44,7 +44,7 @@ def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None
 
 
 class ToyModel(nn.Module):
-    """A frozen convolution and norm, and trained heads. With targets it draws noise, as denoising does."""
+    """A frozen convolution and norm with trained heads. With targets it draws noise, as denoising does."""
 
     def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
@@ -70,18 +70,18 @@ class ToyModel(nn.Module):
 
 
 def toy_criterion(predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
-    """Means over images, so that accumulated batches equal a large one."""
+    """Return losses that are means over images, so that accumulated batches equal a large one."""
     final = predictions.final
-    aim = torch.stack([target.boxes.mean(0) for target in targets])[:, None]  # [B, 1, 4]
+    mean_boxes = torch.stack([target.boxes.mean(0) for target in targets])[:, None]  # [B, 1, 4]
     return {
         "class": final.class_logits.square().mean(),
-        "box": 5 * (final.boxes - aim).abs().mean(),
+        "box": 5 * (final.boxes - mean_boxes).abs().mean(),
         "mask": final.mask_embeddings.sub(1).square().mean(),
     }
 
 
 def toy_batch(draw: int, size: int = 2) -> Batch:
-    """Batch number `draw`, always the same."""
+    """Return batch number `draw`, always the same."""
     return join([toy_image(draw * size + i) for i in range(size)])
 
 
@@ -180,7 +180,7 @@ def fabric() -> Fabric:
 
 @pytest.fixture
 def make_run(tmp_path: Path, fabric: Fabric) -> Callable[..., ToyRun]:
-    """Runs in directories of their own: `make_run("a", noise=0)`."""
+    """Return a factory of runs in directories of their own: `make_run("a", noise=0)`."""
     return lambda name="run", **options: ToyRun(tmp_path / name, **{"fabric": fabric, **options})
 
 

@@ -25,7 +25,7 @@ def checkpoint(step: int = 4, tensors: dict[str, torch.Tensor] | None = None) ->
 
 
 class Unwritable:
-    """Something that fails halfway through being written."""
+    """An object that cannot be pickled, so that writing fails halfway."""
 
     def __reduce__(self) -> str:
         raise OSError("no space left on device")
@@ -41,7 +41,7 @@ def test_save_checkpoint__round_trip(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Path) -> None:
+def test_save_checkpoint__keeps_the_old_file_if_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint(step=4))
     before = path.read_bytes()
@@ -52,7 +52,7 @@ def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Pa
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:
+def test_load_checkpoint__reports_missing_and_unreadable_files(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match=r"last\.pt` must be a checkpoint to resume from, but is not there"):
         load_checkpoint(path)
@@ -75,12 +75,10 @@ def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:
 
 
 class Unpicklable:
-    """A class that a checkpoint must not be able to bring in."""
+    """A class that loading a checkpoint must not import."""
 
 
-def test_save_checkpoint__says_why_a_full_disk_does_not_take_it(
-    tmp_path: Path, files_of_at_most: Callable[..., Any]
-) -> None:
+def test_save_checkpoint__reports_a_full_disk(tmp_path: Path, files_of_at_most: Callable[..., Any]) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint(step=4))
     large = checkpoint(step=5, tensors={"w": torch.zeros(10_000)})
@@ -90,7 +88,7 @@ def test_save_checkpoint__says_why_a_full_disk_does_not_take_it(
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_load_checkpoint__reads_one_that_knows_no_data(tmp_path: Path) -> None:
+def test_load_checkpoint__reads_one_without_data(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
     content = torch.load(path, weights_only=True)

@@ -33,7 +33,7 @@ def test_build_fabric__bf16_computes_in_bf16_on_the_cpu() -> None:
 
 @without_gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_build_fabric__a_device_that_is_not_there_is_an_error(device: str) -> None:
+def test_build_fabric__refuses_a_device_that_is_not_available(device: str) -> None:
     with pytest.raises(TrainingError, match=r"^`device=\w+.*` was requested, but this machine has no .*`device=cpu`"):
         build_fabric(device)
 
@@ -61,10 +61,10 @@ def test_choose_precision__fp16_needs_a_gpu() -> None:
         choose_precision("cpu", "fp16", prefix="train.")
 
 
-def test_build_fabric__takes_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_fabric__uses_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    # one process each: asking for four beside torchrun's one must not start three more
+    # a request for four must not start three more beside that of torchrun
     assert build_fabric("cpu", devices=4).world_size == 1
 
 
@@ -100,12 +100,12 @@ def test_build_fabric__gpu() -> None:
 
 
 @without_gpu
-def test_build_fabric__names_the_option_that_asked_for_the_device() -> None:
+def test_build_fabric__names_the_option_that_requested_the_device() -> None:
     with pytest.raises(TrainingError, match=r"^`--device=cuda` was requested, .*`--device=auto` or `--device=cpu`"):
         build_fabric("cuda", prefix="--")
 
 
-def test_count_processes__takes_what_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_processes__counts_those_that_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_processes(3) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")

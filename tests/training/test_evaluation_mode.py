@@ -11,7 +11,7 @@ from vispeft.training.evaluation_mode import evaluation_mode
 from vispeft.training.state import RunState
 
 
-def test_evaluation_mode__holds_the_averages_in_eval_mode_and_undoes_all_of_it_even_after_an_error(
+def test_evaluation_mode__sets_averages_and_eval_mode_and_undoes_both_even_after_an_error(
     fabric: Fabric,
 ) -> None:
     torch.manual_seed(0)
@@ -26,14 +26,14 @@ def test_evaluation_mode__holds_the_averages_in_eval_mode_and_undoes_all_of_it_e
     modes = [module.training for module in model.modules()]
     before = torch.get_rng_state()
 
-    def look_and_fail() -> None:
+    def compare_and_fail() -> None:
         assert torch.equal(model[0].weight, average)
         assert not any(module.training for module in model.modules())
         torch.rand(3)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), evaluation_mode(state, update_statistics=False):
-        look_and_fail()
+        compare_and_fail()
     assert torch.equal(model[0].weight, trained)
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), before)

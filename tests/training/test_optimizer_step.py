@@ -71,7 +71,7 @@ def test_fit__non_finite_loss_names_the_images_and_leaves_weights_and_checkpoint
 def test_fit__non_finite_gradient_names_the_images(make_run: Callable[..., Any]) -> None:
     def criterion(predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
         final = predictions.final
-        # the root of zero is finite, its slope is not
+        # the square root of zero is finite, but its gradient is not
         flat = (0 * (final.class_logits.sum() + final.boxes.sum() + final.mask_embeddings.sum())).sqrt()
         return {"class": flat + 1}
 

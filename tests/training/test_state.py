@@ -26,7 +26,7 @@ def make_state(fabric: Fabric) -> Callable[[float | None], RunState]:
     return make
 
 
-def test_restore__brings_everything_back_and_leaves_the_checkpoint_as_it_is(
+def test_restore__restores_everything_and_does_not_change_the_checkpoint(
     make_state: Callable[[float | None], RunState],
 ) -> None:
     state = make_state(0.9)

@@ -10,7 +10,7 @@ from vispeft.training.trained_tensors import restore_tensors, trained_tensors
 
 
 def test_trained_tensors__holds_trained_parameters_and_the_buffers_beside_them() -> None:
-    # a norm without parameters has statistics all the same
+    # a norm without parameters has statistics nevertheless
     full = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
     model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Linear(2, 2), full)
     model[0].requires_grad_(False)
@@ -20,7 +20,7 @@ def test_trained_tensors__holds_trained_parameters_and_the_buffers_beside_them()
     assert len(buffers) == 6
     trained = {"1.weight", "1.bias", "2.bias", "3.0.weight", "3.0.bias"}
     assert set(trained_tensors(model)) == trained | buffers
-    # statistics that are kept are the base's own
+    # statistics that are not updated belong to the base
     train_mode(model)
     assert set(trained_tensors(model)) == trained
 

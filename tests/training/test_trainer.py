@@ -123,7 +123,7 @@ def test_fit__leaves_the_base_unchanged(make_run: Callable[..., Any]) -> None:
     assert_same(seen, {name: run.model.state_dict()[name] for name in seen})
 
 
-def test_fit__keeps_the_best_and_of_equals_the_earlier(make_run: Callable[..., Any]) -> None:
+def test_fit__keeps_the_best_weights_and_the_earlier_of_equals(make_run: Callable[..., Any]) -> None:
     scores = [0.2, 0.5, 0.5, float("nan"), 0.4]
     run = make_run(settings=LoopSettings(steps=5, eval_every=1), score=lambda model, i: {"segm/AP": scores[i]})
     result = run.fit()
@@ -250,7 +250,7 @@ def test_fit__reports_time_and_memory(make_run: Callable[..., Any]) -> None:
     assert result.peak_memory_bytes > 2**20
 
 
-def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_gives_the_best_model_back(
+def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_restores_the_best_model(
     make_run: Callable[..., Any], batch_of: Callable[..., Batch]
 ) -> None:
     heads = ["norm", "class_embed", "bbox_embed", "mask_embed"]
@@ -291,7 +291,7 @@ def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_gives_the_best_mo
     assert torch.equal(fresh.eval()(batch_of(50).images).final.class_logits, outputs[0])
 
 
-def test_fit__scores_weights_that_were_kept_unscored(make_run: Callable[..., Any]) -> None:
+def test_fit__evaluates_weights_that_were_kept_without_metrics(make_run: Callable[..., Any]) -> None:
     run = make_run(settings=LoopSettings(steps=2), evaluates=False)
     run.fit()
     assert load_checkpoint(run.checkpoint_path).counters.lacks_score

@@ -13,7 +13,7 @@ from vispeft.training.checkpoint import load_checkpoint
 from vispeft.training.logs import read_metrics
 
 
-def test_fit__calls_callbacks_on_steps_while_gradients_are_there_and_lets_the_average_take_their_changes_in(
+def test_on_step__runs_before_gradients_are_cleared_and_before_the_average_is_updated(
     make_run: Callable[..., Any],
 ) -> None:
     run = make_run(settings=LoopSettings(steps=3, ema_decay=0.5), noise=0.0)
@@ -34,7 +34,7 @@ def test_fit__calls_callbacks_on_steps_while_gradients_are_there_and_lets_the_av
     assert bool((ema["class_embed.bias"] > 7).all())
 
 
-def test_fit__calls_callbacks_on_evaluations_when_all_is_written_and_an_error_ends_the_run(
+def test_on_evaluation__runs_when_log_and_checkpoint_are_written_and_its_error_ends_the_run(
     make_run: Callable[..., Any],
 ) -> None:
     run = make_run()

@@ -30,7 +30,7 @@ def test_ema__holds_trainable_parameters_only() -> None:
     assert set(Ema(two_layers(), 0.9).state_dict()) == {"1.weight", "1.bias", ""}
 
 
-def test_swapped_in__gives_the_weights_back_to_the_bit_even_after_an_error() -> None:
+def test_swapped_in__restores_the_weights_to_the_bit_even_after_an_error() -> None:
     model = two_layers()
     ema = Ema(model, 0.9)
     with torch.no_grad():
