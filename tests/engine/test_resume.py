@@ -1,4 +1,4 @@
-"""Runs that go on: longer, after their data changed, with other processes, over another base."""
+"""Resumed runs: with more steps, after changes of their data, with other processes, over another base."""
 
 import json
 import shutil
@@ -45,12 +45,12 @@ def test_train_run__extended_equals_uninterrupted(tiny: dict[str, Any], tmp_path
     first, second = (load_checkpoint(RunDirectory(tmp_path / name).checkpoint) for name in ("whole", "parts"))
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
     assert extended.summary["steps"] == whole.summary["steps"] == 4
-    # the former end counts as an evaluation, once
+    # the earlier end counts as one evaluation
     assert _evaluations(tmp_path / "parts") == sorted({2, *_evaluations(tmp_path / "whole")})
     assert extended.summary["segm"]["AP"] == pytest.approx(second.counters.best_metrics.get("segm/AP"), abs=1e-12)
 
 
-def test_train_run__a_better_former_end_stays_the_best(
+def test_train_run__extended_keeps_a_better_earlier_end(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["train.eval_every=9"]
@@ -64,9 +64,12 @@ def test_train_run__a_better_former_end_stays_the_best(
     kept = tmp_path / "kept.safetensors"
     kept.write_bytes(before)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in load_file(kept).items())
+    # the line of the last evaluation stays its own, though the run ends with metrics of the best weights
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["step"], last["segm/AP"]) == (4, 0.25)
 
 
-def test_train_run__scores_again_where_scoring_was_killed(
+def test_train_run__repeats_an_evaluation_that_was_killed(
     tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["train.steps=2", "train.eval_every=2"]
@@ -83,7 +86,7 @@ def test_train_run__scores_again_where_scoring_was_killed(
     assert _evaluations(tmp_path / "run") == [2]
 
 
-def test_train_run__leaves_a_finished_run_as_it_is(finished: RunDirectory, tmp_path: Path) -> None:
+def test_train_run__does_not_change_a_finished_run(finished: RunDirectory, tmp_path: Path) -> None:
     directory = _copied(finished, tmp_path / "run")
     before = _state(directory.root)
     result = train_run(directory.load_config(), directory, resume=True)
@@ -96,7 +99,7 @@ def test_train_run__leaves_a_finished_run_as_it_is(finished: RunDirectory, tmp_p
 
 
 @pytest.mark.parametrize("word", ["train.steps=3", "train.epochs=1"])
-def test_train_run__refuses_fewer_steps_than_are_done(
+def test_train_run__refuses_fewer_steps_than_were_done(
     tiny: dict[str, Any], finished: RunDirectory, tmp_path: Path, word: str
 ) -> None:
     directory = _copied(finished, tmp_path / "run")
@@ -105,7 +108,7 @@ def test_train_run__refuses_fewer_steps_than_are_done(
         train_run(config, directory, resume=True)
 
 
-def test_as_begun__keeps_the_warm_up_that_was_the_default_of_fewer_steps(tmp_path: Path) -> None:
+def test_as_begun__keeps_the_default_warm_up_of_fewer_steps(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.begin(complete(parse_config({"train": {"steps": 20}}), 1), {}, {})
     longer = complete(as_begun(parse_config({"train": {"steps": 400}}), directory), 1)
@@ -117,7 +120,7 @@ def test_as_begun__keeps_the_warm_up_that_was_the_default_of_fewer_steps(tmp_pat
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_train_run__refuses_other_data_and_all_else_in_one_message(
+def test_train_run__refuses_other_data_and_all_other_changes_in_one_message(
     finished: RunDirectory, tmp_path: Path, split: str
 ) -> None:
     directory = _copied(finished, tmp_path / "run")
@@ -138,7 +141,7 @@ def test_train_run__refuses_other_data_and_all_else_in_one_message(
     assert "`train.devices` (processes) was 1 and is 2" in str(error.value)
 
 
-def test_train_run__goes_on_with_data_that_was_moved(finished: RunDirectory, tmp_path: Path) -> None:
+def test_train_run__resumes_with_data_that_was_moved(finished: RunDirectory, tmp_path: Path) -> None:
     directory = _copied(finished, tmp_path / "run")
     document = json.loads(directory.load_config().data.train.annotations.read_text())
     (tmp_path / "moved.json").write_text(json.dumps(document, indent=2))
@@ -163,7 +166,7 @@ def test_train_run__refuses_a_base_with_other_weights(tiny: dict[str, Any], tmp_
 
 
 @pytest.mark.parametrize("steps", [4, 6])
-def test_train_run__refuses_to_go_on_without_the_best_weights_so_far(
+def test_train_run__refuses_to_resume_without_the_best_weights(
     finished: RunDirectory, tmp_path: Path, steps: int
 ) -> None:
     directory = _copied(finished, tmp_path / "run")

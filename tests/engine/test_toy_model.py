@@ -20,6 +20,7 @@ from vispeft.models.base import Criterion
 from vispeft.models.registry import FAMILIES
 from vispeft.models.split import Split, SplitPointError
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
+from vispeft.training.callbacks.base import Callback
 
 
 class Toy(SegmentationModel):
@@ -119,11 +120,12 @@ def test_toy_model__resumes_to_the_bit(toy: dict[str, Any], tmp_path: Path) -> N
     class StopError(Exception):
         pass
 
-    def stop(step: int, _: Mapping[str, float]) -> None:
-        raise StopError
+    class Stop(Callback):
+        def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+            raise StopError
 
     with pytest.raises(StopError):
-        train_run(parse_config(toy), halved, on_evaluation=stop)
+        train_run(parse_config(toy), halved, callbacks=[Stop()])
     train_run(parse_config(toy), halved, resume=True)
     assert halved.adapter.read_bytes() == whole.adapter.read_bytes()
 

@@ -1,4 +1,4 @@
-"""Whole runs: what stands in the directory, that figures are right, and that a run goes on exactly."""
+"""Whole runs: files of the directory, correct metrics, exact resuming."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ def test_train_run__writes_the_contract(finished: RunDirectory) -> None:
     assert all("segm/AP" in line for line in lines if line["split"] == "val")
 
 
-def test_train_run__summary_is_what_pycocotools_says_of_the_files(finished: RunDirectory) -> None:
+def test_train_run__summary_equals_pycocotools_on_the_files(finished: RunDirectory) -> None:
     summary = json.loads(finished.summary.read_text())
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(finished.annotations))
@@ -71,7 +71,7 @@ def test_train_run__resolved_configuration_reproduces_the_run(finished: RunDirec
     assert finished.predictions.read_bytes() == again.predictions.read_bytes()
 
 
-def test_train_run__goes_on_exactly(finished: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_run__resumes_exactly(finished: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = RunDirectory(tmp_path / "stopped")
     config = finished.load_config()
     calls = []
@@ -89,10 +89,10 @@ def test_train_run__goes_on_exactly(finished: RunDirectory, tmp_path: Path, monk
     assert train_run(config, directory, resume=True).step == 4
     first, second = load_file(finished.adapter), load_file(directory.adapter)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert [*map(_figures, _lines(directory))] == [*map(_figures, _lines(finished))]
+    assert [*map(_training_values, _lines(directory))] == [*map(_training_values, _lines(finished))]
 
 
-def test_train_run__refuses_to_go_on_as_another_run(finished: RunDirectory) -> None:
+def test_train_run__refuses_to_resume_as_another_run(finished: RunDirectory) -> None:
     other = finished.load_config(["train.lr=0.5"])
     with pytest.raises(ConfigError, match=r"`train\.lr` was 0\.001 and is 0\.5"):
         train_run(other, finished, resume=True)
@@ -107,13 +107,13 @@ def test_train_run__makes_no_directory_for_a_wrong_configuration(tiny: dict[str,
     assert not directory.root.exists()
 
 
-def test_evaluate_run__gives_the_figures_of_the_summary(finished: RunDirectory) -> None:
+def test_evaluate_run__returns_the_metrics_of_the_summary(finished: RunDirectory) -> None:
     summary = json.loads(finished.summary.read_text())
     metrics = evaluate_run(finished.root).to_dict()
     assert metrics == {kind: summary[kind] for kind in ("segm", "bbox", "per_category")}
 
 
-def test_load_run__brings_classes_and_their_ids(finished: RunDirectory) -> None:
+def test_load_run__has_classes_and_their_ids(finished: RunDirectory) -> None:
     loaded = load_run(finished.root)
     categories = json.loads(finished.annotations.read_text())["categories"]
     assert dict(zip(loaded.class_names, loaded.category_ids, strict=True)) == {c["name"]: c["id"] for c in categories}
@@ -123,6 +123,6 @@ def _lines(directory: RunDirectory) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory.root / "metrics.jsonl").read_text().splitlines()]
 
 
-def _figures(line: dict[str, Any]) -> dict[str, Any]:
-    """A line's figures but for validation, which one of the runs did not really do."""
+def _training_values(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a line's values without metrics of the validation set, which one of the runs did not compute."""
     return {key: value for key, value in line.items() if "/" not in key}

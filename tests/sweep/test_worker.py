@@ -12,6 +12,7 @@ from vispeft.config import load_config
 from vispeft.engine import RunDirectory, train_run
 from vispeft.errors import TrainingError
 from vispeft.sweep import SweepDirectory, SweepResult, load_sweep, run_sweep
+from vispeft.training.callbacks.base import Callback
 
 VARIANTS = {"both": {}, "class": {"peft.train": ["@class_head"]}}
 
@@ -121,14 +122,13 @@ def test_run_sweep__ctrl_c_leaves_a_trial_that_goes_on(folder: Any, monkeypatch:
     original = trial.train_run
     stops = [True]
 
-    def stopped_once(config: Any, directory: Any, *, on_evaluation: Any, **options: Any) -> Any:
-        def evaluated(step: int, figures: Any) -> None:
-            on_evaluation(step, figures)
+    def stopped_once(config: Any, directory: Any, *, callbacks: Any, **options: Any) -> Any:
+        def stop(step: int, metrics: Any) -> None:
             if stops and directory.root.name == "0002":
                 stops.clear()
                 raise KeyboardInterrupt
 
-        return original(config, directory, on_evaluation=evaluated, **options)
+        return original(config, directory, callbacks=[*callbacks, Callback(on_evaluation=stop)], **options)
 
     section = {"space": {"train.lr": [1e-3, 1e-2]}}
     undisturbed = swept(folder, section, out="undisturbed")

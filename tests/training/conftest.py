@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,20 +13,22 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from vispeft.structures import Batch, ImageMeta, LayerPredictions, Predictions, Targets
-from vispeft.training.checkpoint import Checkpoint
+from vispeft.training.arguments import FitResult, LoopSettings, Outputs, Task
+from vispeft.training.callbacks.base import Callback
 from vispeft.training.devices import build_fabric
 from vispeft.training.logs import RunLog
 from vispeft.training.optim import OptimSettings, build_optimizer
 from vispeft.training.schedule import Schedule
 from vispeft.training.seeds import seed_everything
-from vispeft.training.trainer import FitResult, LoopSettings, fit
+from vispeft.training.state import Checkpoint
+from vispeft.training.trainer import fit
 
 NUM_CLASSES = 2
 
 
 @pytest.fixture
 def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """Within `files_of_at_most(n)`, no file can grow to more than n bytes, as on a full disk."""
+    """Return a context `files_of_at_most(n)` in which no file grows beyond n bytes, as on a full disk."""
     resource = pytest.importorskip("resource")
 
     @contextlib.contextmanager
@@ -43,7 +44,7 @@ def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None
 
 
 class ToyModel(nn.Module):
-    """A frozen convolution and norm, and trained heads. With targets it draws noise, as denoising does."""
+    """A frozen convolution and norm with trained heads. With targets it draws noise, as denoising does."""
 
     def __init__(self, noise: float = 0.0) -> None:
         super().__init__()
@@ -69,18 +70,18 @@ class ToyModel(nn.Module):
 
 
 def toy_criterion(predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
-    """Means over images, so that accumulated batches equal a large one."""
+    """Return losses that are means over images, so that accumulated batches equal a large one."""
     final = predictions.final
-    aim = torch.stack([target.boxes.mean(0) for target in targets])[:, None]  # [B, 1, 4]
+    mean_boxes = torch.stack([target.boxes.mean(0) for target in targets])[:, None]  # [B, 1, 4]
     return {
         "class": final.class_logits.square().mean(),
-        "box": 5 * (final.boxes - aim).abs().mean(),
+        "box": 5 * (final.boxes - mean_boxes).abs().mean(),
         "mask": final.mask_embeddings.sub(1).square().mean(),
     }
 
 
 def toy_batch(draw: int, size: int = 2) -> Batch:
-    """Batch number `draw`, always the same."""
+    """Return batch number `draw`, always the same."""
     return join([toy_image(draw * size + i) for i in range(size)])
 
 
@@ -114,7 +115,8 @@ def toy_batches(start: int = 0, size: int = 2) -> Iterator[Batch]:
 class ToyRun:
     """A run in its directory, with everything that a test may change.
 
-    score: figures of an evaluation, from the model and how many were done before
+    score: returns the metrics of an evaluation, given the model and the number of earlier evaluations
+    evaluates: False: without evaluation
     kept: step and class head of each adapter that was kept
     """
 
@@ -126,6 +128,9 @@ class ToyRun:
     batches: Callable[[int], Iterator[Batch]] = toy_batches
     criterion: Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]] = toy_criterion
     score: Callable[[nn.Module, int], Mapping[str, float]] | None = None
+    evaluates: bool = True
+    keep_best: Callable[[int, Mapping[str, float]], None] | None = None
+    callbacks: Sequence[Callback] = ()
     model: ToyModel = field(init=False)
     kept: list[tuple[int, Tensor]] = field(default_factory=list)
     num_evaluations: int = 0
@@ -137,28 +142,24 @@ class ToyRun:
     def make_model(self) -> ToyModel:
         return ToyModel(self.noise)
 
-    def fit(self, resume: Checkpoint | None = None, model: ToyModel | None = None, **changes: Any) -> FitResult:
+    def fit(self, resume: Checkpoint | None = None, model: ToyModel | None = None) -> FitResult:
         seed_everything(3)
         self.model = self.make_model() if model is None else model
         optimizer = build_optimizer(self.model, OptimSettings(lr=self.lr))
         start = 0 if resume is None else resume.counters.step
+        schedule = Schedule(self.settings.steps, warmup=min(2, self.settings.steps))
         log = RunLog(self.run_dir, start_step=start, use_tensorboard=False, is_enabled=self.fabric.is_global_zero)
         with log:
-            arguments = {
-                "fabric": self.fabric,
-                "model": self.model,
-                "criterion": self.criterion,
-                "optimizer": optimizer,
-                "schedule": Schedule(self.settings.steps, warmup=min(2, self.settings.steps)),
-                "train_batches": self.batches(start * self.settings.accumulate),
-                "evaluate": self._evaluate,
-                "keep_best": self._keep_best,
-                "log": log,
-                "checkpoint_path": self.checkpoint_path,
-                "settings": self.settings,
-                "resume": resume,
-            }
-            return fit(**{**arguments, **changes})
+            return fit(
+                Task(self.model, self.criterion, optimizer, schedule),
+                self.batches(start * self.settings.accumulate),
+                self.settings,
+                Outputs(log, self.checkpoint_path, self.keep_best or self._keep_best),
+                fabric=self.fabric,
+                evaluate=self._evaluate if self.evaluates else None,
+                resume=resume,
+                callbacks=self.callbacks,
+            )
 
     def _evaluate(self) -> Mapping[str, float]:
         # an evaluation that draws must not change the training that follows
@@ -179,7 +180,7 @@ def fabric() -> Fabric:
 
 @pytest.fixture
 def make_run(tmp_path: Path, fabric: Fabric) -> Callable[..., ToyRun]:
-    """Runs in directories of their own: `make_run("a", noise=0)`."""
+    """Return a factory of runs in directories of their own: `make_run("a", noise=0)`."""
     return lambda name="run", **options: ToyRun(tmp_path / name, **{"fabric": fabric, **options})
 
 

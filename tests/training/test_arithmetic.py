@@ -17,8 +17,8 @@ from vispeft.training.arithmetic import (
 )
 
 
-def test_is_reproducible__in_this_very_process() -> None:
-    """Every test that compares bits rests on this one."""
+def test_is_reproducible__in_the_test_process() -> None:
+    """A precondition of every test that compares bits."""
     assert is_reproducible(), f"set {MODE_VARIABLE}=AUTO, or COMPATIBLE where that is not enough, and tell us: {_cpu()}"
 
 
@@ -45,7 +45,7 @@ def test_request__sets_what_the_processor_needs(monkeypatch: pytest.MonkeyPatch)
     assert os.environ[MODE_VARIABLE] == "AUTO"
 
 
-def test_request__leaves_the_users_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request__keeps_the_value_that_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(MODE_VARIABLE, "COMPATIBLE")
     monkeypatch.setattr("vispeft.training.arithmetic.depends_on_alignment", lambda *_: True)
     request_reproducible_arithmetic()
@@ -62,8 +62,8 @@ def test_describe_arithmetic__is_plain_and_names_the_mode(monkeypatch: pytest.Mo
     }
 
 
-def test_doctor__says_that_its_own_arithmetic_repeats() -> None:
-    """The command line asks for it before anything is computed, whatever the caller's environment lacks."""
+def test_doctor__reports_reproducible_arithmetic() -> None:
+    """The command line requests it before any computation, also where the environment variable is not set."""
     environment = {key: value for key, value in os.environ.items() if key != MODE_VARIABLE}
     done = subprocess.run(
         [sys.executable, "-m", "vispeft", "doctor"], env=environment, capture_output=True, text=True, check=True

@@ -6,19 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft import train_mode
-from vispeft.training.checkpoint import (
-    Checkpoint,
-    Counters,
-    load_checkpoint,
-    restore_tensors,
-    save_checkpoint,
-    trained_tensors,
-)
+from vispeft.training.checkpoint import load_checkpoint, save_checkpoint
 from vispeft.training.seeds import rng_state
+from vispeft.training.state import Checkpoint, Counters
 
 
 def checkpoint(step: int = 4, tensors: dict[str, torch.Tensor] | None = None) -> Checkpoint:
@@ -33,7 +25,7 @@ def checkpoint(step: int = 4, tensors: dict[str, torch.Tensor] | None = None) ->
 
 
 class Unwritable:
-    """Something that fails halfway through being written."""
+    """An object that cannot be pickled, so that writing fails halfway."""
 
     def __reduce__(self) -> str:
         raise OSError("no space left on device")
@@ -49,7 +41,7 @@ def test_save_checkpoint__round_trip(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Path) -> None:
+def test_save_checkpoint__keeps_the_old_file_if_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     (tmp_path / ".last.pt.1.partial").touch()  # of a killed run
     save_checkpoint(path, checkpoint(step=4))
@@ -61,7 +53,7 @@ def test_save_checkpoint__leaves_the_old_one_whole_if_writing_fails(tmp_path: Pa
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:
+def test_load_checkpoint__reports_missing_and_unreadable_files(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     with pytest.raises(CheckpointError, match=r"last\.pt` must be a checkpoint to resume from, but is not there"):
         load_checkpoint(path)
@@ -84,41 +76,10 @@ def test_load_checkpoint__says_what_is_wrong(tmp_path: Path) -> None:
 
 
 class Unpicklable:
-    """A class that a checkpoint must not be able to bring in."""
+    """A class that loading a checkpoint must not import."""
 
 
-def test_trained_tensors__holds_trained_parameters_and_the_buffers_beside_them() -> None:
-    # a norm without parameters has statistics all the same
-    full = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
-    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.Linear(2, 2), full)
-    model[0].requires_grad_(False)
-    model[2].weight.requires_grad_(False)
-    train_mode(model, update_statistics=True)
-    buffers = {f"{norm}.{name}" for norm in ("1", "3.1") for name, _ in model[0].named_buffers()}
-    assert len(buffers) == 6
-    trained = {"1.weight", "1.bias", "2.bias", "3.0.weight", "3.0.bias"}
-    assert set(trained_tensors(model)) == trained | buffers
-    # statistics that are kept are the base's own
-    train_mode(model)
-    assert set(trained_tensors(model)) == trained
-
-
-def test_restore_tensors__refuses_names_and_shapes_that_differ_and_changes_nothing() -> None:
-    model = nn.Linear(2, 2)
-    before = model.weight.detach().clone()
-    for tensors, message in [
-        ({"weight": torch.zeros(2, 2)}, "1 tensors are not in it.*`bias`"),
-        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, "1 have another shape: `weight`"),
-        ({"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "c": torch.zeros(1)}, "1 are in it only.*`c`"),
-    ]:
-        with pytest.raises(CheckpointError, match=message):
-            restore_tensors(model, tensors)
-    assert torch.equal(model.weight, before)
-
-
-def test_save_checkpoint__says_why_a_full_disk_does_not_take_it(
-    tmp_path: Path, files_of_at_most: Callable[..., Any]
-) -> None:
+def test_save_checkpoint__reports_a_full_disk(tmp_path: Path, files_of_at_most: Callable[..., Any]) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint(step=4))
     large = checkpoint(step=5, tensors={"w": torch.zeros(10_000)})
@@ -128,7 +89,7 @@ def test_save_checkpoint__says_why_a_full_disk_does_not_take_it(
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
 
 
-def test_load_checkpoint__reads_one_that_knows_no_data(tmp_path: Path) -> None:
+def test_load_checkpoint__reads_one_without_data(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint())
     content = torch.load(path, weights_only=True)

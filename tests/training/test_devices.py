@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,7 +8,6 @@ from vispeft.training.devices import (
     build_fabric,
     choose_precision,
     count_processes,
-    cpu_has_fast_bf16,
     describe_device,
     leave_cores_to_workers,
     parse_device,
@@ -36,8 +33,8 @@ def test_build_fabric__bf16_computes_in_bf16_on_the_cpu() -> None:
 
 @without_gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "mps"])
-def test_build_fabric__a_device_that_is_not_there_is_an_error(device: str) -> None:
-    with pytest.raises(TrainingError, match=r"was asked for, but this machine has no .*`train\.device=cpu`"):
+def test_build_fabric__refuses_a_device_that_is_not_available(device: str) -> None:
+    with pytest.raises(TrainingError, match=r"^`device=\w+.*` was requested, but this machine has no .*`device=cpu`"):
         build_fabric(device)
 
 
@@ -48,7 +45,7 @@ def test_parse_device__auto_is_the_cpu_without_a_gpu() -> None:
 
 @pytest.mark.parametrize("device", ["gpu", "cpu:1", "cuda:x", "", "CUDA"])
 def test_parse_device__refuses_other_names(device: str) -> None:
-    with pytest.raises(TrainingError, match=r"`train\.device` must be"):
+    with pytest.raises(TrainingError, match=r"^`device` must be"):
         parse_device(device)
 
 
@@ -58,20 +55,22 @@ def test_choose_precision__auto_is_fp32_on_the_cpu() -> None:
 
 
 def test_choose_precision__fp16_needs_a_gpu() -> None:
-    with pytest.raises(TrainingError, match="fp16` needs a CUDA GPU, but the device is `cpu`"):
+    with pytest.raises(TrainingError, match=r"^`precision=fp16` needs a CUDA GPU, but the device is `cpu`"):
         choose_precision("cpu", "fp16")
+    with pytest.raises(TrainingError, match=r"^`train\.precision=fp16`"):
+        choose_precision("cpu", "fp16", prefix="train.")
 
 
-def test_build_fabric__takes_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_fabric__uses_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    # one process each: asking for four beside torchrun's one must not start three more
-    assert build_fabric("cpu", num_devices=4).world_size == 1
+    # a request for four must not start three more beside that of torchrun
+    assert build_fabric("cpu", devices=4).world_size == 1
 
 
 def test_build_fabric__refuses_no_processes() -> None:
-    with pytest.raises(TrainingError, match=r"`train\.devices` must be at least 1, but is 0"):
-        build_fabric("cpu", num_devices=0)
+    with pytest.raises(TrainingError, match=r"^`devices` must be at least 1, but is 0"):
+        build_fabric("cpu", devices=0)
 
 
 def test_leave_cores_to_workers__only_ever_lowers_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,27 +90,6 @@ def test_trains_on_cpu__needs_no_gpu_to_answer() -> None:
     assert trains_on_cpu("auto") != torch.cuda.is_available()
 
 
-@pytest.mark.parametrize(
-    ("line", "has_it"),
-    [
-        ("flags\t\t: fpu avx512f amx_bf16 amx_tile", True),
-        ("flags\t\t: fpu avx512f avx512_bf16", False),
-        ("flags\t\t: fpu avx2", False),
-        ("Features\t: fp asimd bf16 i8mm", True),
-        ("Features\t: fp asimd", False),
-        ("model name\t: amx_bf16", False),
-    ],
-)
-def test_cpu_has_fast_bf16__goes_by_what_the_processor_tells(
-    line: str, has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\nbugs\t:\n")
-    monkeypatch.setattr("vispeft.training.processor.Path", lambda _: tmp_path / "cpuinfo")
-    assert cpu_has_fast_bf16() is has_it
-    monkeypatch.setattr("vispeft.training.processor.Path", lambda _: tmp_path / "none")
-    assert not cpu_has_fast_bf16()
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_build_fabric__gpu() -> None:
@@ -122,12 +100,12 @@ def test_build_fabric__gpu() -> None:
 
 
 @without_gpu
-def test_build_fabric__names_the_option_that_asked_for_the_device() -> None:
-    with pytest.raises(TrainingError, match=r"^`--device=cuda` was asked for, .*`--device=auto` or `--device=cpu`"):
-        build_fabric("cuda", key="--device")
+def test_build_fabric__names_the_option_that_requested_the_device() -> None:
+    with pytest.raises(TrainingError, match=r"^`--device=cuda` was requested, .*`--device=auto` or `--device=cpu`"):
+        build_fabric("cuda", prefix="--")
 
 
-def test_count_processes__takes_what_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_processes__counts_those_that_torchrun_started(monkeypatch: pytest.MonkeyPatch) -> None:
     assert count_processes(3) == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")

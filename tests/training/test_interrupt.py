@@ -13,7 +13,7 @@ def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_interruptible__the_first_signal_asks_and_the_second_breaks() -> None:
+def test_interruptible__the_first_signal_requests_a_stop_and_the_second_raises() -> None:
     before = signal.getsignal(signal.SIGINT)
     with interruptible() as interrupt:
         press_ctrl_c()
@@ -29,7 +29,7 @@ def test_breaks__stops_at_once() -> None:
             press_ctrl_c()
         assert interrupt.is_requested
         with pytest.raises(KeyboardInterrupt), interrupt.breaks():
-            pytest.fail("a stop that was asked for before must not begin long work")
+            pytest.fail("after a request to stop, long work must not begin")
 
 
 def test_interruptible__a_forked_loader_process_ignores_it(capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ def test_write__each_line_is_on_disk_at_once(tmp_path: Path) -> None:
         assert read_metrics(log.path)[1] == {"step": 40, "split": "val", "segm/AP": 0.25}
 
 
-def test_write__what_is_not_finite_is_null(tmp_path: Path) -> None:
+def test_write__writes_non_finite_values_as_null(tmp_path: Path) -> None:
     with RunLog(tmp_path, use_tensorboard=False) as log:
         log.write(1, "train", {"loss": float("nan"), "norm": float("inf")})
     line = (tmp_path / "metrics.jsonl").read_text()
@@ -32,7 +32,7 @@ def test_write__what_is_not_finite_is_null(tmp_path: Path) -> None:
     }
 
 
-def test_run_log__drops_what_will_be_written_again(tmp_path: Path) -> None:
+def test_run_log__drops_lines_that_will_be_written_again(tmp_path: Path) -> None:
     with RunLog(tmp_path, use_tensorboard=False) as log:
         for step in (1, 2, 3):
             log.write(step, "train", {"loss": float(step)})
@@ -67,14 +67,12 @@ def test_run_log__drops_an_evaluation_that_will_be_done_again(tmp_path: Path) ->
         for step in (1, 2):
             log.write(step, "train", {"loss": 1.0})
             log.write(step, "val", {"segm/AP": 0.5})
-    RunLog(tmp_path, start_step=2, scores_again=True, use_tensorboard=False).close()
+    RunLog(tmp_path, start_step=2, repeats_evaluation=True, use_tensorboard=False).close()
     found = [(line["step"], line["split"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert found == [(1, "train"), (1, "val"), (2, "train")]
 
 
-def test_write__names_the_file_that_a_full_disk_does_not_take(
-    tmp_path: Path, files_of_at_most: Callable[..., Any]
-) -> None:
+def test_write__names_the_file_on_a_full_disk(tmp_path: Path, files_of_at_most: Callable[..., Any]) -> None:
     log = RunLog(tmp_path, use_tensorboard=False)
     log.write(1, "train", {"loss": 1.0})
     with files_of_at_most(64), pytest.raises(TrainingError) as error:
@@ -83,7 +81,7 @@ def test_write__names_the_file_that_a_full_disk_does_not_take(
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
 
 
-def test_run_log__goes_on_after_lines_that_are_none_of_its_own(tmp_path: Path) -> None:
+def test_run_log__drops_lines_without_step_and_split(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "split": "train", "loss": 1.0}\n{"note": 2}\n[3]\n{"step": 2, "spl\xff')
     RunLog(tmp_path, start_step=2, use_tensorboard=False).close()

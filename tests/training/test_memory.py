@@ -17,8 +17,8 @@ from vispeft.training.memory import (
 CPU = torch.device("cpu")
 
 
-def test_peak_memory_bytes__sees_what_was_held_and_freed() -> None:
-    # in a process of its own: what other tests freed would be used again here
+def test_peak_memory_bytes__counts_memory_that_was_freed_again() -> None:
+    # in a process of its own, because memory that other tests freed would be reused here
     code = (
         "import torch; from vispeft.training.memory import peak_memory_bytes; cpu = torch.device('cpu');"
         "before = peak_memory_bytes(cpu); held = torch.ones(64 * 2**20); del held;"
@@ -37,8 +37,8 @@ def may_reset() -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
-def test_reset_peak_memory__begins_anew() -> None:
-    # in a process of its own: whether freed memory goes back to the system depends on what other tests set
+def test_reset_peak_memory__forgets_earlier_peaks() -> None:
+    # in a process of its own, because other tests change if freed memory is returned to the system
     code = (
         "import torch; from vispeft.training.memory import peak_memory_bytes, reset_peak_memory;"
         "cpu = torch.device('cpu');"
@@ -52,8 +52,8 @@ def test_reset_peak_memory__begins_anew() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory in use is known on Linux only")
-def test_memory_bytes__grows_by_what_is_held() -> None:
-    # in a process of its own: what other tests freed would be used again here
+def test_memory_bytes__grows_with_allocations() -> None:
+    # in a process of its own, because memory that other tests freed would be reused here
     code = (
         "import torch; from vispeft.training.memory import memory_bytes; cpu = torch.device('cpu');"
         "before = memory_bytes(cpu); held = torch.ones(64 * 2**20); print(memory_bytes(cpu) - before)"
@@ -71,8 +71,8 @@ def test_memory_bytes__is_0_where_unknown(platform: str, tmp_path: Path, monkeyp
 
 
 @pytest.mark.skipif(sys.platform != "linux" or libc_ver()[0] != "glibc", reason="needs glibc")
-def test_keep_freed_memory__keeps_what_is_freed() -> None:
-    # in a process of its own, since it changes the allocator for good
+def test_keep_freed_memory__keeps_freed_memory_in_the_process() -> None:
+    # in a process of its own, because it changes the allocator permanently
     code = (
         "import torch; from vispeft.training.memory import keep_freed_memory, memory_bytes; cpu = torch.device('cpu');"
         "did = keep_freed_memory(); held = torch.ones(32 * 2**20); full = memory_bytes(cpu); del held;"
@@ -86,7 +86,7 @@ def test_keep_freed_memory__keeps_what_is_freed() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory in use is known on Linux only")
-def test_release_memory__gives_back_what_an_allocator_kept() -> None:
+def test_release_memory__returns_memory_that_the_allocator_kept() -> None:
     # in a process of its own, whose allocator keeps everything that is freed
     code = (
         "import torch; from vispeft.training.memory import *; cpu = torch.device('cpu'); keep_freed_memory();"
@@ -97,7 +97,7 @@ def test_release_memory__gives_back_what_an_allocator_kept() -> None:
     assert int(given) >= 48 * 2**20
 
 
-def test_available_memory_bytes__is_what_machine_and_container_leave(
+def test_available_memory_bytes__is_the_smaller_of_machine_and_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, count in (("memory.max", 5_000), ("memory.current", 3_000)):

@@ -1,4 +1,4 @@
-"""Two processes train what one process trains."""
+"""Equal results of two processes and of one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_fabric import Fabric
 
 from vispeft.io.metrics_file import read_metrics
 from vispeft.structures import Batch
+from vispeft.training.arguments import LoopSettings
 from vispeft.training.checkpoint import load_checkpoint
-from vispeft.training.trainer import LoopSettings
 
 
 @pytest.mark.slow
@@ -43,5 +43,5 @@ def test_fit__two_processes_equal_one(
     assert len(two.rng) == 2
     for name, tensor in single.tensors.items():
         torch.testing.assert_close(two.tensors[name], tensor, rtol=1e-4, atol=1e-6)
-    # the first process alone writes
+    # only the first process writes
     assert [line["step"] for line in read_metrics(tmp_path / "two" / "metrics.jsonl")] == [2, 4, 4]

@@ -44,7 +44,7 @@ def test_open_progress__draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatc
         assert part in text
 
 
-def test_open_progress__is_silent_elsewhere_than_in_the_first_process() -> None:
+def test_open_progress__is_silent_in_all_but_the_first_process() -> None:
     stream = io.StringIO()
     with open_progress("train", 4, stream=stream, is_shown=False) as progress, progress.paused():
         progress.update(4)

@@ -24,7 +24,7 @@ def test_seed_everything__repeats_and_differs_by_rank() -> None:
     assert not set(draws()) & set(first)
 
 
-def test_set_rng_state__goes_on_where_the_state_was_taken() -> None:
+def test_set_rng_state__continues_from_the_saved_state() -> None:
     seed_everything(5)
     draws()
     state = rng_state(CPU)
@@ -34,7 +34,7 @@ def test_set_rng_state__goes_on_where_the_state_was_taken() -> None:
     assert draws() == first
 
 
-def test_preserved_rng__leaves_no_trace_even_after_an_error() -> None:
+def test_preserved_rng__restores_the_state_even_after_an_error() -> None:
     seed_everything(5)
     first = draws()
     seed_everything(5)
@@ -43,7 +43,7 @@ def test_preserved_rng__leaves_no_trace_even_after_an_error() -> None:
     assert draws() == first
 
 
-def test_repeatable__is_deterministic_within_and_as_before_afterwards() -> None:
+def test_repeatable__is_deterministic_inside_and_restores_the_setting() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
     with repeatable(CPU):
         assert torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,4 @@
-"""A run of the toy model, for one process or several: `two_processes.py RUN_DIR`. Four images a step either way."""
+"""A run of the toy model, in one process or two: `two_processes.py RUN_DIR`. A step takes four images in both cases."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from conftest import ToyRun, toy_batch
 
 from vispeft.structures import Batch
+from vispeft.training.arguments import LoopSettings
 from vispeft.training.devices import build_fabric
-from vispeft.training.trainer import LoopSettings
 
 fabric = build_fabric("cpu", "fp32")
 
 
 def share(start: int) -> Iterator[Batch]:
-    """This process's batches: together the processes see what one alone would."""
+    """Return the batches of this process; those of all processes together are those of a single one."""
     world_size = fabric.world_size
     return (toy_batch(i * world_size + fabric.global_rank, 4 // world_size) for i in range(start, 100))
 

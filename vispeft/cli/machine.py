@@ -56,7 +56,8 @@ def doctor() -> None:
     import torch
     from vispeft_kernels.dispatch import describe
 
-    from vispeft.training.devices import choose_precision, cpu_has_fast_bf16
+    from vispeft.training.devices import choose_precision
+    from vispeft.training.processor import cpu_has_fast_bf16
 
     rows = [
         ("vispeft", metadata.version("vispeft")),

@@ -49,7 +49,7 @@ def predict_images(
     """
     files = find_images(paths, out)
     names = overlay_names(files)
-    fabric = build_fabric(device, _precision(run, device), key="--device")
+    fabric = build_fabric(device, _precision(run, device), prefix="--")
     _make_folder(out, files, names)
     run.model.to(fabric.device)
     results: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ def predict_images(
 
 def _precision(run: LoadedRun, device: str) -> Precision:
     """Return the run's precision, or fp32 where the device lacks it, so that any device can predict."""
-    kind, _ = parse_device(device, key="--device")
+    kind, _ = parse_device(device, prefix="--")
     asked = run.config.train.precision
     if asked != "fp16" or kind == "cuda":
         return asked

@@ -1,4 +1,4 @@
-"""Conditions on which a run goes on: the configuration, data, base and processes that it began with."""
+"""Conditions for resuming a run: the configuration, data, base and processes with which it began."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from vispeft.engine.loaders import DataSets
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.io.json_files import read_object
-from vispeft.training.checkpoint import Checkpoint, load_checkpoint
+from vispeft.training.checkpoint import load_checkpoint
 from vispeft.training.devices import count_processes
+from vispeft.training.state import Checkpoint
 
 _DATA_KEYS = tuple(f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images"))
 
 
 def describe_data(sets: DataSets) -> dict[str, Any]:
-    """Contents of both sets as plain values, for the checkpoint."""
+    """Return the contents of both sets as plain values, for the checkpoint."""
     return {"train": contents_of(sets.train).to_dict(), "val": contents_of(sets.val).to_dict()}
 
 
 def as_begun(config: Config, directory: RunDirectory) -> Config:
-    """`config` with the warm-up of the run that it goes on with, unless it gives one: the default depends on steps."""
+    """Return `config` with the warm-up of the run that it resumes, unless it sets one: the default depends on steps."""
     if config.train.warmup is not None:
         return config
     warmup = directory.load_config().train.warmup
@@ -31,9 +32,9 @@ def as_begun(config: Config, directory: RunDirectory) -> Config:
 
 
 def checkpoint_to_continue(config: Config, directory: RunDirectory, data: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint of a run that `config` may go on with; None where it ended before its first.
+    """Return the checkpoint from which `config` may continue the run; None where the run ended before its first one.
 
-    Raises one ConfigError that names everything that would make it another run.
+    Raises one ConfigError that names every change that would make it another run.
     """
     checkpoint = load_checkpoint(directory.checkpoint) if directory.checkpoint.exists() else None
     if checkpoint is None:
@@ -42,7 +43,7 @@ def checkpoint_to_continue(config: Config, directory: RunDirectory, data: Mappin
     before = checkpoint.data
     directory.check_continues(
         config,
-        # known by their contents
+        # the data are compared by their contents
         may_move=_DATA_KEYS if before else (),
         others=[*_process_changes(config, checkpoint), *(_data_changes(config, before, data) if before else [])],
     )
@@ -58,9 +59,9 @@ def checkpoint_to_continue(config: Config, directory: RunDirectory, data: Mappin
 
 
 def _check_kept(config: Config, directory: RunDirectory, checkpoint: Checkpoint) -> None:
-    """Refuse to go on where the best weights so far were kept in an adapter file that is gone."""
+    """Refuse to go on if the adapter file with the best weights so far is missing."""
     counters = checkpoint.counters
-    # weights that were kept unscored are replaced by any later ones
+    # weights that were kept without metrics are replaced by any later ones
     may_be_last = bool(counters.best_metrics) or counters.step >= (config.train.steps or 0)
     if counters.best_step >= 0 and may_be_last and not directory.adapter.is_file():
         raise CheckpointError(
@@ -71,7 +72,7 @@ def _check_kept(config: Config, directory: RunDirectory, checkpoint: Checkpoint)
 
 
 def _process_changes(config: Config, checkpoint: Checkpoint) -> list[str]:
-    began, now = len(checkpoint.rng), count_processes(config.train.devices)
+    began, now = len(checkpoint.rng), count_processes(config.train.devices, prefix="train.")
     return [] if began == now else [f"`train.devices` (processes) was {began} and is {now}"]
 
 
@@ -85,10 +86,9 @@ def _data_changes(config: Config, before: Mapping[str, Any], now: Mapping[str, A
 
 
 def finished_summary(config: Config, directory: RunDirectory, checkpoint: Checkpoint) -> Mapping[str, Any] | None:
-    """The summary of a run that has nothing left to do; None where it has."""
-    counters, patience = checkpoint.counters, config.train.patience
-    is_over = counters.step >= (config.train.steps or 0)
-    is_over |= patience is not None and counters.evaluations_since_best >= patience
+    """Return the summary of a finished run; None where something is left to do."""
+    counters, train = checkpoint.counters, config.train
+    is_over = counters.step >= (train.steps or 0) or counters.is_out_of_patience(train.patience)
     files = (directory.adapter, directory.predictions, directory.summary, directory.report)
     if not is_over or counters.is_evaluation_due or not all(path.is_file() for path in files):
         return None

@@ -16,12 +16,12 @@ from vispeft.engine.build import anatomy_without_weights, build_base
 from vispeft.engine.loaders import Share, image_size, read_split, val_loader
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.scoring import predict_split
+from vispeft.engine.settings import fabric_of
 from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
 from vispeft.models.checkpoint_metadata import Description, save_described
-from vispeft.training.devices import build_fabric
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,7 @@ def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, .
 def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:
     """COCO metrics of a run's best adapter on the validation set that its configuration, or an override, names."""
     run = load_run(root, overrides)
-    train = run.config.train
-    fabric = build_fabric(train.device, train.precision, train.devices)
+    fabric = fabric_of(run.config.train)
     coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))

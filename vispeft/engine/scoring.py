@@ -1,4 +1,4 @@
-"""A model and a data set -> COCO results and metrics."""
+"""COCO results and metrics of a model on a data set."""
 
 from __future__ import annotations
 
@@ -45,4 +45,4 @@ def predict_split(
 def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
     """Return the metrics of masks and boxes by their names in metrics.jsonl: `segm/AP`, `bbox/AP50`, ..."""
     pairs = (("segm", metrics.segm), ("bbox", metrics.bbox))
-    return {f"{kind}/{name}": value for kind, figures in pairs for name, value in figures.items()}
+    return {f"{kind}/{name}": value for kind, values in pairs for name, value in values.items()}

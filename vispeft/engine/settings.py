@@ -1,8 +1,12 @@
-"""Configuration -> criterion, optimizer, schedule and the settings of the training loop."""
+"""Configuration -> device, criterion, optimizer, schedule and the settings of the training loop."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from vispeft.config import Config, TrainConfig
@@ -10,9 +14,16 @@ from vispeft.errors import ConfigError, TrainingError
 from vispeft.models import LossSettings, SegmentationModel
 from vispeft.models.base import Criterion
 from vispeft.models.roles import roles_for
+from vispeft.training.arguments import LoopSettings
+from vispeft.training.devices import build_fabric
+from vispeft.training.guards import NoGradientError, NonFiniteError
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer
 from vispeft.training.schedule import Schedule
-from vispeft.training.trainer import LoopSettings
+
+
+def fabric_of(config: TrainConfig) -> Fabric:
+    """Return a launched Fabric on the device and in the precision of a configuration."""
+    return build_fabric(config.device, config.precision, config.devices, prefix="train.")
 
 
 def criterion_of(config: Config, model: SegmentationModel) -> Criterion:
@@ -21,7 +32,7 @@ def criterion_of(config: Config, model: SegmentationModel) -> Criterion:
 
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW over the parameters that the plan made trainable."""
+    """Return AdamW over the parameters that the plan made trainable."""
     settings = OptimSettings(
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -34,11 +45,11 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
     try:
         return build_optimizer(model, settings, roles_for(model))
     except TrainingError as error:
-        raise ConfigError(f"`peft.deltas` and `peft.train`: {error}") from error
+        raise ConfigError(f"`peft.deltas`, `peft.train`: {error}") from error
 
 
 def schedule_of(config: TrainConfig) -> Schedule:
-    """Learning rate schedule over the steps of a resolved configuration."""
+    """Return the learning rate schedule over the steps of a resolved configuration."""
     try:
         return Schedule(
             steps=config.steps or 0,
@@ -48,11 +59,11 @@ def schedule_of(config: TrainConfig) -> Schedule:
             gamma=config.gamma,
         )
     except TrainingError as error:
-        raise ConfigError(f"`train.warmup`: {error}") from error
+        raise ConfigError(f"`train`: {error}") from error
 
 
 def loop_settings_of(config: TrainConfig) -> LoopSettings:
-    """The loop's settings of a resolved configuration."""
+    """Return the loop's settings of a resolved configuration."""
     return LoopSettings(
         steps=config.steps or 0,
         accumulate=config.accumulate,
@@ -64,3 +75,14 @@ def loop_settings_of(config: TrainConfig) -> LoopSettings:
         ema_decay=config.ema,
         update_statistics=config.update_statistics,
     )
+
+
+@contextlib.contextmanager
+def naming_keys() -> Iterator[None]:
+    """Context that adds the configuration keys to errors of `fit`, whose remedies name no keys."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error} The keys are `train.lr` and `train.precision`.") from error
+    except NoGradientError as error:
+        raise NoGradientError(f"{error} The keys are `peft.deltas` and `peft.train`.") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train
 from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.engine.run_directory import RunDirectory, describe_environment
 from vispeft.engine.scoring import flat_metrics, predict_split
-from vispeft.engine.settings import criterion_of, loop_settings_of, optimizer_of, schedule_of
+from vispeft.engine.settings import criterion_of, fabric_of, loop_settings_of, naming_keys, optimizer_of, schedule_of
 from vispeft.errors import TrainingError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json, write_json
@@ -38,13 +38,15 @@ from vispeft.models import SegmentationModel
 from vispeft.peft.checkpoint import check_base
 from vispeft.report import write_report
 from vispeft.structures import AnyBatch
-from vispeft.training.checkpoint import Checkpoint
-from vispeft.training.devices import build_fabric, describe_device, leave_cores_to_workers
+from vispeft.training.arguments import FitResult, Outputs, Task
+from vispeft.training.callbacks.base import Callback
+from vispeft.training.devices import describe_device, leave_cores_to_workers
 from vispeft.training.feature_cache.store import FeatureMemory
 from vispeft.training.interrupt import interruptible
 from vispeft.training.logs import RunLog
 from vispeft.training.seeds import seed_everything
-from vispeft.training.trainer import FitResult, fit
+from vispeft.training.state import Checkpoint
+from vispeft.training.trainer import fit
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,8 @@ class _Run:
         return 0 if self.checkpoint is None else self.checkpoint.counters.step
 
     @property
-    def evaluates_on_the_way(self) -> bool:
-        """Tell whether the run evaluates before its end; a single evaluation at the end is the final one anyway."""
+    def evaluates_while_training(self) -> bool:
+        """True unless the only evaluation is that of the end, which `_finish` does anyway."""
         steps = self.config.train.steps or 0
         has_kept = self.checkpoint is not None and self.checkpoint.counters.best_step >= 0
         return (self.config.train.eval_every or 0) < steps or (has_kept and self.start_step < steps)
@@ -89,12 +91,12 @@ class _Run:
     def share(self) -> Share:
         return Share(self.fabric.global_rank, self.fabric.world_size)
 
-    def trained(self) -> tuple[nn.Module, Iterable[AnyBatch]]:
-        """Return the module that is trained and its batches from `start_step` on."""
+    def training(self) -> tuple[nn.Module | None, Iterable[AnyBatch]]:
+        """Return the tail that takes kept features, if they are used, and the batches from `start_step` on."""
         if self.features is not None and self.features.train is not None:
             return self.features.tail_of(self.model), self.features.train
         loader = train_loader(self.config, self.sets.train, self.model, self.share, start_step=self.start_step)
-        return self.model, loader
+        return None, loader
 
     def scored(self, model: SegmentationModel) -> tuple[nn.Module, Iterable[AnyBatch]]:
         """Return the module that evaluates `model` and the batches of all validation images."""
@@ -110,14 +112,14 @@ def train_run(
     resume: bool = False,
     sets: DataSets | None = None,
     memory: FeatureMemory | None = None,
-    on_evaluation: Callable[[int, Mapping[str, float]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> RunResult:
     """Train, keep the best adapter, score it on the validation set and write the run directory.
 
     sets: the result of `read_sets` for the same configuration, where several runs share it
     memory: holds the features that `train.feature_cache: memory` keeps, where several runs share them
-    on_evaluation: called with step and metrics after each evaluation before the end; an exception from it ends the run,
-        which can be resumed from there
+    callbacks: reactions to steps and to evaluations while training; an exception in one ends the run, which can be
+        resumed from there
     """
     if sets is None:
         check_backbone(config)
@@ -135,7 +137,7 @@ def train_run(
         run = replace(run, features=_features(run, memory or FeatureMemory()))
     except KeyboardInterrupt:
         return RunResult(directory.root, run.start_step, None)
-    result = _fit(run, on_evaluation)
+    result = _fit(run, callbacks)
     summary = None if result.is_interrupted else _finish(run, result)
     return RunResult(directory.root, result.steps, summary)
 
@@ -145,7 +147,7 @@ def _set_up(
 ) -> _Run:
     """Prepare processes and model of a run, check its deltas and begin its directory."""
     train = config.train
-    fabric = build_fabric(train.device, train.precision, train.devices)
+    fabric = fabric_of(train)
     if fabric.device.type == "cpu" and train.workers:
         leave_cores_to_workers(train.workers * fabric.world_size)
     model = build_base(config, len(sets.train.categories))
@@ -180,41 +182,36 @@ def _features(run: _Run, memory: FeatureMemory) -> KeptFeatures | None:
         return keep_features(run.config, run.fabric, run.sets, run.model, start_step=run.start_step, memory=memory)
 
 
-def _fit(run: _Run, on_evaluation: Callable[[int, Mapping[str, float]], None] | None) -> FitResult:
-    config, model, fabric, checkpoint = run.config, run.model, run.fabric, run.checkpoint
-    called, batches = run.trained()
-    with RunLog(
+def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
+    config, model, checkpoint = run.config, run.model, run.checkpoint
+    tail, batches = run.training()
+    optimizer, schedule = optimizer_of(config.train, model), schedule_of(config.train)
+    log = RunLog(
         run.directory.root,
         start_step=run.start_step,
-        scores_again=checkpoint is not None and checkpoint.counters.lacks_score,
-        is_enabled=fabric.is_global_zero,
-    ) as log:
+        repeats_evaluation=checkpoint is not None and checkpoint.counters.lacks_score,
+        is_enabled=run.fabric.is_global_zero,
+    )
+    with log, naming_keys():
         return fit(
-            fabric=fabric,
-            model=model,
-            criterion=criterion_of(config, model),
-            optimizer=optimizer_of(config.train, model),
-            schedule=schedule_of(config.train),
-            train_batches=batches,
-            evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_on_the_way else None,
-            keep_best=partial(_keep, run),
-            log=log,
-            checkpoint_path=run.directory.checkpoint,
-            settings=loop_settings_of(config.train),
+            Task(model, criterion_of(config, model), optimizer, schedule, tail),
+            batches,
+            loop_settings_of(config.train),
+            Outputs(log, run.directory.checkpoint, partial(_keep, run), run.data),
+            fabric=run.fabric,
+            evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_while_training else None,
             resume=checkpoint,
-            on_evaluation=on_evaluation,
-            called=called,
-            data=run.data,
+            callbacks=callbacks,
         )
 
 
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
-    """COCO metrics of the current model, by their names in metrics.jsonl."""
+    """Return COCO metrics of the current model, by their names in metrics.jsonl."""
     results = predict_split(run.config, run.fabric, run.sets.val, run.model, *scored)
     return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
 
 
-def _keep(run: _Run, step: int, figures: Mapping[str, float]) -> None:
+def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
     """Write the adapter file with its metadata."""
     metadata = {
         "class_names": run.sets.train.class_names,
@@ -223,7 +220,7 @@ def _keep(run: _Run, step: int, figures: Mapping[str, float]) -> None:
         "pixel_std": run.model.pixel_std,
         "base": describe_base(run.model, run.config.model),
         "step": step,
-        "figures": dict(figures),
+        "metrics": dict(metrics),
     }
     peft.save(run.model, run.directory.adapter, metadata=metadata)
 
@@ -237,13 +234,13 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     results = predict_split(run.config, run.fabric, run.sets.val, best, *run.scored(best))
     if run.fabric.is_global_zero:
         write_results(run.directory.predictions, results)
-        # from the files as written: whoever scores them again gets the same figures
+        # from the files as written, so that scoring them again gives the same metrics
         metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
         result = replace(result, evaluate_seconds=result.evaluate_seconds + time.monotonic() - began)
-        if not run.evaluates_on_the_way:
-            with RunLog(run.directory.root, start_step=result.steps, scores_again=True) as log:
+        if not run.evaluates_while_training:
+            with RunLog(run.directory.root, start_step=result.steps, repeats_evaluation=True) as log:
                 log.write(result.steps, "val", flat_metrics(metrics))
-        # a report that is there belongs to the summary that is there
+        # an old report must not stand beside a new summary
         run.directory.report.unlink(missing_ok=True)
         write_json(run.directory.summary, _summary(run, result, metrics), raises=TrainingError, indent=1)
         write_report(run.directory.root)

@@ -18,6 +18,7 @@ from vispeft.errors import TrainingError, VispeftError
 from vispeft.io.metrics_file import read_metrics
 from vispeft.sweep.storage import STORAGE_ERRORS, beating
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
+from vispeft.training.callbacks.base import Callback
 from vispeft.training.feature_cache.store import FeatureMemory
 from vispeft.training.memory import release_memory
 
@@ -98,7 +99,7 @@ def _trained(shared: SharedStudy, claim: Claim, directory: RunDirectory, sets: S
         resume=is_begun,
         sets=sets.of(config),
         memory=sets.memory,
-        on_evaluation=partial(_evaluated, shared, claim, directory),
+        callbacks=[Callback(on_evaluation=partial(_evaluated, shared, claim, directory))],
     )
     if result.summary is None:
         return Outcome(None)

@@ -1,8 +1,8 @@
-"""Reproducible arithmetic on a CPU: the same numbers give the same bits wherever they lie in memory.
+"""Reproducible arithmetic on a CPU: the same operands give the same bits at any address in memory.
 
 MKL, which multiplies torch's matrices on x86-64, picks some of its kernels by the alignment of the operands on
 processors that are not Intel's: two equal models then differ in the last bits. The environment variable `MKL_CBWR`
-(conditional numerical reproducibility) keeps it from that. It counts only if it is set before MKL's first product.
+(conditional numerical reproducibility) prevents that. It has an effect only if set before MKL's first product.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODE_VARIABLE = "MKL_CBWR"
-# the fastest kernels that this processor has, but the same ones always; `COMPATIBLE` takes twice the time
+# always the same kernels, the fastest that this processor has; `COMPATIBLE` takes twice the time
 MODE = "AUTO"
 # rows, columns and inner size of products whose kernel depends on alignment where any does
 _PROBED = ((1, 64, 64), (2, 33, 65), (7, 144, 48), (12, 50, 100), (33, 17, 300), (64, 256, 128))
@@ -26,9 +26,9 @@ _OFFSETS = (1, 3, 4, 8)
 
 
 def request_reproducible_arithmetic() -> None:
-    """Ask MKL for reproducible arithmetic where the processor needs it, in this process and those that it starts.
+    """Ask MKL for reproducible arithmetic where the processor needs it, in this process and its child processes.
 
-    Call it before any computation. A value of `MKL_CBWR` that the user set stays.
+    Call it before any computation. A value of `MKL_CBWR` that the user set is kept.
     """
     if depends_on_alignment(cpu_info("vendor_id") or platform.processor(), platform.machine()):
         os.environ.setdefault(MODE_VARIABLE, MODE)
@@ -46,7 +46,7 @@ def depends_on_alignment(vendor: str, machine: str) -> bool:
 def is_reproducible() -> bool:
     """Tell whether products of equal matrices have equal bits at other addresses, by a test of one millisecond.
 
-    After the first product of a process, nothing changes this any more.
+    The result is fixed after the first product of a process.
     """
     import torch
 

@@ -12,6 +12,14 @@ from torch import nn
 from vispeft.errors import TrainingError
 
 
+class NonFiniteError(TrainingError):
+    """A step whose losses or gradients are not finite."""
+
+
+class NoGradientError(TrainingError):
+    """Trainable parameters on which the loss does not depend."""
+
+
 @dataclass(frozen=True)
 class BatchLosses:
     """Losses of one forward pass. losses: weighted loss parts by name; file_names: of the batch's images."""
@@ -32,42 +40,44 @@ def check_finite(batches: Sequence[BatchLosses], grad_norm: float, *, step: int,
     may_skip: accept non-finite gradients, as loss scaling (fp16) yields now and then; the scaler skips their step
     """
     remedy = (
-        f"This step changed no weight, and the last checkpoint stands. Lower the learning rate (now {lr:g}) "
-        "or train in fp32; look at these images if it comes back."
+        f"This step changed no weight, and the last checkpoint stands. Lower the learning rate (now {lr:g}) or use the "
+        "precision fp32, and train again; if the error comes back, look at these images."
     )
     bad = [batch for batch in batches if not batch.is_finite]
     if bad:
         parts = ", ".join(f"{name} {value:.4g}" for name, value in bad[0].losses.items())
-        raise TrainingError(
+        raise NonFiniteError(
             f"The loss must be finite, but is not in step {step}: {parts}. Images: {_images(bad)}. {remedy}"
         )
     if not math.isfinite(grad_norm) and not may_skip:
         parts = "; ".join(", ".join(f"{name} {value:.4g}" for name, value in b.losses.items()) for b in batches)
-        raise TrainingError(
+        raise NonFiniteError(
             f"The gradients must be finite, but their norm is {grad_norm} in step {step}, with losses {parts}. "
             f"Images: {_images(batches)}. {remedy}"
         )
 
 
-def check_gradients(model: nn.Module, *, may_rest: Collection[str] = ()) -> None:
+def check_gradients(model: nn.Module, *, may_lack_gradient: Collection[str] = ()) -> None:
     """Raise an error if a trainable parameter got no gradient: the loss does not depend on it, so it would not change.
 
-    may_rest: names of parameters that may get none
+    may_lack_gradient: names of parameters that may get none
     """
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None and n not in may_rest]
-    if idle:
-        listed = ", ".join(f"`{name}`" for name in idle[:8]) + (f" and {len(idle) - 8} more" if len(idle) > 8 else "")
-        raise TrainingError(
-            f"Every trainable parameter must get a gradient, but after the first step {len(idle)} got none: {listed}. "
-            "They take no part in the loss. Leave them out of the plan."
+    lacking = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    lacking = [name for name in lacking if name not in may_lack_gradient]
+    if lacking:
+        more = f" and {len(lacking) - 8} more" if len(lacking) > 8 else ""
+        listed = ", ".join(f"`{name}`" for name in lacking[:8]) + more
+        raise NoGradientError(
+            f"Every trainable parameter must get a gradient, but after the first step {len(lacking)} got none: "
+            f"{listed}. The loss does not depend on them. Do not train them."
         )
 
 
 def warn_of_no_instances() -> None:
     """Warn that no image of the whole run had an instance."""
     warnings.warn(
-        "No training step saw a single instance, so that nothing was learnt but the background. Train for more steps, "
-        "or look at what augmentation leaves of the instances: vispeft data show.",
+        "No training image of this run had an instance, so the model learnt only the background. Train for more steps, "
+        "or look at the images after augmentation: vispeft data show.",
         stacklevel=2,
     )
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks for a stop after the step, the second stops at once."""
+"""Ctrl-C and SIGTERM: the first requests a stop after the step, the second stops at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+import torch
+from lightning_fabric import Fabric
+
 
 class Interrupt:
-    """State of a request to stop. Created by `interruptible`."""
+    """Request to stop, recorded from signals. Created by `interruptible`.
+
+    is_requested: True from the first signal to this process on
+    """
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -20,7 +26,7 @@ class Interrupt:
 
     @contextlib.contextmanager
     def breaks(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at once on a stop in the `with` block: for work that can be repeated."""
+        """Raise KeyboardInterrupt at once on a signal in the `with` block or before: for work that can be repeated."""
         self._is_breaking = True
         try:
             if self.is_requested:
@@ -29,9 +35,17 @@ class Interrupt:
         finally:
             self._is_breaking = False
 
+    def must_stop(self, fabric: Fabric) -> bool:
+        """Tell whether a stop was requested in any process. Every process must call this."""
+        if fabric.world_size > 1:
+            requested = torch.tensor(float(self.is_requested), device=fabric.device)
+            total = fabric.all_reduce(requested, reduce_op="sum")
+            self.is_requested = bool(torch.as_tensor(total) > 0)
+        return self.is_requested
+
     def handle(self, signal_number: int, frame: FrameType | None) -> None:
-        """Handle a signal."""
-        # loader processes inherit the handler by fork; their parent decides when they end
+        """Record the first signal; raise KeyboardInterrupt on the second, or at once within `breaks`."""
+        # loader processes inherit the handler by fork, but their parent decides when they end
         if os.getpid() != self._process_id:
             return
         is_second = self.is_requested

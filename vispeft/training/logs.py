@@ -17,10 +17,10 @@ from vispeft.io.run_layout import METRICS_FILE, TENSORBOARD_DIR
 
 
 class RunLog:
-    """Lines such as `{"step": 40, "split": "train", "loss": 3.1}` in a run's metrics.jsonl, each written at once.
+    """Writer of lines such as `{"step": 40, "split": "train", "loss": 3.1}` to a run's metrics.jsonl, each at once.
 
     start_step: lines of an earlier run after this step are dropped, because they will be written again
-    scores_again: the evaluation after `start_step` is dropped too, because it will be repeated
+    repeats_evaluation: the evaluation after `start_step` is dropped too, because it will be repeated
     is_enabled: False in every process but the first
     """
 
@@ -29,7 +29,7 @@ class RunLog:
         run_dir: Path,
         *,
         start_step: int = 0,
-        scores_again: bool = False,
+        repeats_evaluation: bool = False,
         use_tensorboard: bool = True,
         is_enabled: bool = True,
     ) -> None:
@@ -41,10 +41,10 @@ class RunLog:
             return
         with writing(self.path, TrainingError):
             run_dir.mkdir(parents=True, exist_ok=True)
-            keep_lines_until(self.path, start_step, scores_again=scores_again)
+            keep_lines_until(self.path, start_step, repeats_evaluation=repeats_evaluation)
             self._file = self.path.open("a", encoding="utf-8")
         if use_tensorboard:
-            # takes a second to import, which other commands must not pay
+            # imported here because it takes a second, also in commands that write no log
             from torch.utils.tensorboard import SummaryWriter
 
             with writing(self._board, TrainingError):
@@ -80,16 +80,19 @@ class RunLog:
         if error is None:
             self.close()
             return
-        # what ended the run is told, not what follows from it
+        # the error that ended the run must not be replaced by one that follows from it
         with contextlib.suppress(TrainingError):
             self.close()
 
 
-def keep_lines_until(path: Path, step: int, *, scores_again: bool = False) -> None:
-    """Drop the lines of a metrics.jsonl that come after `step`, atomically; with `scores_again` its evaluation too."""
+def keep_lines_until(path: Path, step: int, *, repeats_evaluation: bool = False) -> None:
+    """Drop the lines of a metrics.jsonl after `step`, atomically.
+
+    repeats_evaluation: drop the evaluation after `step` too
+    """
     if not path.exists():
         return
-    dropped = step if scores_again else None
+    dropped = step if repeats_evaluation else None
     kept = [
         line
         for line in read_metrics(path)

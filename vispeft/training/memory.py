@@ -19,10 +19,10 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc not to return freed memory to the kernel between steps. Returns True on success.
+    """Ask glibc not to return freed memory to the kernel between steps. Return True on success.
 
-    A step that frees its activations early otherwise pays a page fault for each page of the next step: a fifth to a
-    quarter of the processor time of a forward pass through frozen blocks. No effect elsewhere than on glibc's Linux.
+    Otherwise each page of a step's activations costs a page fault: a fifth to a quarter of the processor time of a
+    forward pass through frozen blocks. No effect elsewhere than on Linux with glibc.
     """
     if sys.platform != "linux":
         return False
@@ -30,7 +30,7 @@ def keep_freed_memory() -> bool:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:
         return False
-    # no separate mapping per large block, and no trimming of the heap's end
+    # no mapping of its own for a large block, and no trimming of the heap's end
     return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
@@ -45,14 +45,14 @@ def release_memory() -> None:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Reset the peak memory of `device`; for the peak of the process this works on Linux only."""
+    """Reset the peak memory of `device`. The peak of a process can be reset on Linux only."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
-        # no /proc, or not ours to write: the peak then counts from the start of the process
+        # no /proc, or not writable: the peak then counts from the start of the process
         return
 
 

@@ -15,10 +15,10 @@ from vispeft.peft.targets import Names, Roles
 
 FULL = "full"
 # tokens, position embeddings and attention biases: weight decay would pull them to zero, as it would biases
-_SPARED_NAMES = frozenset(
+_NO_DECAY_NAMES = frozenset(
     {
         *("pos_embed", "cls_token", "reg_token", "mask_token", "level_embed", "query_embed"),
-        # of Swin, Swin V2, MViTv2 and SAM, LeViT and TinyViT, XCiT, as their authors and timm spare them
+        # of Swin, Swin V2, MViTv2 and SAM, LeViT and TinyViT, XCiT: excluded by their authors and by timm
         *("relative_position_bias_table", "cpb_mlp", "logit_scale", "rel_pos", "rel_pos_h", "rel_pos_w"),
         *("attention_biases", "attention_bias_cache", "temperature"),
     }
@@ -49,7 +49,8 @@ class OptimSettings:
     """AdamW's settings.
 
     methods: rates by method name (`lora`, `adapter`, ...), and under `full` for parameters trained in full
-    regions: rates by site pattern, which override those by method; the last pattern that names a parameter counts
+    regions: rates by site pattern, which override those by method; of several patterns that name a parameter, the last
+        counts
     """
 
     lr: float = 1e-3
@@ -71,12 +72,12 @@ class _Group:
 
     method: str
     region: str
-    is_spared: bool
+    has_decay: bool
 
     @property
     def name(self) -> str:
         region = f" in {self.region}" if self.region else ""
-        return f"{self.method}{region}{'/no_decay' if self.is_spared else ''}"
+        return f"{self.method}{region}{'' if self.has_decay else '/no_decay'}"
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> torch.optim.AdamW:
@@ -86,23 +87,23 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | No
     """
     groups = param_groups(model, settings, roles)
     if not groups:
-        raise TrainingError("Nothing is trainable. Give the plan a delta, or a pattern of what to train in full.")
+        raise TrainingError("The model must have trainable parameters, but all are frozen.")
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
 
 def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> list[dict[str, Any]]:
     """Return optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's order.
 
-    A name is `<method>` or `<method> in <pattern of the region>`, and ends with `/no_decay` where weight decay is left
-    out. Parameters that belong to no delta are trained in full, the method `full`.
+    A name is `<method>` or `<method> in <pattern of the region>`, with `/no_decay` at its end for parameters without
+    weight decay. Parameters that belong to no delta are trained in full, the method `full`.
 
-    roles: patterns behind `@role` in the regions' patterns
+    roles: pattern of each `@role` that the regions' patterns may name
     """
-    spared, method_of, region_of = _without_decay(model), _delta_methods(model), _regions(model, settings, roles)
+    no_decay, method_of, region_of = _without_decay(model), _delta_methods(model), _regions(model, settings, roles)
     members: dict[_Group, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = _Group(method_of.get(name, FULL), region_of.get(name, ""), name in spared)
+            group = _Group(method_of.get(name, FULL), region_of.get(name, ""), name not in no_decay)
             members.setdefault(group, []).append(parameter)
     groups = []
     for group, params in members.items():
@@ -113,7 +114,7 @@ def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None 
                 "params": params,
                 "lr": lr,
                 "initial_lr": lr,
-                "weight_decay": 0.0 if group.is_spared else weight_decay,
+                "weight_decay": weight_decay if group.has_decay else 0.0,
             }
         )
     return groups
@@ -141,9 +142,9 @@ def _without_decay(model: nn.Module) -> set[str]:
     """Return the names of parameters without weight decay: one-dimensional, norms, embeddings and tokens."""
     names = set()
     for module_name, module in model.named_modules():
-        is_spared = isinstance(module, (nn.LayerNorm, nn.Embedding))
+        has_no_decay = isinstance(module, (nn.LayerNorm, nn.Embedding))
         for name, parameter in module.named_parameters(recurse=False):
             full_name = f"{module_name}.{name}" if module_name else name
-            if is_spared or parameter.ndim <= 1 or not _SPARED_NAMES.isdisjoint(full_name.split(".")):
+            if has_no_decay or parameter.ndim <= 1 or not _NO_DECAY_NAMES.isdisjoint(full_name.split(".")):
                 names.add(full_name)
     return names

@@ -1,4 +1,4 @@
-"""Facts about the processor, read from the system. No heavy imports: the command line uses it before torch loads."""
+"""Facts about the processor, read from the system. No heavy imports: the command line uses them before torch loads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cpu_info(field: str) -> str:
-    """Return the first value of a field of /proc/cpuinfo, or nothing where there is none."""
+    """Return the first value of a field of /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -16,3 +16,8 @@ def cpu_info(field: str) -> str:
         if name.strip() == field:
             return value.strip()
     return ""
+
+
+def cpu_has_fast_bf16() -> bool:
+    """Tell whether this CPU multiplies bf16 matrices in hardware (AMX on x86, BF16 on ARM), so that bf16 is faster."""
+    return "amx_bf16" in cpu_info("flags").split() or "bf16" in cpu_info("Features").split()

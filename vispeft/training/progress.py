@@ -42,7 +42,7 @@ def open_progress(
     stream = sys.stderr if stream is None else stream
     pace = Pace(total, start, unit)
     if not is_shown:
-        yield _Silence()
+        yield _NoReport()
     elif stream.isatty():
         with _bar(description, pace, stream) as bar:
             yield bar
@@ -55,7 +55,7 @@ def open_progress(
 
 
 class Pace:
-    """Rate and time left, from the units done since the start; paused time does not count."""
+    """Rate and time left, from the units done since the start. Paused time does not count."""
 
     def __init__(self, total: int, start: int, unit: str) -> None:
         self.total = total
@@ -92,7 +92,7 @@ def format_bytes(count: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1000 else f"{megabytes:.0f} MB"
 
 
-class _Silence:
+class _NoReport:
     def update(self, done: int, note: str = "") -> None:
         return
 

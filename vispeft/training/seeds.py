@@ -15,7 +15,7 @@ from vispeft.training.arithmetic import MODE, MODE_VARIABLE, is_reproducible
 
 
 def seed_everything(seed: int, *, rank: int = 0) -> None:
-    """Seed Python's, numpy's and torch's generators, on every device. rank: of the process; each draws differently."""
+    """Seed the generators of Python, numpy and torch, on every device. rank: of the process; each draws differently."""
     seed = (seed + rank) % 2**32
     random.seed(seed)
     np.random.seed(seed)
@@ -24,10 +24,10 @@ def seed_everything(seed: int, *, rank: int = 0) -> None:
 
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
-    """Make CPU runs repeat to the bit: torch takes the deterministic form of every operation that has one.
+    """Use torch's deterministic operations in the `with` block, so that runs on a CPU repeat to the bit.
 
-    Not on GPUs, where several operations have none or cost a multiple. Warns where the processor's arithmetic does not
-    allow it, which the command line prevents and a library user can, see `vispeft.training.arithmetic`.
+    No effect on GPUs, where several operations have no deterministic form or one of several times the cost. Warns if
+    the processor's arithmetic prevents equal bits; `vispeft.training.arithmetic` tells how to avoid that.
     """
     if device.type != "cpu":
         yield
@@ -42,7 +42,7 @@ def repeatable(device: torch.device) -> Iterator[None]:
     was_warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     was_filling = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # filling every new tensor with NaN finds bugs but costs time in each step
+    # filling every new tensor with NaN costs time in each step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
@@ -67,7 +67,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore the state of the generators from `rng_state`. A device that the state lacks is left unchanged."""
+    """Restore the generators' state, a result of `rng_state`. A device that the state lacks is left unchanged."""
     kind, key, position, has_gauss, cached = state["numpy"]
     random.setstate(state["python"])
     np.random.set_state((kind, key.numpy().astype(np.uint32), position, has_gauss, cached))

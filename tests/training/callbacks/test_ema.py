@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vispeft.training.ema import Ema
+from vispeft.training.callbacks.ema import Ema
 
 
 def two_layers() -> nn.Sequential:
@@ -30,20 +30,20 @@ def test_ema__holds_trainable_parameters_only() -> None:
     assert set(Ema(two_layers(), 0.9).state_dict()) == {"1.weight", "1.bias", ""}
 
 
-def test_swapped_in__gives_the_weights_back_to_the_bit_even_after_an_error() -> None:
+def test_swapped_in__restores_the_weights_to_the_bit_even_after_an_error() -> None:
     model = two_layers()
     ema = Ema(model, 0.9)
     with torch.no_grad():
         model[1].weight.mul_(1 / 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    def look_and_stop() -> None:
+    def compare_and_stop() -> None:
         assert torch.equal(model[1].weight, ema.state_dict()["1.weight"])
         assert not torch.equal(model[1].weight, before["1.weight"])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), ema.swapped_in():
-        look_and_stop()
+        compare_and_stop()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

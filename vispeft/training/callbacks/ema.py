@@ -24,7 +24,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the averages with the present parameters."""
+        """Update the averages by the current parameters."""
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
         averages = list(self._averages.values())
@@ -46,7 +46,7 @@ class Ema:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from the result of `state_dict`."""
+        """Restore a result of `state_dict`."""
         self.num_updates = int(state[""])
         for name, average in self._averages.items():
             average.copy_(state[name])
