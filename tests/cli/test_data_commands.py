@@ -40,7 +40,7 @@ def test_check__tells_what_fix_would_leave(shapes_set: Path, command: Command, t
         del annotation["category_id"]
     bad.write_text(json.dumps(document))
     assert (
-        "--fix cannot mend: no annotation has a `category_id`"
+        "--fix cannot repair: no annotation has a `category_id`"
         in command("data", "check", bad, "--images", shapes_set / "images")[2]
     )
 
@@ -65,7 +65,7 @@ def test_check__offers_fix_only_where_it_mends(shapes_set: Path, command: Comman
         path.write_text(json.dumps({**document, "images": images}))
         status, _, err = command("data", "check", path, "--images", shapes_set / "images")
         assert status == 1
-        assert ("--fix FILE` mends what can be mended" in err) is is_mended
+        assert ("--fix FILE` repairs the file as far as possible" in err) is is_mended
         status, _, _ = command("data", "check", path, "--images", shapes_set / "images", "--fix", fixed)
         assert (status == 0) is is_mended
 

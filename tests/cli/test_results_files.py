@@ -95,4 +95,4 @@ def test_results__boxes_alone_are_compared_as_boxes(
     status, out, err = command("compare", finished.root, path, *annotations, "--resamples", 100)
     assert status == 0
     assert "box AP on 3 images" in out
-    assert "but 3 images cannot tell 2 configurations apart." in out
+    assert "but 3 images are too few to distinguish 2 configurations." in out

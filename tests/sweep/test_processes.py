@@ -48,7 +48,7 @@ def table(root: Path) -> list[dict[str, Any]]:
     for trial in trials:
         trial.pop("directory")
         for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes"):
-            trial["figures"].pop(name)
+            trial["metrics"].pop(name)
     return trials
 
 
@@ -68,7 +68,7 @@ def test_sweep__killed_and_started_again_ends_the_same(folder: Any) -> None:
     killed.kill()
     killed.communicate()
     err = finished(path)
-    assert "going on, 1 of 3 trials are done" in err
+    assert "resumed, 1 of 3 trials are done" in err
     assert "[1/3]" not in err
     finished(path, "--out", "undisturbed")
     undisturbed = path.parent / "undisturbed"
@@ -108,5 +108,5 @@ def test_sweep__workers_stop_at_ctrl_c(folder: Any) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert f"Go on with: vispeft sweep {path} {' '.join(words)}" in err
+    assert f"Resume with: vispeft sweep {path} {' '.join(words)}" in err
     assert "running" in {trial["state"] for trial in json.loads((root / "results.json").read_text())["trials"]}

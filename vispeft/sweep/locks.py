@@ -1,4 +1,4 @@
-"""The lock of a study, released when the process that holds it ends, even by a crash."""
+"""Lock of a study, released when the process that holds it ends, even by a crash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class StudyLock:
     def _in_file(self, path: Path) -> Iterator[None]:
         lock = FileLock.try_hold(path, patience_seconds=_PATIENCE_SECONDS)
         if lock is None:
-            raise TrainingError(f"`{path}` is held by another worker for more than {_PATIENCE_SECONDS:.0f} s.")
+            raise TrainingError(
+                f"Another worker has held `{path}` for {_PATIENCE_SECONDS:.0f} s. Run the command again."
+            )
         try:
             yield
         finally:
@@ -47,7 +49,7 @@ class StudyLock:
     @contextlib.contextmanager
     def _in_server(self) -> Iterator[None]:
         assert self._engine is not None
-        # the server takes the lock back when the connection ends
+        # the server releases the lock when the connection ends
         with self._engine.connect() as connection:
             connection.execute(sqlalchemy.text(f"SET lock_timeout = {int(_PATIENCE_SECONDS * 1000)}"))
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key})
