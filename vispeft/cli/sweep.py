@@ -12,7 +12,7 @@ from vispeft.cli.run import INTERRUPTED, Overrides, checked_overrides
 from vispeft.cli.terminal import console, say, show_table
 
 if TYPE_CHECKING:
-    from vispeft.sweep import Results, Row, SweepResult
+    from vispeft.sweep import Results, Row, Sweep, SweepResult
 
 
 def sweep(
@@ -34,20 +34,11 @@ def sweep(
     configs/sweep_adapters_per_block.yaml data.train.annotations=train.json data.train.images=images
     data.val.annotations=val.json data.val.images=images train.steps=200
     """
-    from vispeft.sweep import (
-        SweepDirectory,
-        check_plans,
-        is_child,
-        load_sweep,
-        open_sweep_directory,
-        run_sweep,
-        work_as_child,
-    )
+    from vispeft.sweep import check_plans, is_child, load_sweep, open_sweep_directory, run_sweep
 
     loaded = load_sweep(config, checked_overrides(overrides))
     if is_child() and out is not None:
-        if work_as_child(loaded, SweepDirectory(out), say):
-            raise typer.Exit(INTERRUPTED)
+        _work(loaded, out)
         return
     check_plans(loaded)
     directory = open_sweep_directory(loaded, out)
@@ -57,6 +48,14 @@ def sweep(
         say(f"Stopped. Resume with: {shlex.join(['vispeft', 'sweep', str(config), *(overrides or []), *option])}")
         raise typer.Exit(INTERRUPTED)
     _show(result)
+
+
+def _work(loaded: Sweep, out: Path) -> None:
+    """Run trials in a process that another call of the command started."""
+    from vispeft.sweep import SweepDirectory, work_as_child
+
+    if work_as_child(loaded, SweepDirectory(out), say):
+        raise typer.Exit(INTERRUPTED)
 
 
 def _show(result: SweepResult) -> None:

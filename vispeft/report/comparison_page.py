@@ -23,7 +23,7 @@ _MOST_PREDICTIONS = 40_000
 
 
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
-    """Write one page that compares runs, by name and run directory, into the HTML file `out`. Returns its path."""
+    """Write one page that compares runs, by name and run directory, into the HTML file `out`; return `out`."""
     if not runs:
         raise DataError("`runs` must name at least one run directory to compare, but is empty.")
     read = {name: read_run(path) for name, path in runs.items()}

@@ -1,4 +1,4 @@
-"""The configurations of a sweep, their metrics over the seeds, and their short titles."""
+"""Configurations of a sweep, their metrics over the seeds, and their short titles."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Configuration:
 
     @property
     def nearest(self) -> Trial:
-        """The trial whose AP is nearest to the mean, to represent the configuration."""
+        """Trial whose AP is nearest to the mean, which represents the configuration."""
         here = [trial for trial in self.trials if trial.path is not None] or list(self.trials)
         ap = self.ap
         return here[0] if ap is None else min(here, key=lambda trial: abs(trial.metrics.get(AP, -1.0) - ap))

@@ -48,7 +48,7 @@ class NextStep:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that sorts.
+    """A cell of a sortable table.
 
     order: sort key; None if it has no value
     span: begin, middle and end of an interval that is drawn beside the text, in percent

@@ -35,9 +35,9 @@ _NUM_SPREAD, _NUM_WORST = 6, 6
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory, from its files and the validation images. Returns the page's path.
+    """Write `report.html` into a run directory, from its files and the validation images; return the page's path.
 
-    The page stays below 5 MB: twelve pictures of at most 160 kB with at most 60 kB of outlines for each side.
+    The page has less than 5 MB: twelve pictures of at most 160 kB, with at most 60 kB of outlines for each panel.
     """
     run = read_run(run_dir)
     error_analysis, categories = error_analysis_of(run), category_rows({"": run})

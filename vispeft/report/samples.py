@@ -112,9 +112,10 @@ def _sample(gallery: Gallery, image: Mapping[str, Any]) -> Sample:
     panels = [Panel("ground truth", _note(f"{len(objects)} objects", num_left_out), outlines)]
     for run, (items, matching) in zip(gallery.runs, found, strict=True):
         outlines, num_left_out = draw_outlines(items, _detection_styles(items, matching, styles, names), canvas)
-        num_wrong = matching.num_false_positives
-        counts = f"{matching.num_true_positives} of {len(objects)} detected, {num_wrong} false positive"
-        panels.append(Panel(run.name, _note(counts + ("" if num_wrong == 1 else "s"), num_left_out), outlines))
+        plural = "" if matching.num_false_positives == 1 else "s"
+        counts = f"{matching.num_true_positives} of {len(objects)} detected"
+        note = f"{counts}, {matching.num_false_positives} false positive{plural}"
+        panels.append(Panel(run.name, _note(note, num_left_out), outlines))
     return Sample(file_name, _jpeg(picture), canvas.width, canvas.height, label_size(canvas.width), panels)
 
 

@@ -41,7 +41,7 @@ TRIAL_COLUMNS = ("trial", "configuration", "seed", "state", "mask AP", "AP50", "
 
 
 def write_sweep_report(sweep_dir: Path) -> Path:
-    """Write `report.html` into a sweep's directory, from its files. Returns the page's path.
+    """Write `report.html` into a sweep's directory, from its files, and return the page's path.
 
     The page has some 5 kB for each trial: curves of at most 60 points, and a row; a thousand trials are about 5 MB.
     """

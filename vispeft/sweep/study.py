@@ -42,7 +42,7 @@ class TrialLostError(TrainingError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this worker works on, until its outcome is written or it is released or lost.
+    """A trial that this worker runs, until its outcome is written or it is released or lost.
 
     attempt: 1 for the first time; more after its process died without progress
     """
@@ -148,7 +148,7 @@ class SharedStudy:
             raise TrialLostError(f"Another worker has taken over trial {claim.index}, since this worker seemed dead.")
 
     def queue_failed(self) -> int:
-        """Put every failed run back into the queue. Returns the number of failed runs."""
+        """Put every failed run back into the queue, and return the number of failed runs."""
         with self._lock.held(), quiet():
             failed = {index: t for index, t in self.trials().items() if t.state == TrialState.FAIL}
             waiting = {t.user_attrs[INDEX] for t in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))}
