@@ -18,12 +18,12 @@ from vispeft.report.run_contents import RunContents
 # the analysis of so many takes a second or two; of more it is left to `vispeft evaluate --analysis`
 MOST_PREDICTIONS = 5_000
 ERROR_MEANINGS = {
-    "missed": "objects without any detection near them",
-    "localisation": "right class, IoU below 0.5",
+    "missed": "false negatives that no localisation or classification error overlaps",
+    "localisation": "right class, IoU of 0.1 to 0.5",
     "classification": "IoU of at least 0.5, wrong class",
     "both": "wrong class and IoU below 0.5",
     "duplicate": "second detection of an object",
-    "background": "detection without any object near it",
+    "background": "IoU of at most 0.1 with every object",
 }
 CATEGORY_COLUMNS = ("category", "objects", "AP", "AP50", "AP75", "small", "medium", "large", "AR100")
 _IOUS = ("0.50", "0.75", "0.90")
