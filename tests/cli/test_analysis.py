@@ -12,7 +12,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def test_evaluate__analysis_of_any_results_file(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
-    path = tmp_path / "close.json"
+    path = tmp_path / "analysis.json"
     files = ("--predictions", finished.predictions, "--annotations", finished.annotations)
     status, out, err = command("evaluate", *files, "--analysis", "--out", path)
     assert status == 0, err

@@ -14,7 +14,7 @@ Change = Callable[[list[dict[str, Any]]], Any]
 
 
 def changed(**values: Any) -> Change:
-    """Gives the second result other values."""
+    """Return a change of the values of the second result."""
     return lambda results: [results[0], results[1] | values, *results[2:]]
 
 
@@ -38,7 +38,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 
 @pytest.fixture
 def results_file(finished: RunDirectory, tmp_path: Path) -> Callable[[Change], Path]:
-    """Writes the results of the finished run, changed."""
+    """Function that writes the results of the finished run, changed."""
 
     def write(change: Change) -> Path:
         content = change(json.loads(finished.predictions.read_text()))

@@ -1,4 +1,4 @@
-"""Directories of runs and sweeps as their commands leave them, small and made without training."""
+"""Directories of runs and sweeps as their commands write them, small and made without training."""
 
 import json
 
@@ -15,7 +15,7 @@ POLYGON = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
 
 
 def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, changes=None, config=None, scores=(0.25,)):
-    """A run directory as `train` leaves it, on two small images, one of whose objects is found."""
+    """Write a run directory as `train` does, on two small images; one of their two objects is detected."""
     images = images or path / "images"
     images.mkdir(parents=True, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, change
 
 
 def _write_sweep(path, *, counts=(0, 1, 2, 3), seeds=(1, 2), lost=True):
-    """A sweep's directory: adapters per block over seeds, best at 2; one failed and one pruned trial."""
+    """Write the directory of a sweep: adapters per block over seeds, best at 2; one failed and one pruned trial."""
     trials = []
     for count in counts:
         for seed in seeds:
@@ -88,13 +88,13 @@ def _entry(number, count, seed, state, metrics, message=""):
 
 @pytest.fixture
 def make_run():
-    """Writes a run directory."""
+    """Function that writes a run directory."""
     return _write_run
 
 
 @pytest.fixture
 def make_sweep():
-    """Writes a sweep's directory."""
+    """Function that writes the directory of a sweep."""
     return _write_sweep
 
 

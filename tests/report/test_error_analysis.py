@@ -23,7 +23,7 @@ def _write_depth(run_dir, content, *, is_newer=True):
     os.utime(path, (seconds, seconds))
 
 
-def test_look_closely__equals_the_analysis_of_the_command(run_dir, analysis):
+def test_error_analysis_of__equals_the_analysis_of_the_command(run_dir, analysis):
     found = error_analysis_of(read_run(run_dir))
     interval = analysis["interval"]
     assert (found.interval.value, found.interval.low, found.interval.high) == (
@@ -42,14 +42,14 @@ def test_look_closely__equals_the_analysis_of_the_command(run_dir, analysis):
     assert [cell.text for cell in found.categories[0][:2]] == ["disk & <b>box</b>", "2"]
 
 
-def test_look_closely__rows_of_the_confusion_are_annotated_classes(run_dir):
+def test_error_analysis_of__rows_of_the_confusion_matrix_are_annotated_classes(run_dir):
     table = error_analysis_of(read_run(run_dir)).confusion
     assert list(table.columns) == ["disk & <b>box</b>", "unseen", "false negative"]
     assert table.rows[0] == ("disk & <b>box</b>", [(1, 0.5), (0, 0.0), (1, 0.5)])
     assert table.rows[-1][0] == "background"
 
 
-def test_look_closely__of_many_classes_the_most_frequent_confusions_are_listed(run_dir, analysis):
+def test_error_analysis_of__of_many_classes_the_most_frequent_confusions_are_listed(run_dir, analysis):
     names = [f"class {number}" for number in range(20)]
     counts = [[0] * 21 for _ in range(21)]
     counts[3][4], counts[5][6], counts[7][7], counts[8][20], counts[20][9] = 2, 9, 50, 60, 70
@@ -64,12 +64,12 @@ def test_look_closely__of_many_classes_the_most_frequent_confusions_are_listed(r
 
 
 @pytest.mark.parametrize(("is_newer", "expected"), [(True, 0.123), (False, 0.9)])
-def test_look_closely__reads_analysis_json_if_it_is_of_these_predictions(run_dir, analysis, is_newer, expected):
+def test_error_analysis_of__reads_analysis_json_if_it_is_of_these_predictions(run_dir, analysis, is_newer, expected):
     _write_depth(run_dir, analysis | {"threshold": 0.123}, is_newer=is_newer)
     assert error_analysis_of(read_run(run_dir)).threshold == pytest.approx(expected)
 
 
-def test_look_closely__a_file_of_another_kind_is_named(run_dir):
+def test_error_analysis_of__a_file_of_another_kind_is_named(run_dir):
     _write_depth(run_dir, {"interval": 3})
     with pytest.raises(DataError, match=r"analysis\.json` must be a file of `vispeft evaluate --analysis`"):
         write_report(run_dir)

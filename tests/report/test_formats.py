@@ -7,7 +7,7 @@ from vispeft.report.formats import NOTHING, byte_size, duration, metric_text, pl
     ("value", "expected"),
     [(0.12345, "0.123"), (0, "0.000"), (1, "1.000"), (-1, NOTHING), (None, NOTHING), ("x", NOTHING)],
 )
-def test_figure__undefined_is_a_dash(value, expected):
+def test_metric_text__undefined_is_a_dash(value, expected):
     assert metric_text(value) == expected
 
 

@@ -71,7 +71,7 @@ def test_write_report__pictures_are_of_bounded_size(make_run, tmp_path):
     assert all(20_000 < len(source) <= 160_100 for source in outline.sources)
 
 
-def test_write_report__shows_the_figures_of_the_summary(run_dir):
+def test_write_report__shows_the_metrics_of_the_summary(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     texts = Outline(write_report(run_dir).read_text()).texts
     for shown in (f"{summary['segm']['AP']:.3f}", "3.21 %", "121 kB", "61 s", "3 GB", "vispeft train 'a b.yaml'"):

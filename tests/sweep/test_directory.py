@@ -14,7 +14,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_open__the_same_sweep_goes_on_where_it_began(folder: Any) -> None:
+def test_open__the_same_sweep_has_the_same_directory(folder: Any) -> None:
     path = folder.write(GRID)
     first = open_sweep_directory(load_sweep(path), None)
     assert first.root == Path("runs/small-1")

@@ -22,12 +22,12 @@ def started(path: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def heed_ctrl_c() -> None:
-    """What a shell starts in the background ignores it, and so do all of its children."""
+    """Restore SIGINT, which a process that a shell starts in the background ignores."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(path: Path, *words: str) -> str:
-    """What a sweep that runs to its end says on standard error."""
+    """Run a sweep to its end and return its standard error."""
     process = started(path, *words)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -53,7 +53,7 @@ def table(root: Path) -> list[dict[str, Any]]:
 
 
 def worker_on(root: Path, number: int) -> int:
-    """The process that holds the lock of a trial."""
+    """Return the process that holds the lock of a trial."""
     inode = (root / "locks" / f"{number:04d}").stat().st_ino
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     return next(int(words[4]) for words in lines if words[5].endswith(f":{inode}"))

@@ -115,7 +115,7 @@ def test_run_sweep__prunes_by_the_ap_on_the_way(folder: Any, monkeypatch: pytest
     assert dataclasses.asdict(pruned)["index"] == 6
 
 
-def test_run_sweep__ctrl_c_leaves_a_trial_that_goes_on(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_sweep__ctrl_c_leaves_a_trial_that_can_be_resumed(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vispeft.sweep import trial
 
     original = trial.train_run

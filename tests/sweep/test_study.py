@@ -31,7 +31,7 @@ def complete(shared: SharedStudy, claim: Claim) -> None:
 
 
 def die(claim: Claim) -> None:
-    """What is left of a worker whose process is gone: its lock is free, its trial runs."""
+    """Leave a trial as a worker does whose process died: its lock is free, its state is running."""
     claim.lock.release()
 
 

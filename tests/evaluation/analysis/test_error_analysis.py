@@ -1,4 +1,4 @@
-"""A close look at results: estimates against pycocotools, errors and confusion on scenes made by hand."""
+"""Error analysis: metrics against pycocotools, errors and confusion matrix on scenes made by hand."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Box = tuple[int, int, int, int]
 def _scene(
     objects: list[tuple[int, int, Box]], found: list[tuple[int, int, Box, float]], **extra: Any
 ) -> ErrorAnalysis:
-    """ErrorAnalysis of boxes. objects: image, category, box; found: the same and a score"""
+    """Return the analysis of boxes. objects: image, category, box; found: the same and a score"""
     annotations = [
         {"id": number, "image_id": image, "category_id": category, "bbox": list(box), "area": 100.0} | extra
         for number, (image, category, box) in enumerate(objects, start=1)
@@ -37,17 +37,17 @@ def _scene(
 
 OBJECTS = [(1, 1, (0, 0, 10, 10)), (1, 2, (30, 30, 10, 10)), (1, 1, (60, 60, 10, 10)), (2, 1, (80, 0, 10, 10))]
 FOUND = [
-    (1, 1, (0, 0, 10, 10), 0.9),  # right
+    (1, 1, (0, 0, 10, 10), 0.9),  # true positive
     (1, 1, (0, 0, 10, 9), 0.8),  # duplicate
     (1, 1, (30, 30, 10, 10), 0.7),  # classification
-    (1, 1, (60, 63, 10, 10), 0.6),  # right: IoU 0.54
+    (1, 1, (60, 63, 10, 10), 0.6),  # true positive: IoU 0.54
     (2, 1, (80, 4, 10, 10), 0.5),  # localisation: IoU 0.43
     (2, 2, (80, 4, 10, 10), 0.4),  # both
     (2, 2, (0, 50, 10, 10), 0.3),  # background
 ]
 
 
-def test_analyse_results__errors_are_told_apart() -> None:
+def test_analyse_results__errors_have_their_kinds() -> None:
     errors = _scene(OBJECTS, FOUND).errors
     assert errors.counts == {
         "localisation": 1,
@@ -63,7 +63,7 @@ def test_analyse_results__errors_are_told_apart() -> None:
     assert errors.gain_false_negatives > 0
 
 
-def test_analyse_results__mending_the_only_kind_of_error_gives_everything() -> None:
+def test_analyse_results__correcting_the_only_kind_of_error_gives_the_best_ap() -> None:
     wrong_class = _scene(OBJECTS, [(image, 3 - category, box, 0.5) for image, category, box in OBJECTS]).errors
     assert (wrong_class.ap50, wrong_class.counts["classification"]) == (0, 4)
     assert wrong_class.gains["classification"] == pytest.approx(1)
@@ -74,7 +74,7 @@ def test_analyse_results__mending_the_only_kind_of_error_gives_everything() -> N
     assert nothing.gains["missed"] == nothing.gain_false_negatives == pytest.approx(0.5)
 
 
-def test_analyse_results__one_object_is_mended_once() -> None:
+def test_analyse_results__one_object_is_corrected_once() -> None:
     found = [(1, 1, (0, 4, 10, 10), 0.9), (1, 1, (0, 5, 10, 10), 0.8)]
     errors = _scene(OBJECTS[:1], found).errors
     assert errors.counts["localisation"] == 2

@@ -18,7 +18,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path, adversarial_case: Callable[..., Any]) -> MakeRun:
-    """Makes a finished run directory. keep: the share of detections that it has"""
+    """Function that makes a finished run directory. keep: share of the detections that it has"""
     annotations, results = adversarial_case(1)
 
     def make(name: str, *, rank: int = 4, seed: int = 0, keep: float = 1.0, shift: int = 0) -> Path:
@@ -36,7 +36,7 @@ def make_run(tmp_path: Path, adversarial_case: Callable[..., Any]) -> MakeRun:
     return make
 
 
-def test_read_candidates__figures_are_those_of_evaluate(make_run: MakeRun) -> None:
+def test_read_candidates__metrics_are_those_of_evaluate(make_run: MakeRun) -> None:
     folder = make_run("a", keep=0.7)
     candidate_set = read_candidates([folder, make_run("b", rank=8)])
     found = compare([one.entry for one in candidate_set.candidates], num_resamples=100)
@@ -59,7 +59,7 @@ def test_read_candidates__the_same_seed_twice_is_not_two_seeds(make_run: MakeRun
     assert [len(one.entry.runs) for one in candidate_set.candidates] == [1, 1]
 
 
-def test_read_candidates__names_stay_apart(make_run: MakeRun) -> None:
+def test_read_candidates__names_are_unique(make_run: MakeRun) -> None:
     candidate_set = read_candidates([make_run("x/lora"), make_run("y/lora", rank=8)])
     first, second = (one.entry.name for one in candidate_set.candidates)
     assert (first.endswith("x/lora"), second.endswith("y/lora")) == (True, True)

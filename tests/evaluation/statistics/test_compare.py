@@ -12,7 +12,7 @@ from vispeft.evaluation.statistics.compare import Entry, compare, estimate_ap, h
 
 
 def _run(quality: float, seed: int, num_images: int = 60) -> Records:
-    """Records of one category: each of three objects per image is found with a probability, among three mistakes."""
+    """Records of one category: each of three objects per image is detected with a probability, beside three errors."""
     generator = np.random.default_rng(seed)
     num = 6 * num_images
     is_object = np.tile([True, True, True, False, False, False], num_images)
@@ -40,7 +40,7 @@ def test_compare__finds_the_better_and_the_cheapest_of_equals() -> None:
     assert json.loads(json.dumps(found.to_dict()))["best"] == found.best
 
 
-def test_compare__figures_are_those_of_the_whole_set_within_their_intervals() -> None:
+def test_compare__metrics_are_those_of_the_whole_set_within_their_intervals() -> None:
     entries = [Entry(name, (_run(quality, 3),)) for name, quality in (("a", 0.5), ("b", 0.7))]
     found = compare(entries, num_resamples=300)
     for entry, one in zip(entries, found.results, strict=True):
@@ -86,7 +86,7 @@ def test_compare__is_repeatable() -> None:
     assert compare(entries, num_resamples=100, seed=5) != compare(entries, num_resamples=100, seed=6)
 
 
-def test_compare__intervals_cover_the_truth() -> None:
+def test_compare__intervals_cover_the_expected_ap() -> None:
     truth = np.mean([plain_ap(_run(0.6, seed, 30)) for seed in range(1000, 1300)])
     found = [estimate_ap([_run(0.6, seed, 30)], num_resamples=150) for seed in range(60)]
     covered = np.mean([one.low <= truth <= one.high for one in found])
@@ -123,7 +123,7 @@ def test_compare__without_objects_is_refused() -> None:
         compare([Entry("a", (empty,))])
 
 
-def test_compare__says_what_limits_it() -> None:
+def test_compare__notes_name_its_limits() -> None:
     found = compare([Entry(str(n), (_run(0.5, n, 10),)) for n in range(8)], num_resamples=100)
     assert any("trained once" in note for note in found.notes)
     assert any("10 images are few" in note for note in found.notes)
@@ -169,7 +169,7 @@ def test_compare__nothing_found_is_distinguishable_from_everything_found() -> No
     assert found.equals == ("all",)
 
 
-def test_compare__few_images_tell_nothing_apart() -> None:
+def test_compare__few_images_distinguish_nothing() -> None:
     found = compare([Entry("good", (_run(0.9, 0, 3),)), Entry("poor", (_run(0.1, 0, 3),))], num_resamples=100)
     assert found.equals == ("good", "poor")
     assert found.cheapest is None
