@@ -189,7 +189,7 @@ def shapes(
 ) -> None:
     """Draw synthetic scenes with exact masks: train.json, val.json and images.
 
-    Example: vispeft data shapes --out shapes --train 100 --val 40
+    Example: vispeft data shapes --out synthetic --train 100 --val 40
     """
     from vispeft.synthetic import write_splits
 

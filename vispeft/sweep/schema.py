@@ -39,7 +39,7 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 class SpaceEntry(Section):
     """Values that one configuration key takes: those in `values`, or numbers from `low` to `high`.
 
-    when: other keys of the space (or `variant`) and the values of them with which this key is set at all
+    when: other keys of the space, or `variant`, with their values for which this key is active
     """
 
     values: tuple[Any, ...] | None = None
