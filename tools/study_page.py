@@ -22,8 +22,8 @@ from typing import Any
 
 from marked_pages import put
 
+from vispeft.evaluation.statistics.candidates import read_candidates
 from vispeft.evaluation.statistics.compare import compare
-from vispeft.evaluation.statistics.compare_files import read_contest
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
@@ -73,20 +73,20 @@ QUESTIONS = {
         (PLACEMENT, "LoRA in the backbone, rank 14"),
     ],
 }
-KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "figures")
+KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "metrics")
 
 
 def take_in(sweep: Path, raw: Path) -> None:
     """Copy what a sweep came to, without the paths of its machine."""
-    results = json.loads((sweep / "results.json").read_text())
-    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in results["trials"]]
+    compared_results = json.loads((sweep / "compared_results.json").read_text())
+    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in compared_results["trials"]]
     comparison = None
     if (sweep / "comparison.json").is_file():
         comparison = json.loads((sweep / "comparison.json").read_text())
     environment = json.loads(next((sweep / "trials").glob("*/environment.json")).read_text())
     machine = {key: environment[key] for key in ("device", "seed", "versions", "packages") if key in environment}
     machine.pop("seed", None)
-    content = {"sampler": results["sampler"], "num_runs": results["num_runs"], "machine": machine}
+    content = {"sampler": compared_results["sampler"], "num_runs": compared_results["num_runs"], "machine": machine}
     raw.mkdir(parents=True, exist_ok=True)
     (raw / f"{sweep.name}.json").write_text(
         json.dumps({**content, "trials": trials, "comparison": comparison}, indent=1) + "\n"
@@ -98,23 +98,23 @@ def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> di
     trials: list[dict[str, Any]] = []
     directories: list[Path] = []
     for sweep, variant in members:
-        results = json.loads((sweeps[sweep] / "results.json").read_text())
-        done = [one for one in results["trials"] if one["state"] == "complete"]
-        if len(done) < results["num_runs"]:
+        compared_results = json.loads((sweeps[sweep] / "compared_results.json").read_text())
+        done = [one for one in compared_results["trials"] if one["state"] == "complete"]
+        if len(done) < compared_results["num_runs"]:
             return None
         for one in (one for one in done if one["variant"] == variant):
             directories.append(sweeps[sweep] / "trials" / f"{one['trial']:04d}")
             source = {"sweep": sweep, "trial_of_sweep": one["trial"]}
             trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories)} | source)
-    contenders = read_contest(directories).contenders
-    numbers = [[1 + directories.index(source.results.parent) for source in one.sources] for one in contenders]
+    candidates = read_candidates(directories).candidates
+    numbers = [[1 + directories.index(source.compared_results.parent) for source in one.sources] for one in candidates]
     entries = [
-        replace(contender.entry, name=trials[group[0] - 1]["variant"])
-        for contender, group in zip(contenders, numbers, strict=True)
+        replace(candidate.entry, name=trials[group[0] - 1]["variant"])
+        for candidate, group in zip(candidates, numbers, strict=True)
     ]
     comparison = compare(entries).to_dict()
-    for standing, group in zip(comparison["standings"], numbers, strict=True):
-        standing["trials"] = group
+    for result, group in zip(comparison["results"], numbers, strict=True):
+        result["trials"] = group
     return {"num_runs": len(trials), "trials": trials, "comparison": comparison}
 
 
@@ -123,33 +123,33 @@ def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for trial in content["trials"]:
         if trial["state"] == "complete":
-            found.setdefault(trial["variant"], []).append(trial["figures"])
+            found.setdefault(trial["variant"], []).append(trial["metrics"])
     return found
 
 
-def standings(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def compared_results(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the place of each variant in the comparison; none before all trials are done."""
     variants = {trial["trial"]: trial["variant"] for trial in content["trials"]}
-    entries = (content["comparison"] or {"standings": []})["standings"]
+    entries = (content["comparison"] or {"results": []})["results"]
     return {variants[one["trials"][0]]: one for one in entries}
 
 
 def table(content: Mapping[str, Any]) -> str:
     """A row per variant: what it trains, its AP with the interval, how it differs from the best, what it takes."""
-    compared = standings(content)
+    compared = compared_results(content)
     lines = [
         "| configuration | trained | mask AP | of each seed | to the best | corrected p | AP50 | seconds | peak MB |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for variant, runs in complete(content).items():
-        first, standing = runs[0], compared.get(variant)
+        first, result = runs[0], compared.get(variant)
         ap = mean(run["segm/AP"] for run in runs)
         interval = difference = p = ""
-        if standing:
-            interval = f" [{standing['figure']['low']:.3f}, {standing['figure']['high']:.3f}]"
-            gap = standing["difference"]
+        if result:
+            interval = f" [{result['estimate']['low']:.3f}, {result['estimate']['high']:.3f}]"
+            gap = result["difference"]
             difference = "best" if gap is None else f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-            p = "" if gap is None else f"{standing['corrected_p']:.3f}"
+            p = "" if gap is None else f"{result['corrected_p']:.3f}"
         seeds = " ".join(f"{run['segm/AP']:.3f}" for run in runs)
         lines.append(
             f"| {variant} | {first['trainable_params']:,} ({first['trainable_percent']:.2f} %) | {ap:.3f}{interval} "
@@ -194,7 +194,7 @@ def draw_differences(content: Mapping[str, Any], path: Path) -> None:
     """Draw how far each variant is from the best in mask AP, with the paired interval, in the order of the sweep."""
     import matplotlib.pyplot as plt
 
-    compared, runs = standings(content), complete(content)
+    compared, runs = compared_results(content), complete(content)
     names = [variant for variant in runs if variant in compared][::-1]
     figure, panel = plt.subplots(figsize=(7.5, 0.8 + 0.28 * len(names)), layout="constrained")
     for place, variant in enumerate(names):

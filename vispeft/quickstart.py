@@ -1,4 +1,4 @@
-"""The bundled base, adapted by four methods to a synthetic set that it has not seen, and compared."""
+"""Quickstart: the bundled base fine-tuned by four methods on a synthetic set that it has not seen, and a comparison."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ RECIPES: Mapping[str, str] = {
     "full": "bundled_full",
 }
 _DATA = "data"
-_MARK = ".quickstart"
+_MARKER = ".quickstart"
 _INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
 class QuickstartSettings:
-    """The size of the exercise: together at most six minutes on two cores.
+    """Size of the quickstart, whose defaults take at most six minutes on two cores.
 
-    domain: look of the synthetic set; the base has not seen it
+    domain: style of the synthetic scenes, which the base has not seen
     image_size: side of the images and of the network input in pixels
     """
 
@@ -49,13 +49,14 @@ class QuickstartSettings:
 def run_quickstart(
     out: Path, settings: QuickstartSettings, say: Callable[[str], None]
 ) -> Mapping[str, Mapping[str, Any]] | None:
-    """Train and score every recipe; the summaries by method name, also in `out/summary.json`, side by side in
-    `out/report.html`. None after Ctrl-C.
+    """Train and evaluate every recipe, and return the summaries by method name; None after Ctrl-C.
 
-    say: called with each line of progress
+    The summaries are written to `out/summary.json`, and the comparison to `out/report.html`.
+
+    say: receives messages on the progress, one line at a time
     """
-    _clear(out)
-    say(f"Drawing {settings.num_train} + {settings.num_val} images of the look {settings.domain!r} into {out / _DATA}")
+    _prepare(out)
+    say(f"Drawing {settings.num_train} + {settings.num_val} synthetic images ({settings.domain!r}) into {out / _DATA}")
     train, val = write_splits(
         out / _DATA,
         num_train=settings.num_train,
@@ -77,9 +78,9 @@ def run_quickstart(
 
 
 def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val: Path) -> bool:
-    """Run `vispeft train` in a process of its own, which bounds its memory. Returns False after Ctrl-C."""
+    """Run `vispeft train` in its own process, so that its memory is freed. Return False after Ctrl-C."""
     images = json.dumps(str(out / _DATA / "images"))
-    words = [
+    overrides = [
         f"data.train.annotations={json.dumps(str(train))}",
         f"data.train.images={images}",
         f"data.val.annotations={json.dumps(str(val))}",
@@ -89,26 +90,26 @@ def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val:
         f"train.eval_every={settings.steps}",
         f"train.batch_size={settings.batch_size}",
         "train.device=cpu",
-        # small images, kept decoded: a loader process would only take a core from the training
+        # loading small images takes less time than a loader process takes from the training
         "train.workers=0",
     ]
-    command = [sys.executable, "-m", "vispeft", "train", str(recipe_path(RECIPES[name])), *words]
+    command = [sys.executable, "-m", "vispeft", "train", str(recipe_path(RECIPES[name])), *overrides]
     try:
         status = subprocess.run([*command, "--out", str(out / name)], stdout=subprocess.DEVNULL, check=False).returncode
     except KeyboardInterrupt:
         return False
     if status not in (0, _INTERRUPTED):
-        raise TrainingError(f"The run `{name}` failed with status {status}; what it said stands above.")
+        raise TrainingError(f"The run `{name}` failed with status {status}; its messages are above.")
     return status == 0
 
 
-def _clear(out: Path) -> None:
-    """Prepare `out`: remove the files of an earlier quickstart, refuse any others."""
-    if out.exists() and not (out / _MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"`{out}` is there already and no quickstart made it. Give another --out.")
+def _prepare(out: Path) -> None:
+    """Remove the files of an earlier quickstart from `out`; a folder with other files is an error."""
+    if out.exists() and not (out / _MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise TrainingError(f"`{out}` exists already and is no folder of a quickstart. Give another --out.")
     for name in (_DATA, *RECIPES):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (SUMMARY_FILE, REPORT_FILE):
         (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    (out / _MARK).write_text("Made by `vispeft quickstart`, which replaces this folder when it runs again.\n")
+    (out / _MARKER).write_text("Made by `vispeft quickstart`, which replaces this folder when it runs again.\n")

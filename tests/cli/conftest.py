@@ -11,7 +11,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command in this process. Returns status, standard output and standard error."""
+    """Function that runs a command in this process and returns status, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:

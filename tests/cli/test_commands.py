@@ -121,20 +121,20 @@ def test_train__unknown_key(config_path: Path, command: Command) -> None:
 
 
 def test_evaluate__any_results_file(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    words = ("--predictions", finished.predictions, "--annotations", finished.annotations, "--json", figures)
+    metrics = tmp_path / "metrics.json"
+    words = ("--predictions", finished.predictions, "--annotations", finished.annotations, "--json", metrics)
     status, out, err = command("evaluate", *words)
     assert status == 0, err
     assert "AP50" in out
     summary = json.loads(finished.summary.read_text())
-    assert json.loads(figures.read_text()) == {kind: summary[kind] for kind in ("segm", "bbox", "per_category")}
+    assert json.loads(metrics.read_text()) == {kind: summary[kind] for kind in ("segm", "bbox", "per_category")}
 
 
 def test_evaluate__a_run_with_overrides(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
-    figures = tmp_path / "figures.json"
-    status, _, err = command("evaluate", finished.root, "eval.max_detections=1", "--json", figures)
+    metrics = tmp_path / "metrics.json"
+    status, _, err = command("evaluate", finished.root, "eval.max_detections=1", "--json", metrics)
     assert status == 0, err
-    found = json.loads(figures.read_text())["segm"]
+    found = json.loads(metrics.read_text())["segm"]
     assert found["AR1"] == found["AR100"]
 
 

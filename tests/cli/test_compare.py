@@ -33,7 +33,7 @@ def test_compare__help_has_an_example_and_needs_no_torch(command: Command) -> No
     assert status == 0
     assert "Example: vispeft compare" in " ".join(out.replace("│", " ").split())
     statistics = "vispeft.evaluation.statistics"
-    code = f"import sys, {statistics}.compare_files, {statistics}.compare; sys.exit('torch' in sys.modules)"
+    code = f"import sys, {statistics}.candidates, {statistics}.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -50,9 +50,9 @@ def test_compare__table_sentence_and_json(
     found = json.loads(path.read_text())
     assert found["metric"] == "AP50"
     summary = json.loads(finished.summary.read_text())
-    assert found["standings"][0]["figure"]["value"] == pytest.approx(summary["segm"]["AP50"], abs=1e-12)
-    assert [len(one["runs"]) for one in found["standings"]] == [1, 1]
-    assert found["standings"][1]["trainable_params"] == 7
+    assert found["results"][0]["estimate"]["value"] == pytest.approx(summary["segm"]["AP50"], abs=1e-12)
+    assert [len(one["runs"]) for one in found["results"]] == [1, 1]
+    assert found["results"][1]["trainable_params"] == 7
 
 
 def test_compare__the_same_seed_gives_the_same(finished: RunDirectory, rival: Path, command: Command) -> None:

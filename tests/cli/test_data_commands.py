@@ -27,7 +27,7 @@ def test_check__refuses_what_training_would_refuse(shapes_set: Path, command: Co
     assert "refused: " in err
 
 
-def test_check__tells_what_fix_would_leave(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+def test_check__counts_the_repaired_copy(shapes_set: Path, command: Command, tmp_path: Path) -> None:
     document = json.loads((shapes_set / "train.json").read_text())
     count = len(document["annotations"])
     document["annotations"][0]["segmentation"] = [2, 2, 12, 2, 12, 12, 2, 12]
@@ -40,7 +40,7 @@ def test_check__tells_what_fix_would_leave(shapes_set: Path, command: Command, t
         del annotation["category_id"]
     bad.write_text(json.dumps(document))
     assert (
-        "--fix cannot mend: no annotation has a `category_id`"
+        "--fix cannot repair: no annotation has a `category_id`"
         in command("data", "check", bad, "--images", shapes_set / "images")[2]
     )
 
@@ -57,17 +57,17 @@ def test_check__fix_writes_a_copy_that_passes(shapes_set: Path, command: Command
     assert command("data", "check", fixed, "--images", shapes_set / "images")[2] == ""
 
 
-def test_check__offers_fix_only_where_it_mends(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+def test_check__offers_fix_only_where_it_repairs(shapes_set: Path, command: Command, tmp_path: Path) -> None:
     document = json.loads((shapes_set / "train.json").read_text())
     path, fixed = tmp_path / "train.json", tmp_path / "fixed.json"
-    for change, is_mended in ((str.upper, True), (lambda name: f"gone-{name}", False)):
+    for change, is_repaired in ((str.upper, True), (lambda name: f"gone-{name}", False)):
         images = [{**image, "file_name": change(image["file_name"])} for image in document["images"]]
         path.write_text(json.dumps({**document, "images": images}))
         status, _, err = command("data", "check", path, "--images", shapes_set / "images")
         assert status == 1
-        assert ("--fix FILE` mends what can be mended" in err) is is_mended
+        assert ("--fix FILE` repairs the file as far as possible" in err) is is_repaired
         status, _, _ = command("data", "check", path, "--images", shapes_set / "images", "--fix", fixed)
-        assert (status == 0) is is_mended
+        assert (status == 0) is is_repaired
 
 
 # kinds that are refused, and kinds that load without a word; the others load with a warning
@@ -82,7 +82,7 @@ WARNED = (
 )
 
 
-def test_check__tells_of_every_hostile_kind_by_status_and_message(
+def test_check__reports_every_hostile_kind_by_status_and_message(
     command: Command, hostile: ModuleType, tmp_path: Path
 ) -> None:
     assert {*REFUSED, *WARNED} < hostile.KINDS.keys()
@@ -130,7 +130,7 @@ def test_stats_show_split_shapes__write_what_they_say(shapes_set: Path, command:
     assert "hatched" in err
 
 
-def test_convert__tells_warnings_and_writes_the_file(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+def test_convert__prints_warnings_and_writes_the_file(shapes_set: Path, command: Command, tmp_path: Path) -> None:
     first, *others = sorted(path.stem for path in (shapes_set / "images").iterdir())
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / f"{first}.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")

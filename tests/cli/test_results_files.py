@@ -14,7 +14,7 @@ Change = Callable[[list[dict[str, Any]]], Any]
 
 
 def changed(**values: Any) -> Change:
-    """Gives the second result other values."""
+    """Return a change of the values of the second result."""
     return lambda results: [results[0], results[1] | values, *results[2:]]
 
 
@@ -38,7 +38,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 
 @pytest.fixture
 def results_file(finished: RunDirectory, tmp_path: Path) -> Callable[[Change], Path]:
-    """Writes the results of the finished run, changed."""
+    """Function that writes the results of the finished run, changed."""
 
     def write(change: Change) -> Path:
         content = change(json.loads(finished.predictions.read_text()))
@@ -95,4 +95,4 @@ def test_results__boxes_alone_are_compared_as_boxes(
     status, out, err = command("compare", finished.root, path, *annotations, "--resamples", 100)
     assert status == 0
     assert "box AP on 3 images" in out
-    assert "but 3 images cannot tell 2 configurations apart." in out
+    assert "but 3 images are too few to distinguish 2 configurations." in out

@@ -1,4 +1,4 @@
-"""The command `sweep`: what it says. What it survives is in tests/sweep/test_processes.py."""
+"""Output of the command `sweep`. Stopped and killed sweeps are in tests/sweep/test_processes.py."""
 
 import html
 import json
@@ -28,7 +28,7 @@ def test_sweep__a_table_and_a_configuration_to_train(
     assert status == 0, err
     assert [line.split("]")[0] for line in err.splitlines() if line.startswith("[")] == [f"[{i}/4" for i in range(1, 5)]
     assert "train.lr=0.002, seed 2" in out
-    assert "means over 2 seeds). Train it by: vispeft train runs/small-1/best.yaml" in out
+    assert "means over 2 seeds). Train it with: vispeft train runs/small-1/best.yaml" in out
     sentence = json.loads(Path("runs/small-1/comparison.json").read_text())["sentence"]
     assert sentence in out
     assert sentence in html.unescape(Path("runs/small-1/report.html").read_text())

@@ -72,4 +72,4 @@ def test_read_sets__where_no_size_would_do_it_speaks_of_tiles(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(document))
     (message,) = _warnings(config)
     assert "smaller than 0.1 x 0.1 pixels" in message
-    assert "cut the pictures into tiles" in message
+    assert "cut the images into tiles" in message

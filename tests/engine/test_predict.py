@@ -39,5 +39,5 @@ def test_find_images__says_what_a_folder_without_images_holds(tmp_path: Path) ->
     (tmp_path / "scan.heic").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"must hold images \(JPEG.*scan\.heic"):
         find_images([tmp_path])
-    with pytest.raises(DataError, match="is not there"):
+    with pytest.raises(DataError, match="does not exist"):
         find_images([tmp_path / "none"])

@@ -120,12 +120,11 @@ def test_toy_model__resumes_to_the_bit(toy: dict[str, Any], tmp_path: Path) -> N
     class StopError(Exception):
         pass
 
-    class Stop(Callback):
-        def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-            raise StopError
+    def stop(step: int, metrics: Mapping[str, float]) -> None:
+        raise StopError
 
     with pytest.raises(StopError):
-        train_run(parse_config(toy), halved, callbacks=[Stop()])
+        train_run(parse_config(toy), halved, callbacks=[Callback(on_evaluation=stop)])
     train_run(parse_config(toy), halved, resume=True)
     assert halved.adapter.read_bytes() == whole.adapter.read_bytes()
 

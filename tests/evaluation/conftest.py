@@ -21,18 +21,18 @@ SIZES = ((60, 80), (200, 150), (130, 130))
 
 @pytest.fixture(scope="session")
 def adversarial_case() -> CaseMaker:
-    """Makes annotations and results from a seed (and a number of images)."""
+    """Function that makes annotations and results from a seed (and a number of images)."""
     return _adversarial_case
 
 
 @pytest.fixture(scope="session")
 def pycocotools_evaluation() -> Reference:
-    """Evaluates annotations and results by masks ("segm") or boxes ("bbox") with pycocotools itself."""
+    """Function that evaluates annotations and results by masks ("segm") or boxes ("bbox") with pycocotools."""
     return _pycocotools_evaluation
 
 
 def _rle(box: tuple[int, int, int, int], size: tuple[int, int]) -> dict[str, Any]:
-    """The RLE of a rectangle: left, top, width, height."""
+    """Return the RLE of a rectangle: left, top, width, height."""
     left, top, width, height = box
     mask = np.zeros(size, dtype=np.uint8, order="F")
     mask[top : top + height, left : left + width] = 1
@@ -69,7 +69,7 @@ def _adversarial_case(seed: int, num_images: int = 10) -> tuple[dict[str, Any], 
 
 
 def _pycocotools_evaluation(annotations: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval:
-    """The reference: pycocotools called directly, on copies. The mask pass goes without boxes."""
+    """Return the evaluation of pycocotools, called on copies. The mask pass omits boxes."""
     results = copy.deepcopy(results)
     if kind == "segm":
         for result in results:
@@ -109,7 +109,7 @@ def _entry(
     box: tuple[int, int, int, int],
     size: tuple[int, int],
 ) -> dict[str, Any]:
-    """What annotations and results have in common."""
+    """Return the keys that annotations and results share."""
     category_id = int(generator.integers(1, num_categories + 1))
     bbox = [float(side) for side in box]
     return {"image_id": image_id, "category_id": category_id, "bbox": bbox, "segmentation": _rle(box, size)}

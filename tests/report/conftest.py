@@ -1,4 +1,4 @@
-"""Directories of runs and sweeps as their commands leave them, small and made without training."""
+"""Directories of runs and sweeps as their commands write them, small and made without training."""
 
 import json
 
@@ -14,8 +14,8 @@ from vispeft.report import write_report
 POLYGON = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
 
 
-def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, figures=None, config=None, scores=(0.25,)):
-    """A run directory as `train` leaves it, on two small images, one of whose objects is found."""
+def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, changes=None, config=None, scores=(0.25,)):
+    """Write a run directory as `train` does, on two small images; one of their two objects is detected."""
     images = images or path / "images"
     images.mkdir(parents=True, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, figure
     metrics = evaluate_coco(path / "annotations_val.json", path / "predictions_val.json").to_dict()
     summary = {"methods": ["lora"], "trainable_percent": 3.21, "adapter_bytes": 123_456, "train_seconds": 61.4}
     summary |= {"steps": 200, "peak_memory_bytes": 3 * 2**30, "device": "cpu"}
-    (path / "summary.json").write_text(json.dumps(summary | metrics | (figures or {})))
+    (path / "summary.json").write_text(json.dumps(summary | metrics | (changes or {})))
     (path / "environment.json").write_text(json.dumps({"seed": 3, "command_line": ["vispeft", "train", "a b.yaml"]}))
     paths = {split: {"annotations": f"{split}.json", "images": str(images)} for split in ("train", "val")}
     (path / "config.yaml").write_text(yaml.safe_dump({"data": paths, "model": {"name": "mask_dino"}, **(config or {})}))
@@ -47,19 +47,19 @@ def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, figure
 
 
 def _write_sweep(path, *, counts=(0, 1, 2, 3), seeds=(1, 2), lost=True):
-    """A sweep's directory: adapters per block over seeds, best at 2; one failed and one pruned trial."""
+    """Write the directory of a sweep: adapters per block over seeds, best at 2; one failed and one pruned trial."""
     trials = []
     for count in counts:
         for seed in seeds:
             number = len(trials) + 1
             ap = 0.2 + 0.1 * min(count, 2) + 0.01 * seed - 0.02 * max(0, count - 2)
-            figures = {
+            metrics = {
                 "segm/AP": ap,
                 "segm/AP50": ap + 0.2,
                 "bbox/AP": ap,
                 "trainable_params": 10_000 * (1 + 3 * count),
             }
-            figures |= {"trainable_percent": 1.0, "adapter_bytes": 40_000, "train_seconds": 60.0 + count, "steps": 8}
+            metrics |= {"trainable_percent": 1.0, "adapter_bytes": 40_000, "train_seconds": 60.0 + count, "steps": 8}
             deltas = {"@outputs": {"method": "adapter", "width": 8, "count": count}} if count else {}
             _write_run(
                 path / "trials" / f"{number:04d}",
@@ -67,7 +67,7 @@ def _write_sweep(path, *, counts=(0, 1, 2, 3), seeds=(1, 2), lost=True):
                 config={"peft": {"deltas": deltas}, "train": {"seed": seed}},
                 scores=(ap / 2, ap),
             )
-            trials.append(_entry(number, count, seed, "complete", figures))
+            trials.append(_entry(number, count, seed, "complete", metrics))
     if lost:
         trials.append(_entry(len(trials) + 1, 9, 1, "failed", {}, "out of <memory>"))
         trials.append(_entry(len(trials) + 1, 8, 1, "pruned", {"segm/AP": 0.01}, "stopped early by the asha pruner"))
@@ -80,21 +80,21 @@ def _write_sweep(path, *, counts=(0, 1, 2, 3), seeds=(1, 2), lost=True):
     return path
 
 
-def _entry(number, count, seed, state, figures, message=""):
+def _entry(number, count, seed, state, metrics, message=""):
     parameters = {'peft.deltas."@outputs".count': count} if count else {}
     entry = {"trial": number, "variant": "adapters" if count else "head only", "parameters": parameters, "seed": seed}
-    return entry | {"state": state, "figures": figures, "directory": "", "message": message}
+    return entry | {"state": state, "metrics": metrics, "directory": "", "message": message}
 
 
 @pytest.fixture
 def make_run():
-    """Writes a run directory."""
+    """Function that writes a run directory."""
     return _write_run
 
 
 @pytest.fixture
 def make_sweep():
-    """Writes a sweep's directory."""
+    """Function that writes the directory of a sweep."""
     return _write_sweep
 
 

@@ -1,4 +1,4 @@
-"""The pages in a real browser: a system's Chromium, driven by playwright."""
+"""Pages in a real browser: the Chromium of the system, driven by playwright."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(site):
-    """The file of each kind of page."""
+    """Files of each kind of page."""
     runs = {name: site / "trials" / name for name in ("0001", "0003", "0005")}
     comparison = write_comparison(runs, site / "comparison.html")
     return {"run": runs["0003"] / "report.html", "comparison": comparison, "sweep": site / "report.html"}
@@ -59,7 +59,7 @@ def pages(site):
 
 @pytest.fixture
 def visit(browser, pages):
-    """Opens a page from disk, in a window of its own without a network."""
+    """Function that opens a page from disk, in its own window without a network."""
     contexts = []
 
     def opened(kind, **options):
@@ -77,7 +77,7 @@ def visit(browser, pages):
 
 
 def _column(page, table, number):
-    """The texts of a column of the table of this name."""
+    """Return the texts of a column of the table of this name."""
     return page.locator(f"[aria-label='{table}'] tbody tr > :nth-child({number})").all_inner_texts()
 
 
@@ -131,16 +131,16 @@ def test_table__sorts_by_keyboard(visit):
 
 
 @pytest.mark.parametrize("way", ["hover", "focus"])
-def test_dot__tells_its_configuration(visit, way):
+def test_dot__shows_its_configuration(visit, way):
     page = visit("sweep")
     dot, tip = page.get_by_label("adapters, count 2: mask AP").first, page.locator("#tip")
     assert tip.is_hidden()
     getattr(dot, way)()
     assert tip.is_visible()
-    told = tip.inner_text()
-    assert "adapters, count 2" in told
-    assert "0.415 (0.410 to 0.420)" in told
-    assert "70,000" in told
+    text = tip.inner_text()
+    assert "adapters, count 2" in text
+    assert "0.415 (0.410 to 0.420)" in text
+    assert "70,000" in text
     assert page.locator("tr.is-on").count() == 1 + 2
     box = tip.bounding_box()
     assert box["x"] >= 0
@@ -165,7 +165,7 @@ def test_dot__leads_to_its_run(visit, way):
     assert page.locator("h1").inner_text() in ("0005", "0006")
 
 
-def test_dot__is_told_by_the_first_touch_and_followed_by_the_second(visit):
+def test_dot__shows_details_by_the_first_touch_and_follows_the_link_by_the_second(visit):
     page = visit("sweep", **PHONE)
     dot = page.get_by_label("adapters, count 2: mask AP").first
     dot.tap()
@@ -179,7 +179,7 @@ def test_dot__is_told_by_the_first_touch_and_followed_by_the_second(visit):
     page.wait_for_url("**/trials/*/report.html")
 
 
-def test_curve__tells_the_nearest_line(visit):
+def test_curve__shows_the_nearest_line(visit):
     page = visit("sweep")
     area = page.locator(".many .area").first
     area.scroll_into_view_if_needed()

@@ -1,14 +1,14 @@
 import pytest
 
-from vispeft.report.formats import NOTHING, byte_size, duration, figure, plain
+from vispeft.report.formats import NOTHING, byte_size, duration, metric_text, plain
 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(0.12345, "0.123"), (0, "0.000"), (1, "1.000"), (-1, NOTHING), (None, NOTHING), ("x", NOTHING)],
 )
-def test_figure__undefined_is_a_dash(value, expected):
-    assert figure(value) == expected
+def test_metric_text__undefined_is_a_dash(value, expected):
+    assert metric_text(value) == expected
 
 
 @pytest.mark.parametrize(

@@ -53,12 +53,12 @@ def test_write_report__is_one_self_contained_page(run_dir):
     assert not re.search(r"https?://|url\(|@import", page)
 
 
-def test_write_report__draws_what_was_found_in_the_colour_of_what_it_matches(run_dir):
+def test_write_report__marks_true_positives_and_false_negatives(run_dir):
     page = write_report(run_dir).read_text()
-    assert "1 of 1 found, 0 wrong" in page
-    assert "0 of 1 found, 0 wrong" in page
-    assert "score 0.90, right, IoU 1.00" in page
-    assert page.count('class="off"') == 2  # the object that was missed, in its image and among the worst
+    assert "1 of 1 detected, 0 false positives" in page
+    assert "0 of 1 detected, 0 false positives" in page
+    assert "score 0.90, true positive, IoU 1.00" in page
+    assert page.count('class="off"') == 2  # the false negative, in its image and among the worst
 
 
 def test_write_report__pictures_are_of_bounded_size(make_run, tmp_path):
@@ -71,7 +71,7 @@ def test_write_report__pictures_are_of_bounded_size(make_run, tmp_path):
     assert all(20_000 < len(source) <= 160_100 for source in outline.sources)
 
 
-def test_write_report__shows_the_figures_of_the_summary(run_dir):
+def test_write_report__shows_the_metrics_of_the_summary(run_dir):
     summary = json.loads((run_dir / "summary.json").read_text())
     texts = Outline(write_report(run_dir).read_text()).texts
     for shown in (f"{summary['segm']['AP']:.3f}", "3.21 %", "121 kB", "61 s", "3 GB", "vispeft train 'a b.yaml'"):
@@ -155,13 +155,13 @@ def test_write_comparison__has_a_row_and_a_panel_per_run(make_run, tmp_path):
     assert outline.texts.count("full") >= 3
 
 
-def test_write_comparison__begins_with_what_can_be_told_apart(make_run, tmp_path):
+def test_write_comparison__begins_with_the_conclusion(make_run, tmp_path):
     runs = {name: make_run(tmp_path / name, images=tmp_path / "images") for name in ("lora", "full")}
     texts = Outline(write_comparison(runs, tmp_path / "comparison.html").read_text()).texts
     ap = json.loads((runs["lora"] / "summary.json").read_text())["segm"]["AP"]
     sentence = next(text for text in texts if "highest AP" in text)
     assert f"{ap:.3f}" in sentence
-    assert "2 images cannot tell 2 configurations apart" in sentence
+    assert "2 images are too few to distinguish 2 configurations" in sentence
     assert any("trained once" in text for text in texts)
     assert texts.index(sentence) < texts.index("Learning curves")
     assert "95 % interval" in texts
@@ -169,7 +169,7 @@ def test_write_comparison__begins_with_what_can_be_told_apart(make_run, tmp_path
 
 def test_write_comparison__sorts_by_value_not_by_text(make_run, tmp_path):
     sizes = {"a": 900, "b": 5_000_000, "c": 70_000}
-    runs = {name: make_run(tmp_path / name, figures={"adapter_bytes": size}) for name, size in sizes.items()}
+    runs = {name: make_run(tmp_path / name, changes={"adapter_bytes": size}) for name, size in sizes.items()}
     page = write_comparison(runs, tmp_path / "comparison.html").read_text()
     assert all(re.search(rf'data-order="{size}(\.0)?"', page) for size in sizes.values())
 

@@ -6,10 +6,11 @@ import yaml
 
 from vispeft.errors import DataError
 from vispeft.report import write_report, write_sweep_report
-from vispeft.report.points import front_of, points_of, short_names
-from vispeft.report.sweep_charts import colours_of, curve_charts, front_charts, parameter_charts
-from vispeft.report.sweep_files import read_sweep
-from vispeft.report.sweep_text import conclusion, next_steps
+from vispeft.report.configurations import configurations_of, front_of, short_names
+from vispeft.report.parameter_charts import parameter_charts
+from vispeft.report.sweep_charts import colours_of, curve_charts, front_charts
+from vispeft.report.sweep_conclusion import conclusion, next_steps
+from vispeft.report.sweep_contents import read_sweep
 
 
 @pytest.fixture
@@ -52,28 +53,28 @@ def test_write_sweep_report__grows_by_a_few_kilobytes_per_trial(make_sweep, tmp_
     assert (large - small) / 30 < 5000
 
 
-def test_points__are_means_over_seeds(sweep_dir):
-    points = points_of(read_sweep(sweep_dir))
-    assert [point.title for point in points[:2]] == ["head only", "adapters, count 1"]
-    assert points[1].ap == pytest.approx(0.315)
-    assert (points[1].interval.low, points[1].interval.high) == pytest.approx((0.31, 0.32))
-    assert points[-1].ap is None
+def test_configurations_of__are_means_over_seeds(sweep_dir):
+    configurations = configurations_of(read_sweep(sweep_dir))
+    assert [configuration.title for configuration in configurations[:2]] == ["head only", "adapters, count 1"]
+    assert configurations[1].ap == pytest.approx(0.315)
+    assert (configurations[1].interval.low, configurations[1].interval.high) == pytest.approx((0.31, 0.32))
+    assert configurations[-1].ap is None
 
 
 def test_front_of__no_other_is_cheaper_and_better(sweep_dir):
-    front = front_of(points_of(read_sweep(sweep_dir)), "trainable_params")
-    assert [point.title for point in front] == ["head only", "adapters, count 1", "adapters, count 2"]
+    front = front_of(configurations_of(read_sweep(sweep_dir)), "trainable_params")
+    assert [configuration.title for configuration in front] == ["head only", "adapters, count 1", "adapters, count 2"]
 
 
 def test_front_charts__one_for_each_cost_that_is_known(sweep_dir):
-    points = points_of(read_sweep(sweep_dir))
-    choices = front_charts(points, colours_of(points), sweep_dir / "report.html")
+    configurations = configurations_of(read_sweep(sweep_dir))
+    choices = front_charts(configurations, colours_of(configurations), sweep_dir / "report.html")
     assert [choice.key for choice in choices] == ["trainable_params", "train_seconds", "adapter_bytes"]
     assert all(len(choice.chart.dots) == 4 for choice in choices)
 
 
 def test_parameter_charts__a_configuration_without_deltas_has_no_adapters(sweep_dir):
-    (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
+    (choice,) = parameter_charts(configurations_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
     assert choice.label == "adapters per block"
     assert sorted(placed["dot"].x for placed in choice.chart.dots) == [0, 1, 2, 3]
     assert len(choice.chart.lines) == 1
@@ -83,7 +84,7 @@ def test_parameter_charts__what_else_differs_is_not_the_same_without_deltas(swee
     for number in ("0001", "0002"):
         path = sweep_dir / "trials" / number / "config.yaml"
         path.write_text(path.read_text() + "loss: {num_points: 7}\n")
-    (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
+    (choice,) = parameter_charts(configurations_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
     assert sorted(placed["dot"].x for placed in choice.chart.dots) == [1, 2, 3]
 
 
@@ -92,26 +93,26 @@ def test_parameter_charts__a_delta_more_is_not_on_the_line_of_the_others(sweep_d
         config = yaml.safe_load(path.read_text())
         config["peft"]["deltas"]["@encoder.qkv"] = {"method": "lora", "rank": 8}
         path.write_text(yaml.safe_dump(config))
-    (choice,) = parameter_charts(points_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
+    (choice,) = parameter_charts(configurations_of(read_sweep(sweep_dir)), sweep_dir / "report.html")
     assert [name for name, _ in choice.chart.legend] == ["adapters per block", "method lora, rank 8"]
 
 
-def test_points__of_many_variants_are_grouped_by_method(make_sweep, tmp_path):
+def test_configurations_of__many_variants_are_grouped_by_method(make_sweep, tmp_path):
     path = make_sweep(tmp_path / "many", counts=range(10), lost=False)
     results = json.loads((path / "results.json").read_text())
     for trial in results["trials"]:
         trial["variant"], trial["parameters"] = f"variant {(trial['trial'] - 1) // 2}", {}
     (path / "results.json").write_text(json.dumps(results))
-    points = points_of(read_sweep(path))
-    assert [point.group for point in points] == ["variant 0", *["adapter"] * 9]
+    configurations = configurations_of(read_sweep(path))
+    assert [configuration.group for configuration in configurations] == ["variant 0", *["adapter"] * 9]
 
 
 def test_curve_charts__are_means_over_seeds(sweep_dir):
     metrics = sweep_dir / "trials" / "0002" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('{"step": 4, "split": "val"', '{"step": 5, "split": "val"'))
     sweep = read_sweep(sweep_dir)
-    points = points_of(sweep)
-    scores, losses = curve_charts(sweep, points, colours_of(points))
+    configurations = configurations_of(sweep)
+    scores, losses = curve_charts(sweep, configurations, colours_of(configurations))
     assert [line["name"] for line in scores.lines] == ["mean of 2 seeds"] * 4
     # the steps that both seeds have
     assert [len(line["points"].split()) for line in scores.lines] == [1, 2, 2, 2]
@@ -123,53 +124,55 @@ def test_curve_charts__what_was_scored_once_has_no_curve(sweep_dir):
     for path in (sweep_dir / "trials").glob("*/metrics.jsonl"):
         path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if '"step": 8' not in line))
     sweep = read_sweep(sweep_dir)
-    points = points_of(sweep)
-    assert [chart.title for chart in curve_charts(sweep, points, colours_of(points))] == ["Training loss"]
+    configurations = configurations_of(sweep)
+    assert [chart.title for chart in curve_charts(sweep, configurations, colours_of(configurations))] == [
+        "Training loss"
+    ]
 
 
 def test_conclusion__over_seeds_names_the_equals_and_the_cheapest(sweep_dir):
     sweep = read_sweep(sweep_dir)
-    told = " ".join(conclusion(sweep, points_of(sweep)))
-    assert "Highest so far: adapters, count 2, mask AP 0.415 (mean over 2 seeds)" in told
-    assert "head only" not in told
+    text = " ".join(conclusion(sweep, configurations_of(sweep)))
+    assert "Highest so far: adapters, count 2, mask AP 0.415 (mean over 2 seeds)" in text
+    assert "head only" not in text
 
 
-def test_conclusion__one_seed_says_nothing_of_differences(make_sweep, tmp_path):
+def test_conclusion__one_seed_gives_no_significance(make_sweep, tmp_path):
     sweep = read_sweep(make_sweep(tmp_path / "one", seeds=(1,)))
-    assert "nothing can be said" in " ".join(conclusion(sweep, points_of(sweep)))
+    assert "no difference can be called significant" in " ".join(conclusion(sweep, configurations_of(sweep)))
 
 
 def test_conclusion__is_that_of_the_comparison_of_the_same_trials(sweep_dir):
     numbers = [[1, 2], [3, 4], [5, 6], [7, 8]]
-    figure = {"value": 0.4, "low": 0.3, "high": 0.5, "resampled_mean": 0.4}
-    standings = [
+    estimate = {"value": 0.4, "low": 0.3, "high": 0.5, "resampled_mean": 0.4}
+    results = [
         {
             "name": f"n{i}",
             "trials": pair,
-            "figure": figure,
-            "difference": None if i == 2 else figure,
+            "estimate": estimate,
+            "difference": None if i == 2 else estimate,
             "corrected_p": 0.5,
         }
         for i, pair in enumerate(numbers)
     ]
     content = {"complete": list(range(1, 9)), "sentence": "n2 is best.", "notes": [], "level": 0.95, "num_images": 2}
-    content |= {"num_resamples": 1000, "standings": standings, "best": "n2", "equals": ["n2", "n1"], "cheapest": "n1"}
+    content |= {"num_resamples": 1000, "results": results, "best": "n2", "equals": ["n2", "n1"], "cheapest": "n1"}
     (sweep_dir / "comparison.json").write_text(json.dumps(content))
     sweep = read_sweep(sweep_dir)
-    points = points_of(sweep)
-    assert conclusion(sweep, points) == ["n2 is best."]
-    assert (points[2].interval.low, points[2].is_over_seeds) == (0.3, False)
-    assert "trials/0003" in next_steps(sweep, points)[1].command
+    configurations = configurations_of(sweep)
+    assert conclusion(sweep, configurations) == ["n2 is best."]
+    assert (configurations[2].interval.low, configurations[2].is_over_seeds) == (0.3, False)
+    assert "trials/0003" in next_steps(sweep, configurations)[1].command
     (sweep_dir / "comparison.json").write_text(json.dumps(content | {"complete": [1]}))
-    assert read_sweep(sweep_dir).verdict is None
+    assert read_sweep(sweep_dir).comparison is None
 
 
 def test_next_steps__of_a_sweep_with_failures_begin_with_them(sweep_dir):
     sweep = read_sweep(sweep_dir)
-    assert "--retry-failed" in next_steps(sweep, points_of(sweep))[0].command
+    assert "--retry-failed" in next_steps(sweep, configurations_of(sweep))[0].command
 
 
-def test_short_names__tell_keys_apart():
+def test_short_names__are_unique():
     assert short_names(["train.lr", 'peft.deltas."@a.b".count']) == {
         "train.lr": "lr",
         'peft.deltas."@a.b".count': "count",

@@ -14,7 +14,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_open__the_same_sweep_goes_on_where_it_began(folder: Any) -> None:
+def test_open__the_same_sweep_has_the_same_directory(folder: Any) -> None:
     path = folder.write(GRID)
     first = open_sweep_directory(load_sweep(path), None)
     assert first.root == Path("runs/small-1")
@@ -30,7 +30,7 @@ def test_open__a_given_directory(folder: Any, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     assert open_sweep_directory(load_sweep(path), out).root == out
     assert open_sweep_directory(load_sweep(path), out).root == out
-    with pytest.raises(ConfigError, match=r"must go on as the sweep that it began as, but `train\.steps` differ"):
+    with pytest.raises(ConfigError, match=r"holds a sweep of other settings: `train\.steps` differ"):
         open_sweep_directory(load_sweep(path, ["train.steps=9"]), out)
     with pytest.raises(TrainingError, match="holds no sweep"):
         open_sweep_directory(load_sweep(path), tmp_path)

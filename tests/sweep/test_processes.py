@@ -22,12 +22,12 @@ def started(path: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def heed_ctrl_c() -> None:
-    """What a shell starts in the background ignores it, and so do all of its children."""
+    """Restore SIGINT, which a process that a shell starts in the background ignores."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finished(path: Path, *words: str) -> str:
-    """What a sweep that runs to its end says on standard error."""
+    """Run a sweep to its end and return its standard error."""
     process = started(path, *words)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -48,12 +48,12 @@ def table(root: Path) -> list[dict[str, Any]]:
     for trial in trials:
         trial.pop("directory")
         for name in ("train_seconds", "evaluate_seconds", "peak_memory_bytes"):
-            trial["figures"].pop(name)
+            trial["metrics"].pop(name)
     return trials
 
 
 def worker_on(root: Path, number: int) -> int:
-    """The process that holds the lock of a trial."""
+    """Return the process that holds the lock of a trial."""
     inode = (root / "locks" / f"{number:04d}").stat().st_ino
     lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
     return next(int(words[4]) for words in lines if words[5].endswith(f":{inode}"))
@@ -68,7 +68,7 @@ def test_sweep__killed_and_started_again_ends_the_same(folder: Any) -> None:
     killed.kill()
     killed.communicate()
     err = finished(path)
-    assert "going on, 1 of 3 trials are done" in err
+    assert "resumed, 1 of 3 trials are done" in err
     assert "[1/3]" not in err
     finished(path, "--out", "undisturbed")
     undisturbed = path.parent / "undisturbed"
@@ -108,5 +108,5 @@ def test_sweep__workers_stop_at_ctrl_c(folder: Any) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert f"Go on with: vispeft sweep {path} {' '.join(words)}" in err
+    assert f"Resume with: vispeft sweep {path} {' '.join(words)}" in err
     assert "running" in {trial["state"] for trial in json.loads((root / "results.json").read_text())["trials"]}

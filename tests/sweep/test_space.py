@@ -75,11 +75,11 @@ def test_corners__hold_every_value_and_both_ends() -> None:
     [
         (
             {"space": {"a": {"values": [1], "when": {"b": 1}}, "b": [1]}},
-            r"`sweep\.space\.a\.when\.b` must name something",
+            r"`sweep\.space\.a\.when\.b` must name a varied key",
         ),
-        ({"space": {"b": [1], "a": {"values": [1], "when": {"b": 2}}}}, "must be among 1, but is 2"),
+        ({"space": {"b": [1], "a": {"values": [1], "when": {"b": 2}}}}, "must be one of 1, but is 2"),
         ({"space": {"a b": [1]}}, "`sweep.space.a b` must be a configuration key"),
-        ({"space": {"sweep.trials": [1]}}, "cannot vary itself"),
+        ({"space": {"sweep.trials": [1]}}, "must be a key of the configuration outside of `sweep`"),
         ({"variants": {"x": {"a b": 1}}}, r"`sweep\.variants\.x\.a b`"),
     ],
 )

@@ -27,11 +27,11 @@ def taken(shared: SharedStudy) -> Claim:
 
 def complete(shared: SharedStudy, claim: Claim) -> None:
     lr = claim.run.labels["train.lr"]
-    shared.tell(claim, TrialState.COMPLETE, values=[lr], figures={"segm/AP": lr})
+    shared.tell(claim, TrialState.COMPLETE, values=[lr], metrics={"segm/AP": lr})
 
 
 def die(claim: Claim) -> None:
-    """What is left of a worker whose process is gone: its lock is free, its trial runs."""
+    """Leave a trial as a worker does whose process died: its lock is free, its state is running."""
     claim.lock.release()
 
 
@@ -151,7 +151,7 @@ def test_take__gives_up_a_trial_that_kills_its_process(folder: Any) -> None:
     assert taken(folder.study(GRID)).index == 1
     failed = folder.study(GRID).trials()[0]
     assert failed.state == TrialState.FAIL
-    assert "died 10 times without getting further" in failed.user_attrs["message"]
+    assert "died 10 times without progress" in failed.user_attrs["message"]
 
 
 def test_release__is_no_failed_attempt(folder: Any) -> None:
@@ -176,7 +176,7 @@ def test_take__stops_where_the_first_three_fail(folder: Any) -> None:
     shared = folder.study(GRID)
     for number in range(3):
         shared.tell(taken(shared), TrialState.FAIL, message=f"message {number}.")
-    with pytest.raises(TrainingError, match=r"first 3 trials all failed; the last: message 2\."):
+    with pytest.raises(TrainingError, match=r"first 3 trials all failed\. The last error: message 2\."):
         shared.take()
     assert taken(folder.study(GRID, session="two")).index == 3
 

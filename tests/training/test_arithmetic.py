@@ -68,7 +68,7 @@ def test_doctor__reports_reproducible_arithmetic() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "vispeft", "doctor"], env=environment, capture_output=True, text=True, check=True
     )
-    assert "repeats to the bit" in done.stdout
+    assert "bitwise reproducible" in done.stdout
 
 
 def _cpu() -> str:

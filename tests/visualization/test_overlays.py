@@ -5,7 +5,7 @@ from pycocotools import mask as mask_utils
 
 from vispeft.errors import VispeftError
 from vispeft.structures import Instances
-from vispeft.visualization.overlays import draw_instances, side_by_side
+from vispeft.visualization.overlays import draw_instances
 
 
 def _instances(masks, scores=None, labels=None):
@@ -83,13 +83,3 @@ def test_draw_instances__labels_cover_little_of_a_crowded_picture():
 def test_draw_instances__masks_of_another_image_are_refused():
     with pytest.raises(VispeftError, match=r"of an image of 30x20 .* but a mask is of 20x30"):
         draw_instances(np.zeros((30, 20, 3), dtype=np.uint8), _instances([np.ones((20, 30), dtype=bool)]), ["a"])
-
-
-@pytest.mark.parametrize(("size", "is_beside"), [((300, 400), True), ((300, 900), False)])
-def test_side_by_side__puts_wide_pictures_one_above_the_other(size, is_beside):
-    image = np.full((*size, 3), 7, dtype=np.uint8)
-    picture = draw_instances(image, _instances([]), ["a"])
-    sheet = side_by_side(picture, picture)
-    assert (sheet.width > 2 * picture.width) == is_beside
-    assert (sheet.height > 2 * picture.height) != is_beside
-    assert (np.asarray(sheet) == 7).all(axis=-1).sum() == 2 * picture.width * picture.height

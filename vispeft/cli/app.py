@@ -1,6 +1,6 @@
 """The command line: all commands, and their exit statuses.
 
-Commands import what they need when they run, so that help is quick.
+Commands import their packages when they run, so that help is quick.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def _options(
         bool, typer.Option("--debug", help="Show the traceback of an error. Works after a command too.")
     ] = False,
 ) -> None:
-    """Options of every command. `main` takes --debug out of the arguments beforehand, wherever it stands."""
+    """Declare the options of every command. `main` removes --debug from the arguments before they are parsed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and end the process: 0 success, 1 a failure that was explained, 2 wrong usage, 130 Ctrl-C."""
+    """Run a command and exit: status 0 for success, 1 for an explained failure, 2 for wrong usage, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words
-    # albumentations otherwise looks for a newer version over the network
+    # otherwise albumentations checks for a newer version over the network
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     request_reproducible_arithmetic()
     remaining = [word for word in words if word != "--debug"]

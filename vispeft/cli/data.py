@@ -1,4 +1,4 @@
-"""Commands about data sets: check, stats, show, split, convert, shapes."""
+"""Commands for data sets: check, stats, show, split, convert, shapes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vispeft.cli.terminal import console, say
 if TYPE_CHECKING:
     from vispeft.coco.problems import CheckReport, Problem
 
-app = typer.Typer(help="Data sets: check, repair, count, look at, split, convert, draw.", no_args_is_help=True)
+app = typer.Typer(help="Data sets: check, repair, count, show, split, convert, draw.", no_args_is_help=True)
 
 Annotations = Annotated[Path, typer.Argument(help="COCO instances file (JSON).", show_default=False)]
 Images = Annotated[Path, typer.Option(help="Folder that file_name is relative to.", show_default=False)]
@@ -27,7 +27,7 @@ def check(
     images: Images,
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the annotation file here.")] = None,
 ) -> None:
-    """Report everything that is wrong with a data set at once. Exit status 1 exactly when training would refuse it.
+    """Report all problems of a data set at once. The exit status is 1 exactly when training would refuse it.
 
     Example: vispeft data check train.json --images images
     """
@@ -35,19 +35,21 @@ def check(
 
     if fix is not None:
         report = write_fixed(annotations, images, fix)
-        _tell(report.warnings, "mended or left out")
+        _print_problems(report.warnings, "repaired or left out")
         console().print(
             f"Repaired copy in {fix}: {report.num_images} images, {report.num_categories} classes, "
             f"{report.num_instances} instances, {report.num_crowds} crowd regions"
         )
         return
     report = check_dataset(annotations, images)
-    _tell(report.refusals, "refused")
-    _tell(report.warnings, "warning")
+    _print_problems(report.refusals, "refused")
+    _print_problems(report.warnings, "warning")
     if report.refused:
-        _tell_what_fix_leaves(report)
-        remedy = " `vispeft data check ... --fix FILE` mends what can be mended." if report.is_fixable else ""
-        say(f"{annotations} cannot be trained on.{remedy}")
+        _print_repair_outcome(report)
+        remedy = (
+            " `vispeft data check ... --fix FILE` repairs the file as far as possible." if report.is_fixable else ""
+        )
+        say(f"{annotations} cannot be used for training.{remedy}")
         raise typer.Exit(1)
     console().print(
         f"{annotations}: {report.num_images} images, {report.num_categories} classes, "
@@ -58,7 +60,7 @@ def check(
 
 @app.command()
 def stats(annotations: Annotations, images: OptionalImages = None) -> None:
-    """Count a data set: per class, per size, per image.
+    """Count the instances of a data set by class, size and image.
 
     Example: vispeft data stats train.json
     """
@@ -66,7 +68,7 @@ def stats(annotations: Annotations, images: OptionalImages = None) -> None:
     from vispeft.data.stats import format_stats, set_stats
 
     coco_set = read_coco(annotations, images)
-    _tell(coco_set.report.warnings, "warning")
+    _print_problems(coco_set.report.warnings, "warning")
     print(format_stats(set_stats(coco_set)))
 
 
@@ -74,13 +76,13 @@ def stats(annotations: Annotations, images: OptionalImages = None) -> None:
 def show(
     annotations: Annotations,
     images: Images,
-    out: Annotated[Path, typer.Option(help="Picture to write.")] = Path("data.png"),
+    out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("data.png"),
     count: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
-    augmented: Annotated[int, typer.Option(min=0, help="Augmented draws beside each image.")] = 3,
-    image_size: Annotated[int, typer.Option(min=32, help="Network input of the augmented draws.")] = 512,
+    augmented: Annotated[int, typer.Option(min=0, help="Augmentations beside each image.")] = 3,
+    image_size: Annotated[int, typer.Option(min=32, help="Network input size of the augmentations.")] = 512,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw images with their masks, as they are and as training sees them.
+    """Draw images with their masks, original and as augmented in training.
 
     Example: vispeft data show train.json --images images --out data.png
     """
@@ -89,10 +91,10 @@ def show(
     from vispeft.engine.contact_sheet import contact_sheet
 
     coco_set = read_coco(annotations, images)
-    _tell(coco_set.report.warnings, "warning")
+    _print_problems(coco_set.report.warnings, "warning")
     transform = TrainTransform(image_size) if augmented else None
     contact_sheet(coco_set, out, transform=transform, count=count, augmented=max(augmented, 1), seed=seed)
-    console().print(f"Picture in {out}")
+    console().print(f"Contact sheet in {out}")
 
 
 @app.command()
@@ -103,19 +105,19 @@ def split(
     val_fraction: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Split a data set into train.json and val.json, every class shared out in the same proportion.
+    """Split a data set into train.json and val.json, every class in the same proportion.
 
     Example: vispeft data split all.json --out splits --val-fraction 0.2
     """
     from vispeft.data.split import split_coco
 
-    done = split_coco(annotations, images, out, val_fraction=val_fraction, seed=seed)
-    _tell(done.train.report.warnings, "warning")
-    for side, path in ((done.train, done.train_path), (done.val, done.val_path)):
+    result = split_coco(annotations, images, out, val_fraction=val_fraction, seed=seed)
+    _print_problems(result.train.report.warnings, "warning")
+    for side, path in ((result.train, result.train_path), (result.val, result.val_path)):
         console().print(f"{path}: {len(side)} images, {side.num_instances} instances")
 
 
-convert = typer.Typer(help="Other annotation formats as COCO.", no_args_is_help=True)
+convert = typer.Typer(help="Convert other annotation formats to COCO.", no_args_is_help=True)
 app.add_typer(convert, name="convert")
 Json = Annotated[Path, typer.Option(help="COCO file to write.", show_default=False)]
 
@@ -127,13 +129,13 @@ def yolo(
     names: Annotated[Path, typer.Option(help="data.yaml with `names`, or classes.txt.", show_default=False)],
     out: Json,
 ) -> None:
-    """YOLO segmentation labels.
+    """Convert YOLO segmentation labels.
 
     Example: vispeft data convert yolo --images images --labels labels --names data.yaml --out coco.json
     """
     from vispeft.data.converters import convert_yolo
 
-    _tell(convert_yolo(images, labels, out, names=names), "warning")
+    _print_problems(convert_yolo(images, labels, out, names=names), "warning")
     console().print(f"COCO file in {out}")
 
 
@@ -143,13 +145,13 @@ def labelme(
     out: Json,
     images: Annotated[Path | None, typer.Option(help="Folder of the images. Default: the folder itself.")] = None,
 ) -> None:
-    """LabelMe files, one JSON per image.
+    """Convert LabelMe files, one JSON per image.
 
     Example: vispeft data convert labelme annotated --out coco.json
     """
     from vispeft.data.converters import convert_labelme
 
-    _tell(convert_labelme(folder, out, images=images), "warning")
+    _print_problems(convert_labelme(folder, out, images=images), "warning")
     console().print(f"COCO file in {out}")
 
 
@@ -157,19 +159,22 @@ def labelme(
 def masks(
     images: Images,
     masks: Annotated[
-        Path, typer.Option(help="For a.jpg: a.png or a.tif of instance numbers, or a folder a of one file each.")
+        Path,
+        typer.Option(
+            help="For a.jpg: a.png or a.tif of instance numbers, or a folder a of one mask file per instance."
+        ),
     ],
     name: Annotated[list[str], typer.Option(help="Class name; several with --classes.", show_default=False)],
     out: Json,
-    classes: Annotated[Path | None, typer.Option(help="Folder of files of class numbers, for several classes.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Folder of masks of class numbers, for several classes.")] = None,
 ) -> None:
-    """Instance masks.
+    """Convert instance masks.
 
     Example: vispeft data convert masks --images images --masks masks --name cell --out coco.json
     """
     from vispeft.data.converters import convert_masks
 
-    _tell(convert_masks(images, masks, out, names=name, classes=classes), "warning")
+    _print_problems(convert_masks(images, masks, out, names=name, classes=classes), "warning")
     console().print(f"COCO file in {out}")
 
 
@@ -179,12 +184,12 @@ def shapes(
     train: Annotated[int, typer.Option(min=1, help="Training images.")] = 100,
     val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 40,
     size: Annotated[int, typer.Option(min=32, help="Side of the square images in pixels.")] = 256,
-    domain: Annotated[str, typer.Option(help="Look of the set; an unknown one lists those there are.")] = "hatched",
+    domain: Annotated[str, typer.Option(help="Style of the scenes; an unknown name lists all.")] = "hatched",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw a synthetic data set with exact masks: train.json, val.json and images.
+    """Draw synthetic scenes with exact masks: train.json, val.json and images.
 
-    Example: vispeft data shapes --out shapes --train 100 --val 40
+    Example: vispeft data shapes --out synthetic --train 100 --val 40
     """
     from vispeft.synthetic import write_splits
 
@@ -192,21 +197,21 @@ def shapes(
         console().print(f"{path} (images in {out / 'images'})")
 
 
-def _tell_what_fix_leaves(report: CheckReport) -> None:
+def _print_repair_outcome(report: CheckReport) -> None:
     """Print the size of the copy that --fix would write, or the problems that --fix cannot repair."""
-    left = report.repaired
-    if left is None:
+    repaired = report.repaired
+    if repaired is None:
         return
-    if left.refused:
-        _tell(left.refusals, "--fix cannot mend")
+    if repaired.refused:
+        _print_problems(repaired.refusals, "--fix cannot repair")
         return
     say(
-        f"--fix would leave {left.num_images} images, {left.num_categories} classes, "
-        f"{left.num_instances} instances, {left.num_crowds} crowd regions."
+        f"--fix would leave {repaired.num_images} images, {repaired.num_categories} classes, "
+        f"{repaired.num_instances} instances, {repaired.num_crowds} crowd regions."
     )
 
 
-def _tell(problems: Sequence[Problem], label: str) -> None:
+def _print_problems(problems: Sequence[Problem], label: str) -> None:
     """Print each problem on standard error, one line each."""
     for problem in problems:
         say(f"{label}: {problem.message}")

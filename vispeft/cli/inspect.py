@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vispeft.cli.run import Overrides, checked_words
+from vispeft.cli.run import Overrides, checked_overrides
 from vispeft.cli.terminal import console, show_table
 
 
@@ -17,26 +17,23 @@ def plan(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Parameters, memory, FLOPs and file size of a configuration, before any training. No weights are fetched.
+    """Estimate parameters, memory, FLOPs and file size of a configuration before training. No weights are fetched.
 
     Example: vispeft plan configs/paper_maskdino_r50_lora.yaml model.image_size=512
     """
     from vispeft.config import load_config
     from vispeft.engine import estimate
 
-    found = estimate(load_config(config, checked_words(overrides)))
-    share = 100 / found.total_params
+    found = estimate(load_config(config, checked_overrides(overrides)))
+    percent = 100 / found.total_params
+    num_frozen = found.total_params - found.trainable_params
     rows = [
         *(
-            (f"trainable: {name}", f"{count:,}", f"{count * share:.2f} %")
+            (f"trainable: {name}", f"{count:,}", f"{count * percent:.2f} %")
             for name, count in found.trainable_by_method.items()
         ),
-        ("trainable in all", f"{found.trainable_params:,}", f"{found.trainable_params * share:.2f} %"),
-        (
-            "frozen",
-            f"{found.total_params - found.trainable_params:,}",
-            f"{(found.total_params - found.trainable_params) * share:.2f} %",
-        ),
+        ("trainable in all", f"{found.trainable_params:,}", f"{found.trainable_params * percent:.2f} %"),
+        ("frozen", f"{num_frozen:,}", f"{num_frozen * percent:.2f} %"),
         ("total", f"{found.total_params:,}", "100 %"),
     ]
     show_table(f"{found.model}, {found.num_classes} classes", ("parameters", "count", "share"), rows)
@@ -48,7 +45,7 @@ def plan(
         ("memory for a training step, estimated", _size(found.step_bytes)),
         ("forward pass of one image", f"{found.forward_flops / 1e9:.1f} GFLOPs"),
     ]
-    show_table("Costs", ("what", "estimate"), costs)
+    show_table("Costs", ("cost", "estimate"), costs)
 
 
 def sites(
@@ -73,12 +70,12 @@ def sites(
 
     patterns = [word for word in words or [] if "=" not in word]
     if len(patterns) > 1:
-        raise typer.BadParameter(f"one pattern can be looked up at a time, but there are {len(patterns)}.")
+        raise typer.BadParameter(f"give at most one pattern, but not {len(patterns)}.")
     loaded = load_config(config, [word for word in words or [] if "=" in word])
     if not patterns:
         roles = list_roles(loaded)
         show_table("Roles", ("role", "pattern", "sites"), [(f"@{r.name}", r.pattern, str(r.num_sites)) for r in roles])
-        console().print("A pattern may also name any module or parameter: vispeft sites CONFIG '**' lists them all.")
+        console().print("A pattern may also name any module or parameter: vispeft sites CONFIG '**' lists all of them.")
         return
     found = list_sites(loaded, patterns[0])
     show_table(

@@ -1,4 +1,4 @@
-"""Commands that list methods, the configuration's keys and the machine's abilities: methods, schema, doctor."""
+"""Commands that list methods, configuration keys and the machine's capabilities: methods, schema, doctor."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def methods() -> None:
     rows = []
     for name, kind in METHODS.items():
         summary = (kind.__doc__ or "").strip().splitlines()[0]
-        rows.append((name, ", ".join(_described(field) for field in dataclasses.fields(kind)), summary))
-    show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "what it does"), rows)
+        rows.append((name, ", ".join(_field_text(field) for field in dataclasses.fields(kind)), summary))
+    show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "summary"), rows)
     plans = [
         ("head only", "peft.train: ['@heads']"),
         ("last k blocks", "peft.train: ['@heads', '@encoder.blocks[-2:]']"),
@@ -28,16 +28,13 @@ def methods() -> None:
         ("norms", "peft.train: ['@heads', '**.norm*.**']"),
         ("full", "peft.train: ['**']"),
     ]
-    show_table("Without deltas: what is trained in full", ("plan", "configuration"), plans)
-    show_table(
-        "Models (model.name, model.size)",
-        ("model", "sizes"),
-        [(name, ", ".join(family.sizes)) for name, family in FAMILIES.items()],
-    )
+    show_table("Parameters trained in full, without deltas", ("plan", "configuration"), plans)
+    families = [(name, ", ".join(family.sizes)) for name, family in FAMILIES.items()]
+    show_table("Models (model.name, model.size)", ("model", "sizes"), families)
 
 
 def schema() -> None:
-    """Print the JSON schema of a configuration file, by which editors complete and explain its keys.
+    """Print the JSON schema of a configuration file, for completion and help in editors.
 
     Example: vispeft schema > vispeft.schema.json
     """
@@ -49,7 +46,7 @@ def schema() -> None:
 
 
 def doctor() -> None:
-    """Show what this machine offers: versions, devices, precisions, kernels.
+    """Show versions, devices, precisions and kernels of this machine.
 
     Example: vispeft doctor
     """
@@ -66,34 +63,36 @@ def doctor() -> None:
         ("CPU arithmetic", _arithmetic()),
         ("CPU bf16 in hardware", "yes" if cpu_has_fast_bf16() else "no: train.precision=bf16 saves memory, not time"),
         ("GPUs", _gpus()),
-        ("precision on auto", choose_precision("cuda" if torch.cuda.is_available() else "cpu", "auto")),
+        ("automatic precision", choose_precision("cuda" if torch.cuda.is_available() else "cpu", "auto")),
         *describe().items(),
     ]
-    show_table("vispeft doctor", ("what", "here"), rows)
+    show_table("vispeft doctor", ("property", "value"), rows)
     console().print(
         "Start with: vispeft quickstart"
         if not torch.cuda.is_available()
-        else "A GPU is ready: train.device=auto takes it."
+        else "A GPU is available: train.device=auto uses it."
     )
 
 
-def _described(field: dataclasses.Field[object]) -> str:
+def _field_text(field: dataclasses.Field[object]) -> str:
+    """Return the name of a method's field, with its default if it has one."""
     has_default = field.default is not dataclasses.MISSING
     return f"{field.name}={field.default!r}" if has_default else field.name
 
 
 def _arithmetic() -> str:
-    """Tell whether matrix products are reproducible to the bit, and by which setting."""
+    """Return the CPU capability, and a note on the bitwise reproducibility of matrix products."""
     from vispeft.training.arithmetic import MODE, MODE_VARIABLE, describe_arithmetic
 
     found = describe_arithmetic()
     mode = f"{MODE_VARIABLE}={found['mkl_cbwr']}" if found["mkl_cbwr"] else f"{MODE_VARIABLE} not set"
     if found["is_reproducible"]:
-        return f"{found['cpu_capability']}, repeats to the bit ({mode})"
+        return f"{found['cpu_capability']}, bitwise reproducible ({mode})"
     return f"{found['cpu_capability']}, depends on addresses ({mode}): set {MODE_VARIABLE}={MODE} before Python starts"
 
 
 def _gpus() -> str:
+    """Return names and memory of the GPUs."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,16 +1,18 @@
-"""Commands that make or use a run: quickstart, train, evaluate, predict, merge."""
+"""Commands that train or use a run: quickstart, train, evaluate, predict, merge."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vispeft.cli.analysis import depth_files, write_depth
+from vispeft.cli.analysis import analysis_paths, write_analysis
 from vispeft.cli.terminal import console, say, show_table
 
 if TYPE_CHECKING:
+    from vispeft.engine import RunResult
     from vispeft.evaluation import CocoMetrics
 
 Overrides = Annotated[
@@ -23,10 +25,10 @@ INTERRUPTED = 130
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where the runs go; an earlier quickstart there is replaced.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the runs; an earlier quickstart there is replaced.")] = Path(
         "runs/quickstart"
     ),
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each run, for a quick look.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each run; fewer give a quick look.")] = None,
 ) -> None:
     """Fine-tune the bundled model on a small synthetic set by head only, LoRA, adapters and fully, and compare.
 
@@ -37,12 +39,12 @@ def quickstart(
     settings = QuickstartSettings() if steps is None else QuickstartSettings(steps=steps)
     outcome = run_quickstart(out, settings, say)
     if outcome is None:
-        say(f"Stopped. `vispeft quickstart --out {out}` starts again.")
+        say(f"Stopped. Start again with: vispeft quickstart --out {out}")
         raise typer.Exit(INTERRUPTED)
     rows = [_comparison_row(name, summary) for name, summary in outcome.items()]
     columns = ("method", "trainable", "mask AP", "AP50", "box AP", "training", "memory", "file")
     show_table("Fine-tuning on a synthetic set that the base has not seen", columns, rows)
-    console().print(f"Runs: {out}/head_only, lora, adapter, full. Look at {out}/report.html.")
+    console().print(f"Runs: {out}/head_only, lora, adapter, full. Report: {out}/report.html")
 
 
 def train(
@@ -52,7 +54,7 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run directory. Default: runs/<config name>-<n>.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, or with the last one.")
+        bool, typer.Option("--resume", help="Resume the run in --out, or the last run of this configuration.")
     ] = False,
 ) -> None:
     """Train a model and write a run directory: adapter, metrics, predictions, summary, report.
@@ -65,28 +67,18 @@ def train(
     from vispeft.training.memory import keep_freed_memory
 
     keep_freed_memory()
-    loaded = load_config(config, checked_words(overrides))
+    loaded = load_config(config, checked_overrides(overrides))
     directory = begun_run_directory(out, config.stem) if resume else new_run_directory(out, config.stem)
-    go_on = f"Go on with: vispeft train {config} ... --out {directory.root} --resume"
+    resume_hint = f"Resume with: vispeft train {config} ... --out {directory.root} --resume"
     try:
         result = train_run(loaded, directory, resume=resume)
     except KeyboardInterrupt as error:
-        say(f"Stopped. {go_on if directory.config.exists() else 'Nothing was written yet.'}")
+        say(f"Stopped. {resume_hint if directory.config.exists() else 'Nothing was written yet.'}")
         raise typer.Exit(INTERRUPTED) from error
     if result.summary is None:
-        say(f"Stopped after step {result.step}. {go_on}")
+        say(f"Stopped after step {result.step}. {resume_hint}")
         raise typer.Exit(INTERRUPTED)
-    if result.was_finished:
-        say(
-            f"`{directory.root}` is finished after {result.step} steps; its files stay as they are. "
-            "For a longer run, name more steps: train.steps=N --resume."
-        )
-    _show_figures(result.summary["segm"], result.summary["bbox"])
-    console().print(
-        f"{result.summary['trainable_percent']:.2f} % of the parameters trained in "
-        f"{result.summary['train_seconds']:.0f} s; adapter of {result.summary['adapter_bytes'] / 1024:.0f} kB; "
-        f"run in {directory.root}"
-    )
+    _show_run(result, result.summary)
 
 
 def evaluate(
@@ -94,48 +86,43 @@ def evaluate(
     overrides: Overrides = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file, instead of a run.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO annotations that --predictions belong to.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
-    depth: Annotated[
-        bool, typer.Option("--depth", help="Look closely too: errors, boundary AP, calibration, images, ...")
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
+    analysis: Annotated[
+        bool,
+        typer.Option(
+            "--analysis", help="Analyse the errors too: kinds of error, boundary AP, calibration, worst images, ..."
+        ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where --depth writes. Default: depth.json in the run, or beside --predictions.")
+        Path | None,
+        typer.Option(help="File of --analysis. Default: analysis.json in the run, or beside --predictions."),
     ] = None,
 ) -> None:
-    """COCO figures of a run's best adapter, or of any results file.
+    """COCO metrics of a run's best adapter, or of any results file.
 
-    Example: vispeft evaluate runs/bundled_lora-1 --json figures.json
+    Example: vispeft evaluate runs/bundled_lora-1 --json metrics.json
     """
-    words = checked_words(overrides)
-    if out is not None and not depth:
-        raise typer.BadParameter("--out says where --depth writes: give --depth too.")
-    close_up = depth_files(run, words, predictions, annotations, out) if depth else None
-    metrics = _evaluated(run, words, predictions, annotations)
-    for warning in metrics.warnings:
-        say(f"warning: {warning}")
-    if json_file is not None:
-        from vispeft.errors import DataError
-        from vispeft.io.json_files import write_json
-
-        write_json(json_file, metrics.to_dict(), raises=DataError, indent=1)
-    _show_figures(metrics.segm, metrics.bbox)
-    show_table("Mask AP per category", ("category", "AP"), [(n, _figure(v)) for n, v in metrics.per_category.items()])
-    if close_up is not None:
-        write_depth(*close_up)
+    checked = checked_overrides(overrides)
+    if out is not None and not analysis:
+        raise typer.BadParameter("--out names the file of --analysis: give --analysis too.")
+    paths = analysis_paths(run, checked, predictions, annotations, out) if analysis else None
+    _show_evaluation(_evaluate(run, checked, predictions, annotations), json_file)
+    if paths is not None:
+        write_analysis(*paths)
         if run is not None and out is None:
             from vispeft.report import write_report
 
-            console().print(f"Look at {write_report(run)}.")
+            console().print(f"Report: {write_report(run)}")
 
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Where overlays and predictions.json go.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for overlays and predictions.json.", show_default=False)],
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is kept.")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Predict instances in images: overlays to look at, and predictions.json in COCO's results form.
+    """Predict instances in images: write overlays, and predictions.json as COCO results.
 
     Example: vispeft predict runs/bundled_lora-1 photos --out predicted --threshold 0.4
     """
@@ -161,18 +148,32 @@ def merge(
     console().print(f"Plain checkpoint in {out}; use it by model.weights={out}")
 
 
-def checked_words(overrides: list[str] | None) -> list[str]:
-    """Return the overrides; a word that is not KEY=VALUE is wrong usage."""
-    words = overrides or []
-    for word in words:
-        if "=" not in word:
-            raise typer.BadParameter(f"{word!r} must be KEY=VALUE, such as train.steps=200.")
-    return words
+def checked_overrides(overrides: list[str] | None) -> list[str]:
+    """Return the overrides; one that is not KEY=VALUE is wrong usage."""
+    for override in overrides or []:
+        if "=" not in override:
+            raise typer.BadParameter(f"{override!r} must be KEY=VALUE, such as train.steps=200.")
+    return overrides or []
 
 
-def _evaluated(
+def _show_run(result: RunResult, summary: Mapping[str, Any]) -> None:
+    """Show the results of a finished run."""
+    if result.was_finished:
+        say(
+            f"`{result.directory}` is finished after {result.step} steps; its files are unchanged. "
+            "For a longer run, give more steps: train.steps=N --resume."
+        )
+    _show_metrics(summary["segm"], summary["bbox"])
+    console().print(
+        f"{summary['trainable_percent']:.2f} % of the parameters trained in {summary['train_seconds']:.0f} s; "
+        f"adapter of {summary['adapter_bytes'] / 1024:.0f} kB; run in {result.directory}"
+    )
+
+
+def _evaluate(
     run: Path | None, overrides: list[str], predictions: Path | None, annotations: Path | None
 ) -> CocoMetrics:
+    """Return the metrics of a run, or of a results file."""
     if predictions is None and annotations is None and run is not None:
         from vispeft.engine import evaluate_run
 
@@ -184,24 +185,42 @@ def _evaluated(
     return evaluate_coco(annotations, predictions)
 
 
-def _show_figures(segm: Any, bbox: Any) -> None:
+def _show_evaluation(metrics: CocoMetrics, json_file: Path | None) -> None:
+    """Show metrics and warnings, and write the metrics to a JSON file if there is one."""
+    for warning in metrics.warnings:
+        say(f"warning: {warning}")
+    if json_file is not None:
+        from vispeft.errors import DataError
+        from vispeft.io.json_files import write_json
+
+        write_json(json_file, metrics.to_dict(), raises=DataError, indent=1)
+    _show_metrics(metrics.segm, metrics.bbox)
+    rows = [(name, _metric_text(value)) for name, value in metrics.per_category.items()]
+    show_table("Mask AP by category", ("category", "AP"), rows)
+
+
+def _show_metrics(segm: Mapping[str, float], bbox: Mapping[str, float]) -> None:
+    """Show the table of the twelve metrics of masks and boxes."""
     show_table(
-        "COCO figures", ("", *segm), [("mask", *map(_figure, segm.values())), ("box", *map(_figure, bbox.values()))]
+        "COCO metrics",
+        ("", *segm),
+        [("mask", *map(_metric_text, segm.values())), ("box", *map(_metric_text, bbox.values()))],
     )
 
 
-def _figure(value: float) -> str:
-    """Return a COCO metric as text; COCO's -1 means undefined and gives a dash."""
+def _metric_text(value: float) -> str:
+    """Return a COCO metric as text, a dash where it is undefined (-1)."""
     return "-" if value < 0 else f"{value:.3f}"
 
 
-def _comparison_row(name: str, summary: Any) -> tuple[str, ...]:
+def _comparison_row(name: str, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the row of one run of the quickstart."""
     return (
         name,
         f"{summary['trainable_percent']:.2f} %",
-        _figure(summary["segm"]["AP"]),
-        _figure(summary["segm"]["AP50"]),
-        _figure(summary["bbox"]["AP"]),
+        _metric_text(summary["segm"]["AP"]),
+        _metric_text(summary["segm"]["AP50"]),
+        _metric_text(summary["bbox"]["AP"]),
         f"{summary['train_seconds']:.0f} s",
         f"{summary['peak_memory_bytes'] / 2**20:.0f} MB",
         f"{summary['adapter_bytes'] / 1024:.0f} kB",

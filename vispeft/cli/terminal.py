@@ -35,7 +35,10 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
 
 
 def guarded(command: Callable[[], None], *, is_debug: bool) -> int:
-    """Run a command. Its errors end in one message on standard error and a status; with `is_debug` in a traceback."""
+    """Run a command and return its exit status. Print an error as one message on standard error.
+
+    is_debug: print the traceback too
+    """
     from vispeft.errors import VispeftError, describe_io_error
 
     warnings.showwarning = _show_warning
@@ -57,12 +60,13 @@ def guarded(command: Callable[[], None], *, is_debug: bool) -> int:
             return _failed(str(error), is_debug)
         first_line = (str(error).strip().splitlines() or ["no message"])[0]
         return _failed(
-            f"Unexpected {type(error).__name__}: {first_line}. Run again with --debug to see where.", is_debug
+            f"Unexpected {type(error).__name__}: {first_line}. Run again with --debug for the traceback.", is_debug
         )
     return 0
 
 
 def _failed(message: str, is_debug: bool) -> int:
+    """Print the message of an error and return the exit status of a failure."""
     if is_debug:
         traceback.print_exc()
     say(f"error: {message}")
@@ -77,13 +81,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _is_kernel_error(error: Exception) -> bool:
-    """Return True for an error of the kernels; a command that never loaded them cannot have raised one."""
+    """Return True for an error of the kernels. A command that never imported them cannot have raised one."""
     kernels = sys.modules.get("vispeft_kernels")
     return kernels is not None and isinstance(error, kernels.KernelError)
 
 
 def _show_thread_error(failure: threading.ExceptHookArgs) -> None:
-    """Ignore a full disk in a writer's thread: the next write raises the same error, which is reported once."""
+    """Ignore an OSError in a writer's thread: the next write raises it again in the main thread."""
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
@@ -96,4 +100,5 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
+    """Print a warning on one line, without the place in the code."""
     print(f"warning: {message}", file=file or sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Estimates of a configuration's cost and the sites of its patterns, before any training. No weights are fetched."""
+"""Cost of a configuration, and the sites of its patterns, before training. No weights are fetched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vispeft.models.roles import roles_for
 from vispeft.peft.targets import Names
 from vispeft.structures import Targets
 
-# COCO's, for a configuration that names no data yet
+# of COCO, for a configuration without data
 DEFAULT_NUM_CLASSES = 80
 # AdamW: a gradient and two moments of each trained value
 _OPTIMIZER_COPIES = 3
@@ -34,7 +34,7 @@ _OPTIMIZER_COPIES = 3
 class Estimate:
     """Parameters, bytes and floating-point operations.
 
-    trainable_by_method: parameters by method name; `full` stands for those that are trained in full
+    trainable_by_method: parameters by method name; `full` for those that are trained in full
     activation_bytes: kept for the backward pass of `batch_size` images with a few instances each, in fp32
     forward_flops: of one image at inference, a multiplication and an addition counted as two
     """
@@ -62,7 +62,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class RoleRow:
-    """A role of the model, its pattern, and the number of sites that match the pattern."""
+    """Role of a model, its pattern, and the number of sites that match the pattern."""
 
     name: str
     pattern: str
@@ -97,21 +97,21 @@ def estimate(config: Config) -> Estimate:
         adapter_bytes=_adapter_bytes(model),
         weight_bytes=sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())),
         optimizer_bytes=sum(_OPTIMIZER_COPIES * p.nbytes for p in model.parameters() if p.requires_grad),
-        activation_bytes=config.train.batch_size * _kept_for_backward(config, model),
+        activation_bytes=config.train.batch_size * _activation_bytes(config, model),
         forward_flops=_forward_flops(config, model),
     )
 
 
 def list_roles(config: Config) -> list[RoleRow]:
-    """The roles of a configuration's model."""
-    model = _bare(config)
+    """Return the roles of a configuration's model."""
+    model = _model_without_weights(config)
     names = Names(model)
     return [RoleRow(name, pattern, len(names.sites(pattern))) for name, pattern in roles_for(model).items()]
 
 
 def list_sites(config: Config, pattern: str) -> list[SiteRow]:
     """Return the sites of a pattern in a configuration's model; no match is an error with the nearest names."""
-    model = _bare(config)
+    model = _model_without_weights(config)
     rows = []
     for site in Names(model).sites(pattern, roles_for(model)):
         if site.parameter is not None:
@@ -124,13 +124,14 @@ def list_sites(config: Config, pattern: str) -> list[SiteRow]:
     return rows
 
 
-def _bare(config: Config) -> SegmentationModel:
+def _model_without_weights(config: Config) -> SegmentationModel:
+    """Return the model of a configuration with random weights."""
     num_classes, num_images = _data_size(config)
     return build_base(complete(config, num_images), num_classes, with_weights=False)
 
 
 def _data_size(config: Config) -> tuple[int, int]:
-    """Classes and images of the training set; COCO's classes where none is named yet."""
+    """Return the numbers of classes and images of the training set; COCO's number and 1 image without data."""
     path = config.data.train.annotations
     if path is None:
         return DEFAULT_NUM_CLASSES, 1
@@ -139,14 +140,15 @@ def _data_size(config: Config) -> tuple[int, int]:
 
 
 def _adapter_bytes(model: nn.Module) -> int:
+    """Return the size of the adapter file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ADAPTER_FILE
         peft.save(model, path)
         return path.stat().st_size
 
 
-def _kept_for_backward(config: Config, model: SegmentationModel) -> int:
-    """Bytes that autograd keeps for the backward pass of one image with a few instances."""
+def _activation_bytes(config: Config, model: SegmentationModel) -> int:
+    """Return the bytes that autograd keeps for the backward pass of one image with a few instances."""
     side = image_size(config)
     images = _images(model, side)
     height, width = images.shape[-2:]
@@ -155,33 +157,34 @@ def _kept_for_backward(config: Config, model: SegmentationModel) -> int:
     boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5]]).repeat(4, 1)
     targets = [Targets(torch.zeros(4, dtype=torch.int64), boxes, masks)]
     peft.train_mode(model)
-    with _counting_kept(model) as kept:
+    with _saved_bytes(model) as saved:
         losses = criterion_of(config, model)(model(images, targets), targets)
         torch.stack(list(losses.values())).sum()
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 @contextmanager
-def _counting_kept(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Context that counts the bytes of each storage that autograd keeps, except the model's own; yields the counts."""
+def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Yield the bytes of each storage that autograd saves in the `with` block, except the model's own."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
     alive: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
         pointer = tensor.untyped_storage().data_ptr()
-        if pointer not in own and pointer not in kept:
-            kept[pointer] = tensor.untyped_storage().nbytes()
-            # a freed storage would give its address to another
+        if pointer not in own and pointer not in saved:
+            saved[pointer] = tensor.untyped_storage().nbytes()
+            # the address of a freed storage could be reused
             alive.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
+        yield saved
 
 
 @torch.no_grad()
 def _forward_flops(config: Config, model: SegmentationModel) -> int:
+    """Return the floating-point operations of one image at inference."""
     model.eval()
     with FlopCounterMode(display=False) as counter:
         model(_images(model, image_size(config)))
@@ -189,6 +192,7 @@ def _forward_flops(config: Config, model: SegmentationModel) -> int:
 
 
 def _images(model: SegmentationModel, side: int) -> Tensor:
+    """Return one empty image, padded as the model needs: [1, 3, S, S]."""
     padded = -(-side // model.size_divisor) * model.size_divisor
     return torch.zeros(1, 3, padded, padded)
 

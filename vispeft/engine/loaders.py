@@ -20,7 +20,7 @@ from vispeft.data import (
 )
 from vispeft.data.loading.sampling import Draws
 from vispeft.engine.build import complete
-from vispeft.engine.findable import warn_of_tiny_objects
+from vispeft.engine.data_warnings import warn_of_tiny_objects
 from vispeft.errors import ConfigError
 from vispeft.models import SegmentationModel
 

@@ -1,4 +1,4 @@
-"""A finished run and images -> overlays and predictions.json."""
+"""Prediction of images by a finished run: overlays and predictions.json."""
 
 from __future__ import annotations
 
@@ -87,23 +87,23 @@ def _precision(run: LoadedRun, device: str) -> Precision:
     if asked != "fp16" or kind == "cuda":
         return asked
     warnings.warn(
-        f"The run was trained in fp16, which the device `{kind}` does not have: it predicts in fp32.", stacklevel=3
+        f"The run was trained in fp16, which the device `{kind}` does not support: predicting in fp32.", stacklevel=3
     )
     return "fp32"
 
 
 def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None:
-    """Make the folder for the overlays, if none of them would stand in an image's place."""
+    """Make the folder for the overlays; an overlay that would replace an input image is an error."""
     originals = {path.resolve() for path in files}
     for name in names:
         if (out / name).resolve() in originals:
-            raise DataError(f"The overlay `{out / name}` would replace that very image. Give another --out.")
+            raise DataError(f"The overlay `{out / name}` would replace an input image. Give another --out.")
     with writing(out, DataError):
         out.mkdir(parents=True, exist_ok=True)
 
 
 def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:
-    """Instances of one image, in its own pixels."""
+    """Return the instances of one image, in its own pixels."""
     height, width = picture.pixels.shape[:2]
     example = EvalTransform(image_size(run.config))(picture, (), height, width, np.random.default_rng(0))
     meta = ImageMeta(number, name, height, width, *example.image.shape[1:])
@@ -126,7 +126,7 @@ def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name
 def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Return the image files of the paths: files as named, and those in folders by content. Warn of other files.
 
-    out: a folder inside of those; its pictures are earlier overlays and are skipped
+    out: a folder to skip, since its images are earlier overlays
     """
     found: list[Path] = []
     for path in paths:
@@ -143,12 +143,12 @@ def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            raise DataError(f"`{path}` must be an image or a folder of images, but is not there.")
+            raise DataError(f"`{path}` must be an image or a folder of images, but does not exist.")
     return list(dict.fromkeys(found))
 
 
 def overlay_names(files: Sequence[Path]) -> list[str]:
-    """A file name for each overlay; files of one name in several folders are told apart by a number."""
+    """Return a file name for each overlay. A number distinguishes files of one name in several folders."""
     names: list[str] = []
     taken: set[str] = set()
     for path in files:

@@ -24,8 +24,8 @@ from vispeft.engine.build import (
     describe_base,
     with_class_head_rates,
 )
+from vispeft.engine.data_warnings import warn_of_crowded_images
 from vispeft.engine.features import KeptFeatures, keep_features
-from vispeft.engine.findable import warn_of_crowded_images
 from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.engine.run_directory import RunDirectory, describe_environment

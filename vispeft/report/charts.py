@@ -14,18 +14,19 @@ from vispeft.report.formats import compact
 
 NUM_COLOURS = 8
 NUM_SHAPES = 4
-# beside those: for what stands in no group
+# an additional colour, for lines and dots of no group
 QUIET = NUM_COLOURS
-# of one line: more would not be seen
-_MOST_POINTS = 200
-# values that span more than this factor are told apart on a logarithmic axis alone
+# of one line; more points could not be distinguished
+_MAX_POINTS = 200
+# values that span more than this factor need a logarithmic axis
 _LOG_SPAN = 12.0
-# chosen numbers that span this factor, such as ranks of 4 to 32, stand at equal distances
+# chosen numbers that span this factor, such as ranks of 4 to 32, need a logarithmic axis
 _LOG_CHOICES = 8.0
 # percent between two ticks
 _TICK_ROOM = 5.0
-# pixels of the least plot of a page on a desk or on paper, of that on a phone, and of a text
+# smallest plot in pixels, on a desktop or on paper, and on a phone
 _WIDE, _NARROW = (540.0, 384.0), (290.0, 304.0)
+# width in pixels of a character and of the longest text
 _CHARACTER, _WIDEST_TEXT = 7.4, 208.0
 Format = Callable[[float], str]
 # left, bottom, right, top
@@ -36,8 +37,8 @@ Rectangle = tuple[float, float, float, float]
 class Axis:
     """Scale of values along one side of a plot.
 
-    low, high: its ends, which differ
-    values: positions of the ticks; none for round numbers
+    low, high: ends of the scale, which differ
+    values: positions of the ticks; empty for round numbers
     """
 
     label: str
@@ -65,7 +66,7 @@ class Series:
 
     points: x and y, by ascending x
     key: of its configuration, for highlighting and details; empty if there are none
-    colour: its number, or None for the index in the chart
+    colour: number of its colour, or None for its index in the chart
     """
 
     name: str
@@ -83,7 +84,7 @@ class Dot:
     label: full description, for screen readers
     low, high: its interval along y; None where there is none
     is_strong: drawn filled, the others as outlines
-    text: written beside it where there is room
+    text: written beside the dot where there is room
     """
 
     x: float
@@ -115,7 +116,7 @@ class Chart:
 def line_chart(series: Sequence[Series], *, title: str, x_label: str = "step", from_zero: bool = False) -> Chart | None:
     """Return a chart of values over training steps, or None if there are no points to draw.
 
-    from_zero: whether the vertical axis starts at 0 rather than at the lowest value
+    from_zero: start the vertical axis at 0 rather than at the lowest value
     """
     series = [line for line in series if line.points]
     if not series:
@@ -233,7 +234,7 @@ def _overlap(first: Rectangle, second: Rectangle) -> bool:
     return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
 
 
-def thinned(points: Sequence[tuple[float, float]], most: int = _MOST_POINTS) -> list[tuple[float, float]]:
+def thinned(points: Sequence[tuple[float, float]], most: int = _MAX_POINTS) -> list[tuple[float, float]]:
     """Return at most `most` points: means over equal stretches if there are more, with the last point unchanged."""
     if len(points) <= most:
         return list(points)

@@ -1,4 +1,4 @@
-"""The page that compares several runs."""
+"""Content of the page that compares several runs. The layout is `templates/comparison.html.j2`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from vispeft.errors import DataError
-from vispeft.evaluation.statistics.compare import Comparison, compare
-from vispeft.evaluation.statistics.compare_files import read_contest
+from vispeft.evaluation.statistics.candidates import read_candidates
+from vispeft.evaluation.statistics.compare import compare
+from vispeft.evaluation.statistics.conclusion import Comparison
 from vispeft.io.run_layout import REPORT_FILE
 from vispeft.report.charts import Chart, Series, line_chart
-from vispeft.report.formats import figure
+from vispeft.report.formats import metric_text
 from vispeft.report.page import Cell, Interval, link_to, run_facts, span_of, write_page
-from vispeft.report.run_files import RunFiles, read_run
+from vispeft.report.run_contents import RunContents, read_run
 from vispeft.report.run_page import category_rows
 from vispeft.report.samples import draw_samples
 
 _COLUMNS = [fact.name for fact in run_facts({})]
-# in all runs; more take longer than a few seconds, and are left to `vispeft compare`
+# of all runs together; resampling more takes longer than a few seconds and is left to `vispeft compare`
 _MOST_PREDICTIONS = 40_000
 
 
 def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
-    """Write one page that compares runs, by name and run directory, into the HTML file `out`. Returns its path."""
+    """Write one page that compares runs, by name and run directory, into the HTML file `out`; return `out`."""
     if not runs:
         raise DataError("`runs` must name at least one run directory to compare, but is empty.")
     read = {name: read_run(path) for name, path in runs.items()}
@@ -43,24 +44,24 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     )
 
 
-def _compared(runs: Mapping[str, RunFiles]) -> Comparison | None:
-    """Compare the runs; None if they were not scored alike, or have too many predictions to resample quickly."""
+def _compared(runs: Mapping[str, RunContents]) -> Comparison | None:
+    """Compare the runs; None if their annotations differ, or if they have too many predictions to resample quickly."""
     num_predictions = sum(len(run.predictions) for run in runs.values())
     if len(runs) < 2 or num_predictions > _MOST_PREDICTIONS or not all(run.predictions for run in runs.values()):
         return None
     try:
-        contest = read_contest([run.path for run in runs.values()], is_grouped=False)
-        entries = [replace(one.entry, name=name) for name, one in zip(runs, contest.contenders, strict=True)]
+        candidate_set = read_candidates([run.path for run in runs.values()], is_grouped=False)
+        entries = [replace(one.entry, name=name) for name, one in zip(runs, candidate_set.candidates, strict=True)]
         return compare(entries)
     except DataError:
         return None
 
 
-def _rows(runs: Mapping[str, RunFiles], comparison: Comparison | None, out: Path) -> list[list[Cell]]:
+def _rows(runs: Mapping[str, RunContents], comparison: Comparison | None, out: Path) -> list[list[Cell]]:
     """Return a row for each run, with the interval of its AP if there is one."""
     intervals = [
-        Interval(one.figure.value, one.figure.low, one.figure.high)
-        for one in (comparison.standings if comparison else ())
+        Interval(one.estimate.value, one.estimate.low, one.estimate.high)
+        for one in (comparison.results if comparison else ())
     ]
     ends = [end for one in intervals for end in (one.low, one.high)]
     rows = []
@@ -69,16 +70,16 @@ def _rows(runs: Mapping[str, RunFiles], comparison: Comparison | None, out: Path
         row = [Cell(name, name, link_to(run.path / REPORT_FILE, out)), score]
         if intervals:
             interval = intervals[place]
-            text = f"{figure(interval.low)} to {figure(interval.high)}"
+            text = f"{metric_text(interval.low)} to {metric_text(interval.high)}"
             row.append(Cell(text, interval.low, span=span_of(interval, ends)))
         rows.append([*row, *rest])
     return rows
 
 
-def _charts(runs: Mapping[str, RunFiles]) -> list[Chart]:
+def _charts(runs: Mapping[str, RunContents]) -> list[Chart]:
     scores = [Series(name, run.series("val", "segm/AP")) for name, run in runs.items()]
     losses = [Series(name, run.series("train", "loss")) for name, run in runs.items()]
-    # one evaluation has no curve
+    # a curve needs at least two evaluations
     has_curve = any(len(line.points) > 1 for line in scores)
     charts = [
         line_chart(scores, title="Validation mask AP", from_zero=True) if has_curve else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 NOTHING = "\N{EN DASH}"
-"""Stands for what is undefined or not known."""
+"""Text of an undefined or unknown value."""
 
 
 def defined(value: Any) -> float | None:
@@ -13,11 +13,13 @@ def defined(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and value >= 0 else None
 
 
-def figure(value: Any) -> str:
+def metric_text(value: Any) -> str:
+    """Return a COCO metric as text, with three decimals."""
     return NOTHING if defined(value) is None else f"{value:.3f}"
 
 
 def formatted(value: Any, pattern: str) -> str:
+    """Return a number as text by a format pattern."""
     return pattern.format(value) if isinstance(value, (int, float)) else NOTHING
 
 
@@ -32,6 +34,7 @@ def byte_size(value: Any) -> str:
 
 
 def duration(seconds: Any) -> str:
+    """Return seconds as text, in a readable unit."""
     if not isinstance(seconds, (int, float)):
         return NOTHING
     if seconds < 120:

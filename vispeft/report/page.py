@@ -1,4 +1,4 @@
-"""Common parts of all pages: the template environment, the facts of a run, and the writing of a page."""
+"""Parts that all pages share: facts, cells, next steps, links, and the writing of a page."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vispeft.errors import TrainingError
 from vispeft.io.atomic import write_text
-from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, figure, formatted, plain
+from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, formatted, metric_text, plain
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One metric with its name, as a page shows it.
+    """A named value as a page shows it.
 
     note: its meaning
     order: sort key in a table; None if it has no value
@@ -41,15 +41,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class NextStep:
-    """A recommended next step: the reason, and the command, empty if there is none."""
+    """A recommended next step: the reason, and the command; empty if there is none."""
 
-    why: str
+    reason: str
     command: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table that sorts.
+    """A cell of a sortable table.
 
     order: sort key; None if it has no value
     span: begin, middle and end of an interval that is drawn beside the text, in percent
@@ -70,7 +70,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"figure": figure, "count": count}
+    environment.filters |= {"metric": metric_text, "count": count}
     text = environment.get_template(template).render(**content)
     write_text(path, text, raises=TrainingError)
     return path
@@ -88,7 +88,7 @@ def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
     )
     trained = count(summary.get("trainable_params"))
     return [
-        *(Fact(name, figure(value), order=defined(value)) for name, value in scores),
+        *(Fact(name, metric_text(value), order=defined(value)) for name, value in scores),
         *(
             Fact(name, show(summary.get(key)), trained if name == "trainable" else "", defined(summary.get(key)))
             for name, key, show in costs
@@ -96,7 +96,7 @@ def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
     ]
 
 
-def told_in_short(summary: Mapping[str, Any]) -> str:
+def summary_line(summary: Mapping[str, Any]) -> str:
     """Return methods, steps and device of a run in one line, such as `lora, full · 200 steps · cpu`."""
     steps = summary.get("steps")
     parts = (

@@ -1,4 +1,4 @@
-"""Content of the page of one run. The layout is in `templates/`."""
+"""Content of the page of one run. The layout is `templates/run.html.j2`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE, REPORT_FILE
 from vispeft.report.charts import Chart, Series, line_chart
-from vispeft.report.error_analysis import CATEGORY_COLUMNS, MOST_PREDICTIONS, CloseUp, look_closely
-from vispeft.report.formats import NOTHING, defined, figure
-from vispeft.report.page import Cell, Fact, NextStep, environment_facts, run_facts, told_in_short, write_page
-from vispeft.report.run_files import RunFiles, read_run
+from vispeft.report.error_analysis import CATEGORY_COLUMNS, MOST_PREDICTIONS, ErrorAnalysisSection, error_analysis_of
+from vispeft.report.formats import NOTHING, defined, metric_text
+from vispeft.report.page import Cell, Fact, NextStep, environment_facts, run_facts, summary_line, write_page
+from vispeft.report.run_contents import RunContents, read_run
 from vispeft.report.samples import draw_samples
 from vispeft.report.trained import read_trained
 
@@ -36,29 +36,29 @@ _NUM_SPREAD, _NUM_WORST = 6, 6
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` into a run directory, from its files and the validation images. Returns the page's path.
+    """Write `report.html` into a run directory, from its files and the validation images; return the page's path.
 
-    The page stays below 5 MB: twelve pictures of at most 160 kB with at most 60 kB of outlines for each side.
+    The page has less than 5 MB: twelve pictures of at most 160 kB, with at most 60 kB of outlines for each panel.
     """
     run = read_run(run_dir)
-    close_up, categories = look_closely(run), category_rows({"": run})
+    error_analysis, categories = error_analysis_of(run), category_rows({"": run})
     return write_page(
         run_dir / REPORT_FILE,
         "run.html.j2",
         title=run_dir.resolve().name,
         kind="run",
-        short=told_in_short(run.summary),
-        facts=_facts(run.summary, close_up),
+        short=summary_line(run.summary),
+        facts=_facts(run.summary, error_analysis),
         charts=_charts(run),
-        metrics=_metric_rows(run.summary, close_up),
-        close_up=close_up,
-        category_columns=CATEGORY_COLUMNS if close_up else ("category", "instances", "mask AP"),
-        categories=close_up.categories if close_up else categories if len(categories) > 1 else [],
+        metrics=_metric_rows(run.summary, error_analysis),
+        error_analysis=error_analysis,
+        category_columns=CATEGORY_COLUMNS if error_analysis else ("category", "instances", "mask AP"),
+        categories=error_analysis.categories if error_analysis else categories if len(categories) > 1 else [],
         samples=draw_samples(
             {"prediction": run},
             num_images=_NUM_SPREAD,
             num_worst=_NUM_WORST,
-            threshold=close_up.threshold if close_up else None,
+            threshold=error_analysis.threshold if error_analysis else None,
         ),
         trained=read_trained(run_dir / ADAPTER_FILE),
         config=run.config_text,
@@ -67,48 +67,49 @@ def write_report(run_dir: Path) -> Path:
     )
 
 
-def _facts(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[Fact]:
-    """Return the results of a run, with the interval beside the first metric."""
+def _facts(summary: Mapping[str, Any], error_analysis: ErrorAnalysisSection | None) -> list[Fact]:
+    """Return the results of a run, with the interval of AP beside the first metric."""
     first, *rest = run_facts(summary)
-    if close_up is None or first.order is None:
+    if error_analysis is None or first.order is None:
         return [first, *rest]
-    spread = f"{figure(close_up.interval.low)} to {figure(close_up.interval.high)} (95 % interval over images)"
-    return [replace(first, note=spread), *rest]
+    low, high = metric_text(error_analysis.interval.low), metric_text(error_analysis.interval.high)
+    return [replace(first, note=f"{low} to {high} (95 % interval over images)"), *rest]
 
 
-def category_rows(runs: Mapping[str, RunFiles]) -> list[list[Cell]]:
+def category_rows(runs: Mapping[str, RunContents]) -> list[list[Cell]]:
     """Return category, validation instances, and mask AP in each run; categories with most instances first."""
     first = next(iter(runs.values()))
     counts: Counter[str] = Counter()
-    if first.truth is not None:
-        names = first.truth.category_names
-        counts.update(names[item["category_id"]] for item in first.truth.annotations if not item["iscrowd"])
+    if first.ground_truth is not None:
+        names = first.ground_truth.category_names
+        counts.update(names[item["category_id"]] for item in first.ground_truth.annotations if not item["iscrowd"])
     tables = [run.summary.get("per_category", {}) for run in runs.values()]
     listed = sorted(dict.fromkeys(name for table in tables for name in table), key=lambda name: -counts[name])
     return [
         [
             Cell(name, name),
             Cell(f"{counts[name]:,}", counts[name]),
-            *(Cell(figure(table.get(name)), defined(table.get(name))) for table in tables),
+            *(Cell(metric_text(table.get(name)), defined(table.get(name))) for table in tables),
         ]
         for name in listed
     ]
 
 
-def _charts(run: RunFiles) -> list[Chart]:
+def _charts(run: RunContents) -> list[Chart]:
+    """Return the learning curves of a run."""
     train_keys = dict.fromkeys(key for line in run.metrics if line.get("split") == "train" for key in line)
-    parts = [key for key in train_keys if key.startswith("loss_")]
+    terms = [key for key in train_keys if key.startswith("loss_")]
     rates = [key for key in train_keys if key == "lr" or key.startswith("lr_")]
     names = {"mask AP": "segm/AP", "mask AP50": "segm/AP50", "box AP": "bbox/AP"}
     scores = [Series(name, run.series("val", key)) for name, key in names.items()]
-    # one evaluation has no curve
+    # a curve needs at least two evaluations
     has_curve = any(len(line.points) > 1 for line in scores)
     charts = [
         line_chart(scores, title="Validation", from_zero=True) if has_curve else None,
         line_chart([Series("loss", run.series("train", "loss"))], title="Training loss"),
         line_chart(
-            [Series(key.removeprefix("loss_"), run.series("train", key)) for key in parts],
-            title="Parts of the training loss",
+            [Series(key.removeprefix("loss_"), run.series("train", key)) for key in terms],
+            title="Terms of the training loss",
         ),
         line_chart(
             [Series(key.removeprefix("lr_"), run.series("train", key)) for key in rates],
@@ -119,38 +120,42 @@ def _charts(run: RunFiles) -> list[Chart]:
     return [chart for chart in charts if chart is not None]
 
 
-def _metric_rows(summary: Mapping[str, Any], close_up: CloseUp | None) -> list[tuple[str, str, str, str]]:
+def _metric_rows(
+    summary: Mapping[str, Any], error_analysis: ErrorAnalysisSection | None
+) -> list[tuple[str, str, str, str]]:
     """Return name, meaning, mask value and box value of the twelve COCO metrics."""
     segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
     if not segm and not bbox:
         return []
-    rows = [(name, text, figure(segm.get(name)), figure(bbox.get(name))) for name, text in METRIC_MEANINGS.items()]
-    if close_up is not None and close_up.boundary_ap is not None:
-        rows.insert(3, ("boundary AP", "AP by how well outlines fit", figure(close_up.boundary_ap), NOTHING))
+    rows = [
+        (name, text, metric_text(segm.get(name)), metric_text(bbox.get(name))) for name, text in METRIC_MEANINGS.items()
+    ]
+    if error_analysis is not None and error_analysis.boundary_ap is not None:
+        rows.insert(3, ("boundary AP", "AP with boundary IoU", metric_text(error_analysis.boundary_ap), NOTHING))
     return rows
 
 
-def _next_steps(run: RunFiles) -> list[NextStep]:
+def _next_steps(run: RunContents) -> list[NextStep]:
     """Return recommended next steps for the run."""
     path, methods = str(run.path), run.summary.get("methods", [])
     if not run.summary:
-        again = ("vispeft", "train", f"{path}/{CONFIG_FILE}", "--resume", "--out", path)
-        return [_step("The run is not finished. Go on where it was:", *again)]
-    found = [_step("Find objects in your own images:", "vispeft", "predict", path, "IMAGES", "--out", "found")]
-    if _may_rise(run):
-        why = "AP was highest at the last evaluation: it may rise further in more steps."
+        resume = ("vispeft", "train", f"{path}/{CONFIG_FILE}", "--resume", "--out", path)
+        return [_step("The run is not finished. Resume it:", *resume)]
+    found = [_step("Predict your own images:", "vispeft", "predict", path, "IMAGES", "--out", "predicted")]
+    if _is_best_at_end(run):
+        why = "AP was highest at the last evaluation, so that more steps may raise it:"
         found.append(_step(why, "vispeft", "train", f"{path}/{CONFIG_FILE}", f"train.steps={2 * run.summary['steps']}"))
     if "adapter" in methods:
-        found.append(_step("Adapters do not merge into the weights; the adapter file beside this page is the result."))
+        found.append(_step("Adapters do not merge into the weights; the adapter file in this directory is the result."))
     else:
         merged = ("vispeft", "merge", path, "--out", "merged.safetensors")
-        found.append(_step("One plain checkpoint, as fast as the base model:", *merged))
-    if len(run.predictions) > MOST_PREDICTIONS and not (run.path / "depth.json").is_file():
-        found.append(_step("What is AP lost by, and how sure is it?", "vispeft", "evaluate", path, "--depth"))
-    found.append(_step("Is it better than another run, and how sure is that?", "vispeft", "compare", path, "OTHER_RUN"))
+        found.append(_step("Merge into one plain checkpoint, as fast as the base model:", *merged))
+    if len(run.predictions) > MOST_PREDICTIONS and not (run.path / "analysis.json").is_file():
+        found.append(_step("Analyse the errors of its predictions:", "vispeft", "evaluate", path, "--analysis"))
+    found.append(_step("Compare it with another run, with intervals:", "vispeft", "compare", path, "OTHER_RUN"))
     if run.data:
         sweep = ("vispeft", "sweep", "configs/sweep_adapters_per_block.yaml", *run.data)
-        found.append(_step("How many adapters per block, or LoRA where, for this data?", *sweep))
+        found.append(_step("Compare numbers of adapters per block, and sites of LoRA, on this data:", *sweep))
     return found
 
 
@@ -158,7 +163,7 @@ def _step(why: str, *words: str) -> NextStep:
     return NextStep(why, shlex.join(words))
 
 
-def _may_rise(run: RunFiles) -> bool:
-    """Tell whether AP was highest at the last of several evaluations."""
+def _is_best_at_end(run: RunContents) -> bool:
+    """Return True if AP was highest at the last of several evaluations."""
     scores = [score for _, score in run.series("val", "segm/AP")]
     return len(scores) > 1 and isinstance(run.summary.get("steps"), int) and scores[-1] >= max(scores)

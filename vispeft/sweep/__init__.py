@@ -1,10 +1,11 @@
 """Sweeps: a configuration varied over a space, every point an ordinary run, in a study that workers share."""
 
+from vispeft.sweep.checks import check_plans
 from vispeft.sweep.directory import SweepDirectory, open_sweep_directory
-from vispeft.sweep.preflight import check_plans
+from vispeft.sweep.processes import is_child, work_as_child
 from vispeft.sweep.results import Configuration, Results, Row
+from vispeft.sweep.run import SweepResult, run_sweep
 from vispeft.sweep.sweep import Sweep, load_sweep
-from vispeft.sweep.worker import SweepResult, is_child, run_sweep, work_as_child
 
 __all__ = [
     "Configuration",

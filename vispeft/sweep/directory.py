@@ -1,4 +1,4 @@
-"""A sweep's directory: the paths of its files, and the choice of the directory that a command uses."""
+"""Directory of a sweep: the paths of its files, and the choice of the directory that a command uses."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ class SweepDirectory:
 
 def open_sweep_directory(sweep: Sweep, out: Path | None) -> SweepDirectory:
     """Return the directory of the sweep: `out`, or the last `runs/<name>-<n>` of this sweep, or a new one."""
-    directory = _found(sweep) if out is None else _given(sweep, out)
+    directory = _last_directory(sweep) if out is None else _given_directory(sweep, out)
     if directory is None:
-        directory = _begun(sweep, out)
+        directory = _create(sweep, out)
     write_text(directory.sweep, sweep.dump(), raises=TrainingError)
     return directory
 
 
-def _found(sweep: Sweep) -> SweepDirectory | None:
-    """Return the last `runs/<name>-<n>` that holds this sweep, or None."""
+def _last_directory(sweep: Sweep) -> SweepDirectory | None:
+    """Return the last `runs/<name>-<n>` of this sweep, or None."""
     for path in numbered_directories(sweep.name):
         directory = SweepDirectory(path)
         if directory.sweep.is_file() and _is_same(sweep, directory):
@@ -95,15 +95,15 @@ def _found(sweep: Sweep) -> SweepDirectory | None:
 
 
 def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
-    """Tell whether a directory holds this very sweep."""
+    """Return True if a directory holds this sweep."""
     try:
         return not load_sweep(directory.sweep).differences(sweep)
     except ConfigError:
-        # written by another version, or by hand
+        # written by another version, or edited
         return False
 
 
-def _given(sweep: Sweep, out: Path) -> SweepDirectory | None:
+def _given_directory(sweep: Sweep, out: Path) -> SweepDirectory | None:
     """Return `out` if it holds this sweep, or None if it is missing or empty; raise an error for other content."""
     directory = SweepDirectory(out)
     if directory.sweep.is_file():
@@ -111,17 +111,16 @@ def _given(sweep: Sweep, out: Path) -> SweepDirectory | None:
         if different:
             keys = ", ".join(f"`{key}`" for key in different[:6])
             raise ConfigError(
-                f"`{out}` must go on as the sweep that it began as, but {keys} differ. Use the same values, or another "
-                "--out."
+                f"`{out}` holds a sweep of other settings: {keys} differ. Use the same values, or another --out."
             )
         return directory
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"`{out}` is there already and holds no sweep. Give another --out.")
+        raise TrainingError(f"`{out}` exists already and holds no sweep. Give another --out.")
     return None
 
 
-def _begun(sweep: Sweep, out: Path | None) -> SweepDirectory:
-    """Create the directory with its sweep.yaml; if two processes begin at once, both get the same one."""
+def _create(sweep: Sweep, out: Path | None) -> SweepDirectory:
+    """Create the directory with its sweep.yaml. Two processes that do so at once get the same directory."""
     parent = RUNS if out is None else out.parent
     parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{sweep.name}-", dir=parent))
@@ -129,7 +128,7 @@ def _begun(sweep: Sweep, out: Path | None) -> SweepDirectory:
     write_text(SweepDirectory(made).sweep, sweep.dump(), raises=TrainingError)
     try:
         while True:
-            found = _found(sweep) if out is None else _given(sweep, out)
+            found = _last_directory(sweep) if out is None else _given_directory(sweep, out)
             if found is not None:
                 return found
             target = free_directory(sweep.name) if out is None else out

@@ -1,4 +1,4 @@
-"""The lock of a study, released when the process that holds it ends, even by a crash."""
+"""Lock of a study, released when the process that holds it ends, even by a crash."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class StudyLock:
         lock = FileLock.try_hold(path, patience_seconds=_PATIENCE_SECONDS)
         if lock is None:
             raise TrainingError(
-                f"`{path}` is held by another worker for more than {_PATIENCE_SECONDS:.0f} s. Start this worker again; "
-                "if it fails again, end the worker that hangs."
+                f"Another worker has held `{path}` for {_PATIENCE_SECONDS:.0f} s. Run the command again."
             )
         try:
             yield
@@ -52,7 +51,7 @@ class StudyLock:
     def _in_server(self) -> Iterator[None]:
         """Hold the lock of a study on a PostgreSQL server."""
         assert self._engine is not None
-        # the server takes the lock back when the connection ends
+        # the server releases the lock when the connection ends
         with self._engine.connect() as connection:
             connection.execute(sqlalchemy.text(f"SET lock_timeout = {int(_PATIENCE_SECONDS * 1000)}"))
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key})

@@ -1,4 +1,4 @@
-"""Results of a sweep: a table, in files and for the terminal, and the best configuration."""
+"""Results of a sweep: a table of trials, its files, and the best configuration."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vispeft.io.json_files import write_json
 from vispeft.report import write_sweep_report
 from vispeft.sweep.schema import DIRECTIONS
 from vispeft.sweep.space import VARIANT, Labels, describe_point
-from vispeft.sweep.storage import shown, storage_url
-from vispeft.sweep.study import DIRECTORY, FIGURES, INDEX, MESSAGE, OWNER, SEED, SharedStudy
+from vispeft.sweep.storage import redacted, storage_url
+from vispeft.sweep.study import DIRECTORY, INDEX, MESSAGE, METRICS, OWNER, SEED, SharedStudy
 from vispeft.sweep.sweep import Run
 
 _STATES = {
@@ -29,7 +29,7 @@ _STATES = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
-_CSV_FIGURES = {
+_CSV_METRICS = {
     "AP": "segm/AP",
     "AP50": "segm/AP50",
     "AP75": "segm/AP75",
@@ -47,7 +47,7 @@ class Row:
     """One run of a sweep.
 
     state: complete, pruned, failed, running or waiting
-    figures: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned run those of its best evaluation;
+    metrics: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned run those of its best evaluation;
         empty while a run is waiting or running, and for a failed one
     """
 
@@ -55,19 +55,19 @@ class Row:
     run: Run
     seed: int
     state: str
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     directory: str
     message: str
 
     @property
     def number(self) -> int:
-        """Number of the trial as shown to users, counted from 1."""
+        """Number of the trial as redacted to users, counted from 1."""
         return self.index + 1
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of the space over its seeds. rows: its complete runs; means: of each objective over these"""
+    """A point of the space over its seeds. rows: complete runs; means: of each objective over these"""
 
     labels: Labels
     rows: Sequence[Row]
@@ -79,14 +79,14 @@ class Configuration:
         return describe_point(self.labels) or "the configuration itself"
 
     @property
-    def figure(self) -> float:
-        """The mean of the first objective."""
+    def objective(self) -> float:
+        """Mean of the first objective."""
         return next(iter(self.means.values()))
 
 
 @dataclass(frozen=True)
 class Results:
-    """The table of a sweep: rows in the order of their numbers.
+    """Table of a sweep: rows in the order of their numbers.
 
     ranked: configurations with as many complete seeds as any other, by the mean of the first objective over them
     best: the first of these. front: the Pareto front of the objectives, the best first
@@ -111,8 +111,8 @@ def collect(shared: SharedStudy) -> Results:
     objectives = shared.sweep.settings.objectives
     found = _configurations(rows, objectives)
     found = with_most_seeds(found, lambda configuration: configuration.rows)
-    found.sort(key=lambda configuration: configuration.figure, reverse=DIRECTIONS[objectives[0]] == "maximize")
-    front = [one for one in found if not any(_beats(other, one) for other in found)]
+    found.sort(key=lambda configuration: configuration.objective, reverse=DIRECTIONS[objectives[0]] == "maximize")
+    front = [one for one in found if not any(_dominates(other, one) for other in found)]
     return Results(rows, found, front)
 
 
@@ -122,7 +122,7 @@ def write_results(shared: SharedStudy, results: Results) -> None:
     content = {
         "name": sweep.name,
         "study": sweep.study_name,
-        "storage": shown(storage_url(directory.storage_url(sweep))),
+        "storage": redacted(storage_url(directory.storage_url(sweep))),
         "sampler": sweep.settings.sampler,
         "objectives": {name: DIRECTIONS[name] for name in sweep.settings.objectives},
         "num_runs": sweep.num_runs,
@@ -139,7 +139,7 @@ def write_results(shared: SharedStudy, results: Results) -> None:
 
 
 def _is_defined(trial: FrozenTrial) -> bool:
-    """Tell whether the trial's whole point is chosen: its owner is written last."""
+    """Return True if the whole point of the trial is chosen, which is so once its owner is written."""
     return OWNER in trial.user_attrs or trial.state == TrialState.WAITING
 
 
@@ -153,7 +153,7 @@ def _row(shared: SharedStudy, trial: FrozenTrial) -> Row:
         run=run,
         seed=shared.sweep.config(run).train.seed,
         state=_STATES[trial.state],
-        figures=attrs.get(FIGURES, {}) if is_over else {},
+        metrics=attrs.get(METRICS, {}) if is_over else {},
         directory=attrs.get(DIRECTORY, ""),
         message=attrs.get(MESSAGE, "") if is_over else "",
     )
@@ -165,14 +165,14 @@ def _configurations(rows: Sequence[Row], objectives: Sequence[str]) -> list[Conf
         Configuration(
             group[0].run.labels,
             group,
-            {name: sum(row.figures[name] for row in group) / len(group) for name in objectives},
+            {name: sum(row.metrics[name] for row in group) / len(group) for name in objectives},
         )
         for group in group_by_configuration(complete, lambda row: key_of_labels(row.run.labels))
     ]
 
 
-def _beats(first: Configuration, second: Configuration) -> bool:
-    """Tell whether `first` Pareto-dominates `second`: no objective is worse and at least one is better."""
+def _dominates(first: Configuration, second: Configuration) -> bool:
+    """Return True if `first` Pareto-dominates `second`: no objective is worse and at least one is better."""
     signs = {name: 1 if DIRECTIONS[name] == "maximize" else -1 for name in first.means}
     gains = [sign * (first.means[name] - second.means[name]) for name, sign in signs.items()]
     return min(gains) >= 0 and max(gains) > 0
@@ -185,7 +185,7 @@ def _entry(row: Row) -> dict[str, Any]:
         "parameters": {name: label for name, label in row.run.labels.items() if name != VARIANT},
         "seed": row.seed,
         "state": row.state,
-        "figures": dict(row.figures),
+        "metrics": dict(row.metrics),
         "directory": row.directory,
         "message": row.message,
     }
@@ -203,22 +203,22 @@ def _summary(configuration: Configuration) -> dict[str, Any]:
 def _csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", *names, "seed", *_CSV_FIGURES, "directory", "message"])
+    writer.writerow(["trial", "state", *names, "seed", *_CSV_METRICS, "directory", "message"])
     for row in rows:
         labels = [row.run.labels.get(name, "") for name in names]
-        figures = [row.figures.get(name, "") for name in _CSV_FIGURES.values()]
-        writer.writerow([row.number, row.state, *labels, row.seed, *figures, row.directory, row.message])
+        metrics = [row.metrics.get(name, "") for name in _CSV_METRICS.values()]
+        writer.writerow([row.number, row.state, *labels, row.seed, *metrics, row.directory, row.message])
     return text.getvalue()
 
 
 def _best_yaml(shared: SharedStudy, best: Configuration) -> str:
     """Return the YAML of the best configuration with its first seed and all defaults, for `vispeft train`."""
     row = best.rows[0]
-    figures = ", ".join(f"{name} {value:.6g}" for name, value in best.means.items())
+    metrics = ", ".join(f"{name} {value:.6g}" for name, value in best.means.items())
     seeds = f"mean over {len(best.rows)} seeds" if len(best.rows) > 1 else f"trial {row.number}"
     return (
         f"# The best of the sweep {shared.sweep.name!r}: {best.title}\n"
-        f"# {figures} ({seeds})\n"
+        f"# {metrics} ({seeds})\n"
         f"#\n#   vispeft train {shared.directory.best}\n\n"
         f"{dump_config(shared.sweep.config(row.run))}"
     )

@@ -39,7 +39,7 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 class SpaceEntry(Section):
     """Values that one configuration key takes: those in `values`, or numbers from `low` to `high`.
 
-    when: other keys of the space (or `variant`) and the values of them with which this key is set at all
+    when: other keys of the space, or `variant`, with their values for which this key is active
     """
 
     values: tuple[Any, ...] | None = None
@@ -84,7 +84,7 @@ class SpaceEntry(Section):
 
     @property
     def is_whole(self) -> bool:
-        """Tell whether the range is one of whole numbers."""
+        """Return True if the range is one of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
@@ -99,14 +99,14 @@ class SweepConfig(Section):
     )
     sampler: Literal["grid", "random", "tpe"] = "grid"
     trials: Count | None = Field(None, description="Configurations that `random` and `tpe` try.")
-    objectives: tuple[Objective, ...] = Field(("segm/AP",), description="What is best; several make a Pareto front.")
-    pruner: Literal["none", "median", "asha"] = Field(
-        "none", description="Stops hopeless trials by their mask AP at evaluations."
+    objectives: tuple[Objective, ...] = Field(
+        ("segm/AP",), description="What is optimised; several give a Pareto front."
     )
+    pruner: Literal["none", "median", "asha"] = Field("none", description="Stops trials of low mask AP at evaluations.")
     storage: str | None = Field(None, description="`sqlite:///FILE` or `postgresql://...`. Default: OUT/study.db.")
-    workers: Count = Field(1, description="Processes on this machine; with GPUs, one GPU after the other.")
+    workers: Count = Field(1, description="Processes on this machine; GPUs are assigned in turn.")
     heartbeat: Count = Field(
-        15, description="Seconds between signs of life; a worker elsewhere is given up after four without one."
+        15, description="Seconds between heartbeats; a worker on another machine counts as dead after four missed ones."
     )
     sampler_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of `random` and `tpe`.")
 
@@ -120,7 +120,7 @@ class SweepConfig(Section):
             if not isinstance(entry, dict | list):
                 raise ConfigError(
                     f"`sweep.space.{key}` must be a list of values or a range {{low: ..., high: ...}}, but is "
-                    f"{describe(entry)}. A key that does not vary stands outside of `sweep`."
+                    f"{describe(entry)}. Write a key that does not vary outside of `sweep`."
                 )
         return {
             key: _checked_entry(key, {"values": entry} if isinstance(entry, list) else entry)
@@ -133,7 +133,7 @@ class SweepConfig(Section):
             raise ConfigError("`sweep.space` or `sweep.variants` must name something to vary, but both are empty.")
         if self.sampler == "grid" and self.trials is not None:
             raise ConfigError(
-                "`sweep.trials` must be left out for a grid, which has as many as it has points. "
+                "`sweep.trials` must be left out for a grid, whose points give the number of trials. "
                 "Or use sweep.sampler=random."
             )
         if self.sampler != "grid" and self.trials is None:
@@ -153,7 +153,7 @@ def parse_sweep(raw: Any) -> SweepConfig:
     """Return the validated section."""
     if not isinstance(raw, dict):
         raise ConfigError(
-            f"`sweep` must be a section that says what is varied, but is {describe(raw)}. "
+            f"`sweep` must be a section with `space` or `variants`, but is {describe(raw)}. "
             "`vispeft train` trains a single configuration."
         )
     filled = {key: value for key, value in raw.items() if value is not None}

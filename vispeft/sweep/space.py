@@ -1,4 +1,4 @@
-"""The search space: its points, and the overrides of the configuration that each point stands for."""
+"""Search space of a sweep: its points, and the configuration overrides of each point."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vispeft.errors import ConfigError
 from vispeft.sweep.schema import SpaceEntry, SweepConfig
 
 VARIANT = "variant"
-# what a point holds: names of dimensions to labels
+# a point: names of dimensions to labels
 Labels = Mapping[str, Any]
 Chooser = Callable[["Dimension"], Any]
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of the space. Studies and tables hold its labels: plain values, or JSON text of any other value.
+    """One dimension of the space. Studies and tables hold labels: plain values, or the JSON text of other values.
 
     overrides: `key=value` words of each label; empty for a range
     entry: the range, or None
@@ -35,11 +35,11 @@ class Dimension:
     when: Mapping[str, tuple[Any, ...]]
 
     def is_active(self, labels: Labels) -> bool:
-        """Tell whether this dimension is active for the labels chosen so far."""
+        """Return True if this dimension is active for the labels chosen so far."""
         return all(name in labels and _in(labels[name], allowed) for name, allowed in self.when.items())
 
     def words(self, label: Any) -> tuple[str, ...]:
-        """Return the overrides that a label stands for."""
+        """Return the overrides of a label."""
         if self.entry is not None:
             return (_word(self.name, label),)
         index = next(i for i, known in enumerate(self.labels) if _in(label, (known,)))
@@ -138,29 +138,29 @@ def _check_key(key: str, prefix: str = "sweep.space.") -> None:
             "such as 'peft.deltas.\"@encoder.qkv\".rank'."
         ) from error
     if path[0] == "sweep":
-        raise ConfigError(f"`{prefix}{key}` must be a key of the configuration, but the sweep cannot vary itself.")
+        raise ConfigError(f"`{prefix}{key}` must be a key of the configuration outside of `sweep`.")
 
 
 def _allowed(key: str, above: str, value: Any, dimensions: Sequence[Dimension]) -> tuple[Any, ...]:
     """Return the labels of an earlier dimension that a condition allows."""
     known = {dimension.name: dimension for dimension in dimensions}
     if above not in known:
-        there = ", ".join(f"`{name}`" for name in known) or "none"
+        known_names = ", ".join(f"`{name}`" for name in known) or "there is none"
         raise ConfigError(
-            f"`sweep.space.{key}.when.{above}` must name something that varies and stands before `{key}`: {there}."
+            f"`sweep.space.{key}.when.{above}` must name a varied key that stands before `{key}`: {known_names}."
         )
     labels = tuple(_label(one) for one in (value if isinstance(value, list) else [value]))
     for label in labels:
         if not _in(label, known[above].labels) and known[above].entry is None:
-            there = ", ".join(str(one) for one in known[above].labels)
-            raise ConfigError(f"`sweep.space.{key}.when.{above}` must be among {there}, but is {label}.")
+            allowed = ", ".join(str(one) for one in known[above].labels)
+            raise ConfigError(f"`sweep.space.{key}.when.{above}` must be one of {allowed}, but is {label}.")
     if not labels:
         raise ConfigError(f"`sweep.space.{key}.when.{above}` must have at least one value.")
     return labels
 
 
 def _in(label: Any, labels: Sequence[Any]) -> bool:
-    """Tell whether `label` is among `labels`; true differs from 1, but 1 equals 1.0."""
+    """Return True if `label` is among `labels`; true differs from 1, but 1 equals 1.0."""
     return any(label == other and isinstance(label, bool) == isinstance(other, bool) for other in labels)
 
 

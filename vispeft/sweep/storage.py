@@ -1,4 +1,4 @@
-"""The database of a study: SQLite on one machine, PostgreSQL across machines."""
+"""Database of a study: SQLite on one machine, PostgreSQL across machines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import sqlalchemy
 from vispeft.errors import ConfigError, TrainingError
 
 _BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-# a worker elsewhere that missed so many signs of life is given up
-MISSED_BEATS = 4
+# a worker on another machine that missed so many heartbeats counts as dead
+_MISSED_HEARTBEATS = 4
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -34,7 +34,9 @@ def storage_url(text: str) -> sqlalchemy.URL:
     if name not in _BACKENDS:
         raise ConfigError(f"`sweep.storage` must be sqlite:///... or postgresql://..., but begins with {name!r}.")
     if name == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ConfigError("`sweep.storage` must name a file, such as sqlite:///study.db, so that a sweep can go on.")
+        raise ConfigError(
+            "`sweep.storage` must name a file, such as sqlite:///study.db, so that the sweep can be resumed."
+        )
     return url if "+" in url.drivername else url.set(drivername=_BACKENDS[name])
 
 
@@ -44,7 +46,7 @@ def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages
     if is_sqlite:
         Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
     engine: dict[str, object] = {"poolclass": sqlalchemy.NullPool}
-    # several workers of one machine wait for each other
+    # the workers of one machine wait for each other
     engine["connect_args"] = {"timeout": 120} if is_sqlite else {"connect_timeout": 30}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -53,25 +55,25 @@ def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages
                 url.render_as_string(hide_password=False),
                 engine_kwargs=engine,
                 heartbeat_interval=heartbeat_seconds,
-                grace_period=MISSED_BEATS * heartbeat_seconds,
+                grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
             )
     except ImportError as error:
         raise TrainingError(
-            f"`sweep.storage` {shown(url)} needs a driver that is not installed: pip install 'vispeft[postgresql]'."
+            f"`sweep.storage` {redacted(url)} needs a driver that is not installed: pip install 'vispeft[postgresql]'."
         ) from error
     except (*STORAGE_ERRORS, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise TrainingError(f"`sweep.storage` {shown(url)} cannot be opened: {reason}") from error
+        raise TrainingError(f"`sweep.storage` {redacted(url)} cannot be opened: {reason}") from error
 
 
-def shown(url: sqlalchemy.URL) -> str:
+def redacted(url: sqlalchemy.URL) -> str:
     """Return the URL without its password."""
     return url.render_as_string(hide_password=True)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Optuna's warnings of intended uses: heartbeats without `Study.optimize`, ranges cut to their step."""
+    """Silence Optuna's warnings of intended uses: heartbeats without `Study.optimize`, ranges rounded to their step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
@@ -80,14 +82,14 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None]:
+def heartbeats(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None]:
     """Record heartbeats of the trial in the `with` block, so that no other worker takes it over."""
-    is_over = threading.Event()
+    is_finished = threading.Event()
     seconds = storage.get_heartbeat_interval() or 1
 
     def beat() -> None:
-        while not is_over.wait(seconds):
-            # a server that is away for a moment costs a beat, not the trial
+        while not is_finished.wait(seconds):
+            # a server that is unavailable for a moment costs a heartbeat, not the trial
             with contextlib.suppress(*STORAGE_ERRORS):
                 storage.record_heartbeat(trial_id)
 
@@ -96,7 +98,7 @@ def beating(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[None
     try:
         yield
     finally:
-        is_over.set()
+        is_finished.set()
         thread.join()
 
 

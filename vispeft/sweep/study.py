@@ -1,7 +1,7 @@
-"""The study that workers share: the owner and the outcome of each trial.
+"""Study that workers share: the owner and the outcome of each trial.
 
-Optuna keeps the trials. Workers take trials under one lock of the study, and the choice depends on the trials alone,
-so that a worker may die at any point: the next worker completes its unfinished trial.
+Optuna stores the trials. Workers claim trials under one lock of the study, and the choice depends on the trials alone,
+so that a worker may die at any point: another worker takes over its unfinished trial.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from vispeft.sweep.sweep import Run, Sweep
 
 INDEX, SEED, OWNER, SESSION = "index", "seed", "owner", "session"
 ATTEMPTS, PROGRESS = "attempts", "progress"
-FIGURES, MESSAGE, DIRECTORY = "figures", "message", "directory"
-HOPELESS_FAILURES = 3
-# a trial whose process dies so often without getting further is given up
-_MOST_ATTEMPTS = 10
+METRICS, MESSAGE, DIRECTORY = "metrics", "message", "directory"
+# a session whose first trials all fail stops after so many
+_MAX_FIRST_FAILURES = 3
+# a trial whose process dies so often without progress counts as failed
+_MAX_ATTEMPTS = 10
 
 
 class TrialLostError(TrainingError):
@@ -41,9 +42,9 @@ class TrialLostError(TrainingError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this worker works on, until its outcome is written or it is released or lost.
+    """A trial that this worker runs, until its outcome is written or it is released or lost.
 
-    attempt: 1 for the first time; more where its process died without getting further
+    attempt: 1 for the first time; more after its process died without progress
     """
 
     trial: optuna.Trial
@@ -92,14 +93,14 @@ class SharedStudy:
             self.study.set_metric_names(list(sweep.settings.objectives))
 
     def trials(self) -> dict[int, FrozenTrial]:
-        """Return the last trial of every run that was begun, by its index, in order."""
+        """Return the last trial of every started run, by its index, in order."""
         return _by_index(self.study.get_trials(deepcopy=False))
 
     def take(self) -> Turn:
-        """Claim the next trial for this worker: one that a dead worker left, one that waits, or a new one."""
+        """Claim the next trial for this worker: one of a dead worker, a waiting one, or a new one."""
         with self._lock.held(), quiet():
             trials = self.study.get_trials(deepcopy=False)
-            self._check_hope(trials)
+            self._check_first_failures(trials)
             for frozen in trials:
                 if frozen.state == TrialState.RUNNING:
                     claim = self._taken_over(frozen)
@@ -117,14 +118,14 @@ class SharedStudy:
         state: TrialState,
         *,
         values: Sequence[float] | None = None,
-        figures: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
         message: str = "",
     ) -> None:
         """Write the outcome of a trial, once."""
         try:
             with self._lock.held(), quiet():
                 self.check_own(claim)
-                claim.trial.set_user_attr(FIGURES, dict(figures or {}))
+                claim.trial.set_user_attr(METRICS, dict(metrics or {}))
                 claim.trial.set_user_attr(MESSAGE, message)
                 self.study.tell(claim.trial, values, state)
         except BaseException:
@@ -133,7 +134,7 @@ class SharedStudy:
         claim.lock.release(remove=True)
 
     def release(self, claim: Claim) -> None:
-        """Leave a trial to the next worker. It was stopped on purpose, so this does not count as a failed attempt."""
+        """Give a trial back for the next worker. It was stopped on purpose, so that this is no failed attempt."""
         with self._lock.held():
             self.check_own(claim)
             claim.trial.set_user_attr(ATTEMPTS, 0)
@@ -141,13 +142,13 @@ class SharedStudy:
         claim.lock.release()
 
     def check_own(self, claim: Claim) -> None:
-        """Raise `TrialLostError` if another worker has the trial now."""
+        """Raise `TrialLostError` if another worker owns the trial now."""
         frozen = self.storage.get_trial(claim.trial_id)
         if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != claim.owner:
-            raise TrialLostError(f"Trial {claim.index} was taken over by another worker: this one seemed dead.")
+            raise TrialLostError(f"Another worker has taken over trial {claim.index}, since this worker seemed dead.")
 
     def queue_failed(self) -> int:
-        """Put every failed run back into the queue. Returns the number of failed runs."""
+        """Put every failed run back into the queue, and return the number of failed runs."""
         with self._lock.held(), quiet():
             failed = {index: t for index, t in self.trials().items() if t.state == TrialState.FAIL}
             waiting = {t.user_attrs[INDEX] for t in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))}
@@ -161,13 +162,14 @@ class SharedStudy:
         """Return the run of a trial."""
         return Run(self.sweep.space.choose(lambda dimension: frozen.params[dimension.name]), frozen.user_attrs[SEED])
 
-    def _check_hope(self, trials: Sequence[FrozenTrial]) -> None:
+    def _check_first_failures(self, trials: Sequence[FrozenTrial]) -> None:
+        """Raise a TrainingError if all trials of this session so far failed, and these are several."""
         own = [t for t in trials if t.user_attrs.get(SESSION) == self.session and t.state.is_finished()]
         failed = [t for t in own if t.state == TrialState.FAIL]
-        if len(failed) >= HOPELESS_FAILURES and len(failed) == len(own):
+        if len(failed) >= _MAX_FIRST_FAILURES and len(failed) == len(own):
             raise TrainingError(
-                f"The sweep stopped, for its first {len(failed)} trials all failed; the last: "
-                f"{failed[-1].user_attrs[MESSAGE]} Mend this and give the command again with --retry-failed."
+                f"The sweep stopped because its first {len(failed)} trials all failed. The last error: "
+                f"{failed[-1].user_attrs[MESSAGE]} Fix this and run the command again with --retry-failed."
             )
 
     def _taken_over(self, frozen: FrozenTrial) -> Claim | None:
@@ -177,17 +179,17 @@ class SharedStudy:
         if index is not None and owner is not None and not self._seems_dead(frozen, owner):
             return None
         claim = self._claimed(optuna.Trial(self.study, frozen._trial_id), frozen)
-        if claim is None or claim.attempt <= _MOST_ATTEMPTS:
+        if claim is None or claim.attempt <= _MAX_ATTEMPTS:
             return claim
-        message = f"Its process died {_MOST_ATTEMPTS} times without getting further: out of memory?"
-        claim.trial.set_user_attr(FIGURES, {})
+        message = f"Its process died {_MAX_ATTEMPTS} times without progress; the memory may be too small."
+        claim.trial.set_user_attr(METRICS, {})
         claim.trial.set_user_attr(MESSAGE, message)
         self.study.tell(claim.trial, state=TrialState.FAIL)
         claim.lock.release(remove=True)
         return None
 
     def _seems_dead(self, frozen: FrozenTrial, owner: Mapping[str, str]) -> bool:
-        """Tell whether a trial's owner is dead: by its lock on this machine, by its heartbeats elsewhere."""
+        """Return True if a trial's owner is dead: by its lock on this machine, by its heartbeats elsewhere."""
         path = self.directory.trial_lock(frozen.user_attrs[INDEX])
         if owner["machine"] == machine_id() and owner["lock"] == str(path.resolve()) and path.exists():
             lock = FileLock.try_hold(path)
@@ -198,7 +200,7 @@ class SharedStudy:
         return frozen._trial_id in self.storage._get_stale_trial_ids(self.study._study_id)
 
     def _next(self, trials: Sequence[FrozenTrial]) -> Claim | None:
-        """Claim a trial that waits, or else the first run without a trial."""
+        """Claim a waiting trial, or else the first run without a trial."""
         if not any(t.state == TrialState.WAITING for t in trials):
             known = _by_index(trials)
             index = next((i for i in range(self.sweep.num_runs) if i not in known), None)
@@ -211,7 +213,7 @@ class SharedStudy:
         return self._claimed(trial, self.storage.get_trial(trial._trial_id))
 
     def _known_run(self, index: int, known: Mapping[int, FrozenTrial]) -> Run | None:
-        """Return the run of an index, or None if the sampler chooses it."""
+        """Return the run of an index, or None if the sampler chooses its point."""
         if self.sweep.settings.sampler == "grid":
             return self.sweep.grid[index]
         place = index % len(self.sweep.seeds)
@@ -220,7 +222,7 @@ class SharedStudy:
         return Run(self.run_of(known[index - place]).labels, self.sweep.seeds[place])
 
     def _claimed(self, trial: optuna.Trial, frozen: FrozenTrial) -> Claim | None:
-        """Claim a running trial, even one that is only partly written; None if another process holds its lock."""
+        """Claim a running trial, even a partly written one; None if another process holds its lock."""
         attrs = frozen.user_attrs
         index = attrs.get(INDEX)
         if index is None:
@@ -233,7 +235,7 @@ class SharedStudy:
             return None
         try:
             run = Run(
-                self.sweep.space.choose(partial(self._suggested, trial, index)), attrs.get(SEED, self.sweep.seeds[0])
+                self.sweep.space.choose(partial(self._suggest, trial, index)), attrs.get(SEED, self.sweep.seeds[0])
             )
             return self._owned(trial, index, run, lock, attrs)
         except BaseException:
@@ -241,7 +243,7 @@ class SharedStudy:
             raise
 
     def _owned(self, trial: optuna.Trial, index: int, run: Run, lock: FileLock, attrs: Mapping[str, Any]) -> Claim:
-        """Write this worker into a trial as its owner, as the last attribute. attrs: the trial's earlier attributes."""
+        """Write this worker into a trial as its owner, the last attribute. attrs: earlier attributes of the trial"""
         self.storage.record_heartbeat(trial._trial_id)
         progress = self._progress(index)
         attempt = attrs.get(ATTEMPTS, 0) + 1 if progress <= attrs.get(PROGRESS, -1) else 1
@@ -261,7 +263,7 @@ class SharedStudy:
         """Return the last step in the metrics of a trial's run directory; 0 without one."""
         return max((line["step"] for line in read_metrics(self.directory.trial(index).metrics)), default=0)
 
-    def _suggested(self, trial: optuna.Trial, index: int, dimension: Dimension) -> Any:
+    def _suggest(self, trial: optuna.Trial, index: int, dimension: Dimension) -> Any:
         """Return the label of a dimension: the stored one, or else the sampler's choice."""
         self.study.sampler = self._sampler(index, dimension)
         entry = dimension.entry
@@ -274,7 +276,7 @@ class SharedStudy:
         return trial.suggest_float(dimension.name, entry.low, entry.high, step=entry.step, log=entry.log)
 
     def _sampler(self, index: int, dimension: Dimension) -> optuna.samplers.BaseSampler:
-        """Return the sampler of one choice, seeded by trial index and dimension; a restart repeats the choice."""
+        """Return the sampler of one choice, seeded by trial and dimension, so that a restart repeats the choice."""
         text = f"{self.sweep.settings.sampler_seed} {index} {dimension.name}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         if self.sweep.settings.sampler == "tpe":
@@ -283,6 +285,7 @@ class SharedStudy:
 
 
 def _by_index(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """Return the last trial of each index, in order."""
     found = {t.user_attrs[INDEX]: t for t in trials if INDEX in t.user_attrs}
     return dict(sorted(found.items()))
 

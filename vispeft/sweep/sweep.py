@@ -19,13 +19,13 @@ from vispeft.sweep.space import Labels, Space, build_space, describe_point
 from vispeft.sweep.storage import storage_url
 
 SECTION = "sweep"
-# how long, by whom and where a sweep is worked on may change when it goes on; what it is may not
+# keys that may change when a sweep is resumed: they affect its length, workers and place, not its runs
 _MAY_CHANGE = {"trials", "workers", "heartbeat", "storage"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trial: a point of the space with one seed. seed: None leaves `train.seed` as it is."""
+    """One trial: a point of the space with one seed. seed: None for `train.seed` of the configuration"""
 
     labels: Labels
     seed: int | None
@@ -39,10 +39,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose every configuration has been checked.
+    """A sweep whose configurations have been checked.
 
-    base: the configuration as the file and the command line give it, without the section `sweep`
-    settings: that section, its name filled in
+    base: configuration of the file and the command line, without the section `sweep`
+    settings: that section, with its name filled in
     """
 
     base: Mapping[str, Any]
@@ -60,7 +60,7 @@ class Sweep:
 
     @property
     def seeds(self) -> tuple[int | None, ...]:
-        """The seeds of every configuration; None for the configuration's own."""
+        """Seeds of every configuration; None for `train.seed` of the configuration."""
         return self.settings.seeds or (None,)
 
     @cached_property
@@ -70,7 +70,7 @@ class Sweep:
 
     @property
     def samples(self) -> Sequence[Run]:
-        """Every run of a grid; of any other space, runs in which all values and both ends of all ranges occur."""
+        """Every run of a grid; of another space, runs that cover all values and both ends of all ranges."""
         if self.settings.sampler == "grid":
             return self.grid
         return [Run(labels, self.seeds[0]) for labels in self.space.corners()]
@@ -84,8 +84,8 @@ class Sweep:
 
     @property
     def identity(self) -> str:
-        """Digest of 10 hexadecimal digits, equal for sweeps that continue each other."""
-        content = {"base": self.base, SECTION: _lasting(self.settings)}
+        """Digest of 10 hexadecimal digits, equal for sweeps that can resume each other."""
+        content = {"base": self.base, SECTION: _fixed_settings(self.settings)}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
     @property
@@ -106,7 +106,7 @@ class Sweep:
         if config.train.devices > 1:
             raise ConfigError(
                 f"`train.devices` must be 1 in a sweep, but is {config.train.devices}. "
-                "Several GPUs work on several trials at once: use sweep.workers."
+                "To use several GPUs, set sweep.workers: each worker runs trials on one GPU."
             )
         return config
 
@@ -116,7 +116,10 @@ class Sweep:
 
     def differences(self, other: Sweep) -> list[str]:
         """Return the keys that make `other` another sweep, or one of another study."""
-        own, theirs = {**self.base, SECTION: _lasting(self.settings)}, {**other.base, SECTION: _lasting(other.settings)}
+        own, theirs = (
+            {**self.base, SECTION: _fixed_settings(self.settings)},
+            {**other.base, SECTION: _fixed_settings(other.settings)},
+        )
         moved = ["sweep.storage"] if self.settings.storage != other.settings.storage else []
         return sorted([*_different(own, theirs, ""), *moved])
 
@@ -129,7 +132,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     try:
         if section is None:
             raise ConfigError(
-                "there must be a section `sweep` that says what is varied. `vispeft train` trains a configuration."
+                "there must be a section `sweep` with `space` or `variants`. `vispeft train` trains one configuration."
             )
         settings = parse_sweep(section)
         parse_config(raw)
@@ -151,12 +154,14 @@ def _check(sweep: Sweep) -> None:
         sweep.config(run)
 
 
-def _lasting(settings: SweepConfig) -> dict[str, Any]:
+def _fixed_settings(settings: SweepConfig) -> dict[str, Any]:
+    """Return the settings that must not change when a sweep is resumed."""
     dumped = settings.model_dump(mode="json", exclude_defaults=True)
     return {key: value for key, value in dumped.items() if key not in _MAY_CHANGE}
 
 
 def _different(first: Any, second: Any, prefix: str) -> list[str]:
+    """Return the dotted keys of the values that differ."""
     if not isinstance(first, dict) or not isinstance(second, dict):
         return [] if first == second else [prefix]
     found = []

@@ -16,13 +16,14 @@ from vispeft.config import Config
 from vispeft.engine import DataSets, RunDirectory, read_sets, train_run
 from vispeft.errors import TrainingError, VispeftError
 from vispeft.io.metrics_file import read_metrics
-from vispeft.sweep.storage import STORAGE_ERRORS, beating
+from vispeft.sweep.storage import STORAGE_ERRORS, heartbeats
 from vispeft.sweep.study import Claim, SharedStudy, TrialLostError
 from vispeft.training.callbacks.base import Callback
 from vispeft.training.feature_cache.store import FeatureMemory
 from vispeft.training.memory import release_memory
 
-PRUNED_BY = "segm/AP"
+# the metric that pruners compare
+PRUNING_METRIC = "segm/AP"
 
 
 class TrialPrunedError(TrainingError):
@@ -31,13 +32,13 @@ class TrialPrunedError(TrainingError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outcome of a trial. state: COMPLETE, PRUNED, FAIL, or None if it was interrupted and will go on later.
+    """Outcome of a trial. state: COMPLETE, PRUNED, FAIL, or None if it was interrupted and can be resumed.
 
-    figures: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned trial those of its best evaluation
+    metrics: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned trial those of its best evaluation
     """
 
     state: TrialState | None
-    figures: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
 
 
@@ -65,48 +66,49 @@ def run_trial(shared: SharedStudy, claim: Claim, sets: SharedSets, *, shows_prog
     """Train the run of a claim, from its checkpoint if there is one, and write the outcome into the study."""
     directory = shared.directory.trial(claim.index)
     log_path = shared.directory.trial_log(claim.index)
-    with beating(shared.storage, claim.trial_id), _log_of(log_path, is_used=not shows_progress):
+    with heartbeats(shared.storage, claim.trial_id), _log_of(log_path, is_used=not shows_progress):
         try:
-            outcome = _trained(shared, claim, directory, sets)
-        # the trial is somebody else's now, or will be
+            outcome = _train(shared, claim, directory, sets)
+        # another worker owns the trial, or will take it over
         except (TrialLostError, *STORAGE_ERRORS):
             claim.lock.release()
             raise
         except TrialPrunedError as error:
-            outcome = Outcome(TrialState.PRUNED, _best_on_the_way(directory), str(error))
+            outcome = Outcome(TrialState.PRUNED, _best_evaluation(directory), str(error))
         except KeyboardInterrupt:
             outcome = Outcome(None)
-        # one trial's failure, of whatever kind, is not the sweep's
+        # any failure of one trial leaves the others untouched
         except Exception as error:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             with log_path.open("a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            outcome = Outcome(TrialState.FAIL, message=_said(error))
-    _tell(shared, claim, outcome)
+            outcome = Outcome(TrialState.FAIL, message=_message(error))
+    _write_outcome(shared, claim, outcome)
     release_memory()
     return outcome
 
 
-def _trained(shared: SharedStudy, claim: Claim, directory: RunDirectory, sets: SharedSets) -> Outcome:
+def _train(shared: SharedStudy, claim: Claim, directory: RunDirectory, sets: SharedSets) -> Outcome:
+    """Train the run of a claim, from its checkpoint if there is one."""
     config = shared.sweep.config(claim.run)
     is_begun = directory.config.is_file()
     if is_begun:
-        _report(claim, directory)
-        _prune_if_hopeless(shared, claim)
+        _report_evaluations(claim, directory)
+        _check_pruning(shared, claim)
     result = train_run(
         config,
         directory,
         resume=is_begun,
         sets=sets.of(config),
         memory=sets.memory,
-        callbacks=[Callback(on_evaluation=partial(_evaluated, shared, claim, directory))],
+        callbacks=[Callback(on_evaluation=partial(_after_evaluation, shared, claim, directory))],
     )
     if result.summary is None:
         return Outcome(None)
-    return Outcome(TrialState.COMPLETE, figures_of(result.summary))
+    return Outcome(TrialState.COMPLETE, metrics_of(result.summary))
 
 
-def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
+def metrics_of(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return the metrics and costs that a sweep keeps from a run's summary.json."""
     masks = {f"segm/{name}": value for name, value in summary["segm"].items()}
     boxes = {f"bbox/{name}": value for name, value in summary["bbox"].items()}
@@ -120,28 +122,29 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, float]:
     return {**masks, **boxes, **costs}
 
 
-def _tell(shared: SharedStudy, claim: Claim, outcome: Outcome) -> None:
+def _write_outcome(shared: SharedStudy, claim: Claim, outcome: Outcome) -> None:
+    """Write the outcome into the study, or give the trial back if it was interrupted."""
     if outcome.state is None:
         shared.release(claim)
         return
     values = None
     if outcome.state == TrialState.COMPLETE:
-        values = [float(outcome.figures[name]) for name in shared.sweep.settings.objectives]
-    shared.tell(claim, outcome.state, values=values, figures=outcome.figures, message=outcome.message)
+        values = [float(outcome.metrics[name]) for name in shared.sweep.settings.objectives]
+    shared.tell(claim, outcome.state, values=values, metrics=outcome.metrics, message=outcome.message)
 
 
-def _evaluated(
-    shared: SharedStudy, claim: Claim, directory: RunDirectory, step: int, figures: Mapping[str, float]
+def _after_evaluation(
+    shared: SharedStudy, claim: Claim, directory: RunDirectory, step: int, metrics: Mapping[str, float]
 ) -> None:
-    """Check after an evaluation that this worker still owns the trial, report the score, and prune if hopeless."""
+    """Check that this worker still owns the trial, report the evaluation, and ask the pruner."""
     shared.check_own(claim)
-    _report(claim, directory)
+    _report_evaluations(claim, directory)
     if step < (directory.load_config().train.steps or 0):
-        _prune_if_hopeless(shared, claim)
+        _check_pruning(shared, claim)
 
 
-def _report(claim: Claim, directory: RunDirectory) -> None:
-    """Report to the study the evaluations that it lacks; none with several objectives, where Optuna allows none."""
+def _report_evaluations(claim: Claim, directory: RunDirectory) -> None:
+    """Report evaluations that the study lacks; none with several objectives, for which Optuna has no reports."""
     if len(claim.trial.study.directions) > 1:
         return
     known = claim.trial.storage.get_trial(claim.trial_id).intermediate_values
@@ -150,7 +153,8 @@ def _report(claim: Claim, directory: RunDirectory) -> None:
             claim.trial.report(value, step)
 
 
-def _prune_if_hopeless(shared: SharedStudy, claim: Claim) -> None:
+def _check_pruning(shared: SharedStudy, claim: Claim) -> None:
+    """Raise a TrialPrunedError if the pruner stops the trial."""
     if shared.sweep.settings.pruner != "none" and claim.trial.should_prune():
         raise TrialPrunedError(f"stopped early by the {shared.sweep.settings.pruner} pruner")
 
@@ -158,16 +162,16 @@ def _prune_if_hopeless(shared: SharedStudy, claim: Claim) -> None:
 def _evaluations(directory: RunDirectory) -> dict[int, float]:
     """Return the mask AP of each evaluation in metrics.jsonl, by step."""
     lines = read_metrics(directory.metrics)
-    found = {line["step"]: line.get(PRUNED_BY) for line in lines if line["split"] == "val"}
+    found = {line["step"]: line.get(PRUNING_METRIC) for line in lines if line["split"] == "val"}
     return {step: value for step, value in found.items() if value is not None}
 
 
-def _best_on_the_way(directory: RunDirectory) -> dict[str, float]:
+def _best_evaluation(directory: RunDirectory) -> dict[str, float]:
     """Return the metrics of the best evaluation of an unfinished run."""
     lines = [line for line in read_metrics(directory.metrics) if line["split"] == "val"]
-    best = max(lines, key=lambda line: line[PRUNED_BY], default={})
-    figures = {name: value for name, value in best.items() if "/" in name and value is not None}
-    return {**figures, **({"best_step": best["step"]} if best else {})}
+    best = max(lines, key=lambda line: line[PRUNING_METRIC], default={})
+    metrics = {name: value for name, value in best.items() if "/" in name and value is not None}
+    return {**metrics, **({"best_step": best["step"]} if best else {})}
 
 
 @contextlib.contextmanager
@@ -181,7 +185,7 @@ def _log_of(path: Path, *, is_used: bool) -> Iterator[None]:
         yield
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Return the message of an error, as the command line shows it."""
     if isinstance(error, VispeftError):
         return str(error)

@@ -1,4 +1,4 @@
-"""Outlines of the annotations and detections of one image, matched to each other, for a vector picture."""
+"""Outlines of the annotations and detections of one image, matched to each other, for an SVG picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.rle import to_rle
+from vispeft.visualization.colours import spread_hue
 
 MATCH_IOU = 0.5
-_GOLDEN_RATIO = 0.618034
-# characters of the outlines of one panel; what is beyond is left out
-_MOST_OUTLINE = 60_000
+# characters of the outlines of one picture; further outlines are left out
+_MAX_CHARACTERS = 60_000
 
 
 @dataclass(frozen=True)
@@ -31,35 +31,65 @@ class Item:
 
 @dataclass(frozen=True)
 class Matching:
-    """Matches of the detections and annotations of an image: best score first, each with its best free match.
+    """Matches of the detections and annotations of an image.
 
-    found_by: for each annotation the index of its detection, or None
+    detection_idx: for each annotation the index of its detection, or None for a false negative
     iou: for each detection the IoU with its annotation, or None for a false positive
     """
 
-    found_by: tuple[int | None, ...]
+    detection_idx: tuple[int | None, ...]
     iou: tuple[float | None, ...]
 
     @property
-    def num_found(self) -> int:
-        return sum(one is not None for one in self.found_by)
+    def num_true_positives(self) -> int:
+        return sum(iou is not None for iou in self.iou)
 
     @property
-    def num_wrong(self) -> int:
-        return sum(one is None for one in self.iou)
+    def num_false_positives(self) -> int:
+        return len(self.iou) - self.num_true_positives
 
     @property
-    def score(self) -> float:
+    def num_false_negatives(self) -> int:
+        return len(self.detection_idx) - self.num_true_positives
+
+    @property
+    def f1(self) -> float:
         """F1 score; 1 if there are neither annotations nor detections."""
-        total = len(self.found_by) + len(self.iou)
-        return 2 * self.num_found / total if total else 1.0
+        total = len(self.detection_idx) + len(self.iou)
+        return 2 * self.num_true_positives / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Style:
+    """Appearance of one instance.
+
+    title: shown when the pointer is over it; label: written beside it
+    hue: a number that becomes a colour
+    is_matched: drawn with a solid line, others with a dashed one
+    """
+
+    title: str
+    label: str
+    hue: int
+    is_matched: bool
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Size of a picture in its own units. scale: from image pixels to these units"""
+
+    width: float
+    height: float
+    scale: float
 
 
 @dataclass(frozen=True)
 class Outline:
     """One instance as the page draws it, in the picture's own units.
 
-    path: data of an SVG path; box: left, top, width, height; label: text and its start, None if there is no room
+    path: data of an SVG path
+    box: left, top, width, height
+    label: text and its left end and baseline; None if there is no room for it
     """
 
     path: str
@@ -82,53 +112,43 @@ def items_of(entries: Sequence[Mapping[str, Any]], height: int, width: int) -> l
     return sorted(items, key=lambda item: -(item.score or 0.0))
 
 
-def match(truth: Sequence[Item], found: Sequence[Item]) -> Matching:
-    """Match detections, best first, to annotations of their class with a mask IoU of at least 0.5."""
-    found_by: list[int | None] = [None] * len(truth)
-    iou: list[float | None] = [None] * len(found)
-    if truth and found:
-        overlaps = mask_utils.iou([one.rle for one in found], [one.rle for one in truth], [0] * len(truth))
-        for detection, item in enumerate(found):
-            free = [
+def match(annotations: Sequence[Item], detections: Sequence[Item]) -> Matching:
+    """Match each detection, best first, to the unmatched annotation of its class with the highest IoU, from 0.5 on."""
+    detection_idx: list[int | None] = [None] * len(annotations)
+    iou: list[float | None] = [None] * len(detections)
+    if annotations and detections:
+        overlaps = mask_utils.iou(
+            [one.rle for one in detections], [one.rle for one in annotations], [0] * len(annotations)
+        )
+        for detection, item in enumerate(detections):
+            unmatched = [
                 index
-                for index, one in enumerate(truth)
-                if found_by[index] is None and one.category_id == item.category_id
+                for index, one in enumerate(annotations)
+                if detection_idx[index] is None and one.category_id == item.category_id
             ]
-            best = max(free, key=lambda index: overlaps[detection, index], default=None)
+            best = max(unmatched, key=lambda index: overlaps[detection, index], default=None)
             if best is not None and overlaps[detection, best] >= MATCH_IOU:
-                found_by[best] = detection
+                detection_idx[best] = detection
                 iou[detection] = float(overlaps[detection, best])
-    return Matching(tuple(found_by), tuple(iou))
+    return Matching(tuple(detection_idx), tuple(iou))
 
 
-def outlines(
-    items: Sequence[Item],
-    titles: Sequence[str],
-    labels: Sequence[str],
-    hues: Sequence[int],
-    matched: Sequence[bool],
-    *,
-    factor: float,
-    size: tuple[float, float],
-) -> tuple[list[Outline], int]:
-    """Return the outlines to draw, large ones first, and the number of those left out.
-
-    hues: numbers that become colours
-    factor: from image pixels to units of the picture; size: width and height of the picture in its units
-    """
+def draw_outlines(items: Sequence[Item], styles: Sequence[Style], canvas: Canvas) -> tuple[list[Outline], int]:
+    """Return the outlines to draw, large ones first, and the number of items that are left out."""
     drawn: list[tuple[float, Outline]] = []
     taken: list[tuple[float, float, float, float]] = []
-    room = _MOST_OUTLINE
-    for item, title, label, hue, is_matched in zip(items, titles, labels, hues, matched, strict=True):
-        path = _path(item.rle, factor)
+    room = _MAX_CHARACTERS
+    for item, style in zip(items, styles, strict=True):
+        path = _path(item.rle, canvas.scale)
         room -= len(path)
         if room < 0:
             break
-        x, y, width, height = (round(float(value) * factor, 1) for value in mask_utils.toBbox(item.rle))
-        place = _place_label(label, (x, y, width, height), size, taken)
-        drawn.append((width * height, Outline(path, (x, y, width, height), _colour(hue), title, is_matched, place)))
-    left_out = len(items) - len(drawn)
-    return [outline for _, outline in sorted(drawn, key=lambda pair: -pair[0])], left_out
+        x, y, width, height = (round(float(value) * canvas.scale, 1) for value in mask_utils.toBbox(item.rle))
+        box = (x, y, width, height)
+        label = _place_label(style.label, box, canvas, taken)
+        drawn.append((width * height, Outline(path, box, _colour(style.hue), style.title, style.is_matched, label)))
+    num_left_out = len(items) - len(drawn)
+    return [outline for _, outline in sorted(drawn, key=lambda pair: -pair[0])], num_left_out
 
 
 def label_size(width: float) -> float:
@@ -136,13 +156,13 @@ def label_size(width: float) -> float:
     return round(width / 26, 1)
 
 
-def _path(rle: dict[str, Any], factor: float) -> str:
+def _path(rle: dict[str, Any], scale: float) -> str:
     """Return the outline of a mask, holes included, as an SVG path, simplified to half a pixel."""
     left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
     mask: NDArray[np.uint8] = mask_utils.decode(rle)[top : top + height, left : left + width]
     if not mask.size:
         return ""
-    # at four times the size the outline runs along pixel edges rather than through their centres
+    # at four times the size the outline follows pixel edges rather than pixel centres
     enlarged = np.ascontiguousarray(mask.repeat(4, axis=0).repeat(4, axis=1))
     contours, _ = cv2.findContours(enlarged, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     parts = []
@@ -150,7 +170,7 @@ def _path(rle: dict[str, Any], factor: float) -> str:
         points = cv2.approxPolyDP(contour, 2.2, True)[:, 0]
         if len(points) < 3:
             continue
-        places = ((points + 0.5) / 4 + (left, top)) * factor
+        places = ((points + 0.5) / 4 + (left, top)) * scale
         parts.append("M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) + "Z")
     return "".join(parts)
 
@@ -158,16 +178,19 @@ def _path(rle: dict[str, Any], factor: float) -> str:
 def _place_label(
     text: str,
     box: tuple[float, float, float, float],
-    size: tuple[float, float],
+    canvas: Canvas,
     taken: list[tuple[float, float, float, float]],
 ) -> tuple[str, float, float] | None:
-    """Return a label with a start (left, baseline) at which it covers no other label, or None."""
-    height = label_size(size[0])
+    """Return a label with a left end and baseline at which it covers no other label, or None.
+
+    taken: rectangles of the labels so far; a placed label is added
+    """
+    height = label_size(canvas.width)
     width = 0.6 * height * len(text)
     x, y, _, box_height = box
-    left = min(max(x, 0.0), max(size[0] - width, 0.0))
+    left = min(max(x, 0.0), max(canvas.width - width, 0.0))
     for top in (y - height, y, y + box_height):
-        top = min(max(top, 0.0), size[1] - 1.15 * height)
+        top = min(max(top, 0.0), canvas.height - 1.15 * height)
         rectangle = (left, top, left + width, top + height)
         if text and not any(_overlap(rectangle, other) for other in taken):
             taken.append(rectangle)
@@ -181,5 +204,5 @@ def _overlap(first: tuple[float, float, float, float], second: tuple[float, floa
 
 def _colour(number: int) -> str:
     """Return a colour that is visible on light and dark pictures, far from those of nearby numbers."""
-    red, green, blue = colorsys.hls_to_rgb(number * _GOLDEN_RATIO % 1, 0.62, 0.95)
+    red, green, blue = colorsys.hls_to_rgb(spread_hue(number), 0.62, 0.95)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"

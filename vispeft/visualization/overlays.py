@@ -17,14 +17,14 @@ from pycocotools import mask as mask_utils
 
 from vispeft.errors import VispeftError
 from vispeft.structures import Instances
+from vispeft.visualization.colours import spread_hue
 
 Colour = tuple[int, int, int]
 
-_GOLDEN_RATIO = 0.618034
 _FILL_OPACITY = 0.35
 # share of a picture that labels may cover
 _LABEL_SHARE = 0.1
-# images with a longer side below this are enlarged, or labels would hide them
+# images with a longer side below this are enlarged, since labels would hide them
 _MIN_SIDE = 512
 
 
@@ -69,27 +69,6 @@ def draw_instances(
     return picture
 
 
-def side_by_side(
-    truth: Image.Image, prediction: Image.Image, *, captions: tuple[str, str] = ("truth", "prediction")
-) -> Image.Image:
-    """Return two pictures with captions, next to each other, or one above the other where they are very wide."""
-    is_wide = truth.width > 2 * truth.height
-    text_size = _text_size(truth)
-    gap, bar = text_size // 2, 2 * text_size
-    if is_wide:
-        corners = ((0, 0), (0, truth.height + bar + gap))
-        size = (max(truth.width, prediction.width), truth.height + prediction.height + 2 * bar + gap)
-    else:
-        corners = ((0, 0), (truth.width + gap, 0))
-        size = (truth.width + prediction.width + gap, max(truth.height, prediction.height) + bar)
-    sheet = Image.new("RGB", size, (255, 255, 255))
-    draw = ImageDraw.Draw(sheet)
-    for (left, top), picture, caption in zip(corners, (truth, prediction), captions, strict=True):
-        draw.text((left + gap, top + bar // 2), caption, fill=(32, 32, 32), font=_font(text_size), anchor="lm")
-        sheet.paste(picture, (left, top + bar))
-    return sheet
-
-
 @dataclass(frozen=True)
 class _Region:
     """The part of a picture that one mask touches.
@@ -119,7 +98,7 @@ def _colours(labels: Sequence[int], num_classes: int) -> list[Colour]:
     """Return one colour for each instance."""
     colours: list[Colour] = []
     for idx, label in enumerate(labels):
-        hue = (label if num_classes > 1 else idx) * _GOLDEN_RATIO % 1
+        hue = spread_hue(label if num_classes > 1 else idx)
         lightness = (0.56, 0.48, 0.66)[idx % 3]
         red, green, blue = (round(255 * value) for value in colorsys.hls_to_rgb(hue, lightness, 0.9))
         colours.append((red, green, blue))

@@ -35,11 +35,11 @@ def test_accumulate__more_than_a_hundred_detections_are_cut(adversarial_case: Fu
 
 
 def test_interpolated_precision__of_a_curve_by_hand() -> None:
-    is_right = np.array([True, False, True, False])
-    precision = interpolated_precision(is_right, np.ones(4, dtype=bool), 4)
+    is_true_positive = np.array([True, False, True, False])
+    precision = interpolated_precision(is_true_positive, np.ones(4, dtype=bool), 4)
     np.testing.assert_allclose(precision, [1.0] * 26 + [2 / 3] * 25 + [0.0] * 50)
 
 
 def test_interpolated_precision__what_is_not_counted_does_not_harm() -> None:
-    is_right, is_counted = np.array([False, True]), np.array([False, True])
-    assert interpolated_precision(is_right, is_counted, 1).min() == pytest.approx(1.0)
+    is_true_positive, is_counted = np.array([False, True]), np.array([False, True])
+    assert interpolated_precision(is_true_positive, is_counted, 1).min() == pytest.approx(1.0)

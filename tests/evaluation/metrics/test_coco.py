@@ -214,7 +214,7 @@ def test_evaluate_coco__what_is_missing_is_filled_in():
     assert evaluate_coco(annotations, results).to_dict() == evaluate_coco(full, results).to_dict()
 
 
-def test_evaluate_coco__categories_of_one_name_stay_apart():
+def test_evaluate_coco__categories_of_one_name_are_distinct():
     annotations, results = _data(1)
     for category in annotations["categories"][:2]:
         category["name"] = "disk"
@@ -399,7 +399,7 @@ def test_evaluate_coco__refuses_what_check_refuses_and_names_the_remedy(tmp_path
     assert f"`vispeft data check {path} --images FOLDER --fix FIXED`" in str(caught.value)
 
 
-def test_evaluate_coco__tells_every_refusal_at_once():
+def test_evaluate_coco__names_every_refusal_at_once():
     annotations, results = _data(1)
     for image in annotations["images"]:
         del image["height"]

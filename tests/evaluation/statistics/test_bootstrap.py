@@ -26,7 +26,7 @@ def _with_distinct_scores(results: list[dict[str, Any]]) -> list[dict[str, Any]]
 
 
 def _drawn(annotations: dict[str, Any], results: list[dict[str, Any]], weights: np.ndarray) -> tuple[Any, Any]:
-    """The resampled set written out: each copy of an image is an image of its own."""
+    """Return the resampled set written out: each copy of an image is a separate image."""
     annotations, old = copy.deepcopy(annotations), annotations
     ids = sorted(image["id"] for image in old["images"])
     copies = {key: [1000 * key + n for n in range(weight)] for key, weight in zip(ids, weights.tolist(), strict=True)}
@@ -51,7 +51,7 @@ def test_weighted_ap__is_pycocotools_on_the_resampled_set(
 
 @pytest.mark.parametrize("kind", ["segm", "bbox"])
 @pytest.mark.parametrize("seed", range(6))
-def test_plain_ap__is_the_figure_of_the_whole_set(seed: int, kind: str, adversarial_case: Function) -> None:
+def test_plain_ap__is_the_metric_of_the_whole_set(seed: int, kind: str, adversarial_case: Function) -> None:
     annotations, results = adversarial_case(seed)
     scored = read_scored(annotations, results)
     stats = coco_stats(accumulate(scored.match(kind), len(scored.category_ids)))

@@ -12,14 +12,14 @@ from vispeft.evaluation.statistics.compare import Entry, compare, estimate_ap, h
 
 
 def _run(quality: float, seed: int, num_images: int = 60) -> Records:
-    """Records of one category: each of three objects per image is found with a probability, among three mistakes."""
+    """Records of one category: each of three objects per image is detected with a probability, beside three errors."""
     generator = np.random.default_rng(seed)
     num = 6 * num_images
     is_object = np.tile([True, True, True, False, False, False], num_images)
-    is_right = is_object & (generator.random(num) < quality)
+    is_true_positive = is_object & (generator.random(num) < quality)
     order = generator.permutation(num)
     image_idx = np.repeat(np.arange(num_images), 6)[order]
-    rows = np.repeat(is_right[order][None], 10, axis=0)
+    rows = np.repeat(is_true_positive[order][None], 10, axis=0)
     objects = np.full((1, num_images), 3)
     return Records(image_idx, np.array([0, num]), rows, np.zeros_like(rows), objects)
 
@@ -33,51 +33,51 @@ def test_compare__finds_the_better_and_the_cheapest_of_equals() -> None:
     found = compare(entries, num_resamples=300)
     assert {found.best, *found.equals} == {"good", "twin"}
     assert found.cheapest == "twin"
-    assert [one.name for one in found.standings] == ["poor", "good", "twin"]
-    assert found.standings[0].is_distinguishable
+    assert [one.name for one in found.results] == ["poor", "good", "twin"]
+    assert found.results[0].is_distinguishable
     assert "The cheapest of these 2 is twin, with 100 trainable parameters." in found.sentence
-    assert sum(one.best_share for one in found.standings) == pytest.approx(1)
+    assert sum(one.best_share for one in found.results) == pytest.approx(1)
     assert json.loads(json.dumps(found.to_dict()))["best"] == found.best
 
 
-def test_compare__figures_are_those_of_the_whole_set_within_their_intervals() -> None:
+def test_compare__metrics_are_those_of_the_whole_set_within_their_intervals() -> None:
     entries = [Entry(name, (_run(quality, 3),)) for name, quality in (("a", 0.5), ("b", 0.7))]
     found = compare(entries, num_resamples=300)
-    for entry, one in zip(entries, found.standings, strict=True):
-        assert one.figure.value == plain_ap(entry.runs[0])
-        assert one.figure.low < one.figure.value < one.figure.high
-    difference = found.standings[0].difference
+    for entry, one in zip(entries, found.results, strict=True):
+        assert one.estimate.value == plain_ap(entry.runs[0])
+        assert one.estimate.low < one.estimate.value < one.estimate.high
+    difference = found.results[0].difference
     assert difference is not None
-    assert difference.value == pytest.approx(found.standings[0].figure.value - found.standings[1].figure.value)
-    assert found.standings[1].difference is None
+    assert difference.value == pytest.approx(found.results[0].estimate.value - found.results[1].estimate.value)
+    assert found.results[1].difference is None
 
 
 def test_compare__is_paired() -> None:
     one = _run(0.6, 4)
-    worse = one.is_right.copy()
+    worse = one.is_true_positive.copy()
     worse[:, np.flatnonzero(worse[0])[::20]] = False
     other = Records(one.image_idx, one.category_begins, worse, one.is_ignored, one.num_objects)
     found = compare([Entry("one", (one,)), Entry("other", (other,))], num_resamples=300)
-    difference = found.standings[1].difference
+    difference = found.results[1].difference
     assert difference is not None
-    assert difference.high - difference.low < 0.5 * (found.standings[0].figure.high - found.standings[0].figure.low)
+    assert difference.high - difference.low < 0.5 * (found.results[0].estimate.high - found.results[0].estimate.low)
 
 
 def test_compare__the_same_run_twice_is_not_distinguishable() -> None:
     found = compare([Entry("a", (_run(0.5, 0),)), Entry("b", (_run(0.5, 0),))], num_resamples=100)
     assert found.best == "a"
-    assert found.standings[1].corrected_p == 1
-    assert [one.best_share for one in found.standings] == [0.5, 0.5]
+    assert found.results[1].corrected_p == 1
+    assert [one.best_share for one in found.results] == [0.5, 0.5]
     assert found.cheapest is None
-    assert all(0 <= one.figure.low <= one.figure.high <= 1 for one in found.standings)
+    assert all(0 <= one.estimate.low <= one.estimate.high <= 1 for one in found.results)
 
 
 def test_compare__seeds_widen_the_interval() -> None:
     runs = tuple(_run(quality, seed) for seed, quality in enumerate((0.4, 0.6, 0.8)))
-    found = compare([Entry("seeds", runs)], num_resamples=400).standings[0]
-    alone = compare([Entry("one", runs[1:2])], num_resamples=400).standings[0]
-    assert found.figure.value == pytest.approx(np.mean(found.seed_figures))
-    assert found.figure.high - found.figure.low > 1.5 * (alone.figure.high - alone.figure.low)
+    found = compare([Entry("seeds", runs)], num_resamples=400).results[0]
+    alone = compare([Entry("one", runs[1:2])], num_resamples=400).results[0]
+    assert found.estimate.value == pytest.approx(np.mean(found.seed_values))
+    assert found.estimate.high - found.estimate.low > 1.5 * (alone.estimate.high - alone.estimate.low)
 
 
 def test_compare__is_repeatable() -> None:
@@ -86,7 +86,7 @@ def test_compare__is_repeatable() -> None:
     assert compare(entries, num_resamples=100, seed=5) != compare(entries, num_resamples=100, seed=6)
 
 
-def test_compare__intervals_cover_the_truth() -> None:
+def test_compare__intervals_cover_the_expected_ap() -> None:
     truth = np.mean([plain_ap(_run(0.6, seed, 30)) for seed in range(1000, 1300)])
     found = [estimate_ap([_run(0.6, seed, 30)], num_resamples=150) for seed in range(60)]
     covered = np.mean([one.low <= truth <= one.high for one in found])
@@ -118,12 +118,12 @@ def test_compare__refuses(entries: list[Entry], options: dict[str, object], mess
 
 def test_compare__without_objects_is_refused() -> None:
     run = _run(0.5, 0)
-    empty = Records(run.image_idx, run.category_begins, run.is_right, run.is_ignored, run.num_objects * 0)
+    empty = Records(run.image_idx, run.category_begins, run.is_true_positive, run.is_ignored, run.num_objects * 0)
     with pytest.raises(DataError, match="no object to be found"):
         compare([Entry("a", (empty,))])
 
 
-def test_compare__says_what_limits_it() -> None:
+def test_compare__notes_name_its_limits() -> None:
     found = compare([Entry(str(n), (_run(0.5, n, 10),)) for n in range(8)], num_resamples=100)
     assert any("trained once" in note for note in found.notes)
     assert any("10 images are few" in note for note in found.notes)
@@ -161,7 +161,7 @@ def test_p_value__few_images_can_agree_by_chance(num_images: int, least: float) 
 
 def test_compare__nothing_found_is_distinguishable_from_everything_found() -> None:
     all_found = _run(1.0, 0)
-    nothing = np.zeros_like(all_found.is_right)
+    nothing = np.zeros_like(all_found.is_true_positive)
     none_found = Records(
         all_found.image_idx, all_found.category_begins, nothing, all_found.is_ignored, all_found.num_objects
     )
@@ -169,9 +169,9 @@ def test_compare__nothing_found_is_distinguishable_from_everything_found() -> No
     assert found.equals == ("all",)
 
 
-def test_compare__few_images_tell_nothing_apart() -> None:
+def test_compare__few_images_distinguish_nothing() -> None:
     found = compare([Entry("good", (_run(0.9, 0, 3),)), Entry("poor", (_run(0.1, 0, 3),))], num_resamples=100)
     assert found.equals == ("good", "poor")
     assert found.cheapest is None
-    assert found.sentence.endswith(", but 3 images cannot tell 2 configurations apart.")
-    assert any("3 images cannot tell 2 configurations apart" in note for note in found.notes)
+    assert found.sentence.endswith(", but 3 images are too few to distinguish 2 configurations.")
+    assert any("3 images are too few to distinguish 2 configurations" in note for note in found.notes)

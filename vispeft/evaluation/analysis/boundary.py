@@ -26,7 +26,7 @@ from vispeft.evaluation.metrics.matching import (
     match_pairs,
     overlapping_pairs,
     rank_detections,
-    take_shapes,
+    take_rows,
 )
 
 DILATION_RATIO = 0.02
@@ -36,19 +36,19 @@ _CHUNK = 1024
 
 def boundary_stats(scored: Scored) -> dict[str, float]:
     """Return COCO's twelve metrics with boundary IoU. Results must have masks."""
-    truths, detections = scored.truths("segm"), scored.detections("segm")
+    objects, detections = scored.objects("segm"), scored.detections("segm")
     ranked = rank_detections(detections, len(scored.image_ids))
-    pairs = overlapping_pairs(truths, detections, ranked, len(scored.image_ids))
-    is_tested = ~truths.is_crowd[pairs.truth]  # what lies in a crowd needs no boundary in common with it
-    rows, found_idx = np.unique(ranked.row[pairs.detection[is_tested]], return_inverse=True)
-    truth_rows, truth_idx = np.unique(pairs.truth[is_tested], return_inverse=True)
-    found = list(boundaries(take_shapes(detections.shapes, rows)))
-    sought = list(boundaries(take_shapes(truths.shapes, truth_rows)))
+    pairs = overlapping_pairs(objects, detections, ranked, len(scored.image_ids))
+    is_tested = ~objects.is_crowd[pairs.object_idx]  # a crowd is matched by mask IoU alone
+    detection_rows, detection_places = np.unique(ranked.row[pairs.detection_idx[is_tested]], return_inverse=True)
+    object_rows, object_places = np.unique(pairs.object_idx[is_tested], return_inverse=True)
+    detected = list(boundaries(take_rows(detections.masks_or_boxes, detection_rows)))
+    annotated = list(boundaries(take_rows(objects.masks_or_boxes, object_rows)))
     iou = pairs.iou.copy()
-    iou[is_tested] = np.minimum(iou[is_tested], _pair_ious(found, sought, found_idx, truth_idx))
+    iou[is_tested] = np.minimum(iou[is_tested], _pair_ious(detected, annotated, detection_places, object_places))
     is_enough = iou >= IOU_THRESHOLDS[0]
-    kept = Pairs(pairs.detection[is_enough], pairs.truth[is_enough], iou[is_enough])
-    return coco_stats(accumulate(match_pairs(truths, detections, ranked, kept), len(scored.category_ids)))
+    kept = Pairs(pairs.detection_idx[is_enough], pairs.object_idx[is_enough], iou[is_enough])
+    return coco_stats(accumulate(match_pairs(objects, detections, ranked, kept), len(scored.category_ids)))
 
 
 def boundaries(rles: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -79,16 +79,16 @@ def boundary_of(region: NDArray[np.uint8], height: int, width: int) -> NDArray[n
 
 
 def _pair_ious(
-    found: list[dict[str, Any]],
-    sought: list[dict[str, Any]],
-    found_idx: NDArray[np.int64],
-    truth_idx: NDArray[np.int64],
+    detected: list[dict[str, Any]],
+    annotated: list[dict[str, Any]],
+    detection_places: NDArray[np.int64],
+    object_places: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """Return the IoU of each pair."""
-    ious = np.zeros(len(found_idx))
-    order = np.argsort(found_idx, kind="stable")
-    cuts = np.flatnonzero(np.diff(found_idx[order])) + 1
+    ious = np.zeros(len(detection_places))
+    order = np.argsort(detection_places, kind="stable")
+    cuts = np.flatnonzero(np.diff(detection_places[order])) + 1
     for places in np.split(order, cuts) if len(order) else []:
-        others = [sought[index] for index in truth_idx[places].tolist()]
-        ious[places] = mask_utils.iou([found[found_idx[places[0]]]], others, [0] * len(others))[0]
+        others = [annotated[index] for index in object_places[places].tolist()]
+        ious[places] = mask_utils.iou([detected[detection_places[places[0]]]], others, [0] * len(others))[0]
     return ious

@@ -7,16 +7,16 @@ that the starting point is AP50.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vispeft.evaluation.metrics.accumulate import count_objects, interpolated_precision
-from vispeft.evaluation.metrics.matching import Matches, Pairs
+from vispeft.evaluation.metrics.matching import Matches, Objects, Pairs
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
-# of detections that are wrong, in the order in which they are told apart; objects can be missed besides
+# kinds of false positives, in the order in which they are assigned; the sixth kind, missed, is one of false negatives
 KINDS = ("localisation", "classification", "duplicate", "background", "both")
 
 
@@ -43,70 +43,99 @@ class Errors:
 
 def decompose_errors(matches: Matches, overlaps: Pairs, num_categories: int) -> Errors:
     """Return the errors of matched results. overlaps: pairs of each image, of any categories, from IoU 0.1."""
-    state = _State.of(matches, num_categories)
-    kind, target = _kinds(matches, overlaps, state)
-    base = _mean_ap(state, state.category, state.is_right, state.is_counted, state.num_objects)
-    is_mended = _best_of_each_target(state, target)
-    usable = np.unique(target[target >= 0])
-    truths = matches.truths
-    is_found = np.zeros(len(truths.area), dtype=bool)
-    is_found[state.truth[state.is_right]] = True
-    is_missed = ~truths.is_ignored[:, 0] & ~is_found
-    is_uncovered = is_missed.copy()
-    is_uncovered[usable] = False
+    scored, objects = _ScoredDetections.of(matches, num_categories), matches.objects
+    kind, target = _kinds(matches, overlaps, scored)
+    base = scored.ap50()
+    is_correctable = _best_of_each_target(scored, target)
+    is_false_negative = ~objects.is_ignored[:, 0] & ~scored.is_detected(len(objects.area))
+    is_missed = is_false_negative.copy()
+    is_missed[np.unique(target[target >= 0])] = False
     counts, gains = {}, {}
     for number, name in enumerate(KINDS):
         is_kind = kind == number
-        mended = is_kind & is_mended
-        category = np.where(mended, truths.category_idx[target], state.category) if len(truths.area) else state.category
-        ap = _mean_ap(
-            state, category, state.is_right | mended, state.is_counted & (~is_kind | mended), state.num_objects
+        is_corrected = is_kind & is_correctable
+        category_idx = scored.category_idx.copy()
+        category_idx[is_corrected] = objects.category_idx[target[is_corrected]]
+        corrected = replace(
+            scored,
+            category_idx=category_idx,
+            is_true_positive=scored.is_true_positive | is_corrected,
+            is_counted=scored.is_counted & (~is_kind | is_corrected),
         )
-        counts[name], gains[name] = int(is_kind.sum()), max(ap - base, 0.0)
-    for name, gone in (("missed", is_uncovered), ("all missed", is_missed)):
-        asked = state.num_objects - np.bincount(truths.category_idx[gone], minlength=num_categories)
-        gains[name] = max(_mean_ap(state, state.category, state.is_right, state.is_counted, asked) - base, 0.0)
-    counts["missed"] = int(is_uncovered.sum())
-    ordered = _mean_ap(state, state.category, state.is_right, state.is_right, state.num_objects)
-    return Errors(base, counts, gains, ordered - base, gains.pop("all missed"))
+        counts[name], gains[name] = int(is_kind.sum()), max(corrected.ap50() - base, 0.0)
+    counts["missed"] = int(is_missed.sum())
+    gains["missed"] = _gain_without(scored, objects, is_missed)
+    ranked_last = replace(scored, is_counted=scored.is_true_positive)
+    return Errors(base, counts, gains, ranked_last.ap50() - base, _gain_without(scored, objects, is_false_negative))
 
 
 @dataclass(frozen=True)
-class _State:
-    """Scored detections at IoU 0.5 and objects of all sizes. All: [D], num_objects: [K]; truth: -1 where none."""
+class _ScoredDetections:
+    """Detections scored at IoU 0.5 against objects of all sizes.
 
-    category: NDArray[np.int64]
+    category_idx, object_idx: [D] int64; object_idx: of the matched object, -1 without one
+    score: [D]; is_true_positive, is_counted: [D] bool
+    num_objects: [K] int64
+    """
+
+    category_idx: NDArray[np.int64]
     score: NDArray[np.float64]
-    is_right: NDArray[np.bool_]
+    is_true_positive: NDArray[np.bool_]
     is_counted: NDArray[np.bool_]
-    truth: NDArray[np.int64]
+    object_idx: NDArray[np.int64]
     num_objects: NDArray[np.int64]
 
     @classmethod
-    def of(cls, matches: Matches, num_categories: int) -> _State:
+    def of(cls, matches: Matches, num_categories: int) -> _ScoredDetections:
         is_counted = ~matches.is_ignored[0, 0]
-        is_right = matches.is_matched[0, 0] & is_counted
+        is_true_positive = matches.is_matched[0, 0] & is_counted
         num_objects = count_objects(matches, num_categories)[:, 0]
-        return cls(matches.category_idx, matches.score, is_right, is_counted, matches.truth[0], num_objects)
+        return cls(
+            matches.category_idx, matches.score, is_true_positive, is_counted, matches.object_idx[0], num_objects
+        )
+
+    def is_detected(self, num_objects: int) -> NDArray[np.bool_]:
+        """Return a mask of the objects that have a true positive: [G]. num_objects: G"""
+        is_detected = np.zeros(num_objects, dtype=bool)
+        is_detected[self.object_idx[self.is_true_positive]] = True
+        return is_detected
+
+    def ap50(self) -> float:
+        """Return AP50, mean over the categories that have objects; 0 if none has."""
+        order = np.lexsort((-self.score, self.category_idx))
+        order = order[self.is_counted[order]]
+        bounds = np.searchsorted(self.category_idx[order], np.arange(len(self.num_objects) + 1))
+        category_aps = []
+        for index in np.flatnonzero(self.num_objects > 0).tolist():
+            rows = order[bounds[index] : bounds[index + 1]]
+            precision = interpolated_precision(
+                self.is_true_positive[rows], self.is_counted[rows], int(self.num_objects[index])
+            )
+            category_aps.append(precision.mean())
+        return float(np.mean(category_aps)) if category_aps else 0.0
 
 
-def _kinds(matches: Matches, overlaps: Pairs, state: _State) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _gain_without(scored: _ScoredDetections, objects: Objects, is_removed: NDArray[np.bool_]) -> float:
+    """Return the AP50 gained by not counting some objects. is_removed: [G]"""
+    removed = np.bincount(objects.category_idx[is_removed], minlength=len(scored.num_objects))
+    return max(replace(scored, num_objects=scored.num_objects - removed).ap50() - scored.ap50(), 0.0)
+
+
+def _kinds(matches: Matches, overlaps: Pairs, scored: _ScoredDetections) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the kind of each detection's error and the object that it should have matched: [D] each.
 
     The kind is an index into `KINDS`, -1 without error. The object is that of a classification or localisation error,
     -1 where there is none or it has a true positive already.
     """
-    truths = matches.truths
-    is_usable = ~truths.is_crowd[overlaps.truth]
-    detection, truth, iou = (column[is_usable] for column in (overlaps.detection, overlaps.truth, overlaps.iou))
-    is_same = state.category[detection] == truths.category_idx[truth]
-    is_found = np.zeros(len(truths.area), dtype=bool)
-    is_found[state.truth[state.is_right]] = True
-    number = len(state.category)
-    same, same_truth = _best(detection[is_same], truth[is_same], iou[is_same], number)
-    other, other_truth = _best(detection[~is_same], truth[~is_same], iou[~is_same], number)
-    is_taken = is_same & is_found[truth]
-    taken, _ = _best(detection[is_taken], truth[is_taken], iou[is_taken], number)
+    objects = matches.objects
+    is_usable = ~objects.is_crowd[overlaps.object_idx]
+    pairs = Pairs(overlaps.detection_idx[is_usable], overlaps.object_idx[is_usable], overlaps.iou[is_usable])
+    is_same_category = scored.category_idx[pairs.detection_idx] == objects.category_idx[pairs.object_idx]
+    is_detected = scored.is_detected(len(objects.area))
+    num_detections = len(scored.category_idx)
+    same, same_object = _best(pairs, is_same_category, num_detections)
+    other, other_object = _best(pairs, ~is_same_category, num_detections)
+    taken, _ = _best(pairs, is_same_category & is_detected[pairs.object_idx], num_detections)
     conditions = [
         (same >= BACKGROUND) & (same <= FOREGROUND),
         other >= FOREGROUND,
@@ -114,50 +143,33 @@ def _kinds(matches: Matches, overlaps: Pairs, state: _State) -> tuple[NDArray[np
         np.maximum(same, other) <= BACKGROUND,
     ]
     kind = np.select(conditions, [0, 1, 2, 3], default=4)
-    kind = np.where(state.is_counted & ~state.is_right, kind, -1)
-    target = np.select([kind == 0, kind == 1], [same_truth, other_truth], default=-1)
-    is_open = (target >= 0) & ~np.append(is_found, True)[target]
+    kind = np.where(scored.is_counted & ~scored.is_true_positive, kind, -1)
+    target = np.select([kind == 0, kind == 1], [same_object, other_object], default=-1)
+    is_open = (target >= 0) & ~np.append(is_detected, True)[target]
     return kind, np.where(is_open, target, -1)
 
 
 def _best(
-    detection: NDArray[np.int64], truth: NDArray[np.int64], iou: NDArray[np.float64], number: int
+    pairs: Pairs, is_used: NDArray[np.bool_], num_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the highest IoU of each detection, 0 where it overlaps nothing, and the object of it: [D] each."""
-    best, best_truth = np.zeros(number), np.full(number, -1)
-    order = np.lexsort((-truth, iou))  # of equal ones the first object stands last
-    best[detection[order]] = iou[order]
-    best_truth[detection[order]] = truth[order]
-    return best, best_truth
+    """Return the highest IoU of each detection in the used pairs, 0 without one, and the object of it: [D] each."""
+    best, best_object = np.zeros(num_detections), np.full(num_detections, -1)
+    detection_idx, object_idx, iou = pairs.detection_idx[is_used], pairs.object_idx[is_used], pairs.iou[is_used]
+    order = np.lexsort((-object_idx, iou))  # of equal IoUs the first object is written last
+    best[detection_idx[order]] = iou[order]
+    best_object[detection_idx[order]] = object_idx[order]
+    return best, best_object
 
 
-def _best_of_each_target(state: _State, target: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Tell which detections have the highest score of all with the same target object: [D].
+def _best_of_each_target(scored: _ScoredDetections, target: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return a mask of the detections with the highest score of all with the same target object: [D].
 
     target: [D] int64, -1 where there is none
     """
     rows = np.flatnonzero(target >= 0)
-    rows = rows[np.lexsort((-state.score[rows], target[rows]))]
+    rows = rows[np.lexsort((-scored.score[rows], target[rows]))]
     first = np.ones(len(rows), dtype=bool)
     first[1:] = target[rows][1:] != target[rows][:-1]
     is_best = np.zeros(len(target), dtype=bool)
     is_best[rows[first]] = True
     return is_best
-
-
-def _mean_ap(
-    state: _State,
-    category: NDArray[np.int64],
-    is_right: NDArray[np.bool_],
-    is_counted: NDArray[np.bool_],
-    num_objects: NDArray[np.int64],
-) -> float:
-    """Return the AP50 of changed detections, mean over the categories that have objects; 0 if none has."""
-    order = np.lexsort((-state.score, category))
-    order = order[is_counted[order]]
-    bounds = np.searchsorted(category[order], np.arange(len(num_objects) + 1))
-    figures = []
-    for index in np.flatnonzero(num_objects > 0).tolist():
-        rows = order[bounds[index] : bounds[index + 1]]
-        figures.append(interpolated_precision(is_right[rows], is_counted[rows], int(num_objects[index])).mean())
-    return float(np.mean(figures)) if figures else 0.0

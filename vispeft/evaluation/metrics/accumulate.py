@@ -50,10 +50,12 @@ def accumulate(matches: Matches, num_categories: int) -> Curves:
             score = matches.score[kept]
             for area in np.flatnonzero(num_objects[category]).tolist():
                 is_counted = ~matches.is_ignored[area][:, kept]
-                is_right = matches.is_matched[area][:, kept] & is_counted
+                is_true_positive = matches.is_matched[area][:, kept] & is_counted
                 place = category, area, limit_idx
                 for threshold in range(len(IOU_THRESHOLDS)):
-                    curve = _curve(is_right[threshold], is_counted[threshold], score, num_objects[category, area])
+                    curve = _curve(
+                        is_true_positive[threshold], is_counted[threshold], score, num_objects[category, area]
+                    )
                     precision[(threshold, slice(None), *place)] = curve.precision
                     scores[(threshold, slice(None), *place)] = curve.scores
                     recall[(threshold, *place)] = curve.recall
@@ -62,32 +64,30 @@ def accumulate(matches: Matches, num_categories: int) -> Curves:
 
 def count_objects(matches: Matches, num_categories: int) -> NDArray[np.int64]:
     """Count the ground-truth objects that are not ignored, by category and size range: [K, A]."""
-    counted = ~matches.truths.is_ignored
-    counts = [np.bincount(matches.truths.category_idx[column], minlength=num_categories) for column in counted.T]
+    counted = ~matches.objects.is_ignored
+    counts = [np.bincount(matches.objects.category_idx[column], minlength=num_categories) for column in counted.T]
     return np.stack(counts, axis=1)
 
 
 def interpolated_precision(
-    is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_], num_objects: int
+    is_true_positive: NDArray[np.bool_], is_counted: NDArray[np.bool_], num_objects: int
 ) -> NDArray[np.float64]:
     """Return the precision at the 101 recalls of one curve.
 
-    is_right, is_counted: [n] bool, best score first; a detection that is not counted is no true positive
+    is_true_positive, is_counted: [n] bool, best score first; a true positive is always counted
     """
-    return _curve(is_right, is_counted, np.zeros(len(is_right)), num_objects).precision
+    return _curve(is_true_positive, is_counted, np.zeros(len(is_true_positive)), num_objects).precision
 
 
 def coco_stats(curves: Curves) -> dict[str, float]:
     """Return the twelve metrics by their names, -1 where undefined."""
     precision, recall = curves.precision, curves.recall
-    figures = [mean_of_defined(precision[..., 0, -1])]
-    figures += [
-        mean_of_defined(precision[np.equal(IOU_THRESHOLDS, threshold)][..., 0, -1]) for threshold in (0.5, 0.75)
-    ]
-    figures += [mean_of_defined(precision[..., area, -1]) for area in range(1, len(AREA_NAMES))]
-    figures += [mean_of_defined(recall[..., 0, limit]) for limit in range(len(MAX_DETECTIONS))]
-    figures += [mean_of_defined(recall[..., area, -1]) for area in range(1, len(AREA_NAMES))]
-    return dict(zip(METRIC_NAMES, figures, strict=True))
+    values = [mean_of_defined(precision[..., 0, -1])]
+    values += [mean_of_defined(precision[np.equal(IOU_THRESHOLDS, threshold)][..., 0, -1]) for threshold in (0.5, 0.75)]
+    values += [mean_of_defined(precision[..., area, -1]) for area in range(1, len(AREA_NAMES))]
+    values += [mean_of_defined(recall[..., 0, limit]) for limit in range(len(MAX_DETECTIONS))]
+    values += [mean_of_defined(recall[..., area, -1]) for area in range(1, len(AREA_NAMES))]
+    return dict(zip(METRIC_NAMES, values, strict=True))
 
 
 def mean_of_defined(values: NDArray[np.float64]) -> float:
@@ -98,25 +98,27 @@ def mean_of_defined(values: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class _Curve:
+    """Precision and score at each recall, and the highest recall, of one category."""
+
     precision: NDArray[np.float64]
     scores: NDArray[np.float64]
     recall: float
 
 
 def _curve(
-    is_right: NDArray[np.bool_], is_counted: NDArray[np.bool_], score: NDArray[np.float64], num_objects: int
+    is_true_positive: NDArray[np.bool_], is_counted: NDArray[np.bool_], score: NDArray[np.float64], num_objects: int
 ) -> _Curve:
-    """Return one curve of one category. is_right, is_counted, score: [n], best score first."""
-    right = np.flatnonzero(is_right)
-    num_right = np.arange(1, len(right) + 1, dtype=np.float64)
-    num_wrong = np.cumsum(is_counted)[right] - num_right
-    values = num_right / (num_wrong + num_right + np.spacing(1))
+    """Return one curve of one category. is_true_positive, is_counted, score: [n], best score first."""
+    true_positives = np.flatnonzero(is_true_positive)
+    num_true_positives = np.arange(1, len(true_positives) + 1, dtype=np.float64)
+    num_false_positives = np.cumsum(is_counted)[true_positives] - num_true_positives
+    values = num_true_positives / (num_false_positives + num_true_positives + np.spacing(1))
     best_after = np.maximum.accumulate(values[::-1])[::-1]
-    recall = num_right / num_objects
+    recall = num_true_positives / num_objects
     reached = np.searchsorted(recall, RECALLS, side="left")
-    reached = reached[reached < len(right)]
+    reached = reached[reached < len(true_positives)]
     precision, scores = np.zeros(len(RECALLS)), np.zeros(len(RECALLS))
     precision[: len(reached)] = best_after[reached]
-    scores[: len(reached)] = score[right[reached]]
+    scores[: len(reached)] = score[true_positives[reached]]
     scores[:1] = score[:1] if len(score) else 0.0
-    return _Curve(precision, scores, float(recall[-1]) if len(right) else 0.0)
+    return _Curve(precision, scores, float(recall[-1]) if len(true_positives) else 0.0)

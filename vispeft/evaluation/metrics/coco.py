@@ -1,4 +1,4 @@
-"""COCO metrics for masks and boxes: equal to pycocotools' to the last digit, in a fraction of its time."""
+"""COCO metrics for masks and boxes, equal to pycocotools' to the last digit, in a fraction of its time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pycocotools import mask as mask_utils
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.results import check_references, checked_results, read_results, result_masks
 from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats
-from vispeft.evaluation.metrics.matching import Detections, Matches, Shapes, Truths, match_detections
+from vispeft.evaluation.metrics.matching import Detections, MasksOrBoxes, Matches, Objects, match_detections
 
 
 @dataclass(frozen=True)
@@ -40,59 +40,59 @@ class CocoMetrics:
 class Scored:
     """Checked results with the ground truth that they are scored against.
 
-    image_ids, category_ids: ascending; `image_idx` and `category_idx` of truths and detections are indices into them
+    image_ids, category_ids: ascending; `image_idx` and `category_idx` of objects and detections are indices into these
     names: of the categories, by index
     results: as given
     masks, mask_areas: of each result, as compressed RLE and in pixels; None if the results are boxes only
     """
 
-    truth: GroundTruth
+    ground_truth: GroundTruth
     image_ids: tuple[int, ...]
     category_ids: tuple[int, ...]
     results: Sequence[Mapping[str, Any]]
-    masks: Shapes | None
+    masks: MasksOrBoxes | None
     mask_areas: NDArray[np.float64] | None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Category names by index."""
-        names = self.truth.category_names
+        names = self.ground_truth.category_names
         return tuple(names[key] for key in self.category_ids)
 
-    def truths(self, kind: str) -> Truths:
+    def objects(self, kind: str) -> Objects:
         """Return the ground-truth objects of the mask pass ("segm"), which needs masks, or of the box pass ("bbox")."""
-        annotations, rles = self.truth.annotations, self.truth.rles
-        shapes: Shapes
+        annotations, rles = self.ground_truth.annotations, self.ground_truth.rles
+        masks_or_boxes: MasksOrBoxes
         if kind == "segm":
             annotations = [entry for entry, rle in zip(annotations, rles, strict=True) if rle is not None]
-            shapes = [rle for rle in rles if rle is not None]
+            masks_or_boxes = [rle for rle in rles if rle is not None]
         else:
-            shapes = np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4)
+            masks_or_boxes = np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4)
         is_crowd = np.array([entry["iscrowd"] for entry in annotations], dtype=bool)
         area = np.array([entry["area"] for entry in annotations], dtype=np.float64)
-        return Truths(*self._places(annotations), area, is_crowd, shapes)
+        return Objects(*self._indices(annotations), area, is_crowd, masks_or_boxes)
 
     def detections(self, kind: str) -> Detections:
         """Return the detections of the mask pass or of the box pass, with the areas that pycocotools uses."""
         score = np.array([result["score"] for result in self.results], dtype=np.float64)
-        places = self._places(self.results)
+        indices = self._indices(self.results)
         if kind == "segm":
             if self.masks is None or self.mask_areas is None:
                 raise ValueError("Results without masks have no mask pass.")
-            return Detections(*places, self.mask_areas, score, self.masks)
+            return Detections(*indices, self.mask_areas, score, self.masks)
         if self.results and not self.results[0].get("bbox"):
             boxes = np.array(mask_utils.toBbox(self.masks), dtype=np.float64).reshape(-1, 4)
-            return Detections(*places, np.asarray(self.mask_areas), score, boxes)
+            return Detections(*indices, np.asarray(self.mask_areas), score, boxes)
         boxes = np.array([result["bbox"] for result in self.results], dtype=np.float64).reshape(-1, 4)
-        with np.errstate(over="ignore"):  # a box without end is larger than every range of sizes
+        with np.errstate(over="ignore"):  # an infinite area is outside of every size range
             area = boxes[:, 2] * boxes[:, 3]
-        return Detections(*places, area, score, boxes)
+        return Detections(*indices, area, score, boxes)
 
     def match(self, kind: str) -> Matches:
         """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox")."""
-        return match_detections(self.truths(kind), self.detections(kind), len(self.image_ids))
+        return match_detections(self.objects(kind), self.detections(kind), len(self.image_ids))
 
-    def _places(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _indices(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the image and category index of annotations or results."""
         images = {key: index for index, key in enumerate(self.image_ids)}
         categories = {key: index for index, key in enumerate(self.category_ids)}
@@ -113,14 +113,14 @@ def evaluate_coco(
     annotations: a file, its content, or the result of `read_ground_truth`, which saves time from the second use on
     """
     scored = read_scored(annotations, results)
-    warnings = list(scored.truth.warnings)
+    warnings = list(scored.ground_truth.warnings)
     num_categories = len(scored.category_ids)
     if not scored.results:
-        warnings.append("The results are an empty list: nothing was detected, so that no figure is above 0.")
-    if all(entry["iscrowd"] for entry in scored.truth.annotations):
-        warnings.append(_nothing_to_find(scored.truth))
+        warnings.append("The results are an empty list: nothing was detected, so that no metric is above 0.")
+    if all(entry["iscrowd"] for entry in scored.ground_truth.annotations):
+        warnings.append(_no_objects_message(scored.ground_truth))
     if scored.masks is None:
-        warnings.append("The results are boxes only, so that the mask figures are undefined (-1).")
+        warnings.append("The results are boxes only, so that the mask metrics are undefined (-1).")
         segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
     else:
         curves = accumulate(scored.match("segm"), num_categories)
@@ -130,9 +130,11 @@ def evaluate_coco(
     return CocoMetrics(segm, bbox, per_category, tuple(warnings))
 
 
-def _nothing_to_find(truth: GroundTruth) -> str:
-    crowds = " Every annotation has `iscrowd` 1; set it to 0 where a mask is one object." if truth.annotations else ""
-    return f"The annotations hold no object to be found, so that all figures are undefined (-1).{crowds}"
+def _no_objects_message(ground_truth: GroundTruth) -> str:
+    crowds = (
+        " Every annotation has `iscrowd` 1; set it to 0 where a mask is one object." if ground_truth.annotations else ""
+    )
+    return f"The annotations hold no object to be found, so that all metrics are undefined (-1).{crowds}"
 
 
 def read_scored(
@@ -140,17 +142,17 @@ def read_scored(
 ) -> Scored:
     """Read results and annotations and check them against each other; neither argument is changed."""
     if isinstance(annotations, GroundTruth):
-        truth = annotations
+        ground_truth = annotations
     else:
-        truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
+        ground_truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
     source = "the results" if isinstance(results, list) else str(results)
     if isinstance(results, list):
         results = checked_results(results, source)
     else:
         results = read_results(Path(results))
-    sizes, names = truth.image_sizes, truth.category_names
+    sizes, names = ground_truth.image_sizes, ground_truth.category_names
     check_references(results, source, sizes, names.keys())
     ids = tuple(sorted(sizes)), tuple(sorted(names))
     if results and not results[0].get("segmentation"):
-        return Scored(truth, *ids, results, None, None)
-    return Scored(truth, *ids, results, *result_masks(results, source, sizes))
+        return Scored(ground_truth, *ids, results, None, None)
+    return Scored(ground_truth, *ids, results, *result_masks(results, source, sizes))

@@ -19,11 +19,11 @@ from scipy.sparse import csr_matrix
 from vispeft.evaluation.metrics.accumulate import RECALLS
 from vispeft.evaluation.metrics.matching import IOU_THRESHOLDS, Matches
 
-# the IoU thresholds that each figure averages over
+# the IoU thresholds that each metric averages over
 METRICS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-# recalls that pycocotools' floating-point steps place a hair above the hundredth that they stand for
+# recalls that floating-point steps, as in pycocotools, place slightly above their hundredth
 _IS_LATE = np.arange(101) / 100 < RECALLS
-# resamples scored together: what they need of one category stays within a core's cache
+# resamples scored together, so that the arrays of one category fit a core's cache
 _NUM_TOGETHER = 128
 
 
@@ -33,13 +33,13 @@ class Records:
 
     image_idx: [D] int64, of each detection, by category and then falling score
     category_begins: [K + 1] int64, offset of each category's first detection
-    is_right, is_ignored: [T, D] bool, true positives and ignored detections; the others are false positives
+    is_true_positive, is_ignored: [T, D] bool, true positives and ignored detections; the others are false positives
     num_objects: [K, I] int64, ground-truth objects
     """
 
     image_idx: NDArray[np.int64]
     category_begins: NDArray[np.int64]
-    is_right: NDArray[np.bool_]
+    is_true_positive: NDArray[np.bool_]
     is_ignored: NDArray[np.bool_]
     num_objects: NDArray[np.int64]
 
@@ -53,13 +53,13 @@ def records_of(matches: Matches, num_images: int, num_categories: int) -> Record
     """Return the records of matched results."""
     order = np.lexsort((-matches.score, matches.category_idx))
     is_ignored = matches.is_ignored[0][:, order]
-    is_right = matches.is_matched[0][:, order] & ~is_ignored
+    is_true_positive = matches.is_matched[0][:, order] & ~is_ignored
     begins = np.searchsorted(matches.category_idx, np.arange(num_categories + 1))
-    truths = matches.truths
-    is_counted = ~truths.is_ignored[:, 0]
-    cells = truths.category_idx[is_counted] * num_images + truths.image_idx[is_counted]
+    objects = matches.objects
+    is_counted = ~objects.is_ignored[:, 0]
+    cells = objects.category_idx[is_counted] * num_images + objects.image_idx[is_counted]
     num_objects = np.bincount(cells, minlength=num_categories * num_images).reshape(num_categories, num_images)
-    return Records(matches.image_idx[order], begins, is_right, is_ignored, num_objects)
+    return Records(matches.image_idx[order], begins, is_true_positive, is_ignored, num_objects)
 
 
 def resample_images(num_images: int, num_resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -74,19 +74,19 @@ def weighted_ap(records: Records, weights: NDArray[np.int64], metric: str = "AP"
     num_objects = records.num_objects.astype(np.float64) @ by_image  # [K, B], whole numbers
     totals = np.zeros(len(weights))
 
-    def add_up(start: int) -> None:
+    def add_totals(start: int) -> None:
         part = slice(start, start + _NUM_TOGETHER)
         some = np.ascontiguousarray(by_image[:, part])
         for category in np.flatnonzero(num_objects[:, part].any(axis=1)).tolist():
             rows = slice(*records.category_begins[category : category + 2].tolist())
             totals[part] += _category_ap(records, rows, some, num_objects[category, part], thresholds)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and scipy let other threads work meanwhile
-        list(pool.map(add_up, range(0, len(weights), _NUM_TOGETHER)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy and scipy release the GIL
+        list(pool.map(add_totals, range(0, len(weights), _NUM_TOGETHER)))
     num_defined = (num_objects > 0).sum(axis=0)
-    figures = np.full(len(totals), np.nan)
-    np.divide(totals, num_defined, out=figures, where=num_defined > 0)
-    return figures
+    values = np.full(len(totals), np.nan)
+    np.divide(totals, num_defined, out=values, where=num_defined > 0)
+    return values
 
 
 def plain_ap(records: Records, metric: str = "AP") -> float:
@@ -98,32 +98,35 @@ def _category_ap(
     records: Records, rows: slice, weights: NDArray[np.float64], num_objects: NDArray[np.float64], thresholds: range
 ) -> NDArray[np.float64]:
     """Return the AP of one category in each weighted set, mean over IoU thresholds: [b]. weights: [I, b]."""
-    is_right, is_ignored = records.is_right[thresholds.start : thresholds.stop, rows], records.is_ignored[:, rows]
+    is_true_positive, is_ignored = (
+        records.is_true_positive[thresholds.start : thresholds.stop, rows],
+        records.is_ignored[:, rows],
+    )
     image_idx = records.image_idx[rows]
-    needed = np.flatnonzero(is_right.any(axis=0))
+    needed = np.flatnonzero(is_true_positive.any(axis=0))
     if not len(needed):
         return np.zeros(weights.shape[1])
-    num_before = _sums_up_to(needed, image_idx, weights)  # [n, b]
+    num_before = _cumulative_weights(needed, image_idx, weights)  # [n, b]
     total = np.zeros(weights.shape[1])
     for index, threshold in enumerate(thresholds):
-        right = np.flatnonzero(is_right[index])
-        if not len(right):
+        true_positives = np.flatnonzero(is_true_positive[index])
+        if not len(true_positives):
             continue
-        num_counted = num_before[np.searchsorted(needed, right)]
-        ignored = np.flatnonzero(is_ignored[threshold, : right[-1]])
+        num_counted = num_before[np.searchsorted(needed, true_positives)]
+        ignored = np.flatnonzero(is_ignored[threshold, : true_positives[-1]])
         if len(ignored):
             num_ignored = np.cumsum(weights[image_idx[ignored]], axis=0)
-            place = np.searchsorted(ignored, right)
+            place = np.searchsorted(ignored, true_positives)
             num_counted[place > 0] -= num_ignored[place[place > 0] - 1]
-        num_right = np.cumsum(weights[image_idx[right]], axis=0)
-        total += _mean_precision(num_right, num_counted, num_objects)
+        num_true_positives = np.cumsum(weights[image_idx[true_positives]], axis=0)
+        total += _mean_precision(num_true_positives, num_counted, num_objects)
     return total / len(thresholds)
 
 
-def _sums_up_to(
+def _cumulative_weights(
     places: NDArray[np.int64], image_idx: NDArray[np.int64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the weighted number of detections up to and including each position: [n, b].
+    """Return the weighted number of detections up to and including each place: [n, b].
 
     places: [n] int64, ascending; weights: [I, b]
     """
@@ -135,17 +138,17 @@ def _sums_up_to(
 
 
 def _mean_precision(
-    num_right: NDArray[np.float64], num_counted: NDArray[np.float64], num_objects: NDArray[np.float64]
+    num_true_positives: NDArray[np.float64], num_counted: NDArray[np.float64], num_objects: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the 101-point mean of interpolated precision: [b].
 
-    num_right, num_counted: [n, b], true positives, and all counted detections, up to and including each true
+    num_true_positives, num_counted: [n, b], true positives, and all counted detections, up to and including each true
         positive; overwritten
     num_objects: [b]
     """
     num_counted += np.spacing(1)
-    best_after = np.maximum.accumulate((num_right / num_counted)[::-1], axis=0)[::-1]
-    hundredths = num_right
+    best_after = np.maximum.accumulate((num_true_positives / num_counted)[::-1], axis=0)[::-1]
+    hundredths = num_true_positives
     hundredths *= 100
     hundredths /= np.maximum(num_objects, 1)
     reached = np.floor(hundredths)

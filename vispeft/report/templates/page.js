@@ -2,23 +2,23 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // light and dark: the reader's choice lasts as long as the browser lets a local file remember it
+  // theme: the reader's choice is kept where the browser lets a local file use its storage
   const root = document.documentElement;
   const theme = document.querySelector(".theme");
   const stored = () => { try { return localStorage.getItem("vispeft-theme"); } catch { return null; } };
   const isDark = () => (root.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
-  const tell = () => { theme.setAttribute("aria-pressed", isDark()); theme.textContent = isDark() ? "Light" : "Dark"; theme.setAttribute("aria-label", isDark() ? "Switch to light colours" : "Switch to dark colours"); };
+  const showTheme = () => { theme.setAttribute("aria-pressed", isDark()); theme.textContent = isDark() ? "Light" : "Dark"; theme.setAttribute("aria-label", isDark() ? "Switch to light colours" : "Switch to dark colours"); };
   if (stored()) root.dataset.theme = stored();
   theme.hidden = false;
   theme.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    try { localStorage.setItem("vispeft-theme", root.dataset.theme); } catch { /* this visit only */ }
-    tell();
+    try { localStorage.setItem("vispeft-theme", root.dataset.theme); } catch { /* no storage: for this visit only */ }
+    showTheme();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", tell);
-  tell();
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
+  showTheme();
 
-  // tables that sort: by value, undefined ones last, a second click turns the order round
+  // sortable tables: by value, undefined values last; a second click reverses the order
   const order = cell => cell.dataset.order ?? cell.textContent.trim();
   const compare = (a, b, sign) => {
     if (a === "" || b === "") return (a === "") - (b === "");
@@ -44,7 +44,7 @@
     });
   }
 
-  // copying
+  // buttons that copy a command
   for (const button of all("button.copy")) {
     const text = button.previousElementSibling.textContent;
     button.hidden = false;
@@ -76,7 +76,7 @@
     });
   }
 
-  // what is pointed at: its details beside it, and itself wherever else it is drawn
+  // details of the dot, line or row under the pointer, which is highlighted everywhere on the page
   const tip = document.getElementById("tip");
   let marked = "", touched = null;
   const mark = key => {
@@ -111,7 +111,7 @@
     dot.addEventListener("pointerleave", event => { if (event.pointerType !== "touch") hide(); });
     dot.addEventListener("focus", () => point(dot));
     dot.addEventListener("blur", hide);
-    // a finger cannot hover: its first touch tells, its second follows
+    // touch has no hover: the first touch shows the details, the second follows the link
     dot.addEventListener("pointerup", event => { dot.dataset.pointer = event.pointerType; });
     dot.addEventListener("click", event => {
       if (dot.dataset.pointer !== "touch" || touched === dot) return;
@@ -126,7 +126,7 @@
     row.addEventListener("pointerleave", () => mark(""));
   }
 
-  // lines: the one nearest to the pointer, and its value there
+  // the line nearest to the pointer, and its value there
   const number = value => (Math.abs(value) >= 1e4 ? value.toExponential(2) : `${+value.toPrecision(4)}`);
   for (const area of all(".area")) {
     const lines = all("g.line", area);

@@ -26,13 +26,13 @@ _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.image
 
 
 @dataclass(frozen=True)
-class RunFiles:
+class RunContents:
     """The contents of one run directory; fields of missing files are empty.
 
     images_path: the folder of the validation images, or None if the configuration names none
     data: `key=value` words for the data paths of the configuration, if all are given
     metrics: the lines of metrics.jsonl
-    truth: the validation annotations that were scored
+    ground_truth: the validation annotations that were scored
     predictions: COCO results
     """
 
@@ -43,16 +43,16 @@ class RunFiles:
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
-    truth: GroundTruth | None
+    ground_truth: GroundTruth | None
     predictions: Sequence[Mapping[str, Any]]
 
     def series(self, split: str, key: str) -> list[tuple[float, float]]:
-        """Return step and value of one metric of metrics.jsonl, without the steps where it was not finite."""
+        """Return step and value of one metric of metrics.jsonl, without the steps at which it was not finite."""
         lines = [line for line in self.metrics if line.get("split") == split]
         return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
 
 
-def read_run(run_dir: Path) -> RunFiles:
+def read_run(run_dir: Path) -> RunContents:
     """Read a run directory."""
     config_path = run_dir / CONFIG_FILE
     if not config_path.is_file():
@@ -61,8 +61,8 @@ def read_run(run_dir: Path) -> RunFiles:
         )
     data = _data_section(read_mapping(config_path))
     config_text = config_path.read_text(encoding="utf-8")
-    truth_path, predictions_path = run_dir / ANNOTATIONS_FILE, run_dir / PREDICTIONS_FILE
-    return RunFiles(
+    annotations_path, predictions_path = run_dir / ANNOTATIONS_FILE, run_dir / PREDICTIONS_FILE
+    return RunContents(
         path=run_dir,
         config_text=config_text,
         images_path=Path(data["val.images"]) if "val.images" in data else None,
@@ -70,7 +70,7 @@ def read_run(run_dir: Path) -> RunFiles:
         summary=read_object(run_dir / SUMMARY_FILE),
         environment=read_object(run_dir / ENVIRONMENT_FILE),
         metrics=read_metrics(run_dir / METRICS_FILE),
-        truth=read_ground_truth(truth_path) if truth_path.exists() else None,
+        ground_truth=read_ground_truth(annotations_path) if annotations_path.exists() else None,
         predictions=read_results(predictions_path) if predictions_path.exists() else [],
     )
 

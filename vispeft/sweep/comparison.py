@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from vispeft.errors import DataError, TrainingError
+from vispeft.evaluation.statistics.candidates import read_candidates
 from vispeft.evaluation.statistics.compare import Entry, compare
-from vispeft.evaluation.statistics.compare_files import read_contest
 from vispeft.io.json_files import read_json, write_json
-from vispeft.report.points import short_names, title_of
+from vispeft.report.configurations import short_names, title_of
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.results import Configuration, Results
 
-# with more, the correction for many comparisons would find no difference at all
+# of more configurations, the correction for multiple comparisons would leave no difference significant
 _MOST_COMPARED = 24
 _AP = "segm/AP"
 
@@ -21,8 +21,8 @@ _AP = "segm/AP"
 def compare_configurations(directory: SweepDirectory, results: Results, say: Callable[[str], None]) -> None:
     """Write comparison.json, unless the existing one covers exactly the trials that are complete now.
 
-    At most the 24 configurations of highest mask AP and those of the front are compared, as far as their runs are on
-    this machine.
+    At most the 24 configurations of highest mask AP and those of the Pareto front are compared, as far as their runs
+    are on this machine.
     """
     complete = sorted(row.number for row in results.rows if row.state == "complete")
     if not complete:
@@ -35,18 +35,18 @@ def compare_configurations(directory: SweepDirectory, results: Results, say: Cal
     say(f"Comparing {len(chosen)} configurations by resampling the validation images")
     paths = [directory.trial(row.index).root for one in chosen for row in one.rows]
     try:
-        contenders = iter(read_contest(paths, is_grouped=False).contenders)
+        candidates = iter(read_candidates(paths, is_grouped=False).candidates)
         entries = []
         for one, title in zip(chosen, _titles(chosen), strict=True):
-            records = tuple(next(contenders).entry.runs[0] for _ in one.rows)
-            trained = sum(row.figures["trainable_params"] for row in one.rows) / len(one.rows)
+            records = tuple(next(candidates).entry.runs[0] for _ in one.rows)
+            trained = sum(row.metrics["trainable_params"] for row in one.rows) / len(one.rows)
             entries.append(Entry(title, records, trained))
         content = compare(entries).to_dict()
     except DataError as error:
         say(f"warning: no comparison: {error}")
         return
-    for standing, one in zip(content["standings"], chosen, strict=True):
-        standing["trials"] = [row.number for row in one.rows]
+    for result, one in zip(content["results"], chosen, strict=True):
+        result["trials"] = [row.number for row in one.rows]
     write_json(directory.comparison, {"complete": complete, **content}, raises=TrainingError, indent=1)
 
 
@@ -58,7 +58,7 @@ def _chosen(results: Results) -> list[Configuration]:
 
 
 def _mean_ap(configuration: Configuration) -> float:
-    return sum(row.figures[_AP] for row in configuration.rows) / len(configuration.rows)
+    return sum(row.metrics[_AP] for row in configuration.rows) / len(configuration.rows)
 
 
 def _is_here(directory: SweepDirectory, configuration: Configuration) -> bool:

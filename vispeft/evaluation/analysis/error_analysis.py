@@ -1,4 +1,4 @@
-"""Error analysis of COCO results of any model: by category, size and image, by errors, scores and boundaries."""
+"""Error analysis of COCO results: metrics by category, size and image, kinds of error, calibration, boundary AP."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ from vispeft.evaluation.metrics.matching import (
     rank_detections,
 )
 from vispeft.evaluation.statistics.bootstrap import records_of
-from vispeft.evaluation.statistics.compare import Estimate, estimate_ap
+from vispeft.evaluation.statistics.compare import estimate_ap
+from vispeft.evaluation.statistics.significance import Estimate
 
 
 @dataclass(frozen=True)
-class CategoryFigures:
+class CategoryMetrics:
     """Metrics of one category, in 0..1, -1 where undefined.
 
     num_objects: ground-truth objects, of all sizes and then small, medium, large
@@ -69,22 +70,22 @@ class PrecisionRecall:
 
 
 @dataclass(frozen=True)
-class Depth:
+class ErrorAnalysis:
     """Error analysis of one results file.
 
     kind: "segm", or "bbox" where the results or the annotations are boxes only
-    figures: COCO's twelve metrics; boundary: the same with boundary IoU, None for boxes
+    metrics: COCO's twelve metrics; boundary: the same with boundary IoU, None for boxes
     interval: of AP, over resampled images
     threshold: the score with the best F1 at IoU 0.5; images and confusion count detections from this score on
     worst: image ids, the worst first
-    warnings: anomalies of the annotations
+    warnings: anomalies of the annotations, one sentence each
     """
 
     kind: str
-    figures: dict[str, float]
+    metrics: dict[str, float]
     interval: Estimate
     boundary: dict[str, float] | None
-    categories: tuple[CategoryFigures, ...]
+    categories: tuple[CategoryMetrics, ...]
     precision_recall: PrecisionRecall
     errors: Errors
     calibration: Calibration | None
@@ -99,32 +100,32 @@ class Depth:
         return asdict(self)
 
 
-def evaluate_depth(
+def analyse_results(
     annotations: Path | str | dict[str, Any] | GroundTruth,
     results: Path | str | list[dict[str, Any]],
     *,
     num_resamples: int = 1000,
     seed: int = 0,
-) -> Depth:
-    """Analyse the errors of results, by their masks, or by their boxes if they or the annotations have no masks.
+) -> ErrorAnalysis:
+    """Analyse results by their masks, or by their boxes if the results or the annotations have no masks.
 
     num_resamples, seed: of the interval of AP
     """
     scored = read_scored(annotations, results)
-    has_masks = scored.masks is not None and any(rle is not None for rle in scored.truth.rles)
+    has_masks = scored.masks is not None and any(rle is not None for rle in scored.ground_truth.rles)
     kind = "segm" if has_masks else "bbox"
     matches, pairs, overlaps = _matched(scored, kind)
     num_images, num_categories = len(scored.image_ids), len(scored.category_ids)
     num_objects = count_objects(matches, num_categories)
     if not num_objects[:, 0].any():
-        raise DataError("The annotations hold no object to be found, so that there is nothing to look at closely.")
+        raise DataError("The annotations hold no object to be found, so that there are no errors to analyse.")
     curves = accumulate(matches, num_categories)
     threshold = best_threshold(matches, num_categories)
     images = score_images(matches, scored.image_ids, threshold)
     records = records_of(matches, num_images, num_categories)
-    return Depth(
+    return ErrorAnalysis(
         kind=kind,
-        figures=coco_stats(curves),
+        metrics=coco_stats(curves),
         interval=estimate_ap([records], num_resamples=num_resamples, seed=seed),
         boundary=None if kind == "bbox" else boundary_stats(scored),
         categories=tuple(
@@ -137,26 +138,29 @@ def evaluate_depth(
         confusion=confuse(matches, overlaps, scored.names, threshold),
         images=images,
         worst=worst_images(images),
-        warnings=scored.truth.warnings,
+        warnings=scored.ground_truth.warnings,
     )
 
 
 def _matched(scored: Scored, kind: str) -> tuple[Matches, Pairs, Pairs]:
-    """Return the matches, the pairs of each category from IoU 0.5, and all pairs of each image from IoU 0.1."""
-    truths, detections, num_images = scored.truths(kind), scored.detections(kind), len(scored.image_ids)
+    """Return the matches, their pairs within categories from IoU 0.5, and all pairs of each image from IoU 0.1."""
+    objects, detections, num_images = scored.objects(kind), scored.detections(kind), len(scored.image_ids)
     ranked = rank_detections(detections, num_images)
-    overlaps = overlapping_pairs(truths, detections, ranked, num_images, least_iou=BACKGROUND, is_within_category=False)
+    overlaps = overlapping_pairs(
+        objects, detections, ranked, num_images, least_iou=BACKGROUND, is_within_category=False
+    )
     category = detections.category_idx[ranked.row]
-    is_own = category[overlaps.detection] == truths.category_idx[overlaps.truth]
-    is_own &= overlaps.iou >= IOU_THRESHOLDS[0]
-    pairs = Pairs(overlaps.detection[is_own], overlaps.truth[is_own], overlaps.iou[is_own])
-    return match_pairs(truths, detections, ranked, pairs), pairs, overlaps
+    is_same = category[overlaps.detection_idx] == objects.category_idx[overlaps.object_idx]
+    is_same &= overlaps.iou >= IOU_THRESHOLDS[0]
+    pairs = Pairs(overlaps.detection_idx[is_same], overlaps.object_idx[is_same], overlaps.iou[is_same])
+    return match_pairs(objects, detections, ranked, pairs), pairs, overlaps
 
 
-def _category(curves: Curves, index: int, name: str, num_objects: list[int]) -> CategoryFigures:
+def _category(curves: Curves, index: int, name: str, num_objects: list[int]) -> CategoryMetrics:
+    """Return the metrics of one category. num_objects: by size range"""
     precision = curves.precision[:, :, index, :, -1]  # [T, R, A]
     by_size = [mean_of_defined(precision[:, :, area]) for area in range(len(AREA_NAMES))]
-    return CategoryFigures(
+    return CategoryMetrics(
         name=name,
         num_objects=tuple(num_objects),
         ap=by_size[0],
@@ -170,6 +174,7 @@ def _category(curves: Curves, index: int, name: str, num_objects: list[int]) -> 
 
 
 def _precision_recall(curves: Curves, names: tuple[str, ...]) -> PrecisionRecall:
+    """Return the curves. names: of the categories, by index"""
     precision, scores = curves.precision[:, :, :, 0, -1], curves.scores[:, :, :, 0, -1]  # [T, R, K]
     defined = np.flatnonzero(precision[0, 0] > -1)
     mean = precision[:, :, defined].mean(axis=2)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vispeft.data import read_coco
-from vispeft.engine.findable import warn_of_crowded_images, warn_of_tiny_objects
+from vispeft.engine.data_warnings import warn_of_crowded_images, warn_of_tiny_objects
 
 
 def _set(folder, name, sides, size=100):
@@ -25,26 +25,26 @@ def _set(folder, name, sides, size=100):
 
 
 def _told(function, *arguments, **options):
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         function(*arguments, **options)
-    return [str(one.message) for one in told]
+    return [str(one.message) for one in caught]
 
 
 @pytest.mark.parametrize(
     ("sides", "parts"),
     [
         ([20] * 200 + [1], []),
-        ([20] * 9 + [1], ["1 of 10 objects cover fewer than 4 pixels", "set it higher, or cut"]),
-        ([3] * 10, ["10 of 10 objects cover fewer than 4 pixels", "smaller than 1.5 x 1.5", "set it to 288"]),
+        ([20] * 9 + [1], ["1 of 10 objects have fewer than 4 pixels", "set it higher, or cut"]),
+        ([3] * 10, ["10 of 10 objects have fewer than 4 pixels", "smaller than 1.5 x 1.5", "set it to 288"]),
         ([6] * 10, ["half of the objects are smaller than 3.0 x 3.0 pixels, when"]),
     ],
 )
 def test_warn_of_tiny_objects__counts_those_that_are_dropped(tmp_path, sides, parts):
-    told = _told(warn_of_tiny_objects, _set(tmp_path, "a.json", sides), 50, 4)
-    assert len(told) == bool(parts)
+    caught = _told(warn_of_tiny_objects, _set(tmp_path, "a.json", sides), 50, 4)
+    assert len(caught) == bool(parts)
     for part in parts:
-        assert part in told[0]
+        assert part in caught[0]
 
 
 @pytest.mark.parametrize(
@@ -54,24 +54,24 @@ def test_warn_of_tiny_objects__counts_those_that_are_dropped(tmp_path, sides, pa
         (
             10,
             12,
-            ["holds 12, but the model has 10 queries (`model.options.num_queries`; more need another base). Raise it"],
+            ["has 12, but the model has 10 queries (`model.options.num_queries`; more need another base). Raise it"],
         ),
-        (12, 10, ["holds 12, but 10 detections are kept per image (`eval.max_detections`). Raise it, or cut"]),
+        (12, 10, ["has 12, but 10 detections are kept per image (`eval.max_detections`). Raise it, or cut"]),
         (10, 10, ["10 queries", "10 detections", "Raise both"]),
     ],
 )
 def test_warn_of_crowded_images__names_the_limits(tmp_path, num_queries, max_detections, parts):
     train, val = _set(tmp_path, "train.json", [20]), _set(tmp_path, "val.json", [20] * 12)
-    told = _told(warn_of_crowded_images, train, val, num_queries=num_queries, max_detections=max_detections)
-    assert len(told) == bool(parts)
+    caught = _told(warn_of_crowded_images, train, val, num_queries=num_queries, max_detections=max_detections)
+    assert len(caught) == bool(parts)
     for part in parts:
-        assert part in told[0]
+        assert part in caught[0]
 
 
 def test_warn_of_crowded_images__tells_one_file_once_and_of_training_the_queries_alone(tmp_path):
     train, val = _set(tmp_path, "train.json", [20] * 12), _set(tmp_path, "val.json", [20])
     limits = {"num_queries": 10, "max_detections": 5}
-    (told,) = _told(warn_of_crowded_images, train, val, **limits)
-    assert "train.json" in told
-    assert "max_detections" not in told
+    (caught,) = _told(warn_of_crowded_images, train, val, **limits)
+    assert "train.json" in caught
+    assert "max_detections" not in caught
     assert len(_told(warn_of_crowded_images, train, train, **limits)) == 1

@@ -35,8 +35,8 @@ def test_run_sweep__a_grid(folder: Any, tiny: dict[str, Any], tmp_path: Path) ->
     last = content["trials"][-1]
     assert (last["variant"], last["parameters"], last["seed"]) == ("class", {"train.lr": 1e-2}, 7)
     summary = json.loads((root / "trials" / "0004" / "summary.json").read_text())
-    assert last["figures"]["segm/AP"] == summary["segm"]["AP"]
-    assert last["figures"]["trainable_params"] == summary["trainable_params"]
+    assert last["metrics"]["segm/AP"] == summary["segm"]["AP"]
+    assert last["metrics"]["trainable_params"] == summary["trainable_params"]
     rows = list(csv.DictReader((root / "results.csv").open()))
     assert [(row["variant"], row["train.lr"], row["state"]) for row in rows[:2]] == [
         ("both", "0.001", "complete"),
@@ -81,14 +81,14 @@ def test_run_sweep__a_failed_trial_is_recorded_and_can_be_tried_again(folder: An
 
 def test_run_sweep__stops_where_the_first_three_fail(folder: Any) -> None:
     section = {"variants": {f"bad{i}": {"peft.train": [f"layr{i}"]} for i in range(4)}}
-    with pytest.raises(TrainingError, match=r"first 3 trials all failed; the last: .*layr2"):
+    with pytest.raises(TrainingError, match=r"first 3 trials all failed\. The last error: .*layr2"):
         swept(folder, section)
 
 
 def test_run_sweep__several_objectives(folder: Any) -> None:
     section = {"variants": VARIANTS, "objectives": ["segm/AP", "trainable_params"]}
     result = swept(folder, section, "train.steps=1")
-    params = [row.figures["trainable_params"] for row in result.results.rows]
+    params = [row.metrics["trainable_params"] for row in result.results.rows]
     assert params[1] < params[0]
     assert {"variant": "class"} in [one.labels for one in result.results.front]
     content = json.loads(result.directory.results_json.read_text())
@@ -109,14 +109,14 @@ def test_run_sweep__prunes_by_the_ap_on_the_way(folder: Any, monkeypatch: pytest
     states = [row.state for row in result.results.rows]
     assert states == ["complete"] * 5 + ["pruned"] * 2
     pruned = result.results.rows[-1]
-    assert pruned.figures["segm/AP"] == pytest.approx(0.2)
+    assert pruned.metrics["segm/AP"] == pytest.approx(0.2)
     assert "pruned" not in pruned.message
     assert "stopped early by the median pruner" in pruned.message
     assert not (result.directory.trial(6).root / "summary.json").exists()
     assert dataclasses.asdict(pruned)["index"] == 6
 
 
-def test_run_sweep__ctrl_c_leaves_a_trial_that_goes_on(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_sweep__ctrl_c_leaves_a_trial_that_can_be_resumed(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vispeft.sweep import trial
 
     original = trial.train_run
@@ -137,7 +137,7 @@ def test_run_sweep__ctrl_c_leaves_a_trial_that_goes_on(folder: Any, monkeypatch:
     assert first.is_interrupted
     assert [row.state for row in first.results.rows] == ["complete", "running"]
     result = swept(folder, section)
-    assert "going on, 1 of 2" in folder.lines[0]
+    assert "resumed, 1 of 2" in folder.lines[0]
     assert not result.is_interrupted
     for index in range(2):
         found, expected = result.directory.trial(index), undisturbed.directory.trial(index)
@@ -170,7 +170,7 @@ def test_run_sweep__a_storage_that_fails_costs_no_trial(folder: Any, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(SharedStudy, "check_own", away)
         with pytest.raises(
-            TrainingError, match=r"storage failed: .*server closed the connection.* same command goes on"
+            TrainingError, match=r"storage failed: .*server closed the connection.* same command resumes"
         ):
             swept(folder, section)
     assert [row.state for row in swept(folder, section).results.rows] == ["complete"] * 2

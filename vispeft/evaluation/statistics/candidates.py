@@ -1,4 +1,4 @@
-"""Input of a comparison, read from run directories and results files."""
+"""CandidateSet of a comparison, read from run directories and results files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from vispeft.io.json_files import read_object
 from vispeft.io.run_layout import ANNOTATIONS_FILE, CONFIG_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 from vispeft.io.yaml_files import read_mapping
 
-# what differs between runs of one configuration, or has no part in what it comes to
-_NOT_THE_CONFIGURATION = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
+# keys that may differ between runs of one configuration, or that do not affect the result
+_IGNORED_KEYS = ("seed", "workers", "device", "devices", "log_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
 class Source:
     """One run, or one results file.
 
-    annotations: the file that the results belong to
+    annotations: the file that the results were scored on
     configuration: the configuration without the seed, as text; None for a results file
     seed: of the training
     summary: the content of summary.json
@@ -44,8 +44,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A configuration to be compared, with its runs. entry: the input of `compare`"""
+class Candidate:
+    """A configuration to compare, with its runs. entry: the input of `compare`"""
 
     entry: Entry
     sources: tuple[Source, ...]
@@ -58,19 +58,19 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Contest:
+class CandidateSet:
     """All candidates of a comparison.
 
     kind: "segm", or "bbox" where the annotations or some results have no masks
     warnings: anomalies of the annotations and the results, one sentence each
     """
 
-    contenders: tuple[Contender, ...]
+    candidates: tuple[Candidate, ...]
     kind: str
     warnings: tuple[str, ...]
 
 
-def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_grouped: bool = True) -> Contest:
+def read_candidates(paths: Sequence[Path], annotations: Path | None = None, *, is_grouped: bool = True) -> CandidateSet:
     """Read run directories and results files and match them to the annotations, which must be the same for all.
 
     annotations: the annotation file of results files; run directories name their own
@@ -78,29 +78,29 @@ def read_contest(paths: Sequence[Path], annotations: Path | None = None, *, is_g
     """
     sources = [find_source(path, annotations) for path in paths]
     names = _distinct([source.name for source in sources], [str(path) for path in paths])
-    truth = _common_truth(sources)
-    scored = [read_scored(truth, source.results) for source in sources]
-    kind, warnings = _kind(truth, scored, names)
+    ground_truth = _common_ground_truth(sources)
+    scored = [read_scored(ground_truth, source.results) for source in sources]
+    kind, warnings = _kind(ground_truth, scored, names)
     groups = group_by_configuration(
         range(len(sources)),
         lambda index: sources[index].configuration if is_grouped else None,
         seed_of=lambda index: sources[index].seed,
     )
     titles = _distinct([_title([names[index] for index in group]) for group in groups], [names[g[0]] for g in groups])
-    contenders = []
+    candidates = []
     for group, title in zip(groups, titles, strict=True):
         members = tuple(sources[index] for index in group)
         entry = Entry(title, tuple(_records(scored[index], kind) for index in group))
-        plain = Contender(entry, members)
-        contenders.append(Contender(Entry(title, entry.runs, plain.mean("trainable_params")), members))
-    return Contest(tuple(contenders), kind, (*truth.warnings, *warnings))
+        plain = Candidate(entry, members)
+        candidates.append(Candidate(Entry(title, entry.runs, plain.mean("trainable_params")), members))
+    return CandidateSet(tuple(candidates), kind, (*ground_truth.warnings, *warnings))
 
 
 def find_source(path: Path, annotations: Path | None = None) -> Source:
     """Return the files of a run directory, or a results file with its annotations."""
     if not path.is_dir():
         if not path.exists():
-            raise DataError(f"`{path}` is not there. Name a run directory, or a results file with --annotations.")
+            raise DataError(f"`{path}` does not exist. Name a run directory, or a results file with --annotations.")
         if annotations is None:
             raise DataError(
                 f"`{path}` must be a run directory, or --annotations must name the file that these results belong to."
@@ -115,40 +115,45 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
     config = read_mapping(path / CONFIG_FILE)
     train = config.get("train") if isinstance(config.get("train"), dict) else {}
     seed = train.get("seed") if isinstance(train, dict) else None
-    kept = {key: value for key, value in (train or {}).items() if key not in _NOT_THE_CONFIGURATION}
+    kept = {key: value for key, value in (train or {}).items() if key not in _IGNORED_KEYS}
     text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
     name = path.resolve().name
     return Source(name, path / PREDICTIONS_FILE, path / ANNOTATIONS_FILE, text, seed, summary)
 
 
-def _common_truth(sources: Sequence[Source]) -> GroundTruth:
+def _common_ground_truth(sources: Sequence[Source]) -> GroundTruth:
     """Return the annotations of all results, or raise a DataError that names two files that differ."""
     first = sources[0].annotations
-    truth = read_ground_truth(first)
+    ground_truth = read_ground_truth(first)
     content = first.read_bytes()
     for source in sources[1:]:
         if source.annotations == first or (source.annotations.is_file() and source.annotations.read_bytes() == content):
             continue
-        if _scored_part(read_ground_truth(source.annotations)) != _scored_part(truth):
+        if _scored_part(read_ground_truth(source.annotations)) != _scored_part(ground_truth):
             raise DataError(
-                f"`{first}` and `{source.annotations}` are different annotations, so that figures on them do not "
-                "compare. Compare runs that were scored on the same validation set."
+                f"`{first}` and `{source.annotations}` are different annotations, so that their metrics cannot be "
+                "compared. Compare runs that were scored on the same validation set."
             )
-    return truth
+    return ground_truth
 
 
-def _scored_part(truth: GroundTruth) -> tuple[Any, ...]:
+def _scored_part(ground_truth: GroundTruth) -> tuple[Any, ...]:
     """Return the parts of the ground truth that metrics depend on."""
     keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
-    annotations = [tuple(entry[key] for key in keys) for entry in truth.annotations]
-    return truth.image_sizes, sorted(category["id"] for category in truth.categories), annotations, truth.rles
+    annotations = [tuple(entry[key] for key in keys) for entry in ground_truth.annotations]
+    return (
+        ground_truth.image_sizes,
+        sorted(category["id"] for category in ground_truth.categories),
+        annotations,
+        ground_truth.rles,
+    )
 
 
-def _kind(truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the kind of shapes that are compared, "segm" or "bbox", and warnings about the results."""
+def _kind(ground_truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the kind that is compared, "segm" (masks) or "bbox" (boxes), and warnings about the results."""
     empty = [name for name, one in zip(names, scored, strict=True) if not one.results]
     warnings = [f"{', '.join(empty)}: an empty list of results; nothing was detected."] if empty else []
-    if truth.annotations and all(rle is None for rle in truth.rles):
+    if ground_truth.annotations and all(rle is None for rle in ground_truth.rles):
         return "bbox", [*warnings, "The annotations are boxes only, so that boxes are compared and not masks."]
     without = [name for name, one in zip(names, scored, strict=True) if one.masks is None]
     if without:
@@ -168,7 +173,7 @@ def _title(names: Sequence[str]) -> str:
 
 
 def _distinct(names: Sequence[str], fallbacks: Sequence[str]) -> list[str]:
-    """Return the names, or the fallbacks if two names are alike, numbered if the fallbacks are alike too."""
+    """Return unique names: each name, or its fallback if it occurs twice, numbered if the fallback occurs twice too."""
     chosen = [name if names.count(name) == 1 else fallback for name, fallback in zip(names, fallbacks, strict=True)]
     return [
         name if chosen.count(name) == 1 else f"{name} ({chosen[: index + 1].count(name)})"

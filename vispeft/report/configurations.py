@@ -1,4 +1,4 @@
-"""The configurations of a sweep, their metrics over the seeds, and their short titles."""
+"""Configurations of a sweep, their metrics over the seeds, and their short titles."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from typing import Any
 from vispeft.evaluation.statistics.seeds import group_by_configuration, key_of_labels, with_most_seeds
 from vispeft.io.run_layout import REPORT_FILE
 from vispeft.report.page import Interval
-from vispeft.report.sweep_files import AP, SweepFiles, Trial
+from vispeft.report.sweep_contents import AP, SweepContents, Trial
 
 _LAST_PART = re.compile(r"[^.\"]+$")
-# more than these do not get a colour each
+# of more variants, colours stand for methods
 _MOST_VARIANTS = 7
 
 
 @dataclass(frozen=True)
-class Point:
+class Configuration:
     """A configuration over its seeds.
 
-    key: its identifier within a page; number: of its first trial
+    key: identifier within a page; number: of its first trial
     title: short enough for a chart
-    trials: those that are complete, or all if none is
-    ap: mean over the seeds; interval: of it, or None; is_over_seeds: the interval is the range of the seeds
-    group: common value of the configurations with its colour
+    trials: the complete ones, or all if none is complete
+    ap: mean over the seeds; interval: of AP, or None; is_over_seeds: the interval is the range of the seeds
+    labels: chosen values by name; settings: every key of the configuration with its value
+    group: value that all configurations of one colour share
     """
 
     key: str
@@ -42,27 +43,27 @@ class Point:
 
     def mean(self, name: str) -> float | None:
         """Return the mean of a metric over its complete trials."""
-        values = [trial.figures[name] for trial in self.trials if trial.state == "complete" and name in trial.figures]
+        values = [trial.metrics[name] for trial in self.trials if trial.state == "complete" and name in trial.metrics]
         return sum(values) / len(values) if values else None
 
     @property
     def nearest(self) -> Trial:
-        """The trial whose AP is nearest to the mean, to represent the configuration."""
+        """Trial whose AP is nearest to the mean, which represents the configuration."""
         here = [trial for trial in self.trials if trial.path is not None] or list(self.trials)
         ap = self.ap
-        return here[0] if ap is None else min(here, key=lambda trial: abs(trial.figures.get(AP, -1.0) - ap))
+        return here[0] if ap is None else min(here, key=lambda trial: abs(trial.metrics.get(AP, -1.0) - ap))
 
     @property
     def is_complete(self) -> bool:
         return self.ap is not None
 
 
-def points_of(sweep: SweepFiles) -> list[Point]:
+def configurations_of(sweep: SweepContents) -> list[Configuration]:
     """Return every configuration of a sweep, in the order of its first trial."""
     groups = group_by_configuration(sweep.trials, lambda trial: key_of_labels(trial.labels))
     names = short_names(dict.fromkeys(name for trial in sweep.trials for name in trial.labels))
     variants = {trial.labels.get("variant") for trial in sweep.trials}
-    return [_point(trials, names, sweep, by_method=len(variants) > _MOST_VARIANTS) for trials in groups]
+    return [_configuration(trials, names, sweep, by_method=len(variants) > _MOST_VARIANTS) for trials in groups]
 
 
 def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
@@ -77,41 +78,44 @@ def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
 
 def title_of(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Return a title such as `adapters, count 2, lr 0.001`."""
-    told = [str(value) if name == "variant" else f"{names[name]} {_shown(value)}" for name, value in labels.items()]
-    return ", ".join(told) or "the configuration itself"
+    words = [str(value) if name == "variant" else f"{names[name]} {_shown(value)}" for name, value in labels.items()]
+    return ", ".join(words) or "the configuration itself"
 
 
-def ranked(points: Sequence[Point]) -> list[Point]:
+def ranked(configurations: Sequence[Configuration]) -> list[Configuration]:
     """Return configurations by falling AP, without those that have fewer complete seeds than others."""
-    found = with_most_seeds([point for point in points if point.ap is not None], lambda point: point.trials)
-    return sorted(found, key=lambda point: -(point.ap or 0.0))
+    found = with_most_seeds([one for one in configurations if one.ap is not None], lambda one: one.trials)
+    return sorted(found, key=lambda configuration: -(configuration.ap or 0.0))
 
 
-def front_of(points: Sequence[Point], cost: str) -> list[Point]:
+def front_of(configurations: Sequence[Configuration], cost: str) -> list[Configuration]:
     """Return the Pareto front of AP and a cost, the cheapest first."""
-    front: list[Point] = []
-    priced = [(point, point.mean(cost)) for point in ranked(points)]
+    front: list[Configuration] = []
+    priced = [(one, one.mean(cost)) for one in ranked(configurations)]
     best = float("-inf")
-    for point, _ in sorted(
+    for configuration, _ in sorted(
         (pair for pair in priced if pair[1] is not None), key=lambda pair: (pair[1] or 0.0, -(pair[0].ap or 0.0))
     ):
-        if point.ap is not None and point.ap > best:
-            front.append(point)
-            best = point.ap
+        if configuration.ap is not None and configuration.ap > best:
+            front.append(configuration)
+            best = configuration.ap
     return front
 
 
-def _point(trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepFiles, *, by_method: bool) -> Point:
-    complete = [trial for trial in trials if trial.state == "complete" and trial.figures.get(AP, -1) >= 0]
-    values = [trial.figures[AP] for trial in complete]
+def _configuration(
+    trials: Sequence[Trial], names: Mapping[str, str], sweep: SweepContents, *, by_method: bool
+) -> Configuration:
+    """Return the configuration of trials that differ in the seed. by_method: colours stand for methods"""
+    complete = [trial for trial in trials if trial.state == "complete" and trial.metrics.get(AP, -1) >= 0]
+    values = [trial.metrics[AP] for trial in complete]
     ap = sum(values) / len(values) if values else None
     number = trials[0].number
     # a comparison names a configuration by its first complete trial
-    found = sweep.verdict.intervals.get(complete[0].number) if sweep.verdict and complete else None
+    found = sweep.comparison.intervals.get(complete[0].number) if sweep.comparison and complete else None
     over_seeds = Interval(ap, min(values), max(values)) if ap is not None and len(values) > 1 else None
     labels = trials[0].labels
     settings = next((trial.settings for trial in trials if trial.settings), {})
-    return Point(
+    return Configuration(
         key=f"c{number}",
         number=complete[0].number if complete else number,
         title=title_of(labels, names),

@@ -24,6 +24,7 @@ class Trial:
     """One run of a sweep.
 
     labels: the chosen values, the variant included
+    metrics: metrics and costs by name
     settings: every key of its configuration with its value, without `train.seed`; empty if its directory is missing
     path: its run directory, or None
     scores, losses: step and mask AP, step and training loss
@@ -33,7 +34,7 @@ class Trial:
     labels: Mapping[str, Any]
     seed: int
     state: str
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     message: str
     path: Path | None
     settings: Mapping[str, Any]
@@ -42,7 +43,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SweepComparison:
     """Result of `vispeft.evaluation.statistics.compare` on a sweep's configurations.
 
     intervals, differences: by the number of a configuration's first trial; differences to the best
@@ -62,25 +63,25 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class SweepFiles:
+class SweepContents:
     """The contents of a sweep's directory.
 
     sweep_text: text of sweep.yaml
-    verdict: None if there is none for these trials
+    comparison: None if there is none that covers these trials
     """
 
     path: Path
     results: Mapping[str, Any]
     sweep_text: str
     trials: Sequence[Trial]
-    verdict: Verdict | None
+    comparison: SweepComparison | None
 
     def count(self, state: str) -> int:
         """Return the number of trials in a state."""
         return sum(trial.state == state for trial in self.trials)
 
 
-def read_sweep(sweep_dir: Path) -> SweepFiles:
+def read_sweep(sweep_dir: Path) -> SweepContents:
     """Read a sweep's directory."""
     results_path = sweep_dir / RESULTS_JSON
     if not results_path.is_file():
@@ -90,12 +91,12 @@ def read_sweep(sweep_dir: Path) -> SweepFiles:
     results = read_object(results_path)
     sweep_path = sweep_dir / SWEEP_FILE
     trials = [_trial(entry, sweep_dir) for entry in results.get("trials", [])]
-    return SweepFiles(
+    return SweepContents(
         path=sweep_dir,
         results=results,
         sweep_text=sweep_path.read_text(encoding="utf-8") if sweep_path.is_file() else "",
         trials=trials,
-        verdict=_verdict(sweep_dir / COMPARISON_FILE, trials),
+        comparison=_comparison(sweep_dir / COMPARISON_FILE, trials),
     )
 
 
@@ -120,7 +121,7 @@ def _trial(entry: Mapping[str, Any], sweep_dir: Path) -> Trial:
         labels={**labels, **entry["parameters"]},
         seed=entry["seed"],
         state=entry["state"],
-        figures=entry["figures"],
+        metrics=entry["metrics"],
         message=entry["message"],
         path=path,
         settings={} if path is None else _settings(path / CONFIG_FILE),
@@ -147,24 +148,24 @@ def _settings(path: Path) -> dict[str, Any]:
     return {key: value for key, value in flat(config) if key != "train.seed"}
 
 
-def _verdict(path: Path, trials: Sequence[Trial]) -> Verdict | None:
+def _comparison(path: Path, trials: Sequence[Trial]) -> SweepComparison | None:
     """Return the comparison in a file, if it covers the trials that are complete now."""
     content = read_json(path) if path.is_file() else None
     complete = sorted(trial.number for trial in trials if trial.state == "complete")
     if not isinstance(content, dict) or content.get("complete") != complete:
         return None
-    firsts = [standing["trials"][0] for standing in content["standings"]]
-    numbers = {standing["name"]: first for standing, first in zip(content["standings"], firsts, strict=True)}
-    return Verdict(
+    firsts = [result["trials"][0] for result in content["results"]]
+    numbers = {result["name"]: first for result, first in zip(content["results"], firsts, strict=True)}
+    return SweepComparison(
         sentence=content["sentence"],
         notes=content["notes"],
         level=content["level"],
         num_images=content["num_images"],
         num_resamples=content["num_resamples"],
-        intervals={first: _interval(one["figure"]) for first, one in zip(firsts, content["standings"], strict=True)},
+        intervals={first: _interval(one["estimate"]) for first, one in zip(firsts, content["results"], strict=True)},
         differences={
             first: (_interval(one["difference"]), one["corrected_p"])
-            for first, one in zip(firsts, content["standings"], strict=True)
+            for first, one in zip(firsts, content["results"], strict=True)
             if one["difference"] is not None
         },
         equals=frozenset(numbers[name] for name in content["equals"]),

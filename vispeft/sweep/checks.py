@@ -1,4 +1,4 @@
-"""Checks before the first trial: weights files are there, models can be built, every pattern finds its sites."""
+"""Checks before the first trial: weights files exist, models can be built, every pattern matches sites."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from vispeft.engine.build import attach, build_base, check_weights_files, comple
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.sweep.sweep import Run, Sweep
 
-# a model is built for each; a wrong pattern shows in the first ones
+# a model is built for each plan; a wrong pattern usually fails in the first ones
 _MOST_PLANS = 100
 
 
 def check_plans(sweep: Sweep) -> int:
-    """Attach each plan of the sweep to its model, without weights. Returns how many there are."""
+    """Attach each plan of the sweep to its model, without weights. Return the number of plans."""
     plans: dict[str, tuple[Run, Config]] = {}
     for run in sweep.samples:
         config = sweep.config(run)
