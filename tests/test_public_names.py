@@ -25,6 +25,7 @@ NAMES = [
     "load_bundled",
     "load_run",
     "merge",
+    "predict",
     "remove",
     "roles_for",
     "save",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vispeft.engine import load_run
+    from vispeft.engine.predict import predict
     from vispeft.errors import VispeftError
     from vispeft.models import build_model, load_bundled
     from vispeft.models.roles import roles_for
@@ -38,6 +39,7 @@ _HOMES = {
     "load_bundled": "vispeft.models",
     "roles_for": "vispeft.models.roles",
     "load_run": "vispeft.engine",
+    "predict": "vispeft.engine.predict",
     **dict.fromkeys(
         (
             "IA3",
@@ -77,6 +79,7 @@ __all__ = [
     "load_bundled",
     "load_run",
     "merge",
+    "predict",
     "remove",
     "roles_for",
     "save",

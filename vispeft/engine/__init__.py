@@ -2,7 +2,7 @@
 
 from vispeft.engine.estimate import Estimate, RoleRow, SiteRow, estimate, list_roles, list_sites
 from vispeft.engine.loaders import DataSets, read_sets
-from vispeft.engine.predict import PredictionReport, predict_images
+from vispeft.engine.predict_files import PredictionReport, predict_images
 from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
 from vispeft.engine.saved_runs import LoadedRun, evaluate_run, load_run, write_merged
 from vispeft.engine.train import RunResult, train_run

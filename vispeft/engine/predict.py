@@ -1,160 +1,183 @@
-"""Prediction of images by a finished run: overlays and predictions.json."""
+"""Predictions for images in memory."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
 
-from vispeft.coco.problems import Findings
-from vispeft.coco.results import to_coco_results
 from vispeft.data import EvalTransform, Sample, collate
-from vispeft.data.reading.images import FORMATS, Picture, read_picture
-from vispeft.data.reading.scan import find_pictures
-from vispeft.engine.loaders import image_size
+from vispeft.data.reading.images import Picture, read_picture
+from vispeft.engine.loaders import image_size as image_size_of
 from vispeft.engine.saved_runs import LoadedRun
-from vispeft.errors import DataError, writing
-from vispeft.io.json_files import write_json
-from vispeft.io.pictures import write_picture
-from vispeft.models import DetectionLimits
-from vispeft.structures import ImageMeta, Instances
+from vispeft.errors import ConfigError, DataError
+from vispeft.models import DetectionLimits, SegmentationModel
+from vispeft.models.split import evaluating
+from vispeft.structures import ImageMeta, Instances, Predictions
 from vispeft.training.devices import Precision, build_fabric, parse_device
-from vispeft.training.progress import open_progress
 from vispeft.training.step import in_float32
-from vispeft.visualization.overlays import draw_instances
+
+AnyImage: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+# modes that Pillow converts to RGB without a loss
+_PIL_MODES = ("RGB", "L", "P", "1")
 
 
 @dataclass(frozen=True)
-class PredictionReport:
-    """Counts of a prediction."""
+class Predictor:
+    """A model with its device, precision and settings; called with one image, it returns the instances.
 
-    num_images: int
-    num_instances: int
-
-
-def predict_images(
-    run: LoadedRun, paths: Sequence[Path], out: Path, *, threshold: float = 0.5, device: str = "auto"
-) -> PredictionReport:
-    """Write overlays `out/<name>.png`, COCO results `out/predictions.json` and the list of images `out/images.json`.
-
-    The image ids of the results refer to that list.
-
-    threshold: lowest score of an instance that is drawn and written
+    image_size: longer side of the network input, in pixels
     """
-    files = find_images(paths, out)
-    names = overlay_names(files)
-    fabric = build_fabric(device, _precision(run, device), prefix="--")
-    _make_folder(out, files, names)
-    run.model.to(fabric.device)
-    results: list[dict[str, Any]] = []
-    images: list[dict[str, Any]] = []
-    with open_progress("predict", len(files), unit="image") as progress:
-        for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
-            try:
-                picture = read_picture(path)
-            except DataError as error:
-                if len(files) == 1:
-                    raise
-                warnings.warn(f"{error} It is left out.", stacklevel=2)
-                progress.update(number)
-                continue
-            height, width = picture.pixels.shape[:2]
-            instances = _predict(run, fabric, picture, number, str(path), threshold)
-            overlay = draw_instances(picture.pixels, instances, run.class_names, threshold=threshold)
-            write_picture(out / name, overlay)
-            results += to_coco_results(instances, number, run.category_ids)
-            images.append({"id": number, "file_name": str(path), "height": height, "width": width})
-            progress.update(number)
-    if not images:
-        raise DataError(f"None of the {len(files)} images could be read.")
-    categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
-    write_json(out / "predictions.json", results, raises=DataError)
-    document = {"images": images, "annotations": [], "categories": categories}
-    write_json(out / "images.json", document, raises=DataError)
-    return PredictionReport(len(images), len(results))
+
+    model: SegmentationModel
+    fabric: Fabric
+    image_size: int
+    limits: DetectionLimits
+
+    @torch.no_grad()
+    def __call__(self, picture: Picture) -> Instances:
+        """Return the instances of one image, in its own pixels."""
+        height, width = picture.pixels.shape[:2]
+        example = EvalTransform(self.image_size)(picture, (), height, width, np.random.default_rng(0))
+        meta = ImageMeta(0, "", height, width, *example.image.shape[1:])
+        batch = collate(
+            [Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)],
+            pixel_mean=self.model.pixel_mean,
+            pixel_std=self.model.pixel_std,
+            image_size=self.image_size,
+            size_divisor=self.model.size_divisor,
+        )
+        with self.fabric.autocast():
+            predictions: Predictions = self.model(batch.images.to(self.fabric.device))
+        (found,) = self.model.instances(
+            in_float32(predictions), batch.metas, padded_size=batch.padded_size, limits=self.limits
+        )
+        return found
 
 
-def _precision(run: LoadedRun, device: str) -> Precision:
-    """Return the run's precision, or fp32 where the device lacks it, so that any device can predict."""
-    kind, _ = parse_device(device, prefix="--")
+def predict(
+    model: SegmentationModel | LoadedRun,
+    images: Sequence[AnyImage],
+    *,
+    threshold: float = 0.5,
+    max_detections: int | None = None,
+    image_size: int | None = None,
+) -> list[Instances]:
+    """Return the instances of each image at its own size, best first.
+
+    The model stays on its device and in its mode. A run from `load_run` predicts as `vispeft predict` does on that
+    device: at the image size and in the precision of its configuration. A model alone predicts in float32.
+
+    images: a list of files, PIL images, arrays [H, W, 3] uint8 RGB, or tensors [3, H, W] uint8 RGB
+    threshold: lowest score of an instance
+    max_detections: instances kept per image; the run's `eval.max_detections`, or 300 for a model alone, by default
+    image_size: longer side of the network input in pixels; the run's by default, required for a model alone
+
+    Raises ConfigError for a wrong setting, and DataError, with the image's number, for an image of another form.
+    """
+    if not 0 <= threshold <= 1:
+        raise ConfigError(f"`threshold` must be in 0..1, but is {threshold}.")
+    for name, value in (("max_detections", max_detections), ("image_size", image_size)):
+        if value is not None and value < 1:
+            raise ConfigError(f"`{name}` must be at least 1, but is {value}.")
+    if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
+        raise DataError(f"`images` must be a list of images, but is one {type(images).__name__}. Write [image].")
+    pictures = [_picture_of(image, number) for number, image in enumerate(images)]
+    predictor = _predictor(model, threshold, max_detections, image_size)
+    with evaluating(predictor.model):
+        return [predictor(picture) for picture in pictures]
+
+
+def predictor_of_run(
+    run: LoadedRun,
+    device: str,
+    *,
+    threshold: float,
+    max_detections: int | None = None,
+    image_size: int | None = None,
+    prefix: str = "",
+) -> Predictor:
+    """Return the predictor of a run, in the precision of its configuration; the model is not moved.
+
+    prefix: of the device's name in errors
+    """
+    limits = DetectionLimits(max_detections=max_detections or run.config.eval.max_detections, score_threshold=threshold)
+    fabric = build_fabric(device, _precision(run, device, prefix), prefix=prefix)
+    return Predictor(run.model, fabric, image_size or image_size_of(run.config), limits)
+
+
+def _predictor(
+    model: SegmentationModel | LoadedRun, threshold: float, max_detections: int | None, image_size: int | None
+) -> Predictor:
+    base = model.model if isinstance(model, LoadedRun) else model
+    if not isinstance(base, SegmentationModel):
+        raise ConfigError(
+            "`model` must be a segmentation model of vispeft or a run from `vispeft.load_run`, but is "
+            f"{type(base).__name__}."
+        )
+    device = str(next(base.parameters()).device)
+    if isinstance(model, LoadedRun):
+        return predictor_of_run(
+            model, device, threshold=threshold, max_detections=max_detections, image_size=image_size
+        )
+    if image_size is None:
+        raise ConfigError("`image_size` must be given for a model alone: the longer side that it was trained at.")
+    limits = DetectionLimits(max_detections=max_detections or DetectionLimits.max_detections, score_threshold=threshold)
+    return Predictor(base, build_fabric(device, "fp32"), image_size, limits)
+
+
+def _precision(run: LoadedRun, device: str, prefix: str) -> Precision:
+    """Return the run's precision, or fp32 if the device lacks it, so that any device can predict."""
+    kind, _ = parse_device(device, prefix=prefix)
     asked = run.config.train.precision
     if asked != "fp16" or kind == "cuda":
         return asked
     warnings.warn(
-        f"The run was trained in fp16, which the device `{kind}` does not support: predicting in fp32.", stacklevel=3
+        f"The run was trained in fp16, which the device `{kind}` does not have: it predicts in fp32.", stacklevel=3
     )
     return "fp32"
 
 
-def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None:
-    """Make the folder for the overlays; an overlay that would replace an input image is an error."""
-    originals = {path.resolve() for path in files}
-    for name in names:
-        if (out / name).resolve() in originals:
-            raise DataError(f"The overlay `{out / name}` would replace an input image. Give another --out.")
-    with writing(out, DataError):
-        out.mkdir(parents=True, exist_ok=True)
+def _picture_of(image: AnyImage, number: int) -> Picture:
+    """Return the pixels of an image. number: its place in the list, for errors"""
+    match image:
+        case str() | os.PathLike():
+            return read_picture(Path(image))
+        case Image.Image():
+            if image.mode not in _PIL_MODES:
+                raise DataError(
+                    f"Image {number} must have one of the modes {', '.join(_PIL_MODES)}, but has {image.mode}. "
+                    'Convert it, such as by image.convert("RGB"), or give its file.'
+                )
+            return Picture(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+        case Tensor():
+            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+                raise DataError(
+                    f"Image {number} must be a tensor [3, H, W] of uint8, RGB, but is {list(image.shape)} of "
+                    f"{str(image.dtype).removeprefix('torch.')}."
+                )
+            return _checked(image.permute(1, 2, 0).contiguous().cpu().numpy(), number)
+        case np.ndarray():
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise DataError(
+                    f"Image {number} must be an array [H, W, 3] of uint8, RGB, but is {list(image.shape)} of "
+                    f"{image.dtype}."
+                )
+            return _checked(np.ascontiguousarray(image), number)
+    raise DataError(f"Image {number} must be a file, a PIL image, an array or a tensor, but is {type(image).__name__}.")
 
 
-def _predict(run: LoadedRun, fabric: Fabric, picture: Picture, number: int, name: str, threshold: float) -> Instances:
-    """Return the instances of one image, in its own pixels."""
-    height, width = picture.pixels.shape[:2]
-    example = EvalTransform(image_size(run.config))(picture, (), height, width, np.random.default_rng(0))
-    meta = ImageMeta(number, name, height, width, *example.image.shape[1:])
-    sample = Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
-    batch = collate(
-        [sample],
-        pixel_mean=run.model.pixel_mean,
-        pixel_std=run.model.pixel_std,
-        image_size=image_size(run.config),
-        size_divisor=run.model.size_divisor,
-    )
-    images = batch.images.to(fabric.device)
-    with torch.no_grad(), fabric.autocast():
-        predictions = run.model(images)
-    padded = (images.shape[-2], images.shape[-1])
-    limits = DetectionLimits(run.config.eval.max_detections, threshold)
-    return run.model.instances(in_float32(predictions), batch.metas, padded_size=padded, limits=limits)[0]
-
-
-def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """Return the image files of the paths: files as named, and those in folders by content. Warn of other files.
-
-    out: a folder to skip, since its images are earlier overlays
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            scan = find_pictures(path, skip=() if out is None else (out,))
-            findings = Findings()
-            scan.tell(findings)
-            if not scan.pictures:
-                told = "".join(f" {problem.message}" for problem in findings.problems())
-                raise DataError(f"`{path}` must hold images ({', '.join(FORMATS)}), but holds none.{told}")
-            for problem in findings.problems():
-                warnings.warn(f"{path}: {problem.message}", stacklevel=3)
-            found += scan.pictures
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"`{path}` must be an image or a folder of images, but does not exist.")
-    return list(dict.fromkeys(found))
-
-
-def overlay_names(files: Sequence[Path]) -> list[str]:
-    """Return a file name for each overlay. A number distinguishes files of one name in several folders."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for path in files:
-        name, number = f"{path.stem}.png", 2
-        while name in taken:
-            name, number = f"{path.stem}_{number}.png", number + 1
-        taken.add(name)
-        names.append(name)
-    return names
+def _checked(pixels: NDArray[np.uint8], number: int) -> Picture:
+    if not pixels.size:
+        raise DataError(f"Image {number} must have pixels, but is {pixels.shape[1]}x{pixels.shape[0]} pixels large.")
+    return Picture(pixels)
