@@ -142,7 +142,7 @@ class DenoisingPredictions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """All predictions of a model for a batch. Mask logits are never stored for all queries of all layers: they are
+    """Predictions of a model for a batch. Mask logits are never stored for all queries of all layers: they are
     `einsum("bqd,bdhw->bqhw", mask_embeddings, mask_features)`, taken where they are needed.
 
     layers: from the initial prediction (before the first decoder layer) to the final one; the last counts at inference

@@ -79,10 +79,11 @@ def complete(config: Config, num_images: int) -> Config:
 
 
 def with_class_head_rates(config: Config, num_classes: int) -> Config:
-    """Fill in `train.regions` where the user left it empty, for `num_classes` classes.
+    """Fill in `train.regions` if the user left it empty, for `num_classes` classes.
 
     Class rows that the weights did not bring all start as one and the same mean row, from which the rate that suits the
-    pretrained rest moves them too slowly: things are found, but not named. They get `CLASS_HEAD_LR_SCALE` times it.
+    pretrained rest moves them too slowly: objects are found, but not classified. Their rate is `CLASS_HEAD_LR_SCALE`
+    times as high.
     """
     if config.train.regions is not None:
         return config
@@ -93,7 +94,7 @@ def with_class_head_rates(config: Config, num_classes: int) -> Config:
 
 
 def _num_classes_in_weights(config: ModelConfig) -> int | None:
-    """Return the number of classes of the weights' head; None where the weights bring no head."""
+    """Return the number of classes of the weights' head; None for weights without a head."""
     if config.weights in (PRETRAINED, NONE):
         return None
     with naming_keys():
@@ -124,7 +125,7 @@ def build_plan(config: PeftConfig) -> peft.Plan:
 def attach(model: nn.Module, config: Config) -> None:
     """Freeze the base, attach the deltas and thaw what is trained in full, in place.
 
-    Raises ConfigError where a pattern of `train.regions` names nothing in the model.
+    Raises ConfigError if a pattern of `train.regions` names nothing in the model.
     """
     roles = roles_for(model)
     peft.inject(model, build_plan(config.peft), roles=roles)

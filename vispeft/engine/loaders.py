@@ -1,4 +1,4 @@
-"""Configuration -> data sets and loaders."""
+"""Data sets and loaders of a configuration."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ def read_split(split: SplitConfig, key: str) -> CocoSet:
 def train_loader(
     config: Config, coco_set: CocoSet, model: SegmentationModel, share: Share, *, start_step: int = 0
 ) -> Loader:
-    """Batches for the steps from `start_step` on."""
+    """Return batches for the steps from `start_step` on."""
     draws = drawn_for_training(config, coco_set, share, start_step=start_step)
     return loader_of(config, train_dataset(config, coco_set), draws, model)
 
 
 def val_loader(config: Config, coco_set: CocoSet, model: SegmentationModel, share: Share) -> Loader:
-    """Every image of a set once, whole."""
+    """Return batches of every image of a set once, whole."""
     return loader_of(config, val_dataset(config, coco_set), drawn_for_scoring(config, coco_set, share), model)
 
 
@@ -99,12 +99,12 @@ def drawn_for_training(config: Config, coco_set: CocoSet, share: Share, *, start
 
 
 def drawn_for_scoring(config: Config, coco_set: CocoSet, share: Share) -> Draws:
-    """Every image of a set once."""
+    """Return draws of every image of a set once."""
     return eval_draws(coco_set, batch_size=config.eval.batch_size, rank=share.rank, world_size=share.world_size)
 
 
 def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
-    """Augmented samples. Fixed variants are the same for every `train.seed`."""
+    """Return augmented samples. Fixed variants are the same for every `train.seed`."""
     augment = config.data.augment
     transform = TrainTransform(
         image_size(config),
@@ -120,12 +120,12 @@ def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
 
 
 def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
-    """Samples as they are."""
+    """Return samples without augmentation."""
     return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
 
 
 def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: SegmentationModel) -> Loader:
-    """A loader of batches as the model takes them."""
+    """Return a loader of batches, normalised and padded for the model."""
     return draw_loader(
         dataset,
         draws,
@@ -146,5 +146,5 @@ def image_size(config: Config) -> int:
 
 def _required(path: Path | None, key: str) -> Path:
     if path is None:
-        raise ConfigError(f"`{key}` must be set, but is empty. Add it to the file, or say {key}=PATH.")
+        raise ConfigError(f"`{key}` must be set, but is empty. Add it to the file, or set {key}=PATH.")
     return path

@@ -1,4 +1,4 @@
-"""A finished run -> its model, metrics on any set, and a plain checkpoint."""
+"""Model of a finished run, its metrics on any set, and its plain checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LoadedRun:
 
 
 def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
-    """The model of a run directory, rebuilt from its configuration and its adapter file."""
+    """Return the model of a run directory, rebuilt from its configuration and its adapter file."""
     directory = RunDirectory(Path(root))
     config = directory.load_config(overrides)
     if not directory.adapter.is_file():
@@ -54,7 +54,7 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
 
 
 def _class_names(adapter: Path) -> tuple[str, ...]:
-    """The classes that a run's adapter file names."""
+    """Return the classes that a run's adapter file names."""
     names = dict(peft.describe(adapter).metadata).get("class_names")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
@@ -65,7 +65,7 @@ def _class_names(adapter: Path) -> tuple[str, ...]:
 
 
 def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, ...]:
-    """The validation file's own id of each class."""
+    """Return the validation file's own id of each class."""
     document = read_json(annotations)
     entries = document.get("categories") if isinstance(document, dict) else None
     found: dict[Any, int] = {
@@ -104,6 +104,6 @@ def write_merged(run: LoadedRun, out: Path) -> None:
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:
-    """The set with the run's class indices, matched by name."""
+    """Return the set with the run's class indices, matched by name."""
     classes = tuple(Category(index, name) for index, name in enumerate(run.class_names))
     return match_categories(replace(coco_set, annotations_path=run.directory.config, categories=classes), coco_set)

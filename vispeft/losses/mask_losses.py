@@ -1,4 +1,4 @@
-"""Mask losses of many queries, each at the points where it is least certain, with their gradients.
+"""Mask losses of many queries, each at its least certain points, with their gradients.
 
 Written out rather than left to autograd: image by image and some masks at a time, so that few logits are held at once,
 and in the cache.

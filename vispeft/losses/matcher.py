@@ -64,7 +64,7 @@ def box_costs(boxes: Tensor, target_boxes: Tensor, weights: CostWeights) -> Tens
 
 
 def assign(costs: Tensor) -> tuple[Match, ...]:
-    """The cheapest one-to-one pairs of each layer. costs: [L, Q, T] on the CPU; non-finite costs count as the worst."""
+    """Cheapest one-to-one pairs of each layer. costs: [L, Q, T] on the CPU; non-finite costs count as the worst."""
     costs = costs.nan_to_num(nan=_WORST_COST, posinf=_WORST_COST, neginf=_WORST_COST)
     pairs = (linear_sum_assignment(layer) for layer in costs.numpy())
     return tuple(Match(torch.from_numpy(query_idx), torch.from_numpy(target_idx)) for query_idx, target_idx in pairs)
@@ -85,7 +85,7 @@ class HungarianMatcher(nn.Module):
     def forward(
         self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]
     ) -> tuple[tuple[Match, ...], ...]:
-        """The pairs of each image (outer) and layer (inner). mask_features: [B, D, h, w]."""
+        """Return the pairs of each image (outer) and layer (inner). mask_features: [B, D, h, w]."""
         L, Q = len(layers), layers[0].boxes.shape[1]
         with torch.autocast(mask_features.device.type, enabled=False):
             points = torch.rand(self.num_points, 2, device=mask_features.device)

@@ -21,7 +21,7 @@ LOGITS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Corners:
-    """The four cells around each point and their weights, for maps of one size.
+    """Four cells around each point and their weights, for maps of one size.
 
     idx: [P, 4] int64 into the flattened map
     weights: [P, 4] float32, zero for a cell outside of the map
@@ -33,7 +33,7 @@ class Corners:
 
     @cached_property
     def by_cell(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The same sorted by cell: points [4 P], offset of each cell's first point [cells], and weights [4 P].
+        """Return the same sorted by cell: points [4 P], offset of each cell's first point [cells], and weights [4 P].
 
         Sums over these instead of atomic adds are fast and repeatable.
         """
@@ -63,7 +63,7 @@ def cell_rows(features: Tensor) -> Tensor:
 
 
 def read_rows(rows: Tensor, at: Corners) -> Tensor:
-    """Rows [h w, D] of one image's cells at the points of `at`, without gradient. Returns [P, D]."""
+    """Return [P, D]: the rows of one image's cells [h w, D] at the points of `at`, without gradient."""
     return F.embedding_bag(at.idx, rows.detach(), mode="sum", per_sample_weights=at.weights)
 
 
@@ -108,7 +108,7 @@ class PointPlan:
 
     @classmethod
     def of(cls, num_points: int, oversample_ratio: float, importance_sample_ratio: float) -> PointPlan:
-        """The plan for `num_points` in all."""
+        """Return the plan for `num_points` in all."""
         num_uncertain = int(importance_sample_ratio * num_points)
         num_candidates = max(int(num_points * oversample_ratio), num_uncertain)
         return cls(num_candidates, num_uncertain, num_points - num_uncertain)
@@ -120,7 +120,7 @@ class PointPlan:
 
     @torch.no_grad()
     def select(self, logits: Tensor) -> Tensor:
-        """The points at which each mask is compared. logits: [M, num_drawn]. Returns [M, num_points] int64."""
+        """Return the points at which each mask is compared: [M, num_points] int64. logits: [M, num_drawn]"""
         uncertain = smallest(logits[:, : self.num_candidates].abs(), self.num_uncertain)
         random = torch.arange(self.num_candidates, self.num_drawn, device=logits.device)
         return torch.cat((uncertain, random.expand(len(logits), -1)), dim=1)

@@ -20,7 +20,7 @@ _MOST_CANDIDATES = 2
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
-    """Raise ConfigError where a backbone does not give its maps for images of `image_size` pixels."""
+    """Raise ConfigError if a backbone does not give its maps for images of `image_size` pixels."""
     fault = _fault(backbone, image_size)
     if fault is None:
         return
@@ -48,7 +48,7 @@ def _fault(backbone: Backbone, image_size: int) -> str | None:
                 fault = _tried(backbone, side)
             if fault is None:
                 return None
-        # the truth where it is cheap, and where shapes alone ended in an error
+        # a real pass if it is cheap, or if shapes alone ended in an error
         return _tried(backbone, side)
 
 
@@ -74,7 +74,7 @@ def _wrong_map(maps: Sequence[Tensor], channels: Sequence[int], sides: Sequence[
 
 
 def _candidates(name: str, image_size: int) -> list[int]:
-    """The size that timm declares for a model and its multiples around `image_size`, nearest first."""
+    """Return the size that timm declares for a model and its multiples around `image_size`, nearest first."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.input_size:
         return []
@@ -93,7 +93,7 @@ def _takes(name: str, size: int) -> bool:
 
 
 def _flops(backbone: nn.Module, side: int) -> float:
-    """Approximate operations of a forward pass, as of a plain ViT with patches of 16 pixels."""
+    """Return the approximate operations of a forward pass, as of a plain ViT with patches of 16 pixels."""
     return 2.0 * sum(parameter.numel() for parameter in backbone.parameters()) * (side / 16) ** 2
 
 

@@ -34,7 +34,7 @@ def read_backbone_state(path: Path) -> dict[str, Tensor]:
 
 
 def create_with_weights(name: str, path: Path, options: Mapping[str, Any]) -> Any:
-    """timm's feature backbone with the weights of a file; timm converts names and resizes position embeddings.
+    """Return timm's feature backbone with the weights of a file; timm converts names and resizes position embeddings.
 
     Classifier and other parts that give no features may be in the file or not. Raises CheckpointError where anything
     else is missing, unknown or of another shape.
@@ -48,7 +48,7 @@ def create_with_weights(name: str, path: Path, options: Mapping[str, Any]) -> An
                 name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **options
             )
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        # timm's own error where the model cannot be built at all
+        # timm's own error if the model cannot be built at all
         timm.create_model(name, features_only=True, **options)
         raise CheckpointError(f"{_unfit(path, name)}: {unfit_tensor(error)}. {_REMEDY}") from error
     _forget_state(body)
@@ -83,7 +83,7 @@ def _of_features(names: Iterable[str], own: set[str]) -> list[str]:
 
 
 def _top(name: str) -> str:
-    """The first part of a tensor's name, as before timm wraps and flattens models for features."""
+    """Return the first part of a tensor's name, as before timm wraps and flattens models for features."""
     first = name.removeprefix("model.").split(".")[0]
     return re.sub(r"_\d+$", "", first)
 

@@ -17,7 +17,7 @@ class DenoisingQueries:
     """Extra queries for the decoder.
 
     content: [B, G * S, C]; boxes_logits: [B, G * S, 4] cxcywh before the sigmoid, for G groups of S queries
-    attention_mask: [G * S + Q, G * S + Q] bool, True where a query (row) may attend to another (column)
+    attention_mask: [G * S + Q, G * S + Q] bool, True if a query (row) may attend to another (column)
     """
 
     content: Tensor
@@ -34,7 +34,7 @@ def make_denoising_queries(
 
     Labels are redrawn with probability `noise_scale / 2`; box centres move by up to half a side, sides change by up
     to one side, each times `noise_scale` (DN-DETR, https://arxiv.org/abs/2203.01305, section 4.2; Mask DINO, section
-    3.3). None where no image has a target.
+    3.3). None if no image has a target.
     """
     group_size = max((len(target) for target in targets), default=0)
     if group_size == 0:

@@ -23,7 +23,7 @@ class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of [B, C, H, W] maps."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [B, C, H, W], normalised over C."""
+        """Return x normalised over C. x: [B, C, H, W]"""
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
@@ -45,12 +45,12 @@ class SimpleFeaturePyramid(nn.Module):
         self.scales = nn.ModuleList(module for module, _ in scalers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """x: [B, C, H, W]. Returns one map per stride, finest first."""
+        """Return one map per stride, finest first. x: [B, C, H, W]"""
         return [scale(x) for scale in self.scales]
 
 
 def _scaler(channels: int, power: int) -> tuple[nn.Module, int]:
-    """A module that scales a map by 2 ** power, and its output width."""
+    """Return a module that scales a map by 2 ** power, and its output width."""
     if power < 0:
         return nn.Sequential(*(nn.MaxPool2d(kernel_size=2, stride=2) for _ in range(-power))), channels
     layers: list[nn.Module] = []

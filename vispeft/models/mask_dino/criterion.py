@@ -1,4 +1,4 @@
-"""The training loss of Mask DINO (https://arxiv.org/abs/2206.02777): class, mask, dice, box and generalised IoU losses.
+"""Training loss of Mask DINO (https://arxiv.org/abs/2206.02777): class, mask, dice, box and generalised IoU losses.
 
 All layers, the proposals and the denoising queries are laid out as one long table of rows, so that each loss is a few
 large operations whatever the number of layers.
@@ -66,7 +66,7 @@ class _Pairs:
 def _matched_pairs(
     matches: Sequence[Match], image_idx: int, num_images: int, num_queries: int
 ) -> tuple[Tensor, Tensor]:
-    """Rows and target indices of one image's matches, layer after layer."""
+    """Return rows and target indices of one image's matches, layer after layer."""
     rows = [m.query_idx + (n * num_images + image_idx) * num_queries for n, m in enumerate(matches)]
     return torch.cat(rows), torch.cat([m.target_idx for m in matches])
 
@@ -90,7 +90,7 @@ def _pair(
     num_targets: Sequence[int],
     device: torch.device,
 ) -> _Pairs:
-    """All pairs of a batch; put together on the CPU and sent to `device` at once."""
+    """Return all pairs of a batch, put together on the CPU and sent to `device` at once."""
     num_images, num_matching_rows = len(matches), len(matches[0]) * len(matches) * num_queries
     rows, targets, weights, counts = [], [], [], []
     first_target = 0
@@ -111,7 +111,7 @@ def _pair(
 
 
 def _mean_num_targets(targets: Sequence[Targets], device: torch.device) -> Tensor:
-    """Targets per process, at least 1: the divisor of every loss."""
+    """Return the targets per process, at least 1: the divisor of every loss."""
     total = torch.tensor(float(sum(len(t) for t in targets)), device=device)
     if distributed.is_available() and distributed.is_initialized():
         distributed.all_reduce(total)
@@ -164,7 +164,7 @@ class Criterion(nn.Module):
         self.focal_gamma = focal_gamma
 
     def forward(self, predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Scalar losses keyed class, mask, dice, box and giou; the loss to minimise is their sum."""
+        """Return scalar losses keyed class, mask, dice, box and giou; the loss to minimise is their sum."""
         layers = (*predictions.layers, *(() if predictions.proposals is None else (predictions.proposals,)))
         denoising = predictions.denoising
         device = predictions.mask_features.device
@@ -186,7 +186,7 @@ class Criterion(nn.Module):
     def _class_loss(
         self, class_logits: Tensor, pairs: _Pairs, targets: Sequence[Targets], num_matching_rows: int
     ) -> Tensor:
-        """Focal loss over all queries and classes; the denoising queries that are padding do not count."""
+        """Return the focal loss over all queries and classes; the denoising queries that are padding do not count."""
         labels = torch.zeros_like(class_logits)
         labels[pairs.rows, torch.cat([t.labels for t in targets])[pairs.targets]] = 1
         row_weights = class_logits.new_zeros(len(class_logits))
@@ -195,7 +195,7 @@ class Criterion(nn.Module):
         return row_weights @ focal_loss(class_logits, labels, self.focal_alpha, self.focal_gamma).sum(1)
 
     def _box_losses(self, boxes: Tensor, pairs: _Pairs, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:
-        """L1 and generalised IoU losses of the pairs."""
+        """Return the L1 and generalised IoU losses of the pairs."""
         boxes = boxes.index_select(0, pairs.rows)
         target_boxes = torch.cat([t.boxes for t in targets])[pairs.targets]
         distance = (boxes - target_boxes).abs().sum(1)
@@ -207,7 +207,7 @@ class Criterion(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice losses of the pairs at the points where each mask is least certain and at random ones.
 
-        The candidates are drawn once for the batch: the points of one mask are distributed as PointRend has it.
+        The candidates are drawn once for the batch: the points of one mask are distributed as in PointRend.
         """
         points = torch.rand(self.points.num_drawn, 2, device=mask_features.device)
         at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))

@@ -1,4 +1,4 @@
-"""The Mask DINO decoder: two-stage queries, iterative boxes, one set of heads for every layer."""
+"""Decoder of Mask DINO: two-stage queries, iterative boxes, one set of heads for every layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in_dim]. Returns [..., out_dim]."""
+        """Return [..., out_dim]. x: [..., in_dim]"""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         y: Tensor = self.layers[-1](x)
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor, position: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """x, position: [B, Q, C]; attention_mask: [Q, Q] bool, True where a query may attend."""
+        """Return [B, Q, C]. x, position: [B, Q, C]; attention_mask: [Q, Q] bool, True if a query may attend."""
         located = x + position
         q, k, v = (
             y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -90,7 +90,7 @@ class DecoderLayer(nn.Module):
         spatial_shapes: list[tuple[int, int]],
         attention_mask: Tensor | None,
     ) -> Tensor:
-        """x, position: [B, Q, C]; boxes: [B, Q, 4] cxcywh normalised; memory: [B, sum HW, C]."""
+        """Return [B, Q, C]. x, position: [B, Q, C]; boxes: [B, Q, 4] cxcywh normalised; memory: [B, sum HW, C]."""
         x = self.norm2(x + self.self_attn(x, position, attention_mask))
         x = self.norm1(x + self.cross_attn(x + position, boxes, memory, spatial_shapes))
         y: Tensor = self.norm3(x + self.linear2(relu_before(self.linear2, self.linear1(x))))
@@ -99,7 +99,7 @@ class DecoderLayer(nn.Module):
 
 @dataclass(frozen=True)
 class _Queries:
-    """content [B, Q, C], boxes_logits [B, Q, 4], and the proposals they were selected from."""
+    """Queries: content [B, Q, C], boxes_logits [B, Q, 4], and the proposals they were selected from."""
 
     content: Tensor
     boxes_logits: Tensor
@@ -193,7 +193,7 @@ class MaskDINODecoder(nn.Module):
         )
 
     def _select(self, memory: Tensor, shapes: list[tuple[int, int]], mask_features: Tensor) -> _Queries:
-        """The cells with the best class score become queries; their boxes come from their own masks."""
+        """Return queries from the cells with the best class score; their boxes come from their own masks."""
         anchors_logits, is_valid = _cell_anchors(shapes, memory.device)
         encoded = self.enc_output_norm(self.enc_output(memory * is_valid[..., None]))
         best = self.class_embed(encoded).amax(-1).topk(min(self.num_queries, memory.shape[1]), dim=1).indices
@@ -269,7 +269,7 @@ def _slice(layer: LayerPredictions, part: slice) -> LayerPredictions:
 
 
 def _cell_anchors(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Anchor box logits [sum HW, 4] of every cell, and which cells [sum HW] lie far enough from the border."""
+    """Return anchor box logits [sum HW, 4] of every cell, and which cells [sum HW] lie far enough from the border."""
     centres = cell_centres(shapes, device)
     sides = torch.cat([torch.full((h * w, 2), 0.05 * 2.0**level, device=device) for level, (h, w) in enumerate(shapes)])
     anchors = torch.cat((centres, sides), dim=-1)

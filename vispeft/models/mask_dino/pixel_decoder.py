@@ -1,4 +1,4 @@
-"""The pixel decoder: a deformable encoder over all levels, and mask features at the finest stride."""
+"""Pixel decoder: a deformable encoder over all levels, and mask features at the finest stride."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PixelDecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, spatial_shapes: list[tuple[int, int]]) -> Tensor:
-        """x: [B, sum HW, C]; position: [sum HW, C]; reference: [1, sum HW, 2]."""
+        """Return x after one layer. x: [B, sum HW, C]; position: [sum HW, C]; reference: [1, sum HW, 2]."""
         x = self.norm1(x + self.self_attn(x + position, reference, x, spatial_shapes))
         y: Tensor = self.norm2(x + self.linear2(relu_before(self.linear2, self.linear1(x))))
         return y
@@ -102,7 +102,7 @@ class PixelDecoder(nn.Module):
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> PixelFeatures:
-        """maps: [B, C_i, H_i, W_i], finest first."""
+        """Return features of all levels. maps: [B, C_i, H_i, W_i], finest first."""
         levels = self._project(maps)
         shapes = [(x.shape[-2], x.shape[-1]) for x in levels]
         device = levels[0].device
