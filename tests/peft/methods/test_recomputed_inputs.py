@@ -183,7 +183,7 @@ def test_recomputed_inputs__are_not_taken_from_an_input_that_was_written_to() ->
 
     def change(y: Tensor) -> Tensor:
         with torch.no_grad():
-            source.add_(1)
+            source.exp_()
         return y
 
     model.between = change
@@ -209,6 +209,13 @@ def test_recomputed_inputs__do_not_depend_on_the_order_of_hooks(
     if not early:
         add()
     assert_same(gradients(model, inputs()), without_recomputing(model, monkeypatch, inputs()))
+
+
+def test_recomputed_inputs__are_recorded_beside_an_earlier_hook_that_changes_nothing() -> None:
+    wanted = kept_bytes(injected(Mlp()), inputs())
+    model = Mlp()
+    model.norm.register_forward_hook(lambda *_: None)
+    assert kept_bytes(injected(model), inputs()) == wanted
 
 
 def test_recomputed_inputs__include_what_a_delta_does_to_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
