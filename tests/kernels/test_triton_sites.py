@@ -20,7 +20,7 @@ from vispeft_kernels import deformable_attention, lora_linear
 
 from vispeft.peft import Adapter, DoRA, LoRA, Plan, check, inject, merge, train_mode
 from vispeft.peft.inject import attached
-from vispeft.peft.methods import fused
+from vispeft.peft.methods import fused_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = 2e-5  # of the largest entry of a tensor
@@ -108,14 +108,16 @@ def test_inject__has_the_same_results_by_triton_s_kernels() -> None:
     assert list(model.state_dict()) == names
 
 
-def test_inject__lets_one_kernel_do_the_map_as_well_unless_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inject__lets_one_kernel_do_the_map_as_well_unless_another_hook_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     taken: list[tuple[int, ...]] = []
 
     def spy(x: Tensor, weight: Tensor, *args: object, **options: object) -> Tensor:
         taken.append(tuple(weight.shape))
         return lora_linear(x, weight, *args, **options)
 
-    monkeypatch.setattr(fused, "lora_linear", spy)
+    monkeypatch.setattr(fused_linear, "lora_linear", spy)
     model = build()
     wanted = step(model, "reference")
     assert not taken

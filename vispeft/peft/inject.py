@@ -1,28 +1,26 @@
-"""Puts deltas into a model and takes them out again. The only file that touches hooks and parametrizations.
+"""Deltas put into a model and taken out again.
 
-A delta for a module's output becomes a child of that module, under its method's name (`lora`, a second one `lora_2`);
-one static forward hook runs the module's deltas in the order in which they were attached. A delta for a parameter sits
-in a parametrization of it, and state-dict hooks give and accept the base's own keys. Where a module has both, the
-parameter's come first.
+A delta for a module's output becomes a child of that module, under its method's name (`lora`, a second one `lora_2`).
+The forward hooks of `peft/hooks.py` run the deltas of a module in the order in which they were attached. A delta for a
+parameter is part of a parametrization, and state-dict hooks give and accept the base's own keys. Where a module has
+both, those of the parameter come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
+from vispeft.peft.hooks import SiteHooks, deltas_of
 from vispeft.peft.methods.base import Delta, WeightDelta
-from vispeft.peft.methods.fused import held_back, hold_back, make_whole
 from vispeft.peft.methods.lora import LinearLoRA
-from vispeft.peft.methods.replay import is_replayed, remember_source
 from vispeft.peft.plan import Plan
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized, refuse_unreal
@@ -97,9 +95,10 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     model.requires_grad_(False)
     for name in trained:
         names.parameters[name].requires_grad_(True)
-    handles = [handle for site, delta in attachments for handle in _attach(site, delta)]
+    hooks = SiteHooks()
+    handles = [handle for site, delta in attachments for handle in _attach(site, delta, hooks)]
     if attachments:
-        handles += [each.register_forward_hook(remember_source) for each in model.modules() if is_replayed(each)]
+        handles += hooks.add_to_sources(model)
     setattr(model, _MARK, Injection(plan, tuple(trained), thawed_before, tuple(handles)))
 
 
@@ -182,21 +181,6 @@ def attached(model: nn.Module) -> list[Attached]:
     return found
 
 
-def hook_of_others(module: nn.Module) -> str | None:
-    """The name of a hook that is not ours and may change what the module or its deltas compute; None without one.
-
-    Hooks that see the output after our deltas change nothing between the map and them.
-    """
-    before = []
-    for hook in module._forward_hooks.values():
-        if hook is _run_deltas:
-            break
-        before.append(hook)
-    hooks = [*module._forward_pre_hooks.values(), *before]
-    others = [hook for hook in hooks if hook is not hold_back and hook is not remember_source]
-    return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
-
-
 def _refuse_another_plan(model: nn.Module) -> None:
     """Refuses a model that has a plan, holds a part that has one, or is a part of a model that has one."""
     if is_injected(model):
@@ -253,17 +237,14 @@ def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDel
     return method.for_module(site.module)  # type: ignore[no-any-return]
 
 
-def _attach(site: Site, delta: Delta | WeightDelta) -> list[RemovableHandle]:
-    """Makes a delta part of its site. Returns the handles of new hooks."""
+def _attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[RemovableHandle]:
+    """Make a delta part of its site. Returns the handles of new hooks."""
     if site.parameter is None:
         is_first = not deltas_of(site.module)
         site.module.add_module(_free_name(site.module, delta), delta)
-        if not is_first:
-            return []
-        handles = [site.module.register_forward_hook(_run_deltas, with_kwargs=True)]
-        if type(delta) is LinearLoRA:
-            handles.append(site.module.register_forward_pre_hook(hold_back))
-        return handles
+        if isinstance(delta, LinearLoRA):
+            delta.recomputed_inputs = hooks.recomputed_inputs
+        return hooks.add_to_site(site.module, delta) if is_first else []
     handles = []
     forms = dict(module_forms(site.module))
     order = next(iter(forms.values())).order if forms else tuple(dict(site.module.named_parameters(recurse=False)))
@@ -284,46 +265,6 @@ def _free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
     while getattr(owner, name, None) is not None:
         name, number = f"{delta.method.name}_{number}", number + 1
     return name
-
-
-def _run_deltas(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-    """The forward hook: the module's output through its deltas in turn; of several outputs, the first."""
-    x = args[0] if args else next(iter(kwargs.values()), None)
-    y = output if isinstance(output, Tensor) else _first(module, output)
-    base = None if torch.compiler.is_compiling() or not _is_first_hook(module) else module
-    deltas = [delta for delta in deltas_of(module) if delta.is_active]
-    if (held := held_back(args)) is not None:
-        x, y = held, make_whole(module, held)
-        deltas, base = deltas[1:], None
-    for delta in deltas:
-        y = delta(x, y, base)
-        base = None
-    if isinstance(output, Tensor):
-        return y
-    rest = (y, *output[1:])
-    # a named tuple takes its fields one by one
-    return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
-
-
-def _first(module: nn.Module, output: Any) -> Tensor:
-    """The first of a module's several outputs; PlanError if there is no tensor at its place."""
-    first = output[0] if isinstance(output, tuple | list) and output else None
-    if not isinstance(first, Tensor):
-        raise PlanError(
-            f"A {type(module).__name__} with a delta must give a tensor, or a tuple that begins with one, but gives a "
-            f"{type(output).__name__}{'' if first is None else f' of {type(first).__name__}'}. Name a module inside it."
-        )
-    return first
-
-
-def _is_first_hook(module: nn.Module) -> bool:
-    """Tell whether no other hook has seen, and may have kept, the module's output before."""
-    return next(iter(module._forward_hooks.values())) is _run_deltas
-
-
-def deltas_of(module: nn.Module) -> list[Delta]:
-    """The deltas of a module's output, in the order in which they run."""
-    return [child for child in module.children() if isinstance(child, Delta)]
 
 
 def module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.inject import attached, base_parameters, deltas_of, hook_of_others, injection_of, module_forms, remove
+from vispeft.peft.hooks import deltas_of, hook_of_others
+from vispeft.peft.inject import attached, base_parameters, injection_of, module_forms, remove
 from vispeft.peft.methods.base import Delta
 from vispeft.peft.methods.base_modules import merge_obstacle, tensor_obstacle
 from vispeft.peft.wrappers import unwrapped

@@ -16,7 +16,6 @@ from vispeft_kernels.lora import lora_update, scaled
 from vispeft.peft.methods.base import Delta, WeightDelta, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA, add_product
-from vispeft.peft.methods.replay import replay_of
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class LinearDoRA(LinearLoRA):
             self.scale,
             column_offsets=self.starts,
             dropout=self.dropout if self.training else 0.0,
-            recompute=replay_of(x),
+            recompute=self.recomputed_inputs.recompute_of(x),
             feature_scale=gain,
         )
 

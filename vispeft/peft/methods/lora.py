@@ -14,7 +14,7 @@ from vispeft_kernels.lora import lora_add, lora_update
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
-from vispeft.peft.methods.replay import replay_of
+from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
 # thirds of a fused projection's rows
 PARTS = "qkv"
@@ -122,6 +122,8 @@ class LinearLoRA(Delta):
         self.starts = tuple(rows.start for rows in self.rows)
         self.scale, self.dropout = method.scale, method.dropout
         self.a, self.b = _factors(method.rank, self.rows, weight)
+        # the table of the injection, once the delta is part of one
+        self.recomputed_inputs = RecomputedInputs()
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """y with the low-rank update on the rows of its parts. x: [..., in]; y: [..., out]."""
@@ -137,7 +139,7 @@ class LinearLoRA(Delta):
                 self.scale,
                 column_offsets=self.starts,
                 dropout=dropout,
-                recompute=replay_of(x),
+                recompute=self.recomputed_inputs.recompute_of(x),
             )
         return lora_add(y, x, self.a, self.b, self.scale, column_offsets=self.starts, dropout=dropout)
 

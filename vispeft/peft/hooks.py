@@ -1,0 +1,105 @@
+"""Forward hooks of an injected model.
+
+One static hook runs all deltas of a module's output. Which hooks other libraries add, and in which order, decides only
+whether a call may save memory or time, never its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vispeft.errors import PlanError
+from vispeft.peft.methods.base import Delta
+from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
+from vispeft.peft.methods.lora import LinearLoRA
+from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
+
+
+class SiteHooks:
+    """Hooks of one injection, and the tables of tensors that they share."""
+
+    def __init__(self) -> None:
+        self.recomputed_inputs = RecomputedInputs()
+        self.bypassed_inputs = BypassedInputs()
+
+    def add_to_site(self, module: nn.Module, delta: Delta) -> list[RemovableHandle]:
+        """Make a module that has no delta yet run its deltas from now on. Returns the handles of its hooks."""
+        handles = [module.register_forward_hook(self.run_deltas, with_kwargs=True)]
+        if type(delta) is LinearLoRA:
+            handles.append(module.register_forward_pre_hook(self.bypassed_inputs.bypass_base))
+        return handles
+
+    def add_to_sources(self, model: nn.Module) -> list[RemovableHandle]:
+        """Record the outputs that backward can recompute. Returns the handles of the hooks."""
+        # before the deltas of the same module, which change its output
+        return [
+            module.register_forward_hook(self.recomputed_inputs.record, prepend=True)
+            for module in model.modules()
+            if is_recomputed(module)
+        ]
+
+    def run_deltas(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Pass the output of a module through its deltas in turn: a forward hook. Of several outputs, the first."""
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        y = output if isinstance(output, Tensor) else _first(module, output)
+        base = None if torch.compiler.is_compiling() or hooks_before_deltas(module) else module
+        deltas = [delta for delta in deltas_of(module) if delta.is_active]
+        if (bypassed := self.bypassed_inputs.take(args)) is not None:
+            x, y = bypassed, fused_forward(module, bypassed)
+            deltas, base = deltas[1:], None
+        for delta in deltas:
+            y = delta(x, y, base)
+            base = None
+        if isinstance(output, Tensor):
+            return y
+        rest = (y, *output[1:])
+        # a named tuple takes its fields one by one
+        return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+
+
+def deltas_of(module: nn.Module) -> list[Delta]:
+    """Return the deltas of a module's output, in the order in which they run."""
+    return [child for child in module.children() if isinstance(child, Delta)]
+
+
+def hooks_before_deltas(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return the forward hooks of others that get the module's output before its deltas."""
+    before: list[Callable[..., Any]] = []
+    for hook in module._forward_hooks.values():
+        if _is_method_of(hook, SiteHooks):
+            break
+        if not _is_method_of(hook, RecomputedInputs):
+            before.append(hook)
+    return before
+
+
+def hook_of_others(module: nn.Module) -> str | None:
+    """Return the name of a hook of others that may change what the module or its deltas compute; None without one.
+
+    Hooks that get the output after the deltas change nothing between the module and them.
+    """
+    before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, BypassedInputs)]
+    others = [*before, *hooks_before_deltas(module)]
+    return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
+
+
+def _is_method_of(hook: Callable[..., Any], kind: type) -> bool:
+    """Return True for a hook that is a method of an object of this class."""
+    return isinstance(hook, MethodType) and isinstance(hook.__self__, kind)
+
+
+def _first(module: nn.Module, output: Any) -> Tensor:
+    """Return the first of a module's several outputs; PlanError if there is no tensor in its place."""
+    first = output[0] if isinstance(output, tuple | list) and output else None
+    if not isinstance(first, Tensor):
+        raise PlanError(
+            f"A {type(module).__name__} with a delta must give a tensor, or a tuple that begins with one, but gives a "
+            f"{type(output).__name__}{'' if first is None else f' of {type(first).__name__}'}. Name a module inside it."
+        )
+    return first
