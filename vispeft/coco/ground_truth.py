@@ -14,10 +14,10 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.faults import Faults
-from vispeft.coco.forms import SENTENCES, holds_relative, straighten
-from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.foreign_formats import hint_of_other_form
 from vispeft.coco.results import is_box
 from vispeft.coco.rle import check_counts, is_integer, is_number, to_rle
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, straighten
 from vispeft.coco.values import as_flag, as_integer, flag_of_text, why_no_id
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.forms import SENTENCES, holds_relative, straighten
 from vispeft.coco.rle import is_number, to_rle
 from vispeft.coco.rle_batch import measure_rles
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, straighten
 from vispeft.coco.values import as_integer
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json, write_json

@@ -5,7 +5,7 @@ from vispeft.data.loading.loader import Loader, draw_loader, eval_draws, train_d
 from vispeft.data.loading.sampling import repeat_factors
 from vispeft.data.reading.coco import read_coco
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
-from vispeft.data.transforms.pipelines import EvalTransform, Example, TrainTransform, Transform
+from vispeft.data.transforms.augmentation import EvalTransform, Example, TrainTransform, Transform
 
 __all__ = [
     "Draw",

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
-from vispeft.data.transforms.pipelines import EvalTransform, Transform
+from vispeft.data.transforms.augmentation import EvalTransform, Transform
 from vispeft.errors import ConfigError, DataError
 
 TILE = 320

@@ -16,8 +16,8 @@ from PIL import Image
 from vispeft.coco.problems import Findings
 from vispeft.coco.results import to_coco_results
 from vispeft.data import EvalTransform, Sample, collate
+from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.data.reading.images import FORMATS, Picture, read_picture
-from vispeft.data.reading.scan import find_pictures
 from vispeft.engine.loaders import image_size
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing

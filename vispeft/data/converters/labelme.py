@@ -16,7 +16,7 @@ from vispeft.coco.problems import Findings, Problem, show
 from vispeft.coco.values import as_integer
 from vispeft.data.converters.builder import Builder, composed, key_of, some
 from vispeft.data.converters.labelme_shapes import Outline, Shape, Stamp, draw, read_shape
-from vispeft.data.reading.scan import find_pictures, is_sidecar, walk_files
+from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, walk_files
 from vispeft.errors import DataError
 
 

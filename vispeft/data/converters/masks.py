@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vispeft.coco.problems import Findings, Problem, show
 from vispeft.data.converters.builder import Builder, checked_names, composed, key_of, some
 from vispeft.data.converters.mask_values import is_like_background, read_values, refuse_soft_edges, separate_parts
+from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.data.reading.images import ImageHeader
-from vispeft.data.reading.scan import find_pictures
 from vispeft.errors import ConfigError, DataError
 
 _SEVERAL_PARTS = (

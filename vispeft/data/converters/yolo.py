@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vispeft.coco.problems import Findings, Problem, show
 from vispeft.data.converters.builder import Builder, checked_names, composed, key_of, some
-from vispeft.data.reading.scan import find_pictures, is_sidecar, walk_files
+from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, walk_files
 from vispeft.errors import DataError
 
 _EXPECTED = (".txt", ".yaml", ".yml", ".cache")

@@ -14,7 +14,7 @@ from vispeft.coco.sets import CocoSet, to_annotations
 from vispeft.coco.values import as_integer
 from vispeft.data.reading.coco import examine, load_document
 from vispeft.data.reading.crowded import crowded_problems
-from vispeft.data.reading.files import Headers
+from vispeft.data.reading.image_files import Headers
 from vispeft.errors import DataError
 
 

@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.annotations import read_annotations, tell_of_crowds
 from vispeft.coco.categories import read_categories, with_category_list
+from vispeft.coco.file_names import why_no_file_name, with_file_names
+from vispeft.coco.foreign_formats import hint_of_other_form
 from vispeft.coco.identifiers import with_integer_ids
-from vispeft.coco.instances import read_annotations, tell_of_crowds
-from vispeft.coco.named_files import why_no_file_name, with_file_names
-from vispeft.coco.other_forms import hint_of_other_form
 from vispeft.coco.problems import CheckReport, Findings, show
 from vispeft.coco.sets import Annotation, CocoSet, Groups, ImageEntry
 from vispeft.coco.values import as_integer, is_text
-from vispeft.data.reading.files import Headers, check_files, find_files
+from vispeft.data.reading.image_files import Headers, check_files, find_files
 from vispeft.data.reading.images import LARGEST_IMAGE
 from vispeft.errors import DataError
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data.reading.images import Picture, read_picture
-from vispeft.data.transforms.pipelines import Transform
+from vispeft.data.transforms.augmentation import Transform
 from vispeft.errors import DataError
 from vispeft.structures import ImageMeta
 

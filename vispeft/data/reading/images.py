@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vispeft.data.reading.metadata import exif_orientation, turned, without_metadata
+from vispeft.data.reading.image_metadata import exif_orientation, turned, without_metadata
 from vispeft.data.reading.tiff import TiffLayout, decode_unchanged, is_tiff, read_tiff, tiff_layout
 from vispeft.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vispeft.data.reading.near_files import find_near
+from vispeft.data.reading.similar_names import find_near
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Grün é.png") for form in ("NFC", "NFD"))
 

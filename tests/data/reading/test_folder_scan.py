@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vispeft.coco.problems import Findings
-from vispeft.data.reading.scan import find_pictures
+from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.errors import DataError
 
 

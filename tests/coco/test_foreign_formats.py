@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.foreign_formats import hint_of_other_form
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from vispeft.coco.problems import show
-from vispeft.data.reading.scan import has_picture_ending
+from vispeft.data.reading.folder_scan import has_picture_ending
 
 Parts = tuple[str, ...]
 

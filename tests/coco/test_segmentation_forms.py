@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, scale_up, straighten
 
 BOX = [4.0, 2.0, 20.0, 2.0, 20.0, 12.0, 4.0, 12.0]
 PAIRS = [[4.0, 2.0], [20.0, 2.0], [20.0, 12.0], [4.0, 12.0]]

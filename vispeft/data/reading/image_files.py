@@ -13,9 +13,9 @@ from typing import Any
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.sets import ImageEntry
 from vispeft.coco.values import as_integer
+from vispeft.data.reading.folder_scan import has_picture_ending, is_sidecar, walk_files
 from vispeft.data.reading.images import ImageHeader, quiet, read_header, verify_picture
-from vispeft.data.reading.near_files import Near, find_near
-from vispeft.data.reading.scan import has_picture_ending, is_sidecar, walk_files
+from vispeft.data.reading.similar_names import Near, find_near
 from vispeft.errors import DataError
 
 DECODED_AT_MOST = 20_000

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.references import References
 from vispeft.coco.segmentation import (
@@ -20,6 +19,7 @@ from vispeft.coco.segmentation import (
     parse_segmentation,
     to_rle,
 )
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, scale_up, straighten
 from vispeft.coco.sets import Annotation, Category, ImageEntry
 from vispeft.coco.values import as_flag, as_integer, as_number, flag_of_text, new_ids
 
