@@ -14,10 +14,10 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.faults import Faults
-from vispeft.coco.foreign_formats import hint_of_other_form
+from vispeft.coco.foreign_formats import foreign_format_hint
 from vispeft.coco.results import is_box
 from vispeft.coco.rle import check_counts, is_integer, is_number, to_rle
-from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, straighten
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation
 from vispeft.coco.values import as_flag, as_integer, flag_of_text, why_no_id
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json
@@ -87,7 +87,7 @@ def _checked_lists(
     document: Any, source: str, faults: Faults
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
     """Return images and categories with integer ids, and the annotations of a COCO document, or raise a DataError."""
-    hint = f"; {hint}" if (hint := hint_of_other_form(document)) else ""
+    hint = f"; {hint}" if (hint := foreign_format_hint(document)) else ""
     if not isinstance(document, dict) or hint:
         raise DataError(f"{source} must hold an object with images, annotations and categories{hint}.")
     for key in ("images", "annotations", "categories"):
@@ -154,7 +154,7 @@ def _annotation_rle(
     annotation: dict[str, Any], size: tuple[int, int] | None, name: str, is_relative: bool, faults: Faults
 ) -> dict[str, Any] | None:
     """Return the mask of an annotation as pycocotools reads it, or None if it has no readable mask."""
-    straight = straighten(annotation.get("segmentation"))
+    straight = normalise_segmentation(annotation.get("segmentation"))
     is_scaled = is_relative and isinstance(straight.value, list) and bool(straight.value)
     for form in (*straight.forms, *(["relative-coordinates"] if is_scaled else [])):
         faults.refuse("annotation", f"a wrong form: {SENTENCES[form]}", name, is_mendable=True)

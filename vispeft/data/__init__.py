@@ -1,4 +1,4 @@
-"""COCO instance sets: read, checked, augmented and loaded."""
+"""Reading, checking, augmentation and loading of COCO instance sets."""
 
 from vispeft.data.loading.collate import collate
 from vispeft.data.loading.loader import Loader, draw_loader, eval_draws, train_draws

@@ -145,7 +145,7 @@ def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
         if path.is_dir():
             scan = find_pictures(path, skip=() if out is None else (out,))
             findings = Findings()
-            scan.tell(findings)
+            scan.report_ignored(findings)
             if not scan.pictures:
                 told = "".join(f" {problem.message}" for problem in findings.problems())
                 raise DataError(f"`{path}` must hold images ({', '.join(FORMATS)}), but holds none.{told}")

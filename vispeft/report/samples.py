@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.ground_truth import GroundTruth
-from vispeft.data.reading.image_files import inner_path
+from vispeft.data.reading.folder_scan import inner_path
 from vispeft.data.reading.images import read_picture
 from vispeft.errors import DataError, VispeftError
 from vispeft.report.run_files import RunFiles

@@ -74,7 +74,7 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
     builder.names[:] = sorted({shape.label for file in files for shape in file.shapes})
     _tell_alike(builder.names, findings)
     _tell_images(files, scan.pictures, root, findings)
-    scan.tell(findings, expected=(".json",))
+    scan.report_ignored(findings, expected=(".json",))
     for file in files:
         _add(builder, file, root)
     return builder.write(out, folder)

@@ -31,7 +31,7 @@ def convert_yolo(images: Path, labels: Path, out: Path, *, names: Sequence[str] 
     builder = Builder(_names_in(names) if isinstance(names, Path) else checked_names(names, "`names`"))
     label_files = _label_files(labels)
     scan = find_pictures(images)
-    scan.tell(builder.findings, expected=_EXPECTED)
+    scan.report_ignored(builder.findings, expected=_EXPECTED)
     used: dict[Path, Path] = {}
     bare: list[Path] = []
     for path in scan.pictures:
