@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from vispeft.data import Draw, InstanceDataset, TrainTransform, build_loader, collate, read_coco
+from vispeft.data import Draw, InstanceDataset, TrainTransform, collate, draw_loader, read_coco, train_draws
 from vispeft.structures import Batch
 
 STATISTICS: dict[str, Any] = {"pixel_mean": (123.7, 116.3, 103.5), "pixel_std": (58.4, 57.1, 57.4)}
@@ -100,9 +100,8 @@ def measure(
         "collate": per_second(batches, repeats, time.thread_time),
     }
     for count in (0, workers):
-        loader = build_loader(
-            cached, batch_size=4, training=True, steps=-(-num // 4), workers=count, seed=0, **STATISTICS
-        )
+        draws = train_draws(coco_set, batch_size=4, seed=0, steps=-(-num // 4))
+        loader = draw_loader(cached, draws, workers=count, **STATISTICS)
         name = f"whole loader, {count} workers, by the clock"
         results[name] = per_second(partial(_count, loader), repeats, time.perf_counter)
     return results

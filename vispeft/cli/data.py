@@ -87,7 +87,7 @@ def show(
     Example: vispeft data show train.json --images images --out data.png
     """
     from vispeft.data.reading.coco import read_coco
-    from vispeft.data.transforms.pipelines import TrainTransform
+    from vispeft.data.transforms.augmentation import TrainTransform
     from vispeft.engine.contact_sheet import contact_sheet
 
     coco_set = read_coco(annotations, images)

@@ -44,12 +44,12 @@ def read_categories(raw: list[Any], annotations: list[Any], findings: Findings) 
         identifier = _id_of(entry, place, used <= listed | {None}, findings)
         name = _name_of(entry, place, identifier in used, findings)
         if name is None and identifier in used:
-            name = f"id {identifier}"  # of a refused file, so that its annotations are not told, too
+            name = f"id {identifier}"  # the file is refused; do not report its annotations, too
         if identifier is None or name is None:
             continue
         if identifier in categories and categories[identifier].name != name:
             names = f"category id {identifier} ({show(categories[identifier].name)} and {show(name)})"
-            findings.refuse("duplicate-category-id", "stands for two categories; give each its own id.", names)
+            findings.refuse("duplicate-category-id", "is used by two categories; give each its own id.", names)
         else:
             categories[identifier] = Category(identifier, name)
     return _with_own_names(dict(sorted(categories.items())), used, findings)

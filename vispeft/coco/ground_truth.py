@@ -14,9 +14,9 @@ from typing import Any
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.faults import Faults
-from vispeft.coco.forms import SENTENCES, holds_relative, straighten
-from vispeft.coco.other_forms import PANOPTIC, hint_of_other_form, is_panoptic
+from vispeft.coco.foreign_formats import PANOPTIC, foreign_format_hint, is_panoptic
 from vispeft.coco.rle import LARGEST_MASK, size_of, to_rle
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation
 from vispeft.coco.values import as_box, as_flag, as_integer, flag_of_text, is_number, new_ids, sides_of, why_no_id
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json
@@ -86,7 +86,7 @@ def _checked_lists(
     document: Any, source: str, faults: Faults
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Any]]:
     """Return images and categories with integer ids, and the annotations of a COCO document, or raise a DataError."""
-    hint = f"; {hint}" if (hint := hint_of_other_form(document)) else ""
+    hint = f"; {hint}" if (hint := foreign_format_hint(document)) else ""
     if not isinstance(document, dict) or hint:
         raise DataError(f"{source} must hold an object with images, annotations and categories{hint}.")
     for key in ("images", "annotations", "categories"):
@@ -153,7 +153,7 @@ def _annotation_rle(
     annotation: dict[str, Any], size: tuple[int, int] | None, name: str, is_relative: bool, faults: Faults
 ) -> dict[str, Any] | None:
     """Return the mask of an annotation as pycocotools reads it, or None if it has no readable mask."""
-    straight = straighten(annotation.get("segmentation"))
+    straight = normalise_segmentation(annotation.get("segmentation"))
     is_scaled = is_relative and isinstance(straight.value, list) and bool(straight.value)
     for form in (*straight.forms, *(["relative-coordinates"] if is_scaled else [])):
         faults.refuse("annotation", f"a wrong form: {SENTENCES[form]}", name, is_mendable=True)

@@ -1,4 +1,4 @@
-"""Ids that are text, made integers while a COCO file is repaired."""
+"""Conversion of ids that are text to integers while a COCO file is repaired."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vispeft.coco.values import as_integer
 
 
 def with_integer_ids(document: dict[str, Any], findings: Findings) -> dict[str, Any]:
-    """The document with an integer in place of every image and category id that is text, wherever it stands.
+    """Return the document with an integer in place of every image and category id that is text.
 
     Text that spells an integer no other entry has becomes that integer, other text a new one. An annotation that names
     its class, or the file of its image, in place of the id gets the id.
@@ -29,9 +29,9 @@ def with_integer_ids(document: dict[str, Any], findings: Findings) -> dict[str, 
 
 
 def _ids_by_name(entries: list[Any], key: str) -> dict[str, int]:
-    """The id of each entry by its name, for names that one entry alone has.
+    """Return the id of each entry by its name, for unique names.
 
-    The name of a file stands without its folders and its ending, too.
+    A file is also listed without its folders and its extension.
     """
     found: dict[str, list[int]] = {}
     for entry in entries:
@@ -45,7 +45,7 @@ def _ids_by_name(entries: list[Any], key: str) -> dict[str, int]:
 
 
 def _numbers(entries: list[Any], word: str, findings: Findings) -> tuple[dict[str, int], set[int]]:
-    """The integer for each id that is text, and all ids that there then are."""
+    """Return the integer for each id that is text, and the set of all ids afterwards."""
     given = [entry.get("id") for entry in entries if isinstance(entry, dict)]
     known = {number for value in given if (number := as_integer(value)) is not None}
     numbers: dict[str, int] = {}
@@ -64,7 +64,7 @@ def _numbers(entries: list[Any], word: str, findings: Findings) -> tuple[dict[st
 
 
 def _renumbered(entry: Any, key: str, numbers: dict[str, int], known: set[int], by_name: dict[str, int]) -> Any:
-    """An entry with the one integer that its text under `key` must mean, if there is one."""
+    """Return an entry with the integer that its text under `key` means; unchanged where that is not certain."""
     text = entry.get(key) if isinstance(entry, dict) else None
     if not isinstance(text, str):
         return entry
@@ -76,7 +76,7 @@ def _renumbered(entry: Any, key: str, numbers: dict[str, int], known: set[int], 
 
 
 def _spelt(text: str) -> int | None:
-    """The integer that text spells in digits, also with nothing but zeros behind a point as pandas writes, or None."""
+    """Return the integer that a text holds (`7`, or `7.0` as pandas writes), or None."""
     whole, point, rest = text.partition(".")
     is_whole = whole.isdecimal() and (not point or (rest.isdecimal() and not rest.strip("0")))
     return as_integer(int(whole)) if text.isascii() and is_whole and len(whole) < 20 else None

@@ -86,13 +86,13 @@ class CheckReport:
 
 @dataclass
 class Findings:
-    """Collects problems while a file is read; one `Problem` per kind comes out, in the order of first sight."""
+    """Collection of problems while a file is read: one `Problem` per kind, in the order of first occurrence."""
 
     is_repairing: bool = False
     _found: dict[tuple[Severity, str, str], list[str]] = field(default_factory=dict)
 
     def warn(self, kind: str, sentence: str, subject: str) -> None:
-        """Note that `subject` is left out or mended. `sentence` tells what is wrong and what happens to it."""
+        """Note that `subject` is left out or corrected. `sentence`: the fault and the consequence."""
         self._found.setdefault(("warn", kind, sentence), []).append(subject)
 
     def refuse(self, kind: str, sentence: str, subject: str, *, repair: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Image and category of an annotation; one that cannot be found is reported with the cause."""
+"""Image and category that an annotation refers to; a missing one is reported with the cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vispeft.coco.values import as_integer, why_no_id
 class References:
     """Finder of the images and categories that annotations refer to.
 
-    listed: ids of all images in the file, also of those whose picture cannot be used and so are told already
+    listed: ids of all images in the file, also of those whose file cannot be used, which is reported already
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class References:
         self._shift = _shift_of(used, set(categories))
 
     def category_of(self, item: Mapping[str, Any], name: str) -> int | None:
-        """The class index of an annotation, or None, which is reported."""
+        """Return the class index of an annotation, or None, which is reported."""
         value = item.get("category_id")
         identifier = as_integer(value)
         if identifier in self._category_idx:
             return self._category_idx[identifier]
         if identifier is not None:
             if not self._category_idx:
-                return None  # no category could be read, which is told
+                return None  # no category could be read, which is reported
             if self._shift:
                 self._refuse_shift(identifier, name)
                 return None
@@ -56,7 +56,7 @@ class References:
         return None
 
     def entry_of(self, item: Mapping[str, Any], name: str) -> ImageEntry | None:
-        """The image of an annotation, or None, which is reported unless the image itself was."""
+        """Return the image of an annotation, or None, which is reported unless the image itself was."""
         value = item.get("image_id")
         identifier = as_integer(value)
         if identifier is None:
@@ -68,7 +68,7 @@ class References:
         return self._entries.get(identifier)
 
     def _refuse_shift(self, identifier: int, name: str) -> None:
-        """Refuse ids that count from elsewhere, for leaving out those unknown would keep the rest under wrong names."""
+        """Refuse category ids that are all shifted by 1: the known ones would be trained under wrong names."""
         change = "added to" if self._shift > 0 else "taken from"
         sentence = (
             f"its category is not in `categories`, but all are with 1 {change} every `category_id`; correct the ids, "
@@ -89,7 +89,7 @@ class References:
 
 
 def _shift_of(used: Set[int], listed: Set[int]) -> int:
-    """The difference, 1 or -1, with which all category ids are listed, where one of them is not without it; else 0."""
+    """Return the shift, 1 or -1, that makes all used category ids listed ones; 0 where no shift is needed or fits."""
     if used <= listed:
         return 0
     return next((shift for shift in (1, -1) if {identifier + shift for identifier in used} <= listed), 0)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.forms import SENTENCES, holds_relative, straighten
 from vispeft.coco.rle import to_rle
 from vispeft.coco.rle_batch import measure_rles
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation
 from vispeft.coco.values import as_box, as_integer, is_number
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json, write_json
@@ -132,7 +132,7 @@ def result_masks(
     areas[plain] = np.where(is_sound, plain_areas, -1.0)
     for index in np.flatnonzero(areas < 0).tolist():
         where = f"`{source}`: result {index} (counted from 0), for image id {results[index]['image_id']}"
-        straight = straighten(shapes[index])
+        straight = normalise_segmentation(shapes[index])
         if straight.forms:
             reasons = "; ".join(SENTENCES[form] for form in straight.forms)
             raise DataError(f"{where}, cannot be scored: {reasons}.")

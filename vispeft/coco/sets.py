@@ -87,7 +87,7 @@ class CocoSet:
 
     categories: sorted by id; the place of a category is its contiguous class index
     annotations, crowds: one entry per image, in the order of `images`
-    report: entries left out or mended on reading
+    report: entries left out or corrected on reading
     """
 
     annotations_path: Path

@@ -1,4 +1,4 @@
-"""Lists and objects that a file holds as text: JSON in quotes, and the printed form of Python's and numpy's values."""
+"""Parser of lists and objects that a file holds as text: quoted JSON, and printed Python and numpy values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GAP = re.compile(r"(?<=[\d.\]])\s+(?=[-+\d.\[])")
 
 
 def read_text(text: str) -> Any:
-    """The list or object that a text spells, or None where it spells none."""
+    """Return the list or object that a text holds, or None."""
     if len(text) > LONGEST_TEXT:
         return None
     if _NUMBERS.fullmatch(text.strip()):
@@ -35,20 +35,20 @@ def read_text(text: str) -> Any:
 
 
 def number_of(value: Any) -> Any:
-    """The number that a text spells, such as "12.5"; any other value as it is."""
+    """Return the number that a text such as "12.5" holds; any other value unchanged."""
     if isinstance(value, str) and _ONE_NUMBER.fullmatch(value.strip()):
         return as_plain(value.strip())
     return value
 
 
 def as_plain(text: str) -> int | float:
-    """A number of plain digits as an integer, any other as a float."""
+    """Return a number of plain digits as an integer, any other as a float."""
     digits = text.lstrip("+-")
     return int(text) if digits.isdecimal() and len(digits) < 19 else float(text)
 
 
 def read_bytes(text: str) -> str | None:
-    """The text within the printed form of Python bytes, b'...', or None where it is no such form."""
+    """Return the text within printed Python bytes, b'...', or None for other text."""
     stripped = text.strip()
     if stripped[:2] not in ("b'", 'b"'):
         return None
@@ -64,7 +64,7 @@ def _read_python(text: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists and bytes as text, as JSON would hold them."""
+    """Return the value in JSON types: tuples as lists, bytes as text."""
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

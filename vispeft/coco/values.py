@@ -1,4 +1,4 @@
-"""Numbers and flags out of JSON that may hold anything: strings, null, lists, NaN, huge integers, booleans."""
+"""Numbers and flags from JSON values of any type: strings, null, lists, NaN, huge integers, booleans."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "tru
 
 
 def new_ids(used: Set[int]) -> Iterator[int]:
-    """Positive integers that are not in use: those above all others, as far as 64 bits go."""
+    """Yield positive integers that are not in use: those above all others, as far as 64 bits go."""
     above = range(max(0, *used, 0) + 1, LARGEST_ID + 1)
     return itertools.chain(above, (number for number in itertools.count(1) if number not in used))
 
 
 def as_number(value: Any) -> float | None:
-    """A finite float, or None where `value` is no finite number. Booleans and strings are no numbers."""
+    """Return a finite float, or None where `value` is no finite number. Booleans and strings are no numbers."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -30,7 +30,7 @@ def as_number(value: Any) -> float | None:
 
 
 def as_integer(value: Any) -> int | None:
-    """An integer within 64 bits, or None. A float without a fraction, such as 7.0, is an integer."""
+    """Return an integer within 64 bits, or None. A float without a fraction, such as 7.0, is an integer."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not value.is_integer():
@@ -40,19 +40,19 @@ def as_integer(value: Any) -> int | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """False or true of 0, 1, false, true and null (which is false), or None of anything else."""
+    """Return the flag of 0, 1, false, true or null (which is false); None for anything else."""
     if value is None:
         return False
     return bool(value) if isinstance(value, int | float) and value in (0, 1) else None
 
 
 def flag_of_text(value: Any) -> bool | None:
-    """False or true of text such as "0", "1.0" and "False", or None of anything else."""
+    """Return the flag of text such as "0", "1.0" and "False"; None for anything else."""
     return _FLAGS.get(value.strip().casefold()) if isinstance(value, str) else None
 
 
 def why_no_id(value: Any) -> str:
-    """The reason why a value is no id, to follow its name: "is text"."""
+    """Return the reason that a value is no id, as a clause such as "is text"."""
     if value is None:
         return "is missing"
     if isinstance(value, str):
@@ -61,7 +61,7 @@ def why_no_id(value: Any) -> str:
 
 
 def is_text(value: str) -> bool:
-    """True for text that is not blank, in characters that can be printed and written to a file."""
+    """Return True for text that is not blank, in characters that can be printed and written to a file."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

@@ -39,7 +39,7 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise ConfigError(f"{where}: keys must be text, but one is {key!r}. Put it in quotes.")
             if key in seen:
-                raise ConfigError(f"{where}: the key `{key}` stands there twice. Keep one of them.")
+                raise ConfigError(f"{where}: the key `{key}` occurs twice. Keep one of them.")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

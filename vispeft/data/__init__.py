@@ -1,11 +1,11 @@
-"""COCO instance sets: read, checked, augmented and loaded."""
+"""Reading, checking, augmentation and loading of COCO instance sets."""
 
 from vispeft.data.loading.collate import collate
-from vispeft.data.loading.loader import Loader, build_loader, draw_loader, eval_draws, train_draws
+from vispeft.data.loading.loader import Loader, draw_loader, eval_draws, train_draws
 from vispeft.data.loading.sampling import repeat_factors
 from vispeft.data.reading.coco import read_coco
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
-from vispeft.data.transforms.pipelines import EvalTransform, Example, TrainTransform, Transform
+from vispeft.data.transforms.augmentation import EvalTransform, Example, TrainTransform, Transform
 
 __all__ = [
     "Draw",
@@ -16,7 +16,6 @@ __all__ = [
     "Sample",
     "TrainTransform",
     "Transform",
-    "build_loader",
     "collate",
     "draw_loader",
     "eval_draws",

@@ -1,4 +1,4 @@
-"""A set cut into training and validation images, every class shared out in the same proportion."""
+"""Split of a set into training and validation images with the same proportion of every class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vispeft.io.json_files import write_json
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides, and the files that hold them."""
+    """Training and validation set, and their files."""
 
     train: CocoSet
     val: CocoSet
@@ -42,10 +42,10 @@ def split_coco(
 
 
 def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Places of the training and the validation images, each sorted.
+    """Return the indices of the training and the validation images, each sorted.
 
-    Images are dealt class by class, the rarest first (Sechidis et al. 2011), to the side that lacks most of the class;
-    entries of one file stay together, so that no picture is trained and scored on.
+    Images are assigned class by class, the rarest first (Sechidis et al. 2011), to the side that lacks most of the
+    class. Entries of one file stay together, so that no image is in both sets.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"`val_fraction` must lie between 0 and 1, but is {val_fraction}.")
@@ -59,13 +59,13 @@ def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> t
     classes = {
         name: Counter(a.category_idx for index in files[name] for a in coco_set.annotations[index]) for name in names
     }
-    in_val = _deal(names, classes, val_fraction)
+    in_val = _assign(names, classes, val_fraction)
     sides = [sorted(i for name in names if in_val[name] is side for i in files[name]) for side in (False, True)]
     return sides[0], sides[1]
 
 
-def _deal(names: list[str], classes: dict[str, Counter[int]], val_fraction: float) -> dict[str, bool]:
-    """The files that go to the validation side. At least one stays on either side."""
+def _assign(names: list[str], classes: dict[str, Counter[int]], val_fraction: float) -> dict[str, bool]:
+    """Return True for each file of the validation set. Each side gets at least one file."""
     num_val = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
     room = {False: len(names) - num_val, True: num_val}
     totals: Counter[int] = sum(classes.values(), Counter())

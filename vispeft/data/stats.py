@@ -16,7 +16,7 @@ MEDIUM_BELOW = 96.0**2
 
 @dataclass(frozen=True)
 class ClassStats:
-    """Of one class. small, medium, large: instances by COCO's areas, 32 x 32 and 96 x 96 pixels."""
+    """Statistics of one class. small, medium, large: instances by COCO's areas, 32 x 32 and 96 x 96 pixels."""
 
     name: str
     instances: int
@@ -28,7 +28,7 @@ class ClassStats:
 
 @dataclass(frozen=True)
 class SetStats:
-    """Of a whole set.
+    """Statistics of a whole set.
 
     per_image: least, median and most instances of an image
     sizes: (width, height, images of that size), the most frequent first
@@ -47,7 +47,7 @@ class SetStats:
 
 
 def set_stats(coco_set: CocoSet) -> SetStats:
-    """Count a set."""
+    """Return the statistics of a set."""
     counts = [len(group) for group in coco_set.annotations]
     sizes = Counter((image.width, image.height) for image in coco_set.images)
     by_class: list[list[Annotation]] = [[] for _ in coco_set.categories]
@@ -73,7 +73,7 @@ def _class_stats(name: str, annotations: Sequence[Annotation]) -> ClassStats:
 
 
 def format_stats(stats: SetStats) -> str:
-    """The numbers as a table for the terminal."""
+    """Return the statistics as a table for the terminal."""
     least, middle, most = stats.per_image
     sizes = ", ".join(f"{width}x{height} ({count})" for width, height, count in stats.sizes[:5])
     more = f" and {len(stats.sizes) - 5} more" if len(stats.sizes) > 5 else ""

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
-from vispeft.data.transforms.pipelines import EvalTransform, Transform
+from vispeft.data.transforms.augmentation import EvalTransform, Transform
 from vispeft.errors import ConfigError
 from vispeft.io.pictures import write_picture
 from vispeft.visualization.colours import spread_hue

@@ -10,8 +10,8 @@ from typing import Any
 
 from vispeft.coco.problems import Findings
 from vispeft.coco.results import to_coco_results
+from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.data.reading.images import FORMATS, read_picture
-from vispeft.data.reading.scan import find_pictures
 from vispeft.engine.predict import predictor_of_run
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing
@@ -91,7 +91,7 @@ def find_images(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
         if path.is_dir():
             scan = find_pictures(path, skip=() if out is None else (out,))
             findings = Findings()
-            scan.tell(findings)
+            scan.report_ignored(findings)
             if not scan.pictures:
                 told = "".join(f" {problem.message}" for problem in findings.problems())
                 raise DataError(f"`{path}` must hold images ({', '.join(FORMATS)}), but holds none.{told}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from vispeft.data.reading.files import inner_path
+from vispeft.data.reading.folder_scan import inner_path
 from vispeft.data.reading.images import read_picture
 from vispeft.errors import DataError, VispeftError
 from vispeft.report.gallery import Gallery, select_predictions

@@ -228,10 +228,10 @@ def test_read_coco__refuses_a_key_with_two_values(tmp_path: Path, folder: Path, 
     path = tmp_path / "annotations.json"
     text = json.dumps(document)
     path.write_text(text.replace('"id": 2, "image_id": 1', '"id": 2, "image_id": 2, "image_id": 1'))
-    with pytest.raises(DataError, match=r"`image_id` \(of id 2\): the key stands twice"):
+    with pytest.raises(DataError, match=r"`image_id` \(of id 2\): the key occurs twice"):
         read_coco(path, folder)
     path.write_text(text[:-1] + ', "annotations": []}')
-    with pytest.raises(DataError, match="`annotations`: the key stands twice"):
+    with pytest.raises(DataError, match="`annotations`: the key occurs twice"):
         read_coco(path, folder)
     path.write_text(text.replace('"category_id": 3', '"category_id": 3, "category_id": 3'))
     assert read_coco(path, folder).report.problems == ()

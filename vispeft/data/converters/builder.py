@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from vispeft.coco.problems import CheckReport, Findings, Problem, show
+from vispeft.data.reading.folder_scan import has_picture_ending
 from vispeft.data.reading.images import ImageHeader, quiet, read_header
-from vispeft.data.reading.scan import has_picture_ending
 from vispeft.errors import DataError
 from vispeft.io.json_files import write_json
 

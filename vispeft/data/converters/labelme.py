@@ -15,7 +15,7 @@ from vispeft.coco.problems import Findings, Problem, show
 from vispeft.coco.values import as_integer
 from vispeft.data.converters.builder import Builder, composed, key_of, some
 from vispeft.data.converters.labelme_shapes import Outline, Shape, Stamp, draw, read_shape
-from vispeft.data.reading.scan import find_pictures, is_sidecar, walk_files
+from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, walk_files
 from vispeft.errors import DataError
 from vispeft.io.json_files import UnreadableJsonError, load_json
 
@@ -74,7 +74,7 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
     builder.names[:] = sorted({shape.label for file in files for shape in file.shapes})
     _tell_alike(builder.names, findings)
     _tell_images(files, scan.pictures, root, findings)
-    scan.tell(findings, expected=(".json",))
+    scan.report_ignored(findings, expected=(".json",))
     for file in files:
         _add(builder, file, root)
     return builder.write(out, folder)

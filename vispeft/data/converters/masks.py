@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vispeft.coco.problems import Findings, Problem, show
 from vispeft.data.converters.builder import Builder, checked_names, composed, key_of, some
 from vispeft.data.converters.mask_values import is_like_background, read_values, refuse_soft_edges, separate_parts
+from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.data.reading.images import ImageHeader
-from vispeft.data.reading.scan import find_pictures
 from vispeft.errors import ConfigError, DataError
 
 _SEVERAL_PARTS = (
@@ -48,7 +48,7 @@ class _MaskFolder:
         self._grouped: dict[str, list[Path]] = {}
         self.folder = folder
         scan = find_pictures(folder, skip=skip)
-        self.passed_over = scan.passed_over
+        self.ignored = scan.ignored
         for path in scan.pictures:
             self._single.setdefault(key_of(path, folder), []).append(path)
             self._grouped.setdefault(composed(path.parent.relative_to(folder).as_posix()), []).append(path)
@@ -85,7 +85,7 @@ def convert_masks(
     builder = Builder(checked_names(names, "`names`"))
     others = [masks] if classes is None else [masks, classes]
     scan = find_pictures(images, skip=others)
-    scan.tell(builder.findings)
+    scan.report_ignored(builder.findings)
     found = _MaskFolder(masks, [images, *others[1:]])
     kinds = None if classes is None else _MaskFolder(classes, [images, masks])
     bare = []
@@ -98,7 +98,7 @@ def convert_masks(
                 builder, files, header, None if kinds is None else _class_values(kinds, path, images, header)
             )
     if scan.pictures and len(bare) == len(scan.pictures):
-        raise DataError(_nothing_found(images, masks, bare, found.unused() or found.passed_over))
+        raise DataError(_nothing_found(images, masks, bare, found.unused() or found.ignored))
     _tell_unmatched(builder.findings, images, masks, bare, found.unused())
     return builder.write(out, images)
 

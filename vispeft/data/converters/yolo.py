@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vispeft.coco.problems import Findings, Problem, show
 from vispeft.data.converters.builder import Builder, checked_names, composed, key_of, some
-from vispeft.data.reading.scan import find_pictures, is_sidecar, walk_files
+from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, walk_files
 from vispeft.errors import DataError
 
 _EXPECTED = (".txt", ".yaml", ".yml", ".cache")
@@ -31,7 +31,7 @@ def convert_yolo(images: Path, labels: Path, out: Path, *, names: Sequence[str] 
     builder = Builder(_names_in(names) if isinstance(names, Path) else checked_names(names, "`names`"))
     label_files = _label_files(labels)
     scan = find_pictures(images)
-    scan.tell(builder.findings, expected=_EXPECTED)
+    scan.report_ignored(builder.findings, expected=_EXPECTED)
     used: dict[Path, Path] = {}
     bare: list[Path] = []
     for path in scan.pictures:

@@ -1,4 +1,4 @@
-"""Samples of any size as one padded, normalised batch."""
+"""Collation of samples of any size to one padded, normalised batch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def collate(
     image_size: int | None = None,
     size_divisor: int = 1,
 ) -> Batch:
-    """One batch of samples, each padded at the right and bottom.
+    """Return one batch of samples, each padded at the right and bottom.
 
-    pixel_mean, pixel_std: of the base, three each, for values in 0..255
+    pixel_mean, pixel_std: pixel statistics of the pretrained model, three each, for values in 0..255
     image_size: pad to this square; None pads to the largest sample
     size_divisor: padded sides are rounded up to a multiple of it
     """

@@ -31,7 +31,7 @@ class _Failure:
 
 
 class Loader:
-    """Iterates over batches; `len` counts them. Iterating again starts again, with the same worker processes."""
+    """Batches, and their number as `len`. Each iteration starts at the first batch, with the same worker processes."""
 
     def __init__(self, batches: Iterable[Batch | _Failure], num_batches: int) -> None:
         self._batches = batches
@@ -47,52 +47,6 @@ class Loader:
             yield batch
 
 
-def build_loader(
-    dataset: InstanceDataset,
-    *,
-    batch_size: int,
-    pixel_mean: Sequence[float],
-    pixel_std: Sequence[float],
-    training: bool,
-    workers: int = 0,
-    seed: int = 0,
-    steps: int = 0,
-    start_step: int = 0,
-    variants: int | None = None,
-    sampler: Sampler = "shuffle",
-    balance_threshold: float = BALANCE_THRESHOLD,
-    size_divisor: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Loader:
-    """A loader of padded square batches of the transform's `image_size`.
-
-    batch_size: images per process and step
-    training: True gives the batches of steps `start_step` to `steps` out of an endless shuffled stream, so a run that
-    resumes sees exactly what it would have seen; False gives every image once, in order, and ignores both
-    workers: processes that prepare batches ahead; 0 prepares them in this process
-    variants: fixed augmentations of each image that training draws from; None: every draw is augmented anew
-    """
-    batches: Draws
-    if training:
-        batches = train_draws(
-            dataset.coco_set,
-            batch_size=batch_size,
-            seed=seed,
-            steps=steps,
-            start_step=start_step,
-            variants=variants,
-            sampler=sampler,
-            balance_threshold=balance_threshold,
-            rank=rank,
-            world_size=world_size,
-        )
-    else:
-        batches = eval_draws(dataset.coco_set, batch_size=batch_size, rank=rank, world_size=world_size)
-    statistics = {"pixel_mean": pixel_mean, "pixel_std": pixel_std}
-    return draw_loader(dataset, batches, workers=workers, seed=seed, size_divisor=size_divisor, **statistics)
-
-
 def train_draws(
     coco_set: CocoSet,
     *,
@@ -106,7 +60,13 @@ def train_draws(
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainBatches:
-    """The samples that `build_loader` draws for training."""
+    """Return the batches of draws of steps `start_step` to `steps` of training.
+
+    A run that resumes draws exactly what it would have drawn without the interruption.
+
+    batch_size: images per process and step
+    variants: fixed augmentations of each image that training draws from; None: every draw is augmented anew
+    """
     for name, value, least in (("batch_size", batch_size, 1), ("start_step", start_step, 0)):
         if value < least:
             raise ConfigError(f"`{name}` must be at least {least}, but is {value}.")
@@ -118,7 +78,7 @@ def train_draws(
 
 
 def eval_draws(coco_set: CocoSet, *, batch_size: int, rank: int = 0, world_size: int = 1) -> EvalBatches:
-    """The samples that `build_loader` draws for evaluation."""
+    """Return batches that draw every image once, in order."""
     if batch_size < 1:
         raise ConfigError(f"`batch_size` must be at least 1, but is {batch_size}.")
     return EvalBatches(len(coco_set), batch_size, rank, world_size)
@@ -134,7 +94,10 @@ def draw_loader(
     seed: int = 0,
     size_divisor: int = 1,
 ) -> Loader:
-    """Return a loader of exactly these batches."""
+    """Return a loader of these batches, padded to the transform's `image_size`.
+
+    workers: processes that prepare batches ahead; 0 prepares them in this process
+    """
     if workers < 0:
         raise ConfigError(f"`workers` must be at least 0, but is {workers}.")
     to_batch = partial(

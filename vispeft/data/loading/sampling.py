@@ -1,4 +1,4 @@
-"""Sampling order of images: one endless stream per seed, cut into batches, so that a run resumes exactly."""
+"""Order in which images are drawn: one endless stream per seed, split into batches, so that a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BALANCE_THRESHOLD = 0.1
 
 
 class Draws(Protocol):
-    """Batches of draws, as often as they are asked for."""
+    """Batches of draws; each iteration gives the same ones."""
 
     def __len__(self) -> int: ...
 
@@ -25,9 +25,10 @@ class Draws(Protocol):
 
 
 def repeat_factors(coco_set: CocoSet, threshold: float = BALANCE_THRESHOLD) -> NDArray[np.float64]:
-    """Draws of each image per epoch that make rare classes seen more often (Gupta et al. 2019, section 4.4).
+    """Return the draws of each image per epoch that repeat rare classes (Gupta et al. 2019, section 4.4).
 
-    A class that a fraction f of the images show counts max(1, sqrt(threshold / f)); an image, its rarest class.
+    A class in a fraction f of the images has the factor max(1, sqrt(threshold / f)). An image has the largest factor
+    of its classes.
     """
     classes = [{annotation.category_idx for annotation in group} for group in coco_set.annotations]
     counts = Counter(category_idx for group in classes for category_idx in group)
@@ -36,7 +37,7 @@ def repeat_factors(coco_set: CocoSet, threshold: float = BALANCE_THRESHOLD) -> N
 
 
 def epoch_order(factors: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Image indices of one epoch, shuffled. A factor of 2.3 gives two draws, and a third with a chance of 0.3."""
+    """Return the shuffled image indices of an epoch. A factor of 2.3 gives two draws, and a third in 3 of 10 epochs."""
     rng = np.random.default_rng((seed, epoch))
     times = np.floor(factors) + (rng.random(len(factors)) < factors % 1)
     return rng.permutation(np.repeat(np.arange(len(factors)), times.astype(np.int64)))
@@ -73,7 +74,7 @@ class TrainBatches:
             yield step[self.rank * self.batch_size : (self.rank + 1) * self.batch_size]
 
     def _stream(self, first: int) -> Iterator[Draw]:
-        """The draws from number `first` on."""
+        """Yield the draws from number `first` on."""
         start, epoch = 0, 0
         while True:
             order = epoch_order(self.factors, self.seed, epoch)
@@ -85,7 +86,7 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class EvalBatches:
-    """Every image once, in order, dealt to the processes in turn; the last batch may be smaller."""
+    """Every image once, in order, distributed to the processes in turn; the last batch may be smaller."""
 
     num_images: int
     batch_size: int

@@ -11,7 +11,7 @@ from vispeft.coco.sets import CocoSet, to_annotations
 from vispeft.coco.values import as_integer
 from vispeft.data.reading.coco import examine, load_document
 from vispeft.data.reading.crowded import crowded_problems
-from vispeft.data.reading.files import Headers
+from vispeft.data.reading.image_files import Headers
 from vispeft.errors import DataError
 from vispeft.io.json_files import write_json
 
@@ -29,13 +29,13 @@ def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
 
 
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
-    """Write a repaired copy of a COCO instance file and return the report of what was left out or mended.
+    """Write a repaired copy of a COCO instance file and return the report of entries left out or corrected.
 
     Bad annotations and images are left out; known wrong forms of `segmentation` are rewritten; missing `bbox`, `area`,
     `iscrowd`, `height` and `width` are filled in; ids that are missing, doubled, text or below 1 become new ones;
     categories of the same name get their id added to it, or go where no annotation uses them; a `file_name` that is not
-    there becomes the name of the one file that it must mean.
-    Raises `DataError` where mending would be guessing.
+    there is replaced where only one file can be meant.
+    Raises `DataError` where a correction would be a guess.
     """
     if out.exists() and out.samefile(annotations):
         raise DataError(f"{out} is the file to repair; name another one for the repaired copy.")
@@ -48,7 +48,7 @@ def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckRepor
 
 
 def with_extras(coco_set: CocoSet) -> dict[str, Any]:
-    """The COCO dictionary of a set, with the `info`, `licenses` and further image and category keys of its file."""
+    """Return the COCO dictionary of a set, with `info`, `licenses` and further keys of its file."""
     document = load_document(coco_set.annotations_path, Findings(is_repairing=True)) or {}
     result = to_annotations(coco_set)
     for key in ("images", "categories"):

@@ -9,27 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.annotations import check_crowds, read_annotations
 from vispeft.coco.categories import read_categories, with_category_list
+from vispeft.coco.file_names import why_no_file_name, with_file_names
+from vispeft.coco.foreign_formats import PANOPTIC, foreign_format_hint, is_panoptic
 from vispeft.coco.identifiers import with_integer_ids
-from vispeft.coco.instances import read_annotations, tell_of_crowds
-from vispeft.coco.named_files import why_no_file_name, with_file_names
-from vispeft.coco.other_forms import PANOPTIC, hint_of_other_form, is_panoptic
 from vispeft.coco.problems import CheckReport, Findings, show
 from vispeft.coco.sets import Annotation, CocoSet, Groups, ImageEntry
 from vispeft.coco.values import as_integer, is_text, sides_of
-from vispeft.data.reading.files import Headers, check_files, find_files
+from vispeft.data.reading.image_files import Headers, check_files
 from vispeft.data.reading.images import LARGEST_IMAGE
+from vispeft.data.reading.missing_files import find_files
 from vispeft.errors import DataError
 from vispeft.io.json_files import UnreadableJsonError, load_json
 
 
 def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True) -> CocoSet:
-    """Read a COCO instance file. What was left out or mended stands in `.report.warnings`, for the caller to tell.
+    """Read a COCO instance file. Entries that were left out or corrected are listed in `.report.warnings`.
 
     images: the folder that `file_name` is relative to; None where only the annotations matter
-    check_images: look at every image file: that it is there, whole and of the size the JSON gives
+    check_images: check that every image file exists, is complete and has the size that the JSON gives
 
-    Raises one `DataError` that tells everything that keeps the file from being used.
+    Raises one `DataError` that lists all reasons why the file cannot be used.
     """
     coco_set, report = examine(Path(annotations), None if images is None else Path(images), check_images=check_images)
     report.raise_if_refused()
@@ -48,8 +49,8 @@ def examine(
 ) -> tuple[CocoSet | None, CheckReport]:
     """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file.
 
-    repair: leave out or mend what else would be refused, as far as that can be done without guessing
-    headers: of image files that are known already, from an earlier look at the same set; new ones are added
+    repair: leave out or correct entries that would be refused otherwise, where nothing is guessed
+    headers: headers that an earlier call on the same set has read; new ones are added
     """
     findings = Findings(is_repairing=repair)
     document = load_document(annotations, findings)
@@ -68,7 +69,7 @@ def examine(
     listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
     found = read_annotations(document["annotations"], categories, entries, listed, findings)
     instances = [a for a in found if not a.is_crowd]
-    tell_of_crowds(document["annotations"], len(instances), findings)
+    check_crowds(document["annotations"], len(instances), findings)
     report = CheckReport(
         annotations, findings.problems(), len(categories), len(entries), len(instances), len(found) - len(instances)
     )
@@ -80,7 +81,7 @@ def examine(
 
 
 def _grouped(found: Iterable[Annotation], image_ids: Iterable[int]) -> tuple[Groups, Groups]:
-    """Instances and crowd regions of each image, in the order of the images."""
+    """Return the instances and the crowd regions of each image, in the order of the images."""
     per_image: dict[int, tuple[list[Annotation], list[Annotation]]] = {identifier: ([], []) for identifier in image_ids}
     for annotation in found:
         per_image[annotation.image_id][annotation.is_crowd].append(annotation)
@@ -88,11 +89,11 @@ def _grouped(found: Iterable[Annotation], image_ids: Iterable[int]) -> tuple[Gro
 
 
 def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
-    """The three lists of a COCO instance file, or None with the reason among the findings."""
+    """Return the COCO document, or None, with the reason among the findings."""
     document = _load_json(path, findings)
     if findings.is_refused:
         return None
-    hint = hint_of_other_form(document)
+    hint = foreign_format_hint(document)
     if not isinstance(document, dict) or hint:
         sentence = "the top level must be an object with images, annotations and categories"
         findings.refuse("not-coco", f"{sentence}; {hint}." if hint else f"{sentence}.", "")
@@ -120,9 +121,9 @@ def _object(findings: Findings, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key in {key: None for key, value in pairs if found[key] != value}:
             findings.refuse(
                 "duplicate-key",
-                "the key stands twice in one object, with different values; keep one of them.",
+                "the key occurs twice in one object, with different values; keep one of them.",
                 f"`{show(key)}`" + (f" (of id {show(found['id'])})" if "id" in found else ""),
-                repair="the key stands twice in one object, with different values; the last one is used.",
+                repair="the key occurs twice in one object, with different values; the last one is used.",
             )
     return found
 
@@ -137,7 +138,7 @@ def _require_list(document: dict[str, Any], key: str, findings: Findings) -> Non
 
 
 def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dict[int, ImageEntry]:
-    """Image entries by id in the order of the file; a height or width of 0 means that the file gives none."""
+    """Return image entries by id in the order of the file; height and width are 0 where the file gives none."""
     entries: dict[int, ImageEntry] = {}
     for place, item in enumerate(raw):
         identifier = as_integer(item.get("id")) if isinstance(item, dict) else None
@@ -158,7 +159,7 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
                 repair="no `file_name` that a file can have; left out with its annotations.",
             )
         elif identifier in entries:
-            _tell_double(entries[identifier], item, findings)
+            _report_duplicate_image(entries[identifier], item, findings)
         else:
             sides = _sides(item, findings, identifier)
             if sides is not None:
@@ -170,7 +171,7 @@ def _read_images(raw: list[Any], folder: Path | None, findings: Findings) -> dic
     return entries
 
 
-def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:
+def _report_duplicate_image(entry: ImageEntry, item: Mapping[str, Any], findings: Findings) -> None:
     """Report a second entry of an image id: a warning for the same image, a refusal for another."""
     name = show(item["file_name"])
     sides = tuple(as_integer(item.get(key)) or 0 for key in ("height", "width"))
@@ -178,7 +179,9 @@ def _tell_double(entry: ImageEntry, item: Mapping[str, Any], findings: Findings)
         findings.warn("same-image-twice", "the same entry twice; used once.", f"image id {entry.id} ({name})")
         return
     names = f"image id {entry.id} ({show(entry.file_name)} and {name})"
-    findings.refuse("duplicate-image-id", "stands for two images; annotations cannot tell them apart.", names)
+    findings.refuse(
+        "duplicate-image-id", "is used by two images, so annotations cannot be assigned to one of them.", names
+    )
 
 
 def _sides(item: Mapping[str, Any], findings: Findings, identifier: int) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Contents of a data set in a few values, by which a resumed run checks that its data are unchanged."""
+"""Summary of a data set's contents, with which a resumed run checks that its data are unchanged."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class SetContents:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The contents that `to_dict` gave."""
+        """Return the contents from the values of `to_dict`."""
         return cls(**values)
 
 
 def contents_of(coco_set: CocoSet) -> SetContents:
-    """The contents of a set; the place and the layout of its files do not count."""
+    """Return the contents of a set, independent of the paths and the layout of its files."""
     images = hashlib.sha256()
     for image in coco_set.images:
         images.update(repr((image.id, image.file_name, image.height, image.width)).encode())
@@ -64,7 +64,7 @@ def contents_of(coco_set: CocoSet) -> SetContents:
 
 
 def changes(before: SetContents, now: SetContents) -> list[str]:
-    """Differences between two sets, in words such as `images 3 -> 1`; none where both are the same."""
+    """Return the differences between two sets as text such as `images 3 -> 1`; empty where both are equal."""
     found = [
         f"{name} {old} -> {new}"
         for name, old, new in (

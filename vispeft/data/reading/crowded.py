@@ -9,7 +9,7 @@ from vispeft.coco.problems import Findings, Problem, show
 from vispeft.coco.sets import CocoSet, ImageEntry
 
 COCO_DETECTIONS = 100
-"""Detections of one class in one image that COCO's figures count."""
+"""Detections of one class in one image that COCO's metrics count."""
 
 USUAL_QUERIES = 300
 """Queries of the published models: the most instances that one image can get."""
@@ -29,7 +29,7 @@ def crowded_problems(coco_set: CocoSet) -> tuple[Problem, ...]:
     for entry, count in over(coco_set, COCO_DETECTIONS, by_class=True):
         findings.warn(
             "crowded-class",
-            f"more instances of one class than the {COCO_DETECTIONS} detections that COCO's figures count in an image, "
+            f"more instances of one class than the {COCO_DETECTIONS} detections that COCO's metrics count in an image, "
             "so that recall stays below 1: cut the images into tiles.",
             _subject(entry, count),
         )

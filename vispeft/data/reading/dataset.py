@@ -1,4 +1,4 @@
-"""A COCO set as samples at network size, repeatable to the bit for a given seed and draw."""
+"""Data set of samples at network size from a COCO set, reproducible bit by bit for a seed and a draw."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data.reading.images import Picture, read_picture
-from vispeft.data.transforms.pipelines import Transform
+from vispeft.data.transforms.augmentation import Transform
 from vispeft.errors import DataError
 from vispeft.structures import ImageMeta
 
@@ -19,7 +19,7 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One use of an image. index: place in the set; number: of its augmentation, new each time or one of a few."""
+    """One use of an image. index: in the set; number: of the augmentation."""
 
     index: int
     number: int = 0

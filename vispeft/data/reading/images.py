@@ -1,4 +1,4 @@
-"""Image files of every common kind as RGB pixels, as they are meant to be seen."""
+"""Decoder of image files of all common formats to RGB pixels, EXIF orientation applied."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vispeft.data.reading.metadata import exif_orientation, turned, without_metadata
+from vispeft.data.reading.image_metadata import exif_orientation, turned, without_metadata
 from vispeft.data.reading.tiff import TiffLayout, decode_unchanged, is_tiff, read_tiff, tiff_layout
 from vispeft.errors import DataError
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF", "DIB")
 LARGEST_IMAGE = 89_478_485
-"""Pixels. Pillow's own mark for a decompression bomb: 268 MB once decoded."""
+"""Pixels. Pillow's own limit for a decompression bomb: 268 MB once decoded."""
 
 _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
@@ -62,7 +62,7 @@ class _Traits:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """The size of an image file without decoding it. Raises `DataError` for a file that is none or is too large."""
+    """Read the size of an image file without decoding it. Raises `DataError` where it is no image or too large."""
     return _guarded(path, lambda: _header_of(path))
 
 
@@ -77,7 +77,7 @@ def read_picture(path: Path, *, long_side: int | None = None) -> Picture:
 
 
 def verify_picture(path: Path) -> ImageHeader:
-    """Decode the whole file at the least cost, to know that it is all there. Raises `DataError` that names the file.
+    """Decode the whole file at the lowest cost, to check that it is complete. Raises `DataError` that names the file.
 
     Safe in threads; hold `quiet` around them.
     """
@@ -103,7 +103,7 @@ def read_stored(path: Path) -> Stored:
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether a file's content is of an image format that is read, whatever its name; it may still be damaged."""
+    """Return True for a file whose content is of a supported image format; it may still be damaged."""
     # a TGA file has no mark, so that other files may be taken for one
     formats = tuple(name for name in _formats() if name != "TGA")
     try:
@@ -113,13 +113,13 @@ def is_picture(path: Path) -> bool:
         return is_tiff(path)
     except OSError:
         return False
-    # the format was known; what is broken beyond it, the reader says
+    # the format was recognised; the reader reports the damage
     except Exception:
         return True
 
 
 def quiet() -> warnings.catch_warnings[None]:
-    """A context without warnings: Pillow's are about metadata, which do not concern the pixels."""
+    """Return a context without warnings: Pillow's concern metadata, which do not change the pixels."""
     return warnings.catch_warnings(action="ignore")
 
 
@@ -197,7 +197,7 @@ def _tiff_layout(path: Path) -> TiffLayout | None:
 
 
 def _with_image(path: Path, use: Callable[[Image.Image, _Traits], T]) -> T:
-    """The result of `use` on the opened image and its traits. Broken metadata costs no image."""
+    """Return the result of `use` on the opened image and its traits, also where its metadata are broken."""
     try:
         # of a path, Pillow would map a TIFF into memory and lay its rows out by the turned width
         with path.open("rb") as file, Image.open(file, formats=_formats()) as image:
@@ -274,12 +274,12 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _is_deep_png(image: Image.Image, traits: _Traits) -> bool:
-    """Tell whether a PNG has 16 bits of each colour, of which Pillow would keep the upper 8."""
+    """Return True for a PNG of 16 bits per channel, of which Pillow would keep the upper 8."""
     return image.format == "PNG" and ";16" in traits.raw_mode and not image.mode.startswith("I")
 
 
 def _read_deep_png(path: Path) -> NDArray[Any]:
-    """The 16-bit values of a PNG, as stored. Returns [h, w, 3] RGB, or [h, w] grey."""
+    """Return the 16-bit values of a PNG, as stored: [h, w, 3] RGB, or [h, w] grey."""
     data = path.read_bytes()
     bare = without_metadata(data)
     values = decode_unchanged(data if bare is None else bare[0])
@@ -297,12 +297,12 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _as_rgb(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Grey, [h, w], as three equal channels; RGB as it is."""
+    """Return RGB: grey, [h, w], as three equal channels."""
     return np.ascontiguousarray(values) if values.ndim == 3 else np.repeat(values[:, :, None], 3, axis=2)
 
 
 def _to_8_bit(raw: NDArray[Any], *, is_inverted: bool = False) -> NDArray[np.uint8]:
-    """Values of more than 8 bits, [h, w] or [h, w, 3], as uint8.
+    """Convert values of more than 8 bits, [h, w] or [h, w, 3], to uint8.
 
     Whole numbers are scaled from the least depth of 8, 10, 12 or 16 bits that holds the largest, because 12-bit
     microscopes store their pictures in 16 bits; others from 0..1, 0..255 or else their own range.

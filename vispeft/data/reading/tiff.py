@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from vispeft.data.reading.metadata import turned
+from vispeft.data.reading.image_metadata import turned
 from vispeft.errors import DataError
 
 _MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -1,4 +1,4 @@
-"""The place of a network input in its image: one crop, scale, flip and quarter turn, the same for pixels and masks."""
+"""Geometry of a network input: one crop, scale, turn and flip, applied alike to pixels, points and masks."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the result."""
+        """Height and width of the output."""
         return (self.width, self.height) if self.quarter_turns % 2 else (self.height, self.width)
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
-        """The window of a decoded picture. Returns [h, w, 3] uint8, contiguous."""
+        """Return the window of a decoded picture, [h, w, 3] uint8, contiguous."""
         reduced_height, reduced_width = picture.pixels.shape[:2]
         r = picture.reduction
         left, top = min(self.left // r, reduced_width - 1), min(self.top // r, reduced_height - 1)
@@ -51,7 +51,7 @@ class View:
         return np.array(self._turn(window), order="C")
 
     def points(self, points: FloatArray) -> FloatArray:
-        """Image coordinates as coordinates of the result. points: [P, 2] x, y."""
+        """Map image coordinates to coordinates of the output. points: [P, 2] x, y."""
         scale = (self.width / (self.right - self.left), self.height / (self.bottom - self.top))
         points = (points - (self.left, self.top)) * scale
         width, height = self.width, self.height
@@ -65,7 +65,7 @@ class View:
         return points
 
     def masks(self, segmentations: Sequence[Segmentation]) -> NDArray[np.uint8]:
-        """Dense masks in the result. Returns [T, h, w] uint8 of 0 and 1; a mask outside the window is empty."""
+        """Return dense masks of the output, [T, h, w] uint8 of 0 and 1; a mask outside the window is empty."""
         out = np.zeros((len(segmentations), *self.size), np.uint8)
         for mask, segmentation in zip(out, segmentations, strict=True):
             if isinstance(segmentation, Polygons):
@@ -103,7 +103,7 @@ def _resize(window: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
 
 
 def boxes_of(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Boxes around the ones of dense masks, [T, h, w]. Returns [T, 4] xyxy in pixels, all zero for an empty mask."""
+    """Return the boxes of dense masks [T, h, w]: [T, 4] xyxy in pixels, all zero for an empty mask."""
     boxes = np.zeros((len(masks), 4), np.int64)
     for box, mask in zip(boxes, masks, strict=True):
         x, y, width, height = cv2.boundingRect(mask)
@@ -113,13 +113,16 @@ def boxes_of(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def fit(height: int, width: int, image_size: int) -> View:
-    """The whole image with its longer side brought to `image_size`; no side falls below 1 pixel."""
+    """Return the view of the whole image with its longer side resized to `image_size`; no side falls below 1 pixel."""
     scale = image_size / max(height, width)
     return View(0, 0, width, height, max(round(width * scale), 1), max(round(height * scale), 1))
 
 
 def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float) -> View:
-    """The image at `scale` times its fitted size; beyond `image_size` a window at `x`, `y` in 0..1 of the slack."""
+    """Return the view of the image at `scale` times its fitted size; a crop where that exceeds `image_size`.
+
+    x, y: position of the crop in 0..1 of the range that it can move in
+    """
     zoom = scale * image_size / max(height, width)
     window_width = min(width, max(round(image_size / zoom), 1))
     window_height = min(height, max(round(image_size / zoom), 1))

@@ -1,13 +1,11 @@
-"""Transforms of an image and its annotations to a network input: fitted for evaluation, jittered for training.
+"""Transforms of an image and its annotations to a network input, for evaluation and for training.
 
-Geometry is done on polygons and run lengths, exactly and only where it is seen; albumentations changes colours, and
-whatever else of its own a caller asks for.
+The geometry is applied to polygons and run lengths, exactly and only within the window; albumentations changes the
+colours and applies the extra transforms that a caller names.
 """
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,17 +13,16 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vispeft.coco.sets import Annotation
 from vispeft.data.reading.images import Picture
+from vispeft.data.transforms.albumentations_pipeline import apply_with_masks, build_pipeline, colour_jitter
 from vispeft.data.transforms.geometry import View, boxes_of, fit, jitter
 from vispeft.errors import ConfigError
-from vispeft.io.names import did_you_mean
 
 TRIES = 5
-"""Windows that are drawn at most to find one that shows an instance."""
+"""Largest number of windows that are drawn to find one with an instance."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Example:
 
 
 class Transform(Protocol):
-    """Makes network inputs of one size. longest_needed: pixels of the longer side beyond which more gain nothing."""
+    """Transform to network inputs of one size. longest_needed: largest useful length of the longer side in pixels."""
 
     image_size: int
     longest_needed: int
@@ -103,8 +100,8 @@ class TrainTransform:
         self.scale = (float(scale[0]), float(scale[1]))
         self.flip, self.vertical_flip, self.quarter_turn = flip, vertical_flip, quarter_turn
         self.min_pixels = min_pixels
-        self._colour = _pipeline(_colour_jitter(colour))
-        self._extra = _pipeline(extra)
+        self._colour = build_pipeline(colour_jitter(colour))
+        self._extra = build_pipeline(extra)
 
     def __call__(
         self, picture: Picture, annotations: Sequence[Annotation], height: int, width: int, rng: np.random.Generator
@@ -120,7 +117,7 @@ class TrainTransform:
         scale = float(rng.uniform(*self.scale))
         for _ in range(TRIES):
             view = jitter(height, width, self.image_size, scale, float(rng.random()), float(rng.random()))
-            if not annotations or any(_is_seen(view, annotation) for annotation in annotations):
+            if not annotations or any(_is_centre_inside(view, annotation) for annotation in annotations):
                 break
         turned, mirrored, flipped = rng.random(3) < (self.quarter_turn, self.flip, self.vertical_flip)
         turns = int(rng.integers(1, 4)) if turned else 0
@@ -135,7 +132,7 @@ def _checked_size(image_size: int) -> int:
     return image_size
 
 
-def _is_seen(view: View, annotation: Annotation) -> bool:
+def _is_centre_inside(view: View, annotation: Annotation) -> bool:
     x, y = annotation.bbox[0] + annotation.bbox[2] / 2, annotation.bbox[1] + annotation.bbox[3] / 2
     return view.left <= x < view.right and view.top <= y < view.bottom
 
@@ -153,7 +150,7 @@ def _example(
     if colour is not None:
         image = colour(image=image)["image"]
     if extra is not None:
-        image, masks = _with_masks(extra, image, masks)
+        image, masks = apply_with_masks(extra, image, masks)
     labels = np.array([annotation.category_idx for annotation in annotations], np.int64)
     boxes = boxes_of(masks)
     kept = np.array([cv2.countNonZero(mask) >= min_pixels for mask in masks], bool)
@@ -165,56 +162,3 @@ def _example(
         torch.from_numpy(boxes.astype(np.float32)),
         torch.from_numpy(masks.view(bool)),
     )
-
-
-def _with_masks(
-    pipeline: Any, image: NDArray[np.uint8], masks: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    try:
-        done = pipeline(image=image, masks=masks) if len(masks) else pipeline(image=image)
-    # albumentations raises what it likes where a transform does not suit an image
-    except Exception as error:
-        height, width = image.shape[:2]
-        raise ConfigError(
-            f"`extra` transforms must take any image, but fail on one of {width}x{height}: {error}."
-        ) from (error)
-    image = done["image"]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ConfigError("`extra` transforms must give RGB images of 8 bits; normalisation is done later.")
-    if len(masks) == 0:
-        return image, np.zeros((0, *image.shape[:2]), np.uint8)
-    return image, np.array(np.asarray(done["masks"]) != 0, order="C").view(np.uint8)
-
-
-def _colour_jitter(strength: float) -> list[tuple[str, Mapping[str, Any]]]:
-    if strength == 0:
-        return []
-    factor, hue = (1 - strength, 1 + strength), strength / 8
-    options = {"brightness": factor, "contrast": factor, "saturation": factor, "hue": (-hue, hue), "p": 0.8}
-    return [("ColorJitter", options)]
-
-
-def _pipeline(transforms: Sequence[tuple[str, Mapping[str, Any]]]) -> Any:
-    """An albumentations pipeline, or None for none. `Any`: the library's classes exist only once it is imported."""
-    if not transforms:
-        return None
-    # read on import: albumentations would look for a newer version over the network
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    import albumentations
-
-    known = {
-        name: kind
-        for name, kind in vars(albumentations).items()
-        if isinstance(kind, type) and issubclass(kind, albumentations.BasicTransform)
-    }
-    built = []
-    for name, options in transforms:
-        if name not in known:
-            raise ConfigError(f"albumentations has no transform `{name}`.{did_you_mean(name, known)}")
-        try:
-            # it warns of options that it does not know, and goes on without them
-            with warnings.catch_warnings(action="error"):
-                built.append(known[name](**options))
-        except (TypeError, ValueError, UserWarning) as error:
-            raise ConfigError(f"albumentations' `{name}` does not take {dict(options)}: {error}") from error
-    return albumentations.Compose(built)

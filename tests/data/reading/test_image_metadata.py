@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vispeft.data.reading.image_metadata import exif_orientation
 from vispeft.data.reading.images import read_header, read_picture, verify_picture
-from vispeft.data.reading.metadata import exif_orientation
 from vispeft.errors import DataError
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (20, 30, 3)).astype(np.uint8)

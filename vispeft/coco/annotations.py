@@ -1,30 +1,23 @@
-"""Annotations of a COCO file: each is used, mended or left out; the last two are reported by id."""
+"""Reader of the annotations of a COCO file. Annotations that are corrected or left out are reported by id."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco_mask
-
-from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
+from vispeft.coco.annotation_boxes import box_and_area, overlaps_mask, trained_box
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.references import References
 from vispeft.coco.segmentation import (
-    FARTHEST_COORDINATE,
     Flaw,
     Polygons,
     Rle,
     Segmentation,
-    encode_segmentation,
     parse_segmentation,
 )
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation, to_pixels
 from vispeft.coco.sets import Annotation, Category, ImageEntry
-from vispeft.coco.values import as_box, as_flag, as_integer, as_number, flag_of_text, new_ids
-
-SMALL = 16.0
-"""Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
+from vispeft.coco.values import as_flag, as_integer, flag_of_text, new_ids
 
 FEWEST_FOR_PERCENT = 4
 """Annotations from which on coordinates that end just below 100 are taken for a sign of percent."""
@@ -37,9 +30,9 @@ def read_annotations(
     listed: Set[int | None],
     findings: Findings,
 ) -> list[Annotation]:
-    """The usable annotations in the order of the file, with unique ids above 0.
+    """Return the usable annotations in the order of the file, with unique ids above 0.
 
-    listed: ids of all images in the file, also of those whose picture cannot be used and so are told already
+    listed: ids of all images in the file, also of those whose file cannot be used, which is reported already
     """
     references = References(raw, categories, entries, listed, findings)
     is_relative = holds_relative(item.get("segmentation") for item in raw if isinstance(item, dict))
@@ -51,7 +44,7 @@ def read_annotations(
             findings.warn("bad-annotation", "must be an object; left out.", f"annotations[{place}]")
             continue
         name = _name(item, place)
-        annotation = _read_one(item, name, references, is_relative, findings)
+        annotation = _read_annotation(item, name, references, is_relative, findings)
         if annotation is None:
             continue
         twin = seen.setdefault(_fingerprint(annotation), place)
@@ -59,11 +52,11 @@ def read_annotations(
             other = _name(raw[twin], twin)
             findings.warn("exact-duplicate", "the same instance twice; both are used.", f"{name} (as {other})")
         found.append(ids.assign(annotation, item, name, findings))
-    _tell_of_percent(found, entries, findings)
+    _warn_of_percent(found, entries, findings)
     return found
 
 
-def _tell_of_percent(found: Sequence[Annotation], entries: Mapping[int, ImageEntry], findings: Findings) -> None:
+def _warn_of_percent(found: Sequence[Annotation], entries: Mapping[int, ImageEntry], findings: Findings) -> None:
     """Warn where all polygons end just below 100 though every image is far larger, as coordinates in percent do."""
     ends = [a.segmentation.extent[1].max() for a in found if isinstance(a.segmentation, Polygons)]
     if len(ends) < FEWEST_FOR_PERCENT or len(ends) < len(found) or not 90 < max(ends) <= 100:
@@ -76,7 +69,7 @@ def _tell_of_percent(found: Sequence[Annotation], entries: Mapping[int, ImageEnt
         findings.warn("percent", sentence, "")
 
 
-def tell_of_crowds(raw: list[Any], num_instances: int, findings: Findings) -> None:
+def check_crowds(raw: list[Any], num_instances: int, findings: Findings) -> None:
     """Refuse a file of which nothing is left to train on; warn of one that is mostly crowd regions."""
     given = [item.get("iscrowd") for item in raw if isinstance(item, dict)]
     num_crowds = sum(bool(flag_of_text(value) or as_flag(value)) for value in given)
@@ -93,7 +86,7 @@ def tell_of_crowds(raw: list[Any], num_instances: int, findings: Findings) -> No
 
 
 class _UniqueIds:
-    """Gives annotations without a usable id of their own a new one, above all others."""
+    """Unique ids of annotations: the file's own where it can be used, else a new one above all others."""
 
     def __init__(self, raw: list[Any]) -> None:
         given = (as_integer(item.get("id")) for item in raw if isinstance(item, dict))
@@ -125,22 +118,22 @@ def _name(item: Mapping[str, Any], place: int) -> str:
     return f"annotation {show(identifier)}" if as_integer(identifier) is not None else f"annotations[{place}]"
 
 
-def _read_one(
+def _read_annotation(
     item: Mapping[str, Any], name: str, references: References, is_relative: bool, findings: Findings
 ) -> Annotation | None:
     """Read one annotation, or return None. All its problems are reported at once."""
     category_idx = references.category_of(item, name)
     entry = references.entry_of(item, name)
     is_crowd = _crowd_of(item, name, findings)
-    straight = _straight(item, name, findings)
+    normalised = _normalised_segmentation(item, name, findings)
     if entry is None:
         return None
-    if is_relative and isinstance(straight, list):
-        item, straight = _in_pixels(item, name, straight, entry, findings)
-    segmentation = _usable(straight, name, entry, item.get("bbox"), findings)
+    if is_relative and isinstance(normalised, list):
+        item, normalised = _in_pixels(item, name, normalised, entry, findings)
+    segmentation = _parsed(normalised, name, entry, item.get("bbox"), findings)
     if category_idx is None or is_crowd is None or segmentation is None:
         return None
-    shape = _bbox_and_area(item, name, segmentation, entry, findings)
+    shape = box_and_area(item, name, segmentation, entry, findings)
     return None if shape is None else Annotation(0, entry.id, category_idx, is_crowd, segmentation, *shape)
 
 
@@ -156,146 +149,59 @@ def _crowd_of(item: Mapping[str, Any], name: str, findings: Findings) -> bool | 
     return is_crowd
 
 
-def _straight(item: Mapping[str, Any], name: str, findings: Findings) -> Any:
-    """The segmentation in COCO's form; a known wrong form is refused by name, and rewritten in a repaired copy."""
-    straight = straighten(item.get("segmentation"))
-    for form in straight.forms:
+def _normalised_segmentation(item: Mapping[str, Any], name: str, findings: Findings) -> Any:
+    """Return the segmentation in COCO's form. A known wrong form is refused, or rewritten in a repaired copy."""
+    normalised = normalise_segmentation(item.get("segmentation"))
+    for form in normalised.forms:
         sentence = SENTENCES[form]
         findings.refuse(form, f"{sentence}.", name, repair=f"{sentence.split(';')[0]}; rewritten.")
-    return straight.value
+    return normalised.value
 
 
 def _in_pixels(
     item: Mapping[str, Any], name: str, polygons: list[Any], entry: ImageEntry, findings: Findings
 ) -> tuple[Mapping[str, Any], Any]:
-    """An annotation and its polygons with coordinates in pixels; its `bbox` and `area` are the mask's."""
+    """Return an annotation and its polygons in pixels, without the `bbox` and `area` of the file."""
     if isinstance(parse_segmentation(polygons, entry.height, entry.width), Flaw) or max(entry.height, entry.width) < 3:
         return item, polygons
     sentence = SENTENCES["relative-coordinates"]
     findings.refuse("relative-coordinates", f"{sentence}.", name, repair=f"{sentence.split(';')[0]}; multiplied.")
-    return {**item, "bbox": None, "area": None}, scale_up(polygons, entry.height, entry.width)
+    return {**item, "bbox": None, "area": None}, to_pixels(polygons, entry.height, entry.width)
 
 
-def _usable(straight: Any, name: str, entry: ImageEntry, bbox: Any, findings: Findings) -> Segmentation | None:
-    segmentation = parse_segmentation(straight, entry.height, entry.width)
+def _parsed(raw: Any, name: str, entry: ImageEntry, bbox: Any, findings: Findings) -> Segmentation | None:
+    segmentation = parse_segmentation(raw, entry.height, entry.width)
     if isinstance(segmentation, Flaw) and segmentation.kind == "rle-size":
-        segmentation = _with_size_turned(straight, name, entry, bbox, segmentation, findings)
+        segmentation = _with_swapped_size(raw, name, entry, bbox, segmentation, findings)
     if isinstance(segmentation, Flaw):
         subject = f"{name} ({segmentation.detail})" if segmentation.detail else name
         findings.warn(segmentation.kind, segmentation.sentence + ".", subject)
         return None
     if isinstance(segmentation, Polygons):
-        segmentation = _without_stubs(straight, segmentation, name, findings)
+        segmentation = _without_short_parts(raw, segmentation, name, findings)
     return segmentation
 
 
-def _with_size_turned(
+def _with_swapped_size(
     rle: Any, name: str, entry: ImageEntry, bbox: Any, flaw: Flaw, findings: Findings
 ) -> Segmentation | Flaw:
-    """The RLE with its image's size, where `size` is width and height and the `bbox` proves the order of counts."""
+    """Return the RLE with its image's size, where `size` is width and height and `bbox` proves the order of counts."""
     turned = {**rle, "size": [entry.height, entry.width]}
     segmentation = parse_segmentation(turned, entry.height, entry.width)
     if rle["size"] != [entry.width, entry.height] or isinstance(segmentation, Flaw):
         return flaw
-    if not isinstance(bbox, list) or (box := _four_numbers(bbox)) is None or not _is_around(box, segmentation):
+    if not isinstance(bbox, list) or (box := trained_box(bbox)) is None or not overlaps_mask(box, segmentation):
         return Flaw("turned-rle", "`size` of the RLE is [width, height], but must be [height, width]; it is left out")
     sentence = "`size` of the RLE is [width, height]; write it as [height, width]."
     findings.refuse("turned-rle-size", sentence, name, repair="`size` of the RLE was [width, height]; turned.")
     return segmentation
 
 
-def _without_stubs(raw: list[Any], polygons: Polygons, name: str, findings: Findings) -> Polygons:
+def _without_short_parts(raw: list[Any], polygons: Polygons, name: str, findings: Findings) -> Polygons:
     if len(polygons.parts) < len(raw):
         sentence = "parts with fewer than three points are left out; the other parts are used."
         findings.warn("short-part", sentence, f"{name} ({len(raw) - len(polygons.parts)} of {len(raw)} parts)")
     return polygons
-
-
-def _bbox_and_area(
-    item: Mapping[str, Any], name: str, segmentation: Segmentation, entry: ImageEntry, findings: Findings
-) -> tuple[tuple[float, float, float, float], float] | None:
-    """Box and area of an annotation: the file's where valid, else the mask's. None for a mask without a pixel."""
-    has_both = item.get("bbox") is not None and as_number(item.get("area")) is not None
-    rle = None
-    if not (has_both and _surely_covers(segmentation, entry)):
-        rle = encode_segmentation(segmentation, entry.height, entry.width)
-        if coco_mask.area(rle) == 0:
-            findings.warn("empty-mask", "its mask covers no pixel of the image; left out.", name)
-            return None
-    bbox, area = _valid_bbox(item, name, findings), _valid_area(item, name, findings)
-    if bbox is not None and not _is_around(bbox, segmentation):
-        bbox = _told_off(bbox, segmentation, name, findings)
-    if bbox is not None and area is not None:
-        return bbox, area
-    rle = rle or encode_segmentation(segmentation, entry.height, entry.width)
-    x, y, width, height = (float(v) for v in coco_mask.toBbox(rle))
-    return bbox or (x, y, width, height), area or float(coco_mask.area(rle))
-
-
-def _told_off(
-    bbox: tuple[float, float, float, float], segmentation: Segmentation, name: str, findings: Findings
-) -> tuple[float, float, float, float] | None:
-    """Report that the box lies off the mask and return the box; None where a file is repaired."""
-    doubt = (
-        "is it x1, y1, x2, y2, not x, y, width, height?"
-        if isinstance(segmentation, Polygons)
-        else "were its `counts` taken row by row, not column by column?"
-    )
-    outcome = "replaced by the mask's" if findings.is_repairing else f"the mask counts ({doubt})"
-    findings.warn("bbox-off", f"`bbox` lies far off the mask; {outcome}.", f"{name} {show(list(bbox))}")
-    return None if findings.is_repairing else bbox
-
-
-def _valid_bbox(item: Mapping[str, Any], name: str, findings: Findings) -> tuple[float, float, float, float] | None:
-    raw = item.get("bbox")
-    if raw is None or raw == []:
-        return None
-    box = _four_numbers(raw)
-    if box is not None:
-        return box
-    findings.warn(
-        "bad-bbox", "`bbox` is no valid x, y, width, height; the box of the mask is used.", f"{name} {show(raw)}"
-    )
-    return None
-
-
-def _four_numbers(raw: Any) -> tuple[float, float, float, float] | None:
-    """A box that is four finite numbers with sides above 0, or None."""
-    box = as_box(raw)
-    return box if box is not None and max(map(abs, box)) <= FARTHEST_COORDINATE and min(box[2:]) > 0 else None
-
-
-def _valid_area(item: Mapping[str, Any], name: str, findings: Findings) -> float | None:
-    raw = item.get("area")
-    area = as_number(raw)
-    if raw is not None and (area is None or area <= 0):
-        findings.warn(
-            "bad-area", "`area` must be a positive number; the area of the mask is used.", f"{name} ({show(raw)})"
-        )
-        return None
-    return area
-
-
-def _is_around(bbox: tuple[float, float, float, float], segmentation: Segmentation) -> bool:
-    """True where a box and the mask's own share at least half of their union."""
-    low, high = np.array(bbox[:2]), np.array(bbox[:2]) + bbox[2:]
-    mask_low, mask_high = segmentation.extent
-    shared = np.clip(np.minimum(high, mask_high) - np.maximum(low, mask_low), 0, None).prod()
-    union = (high - low).prod() + (mask_high - mask_low).prod() - shared
-    return bool(2 * shared >= union)
-
-
-def _surely_covers(segmentation: Segmentation, entry: ImageEntry) -> bool:
-    """True where a mask covers pixels for certain, so that it need not be drawn to know."""
-    if isinstance(segmentation, Rle):
-        return segmentation.columns[1] > 0
-    for part in segmentation.parts:
-        x, y = part[:, 0], part[:, 1]
-        inside = x.min() >= 0 and y.min() >= 0 and x.max() <= entry.width and y.max() <= entry.height
-        area = 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
-        if inside and area > SMALL and area > 2 * float(np.ptp(x) + np.ptp(y)):
-            return True
-    return False
 
 
 def _fingerprint(annotation: Annotation) -> Any:

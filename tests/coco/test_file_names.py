@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.coco.named_files import with_file_names
+from vispeft.coco.file_names import with_file_names
 from vispeft.coco.problems import Findings
 from vispeft.data.reading.check import check_dataset, write_fixed
 from vispeft.errors import DataError

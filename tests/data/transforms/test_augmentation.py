@@ -10,7 +10,7 @@ import torch
 from vispeft.coco.segmentation import Polygons
 from vispeft.coco.sets import Annotation
 from vispeft.data.reading.images import Picture
-from vispeft.data.transforms.pipelines import EvalTransform, Example, TrainTransform
+from vispeft.data.transforms.augmentation import EvalTransform, Example, TrainTransform
 from vispeft.errors import ConfigError
 
 HEIGHT, WIDTH = 90, 120

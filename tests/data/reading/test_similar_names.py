@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vispeft.data.reading.near_files import find_near
+from vispeft.data.reading.similar_names import find_similar
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Grün é.png") for form in ("NFC", "NFD"))
 
@@ -78,7 +78,7 @@ FOLDER = Path("/data/set/images")
 @pytest.mark.parametrize("case", TAKEN)
 def test_find_near__takes_the_file_that_is_meant(case: str) -> None:
     name, files, file, word = TAKEN[case]
-    near = find_near(FOLDER, files, [name], [])[name]
+    near = find_similar(FOLDER, files, [name], [])[name]
     assert near.file == file
     assert near.hint == f"`{file}` is there".replace("\u202f", "?")
     assert near.cause.startswith("the names ")
@@ -88,7 +88,7 @@ def test_find_near__takes_the_file_that_is_meant(case: str) -> None:
 @pytest.mark.parametrize("case", NOT_TAKEN)
 def test_find_near__does_not_guess(case: str) -> None:
     names, files, word = NOT_TAKEN[case]
-    near = find_near(FOLDER, files, names, [])[names[-1]]
+    near = find_similar(FOLDER, files, names, [])[names[-1]]
     assert near.file == ""
     assert word in near.cause
 
@@ -96,25 +96,25 @@ def test_find_near__does_not_guess(case: str) -> None:
 @pytest.mark.parametrize("case", FAR)
 def test_find_near__tells_near_from_far(case: str) -> None:
     name, files = FAR[case]
-    assert find_near(FOLDER, files, [name], []) == {}
+    assert find_similar(FOLDER, files, [name], []) == {}
 
 
 def test_find_near__leaves_a_listed_file_alone() -> None:
-    near = find_near(FOLDER, ["a.png", "b.png"], ["A.png", "B.png"], ["a.png"])
+    near = find_similar(FOLDER, ["a.png", "b.png"], ["A.png", "B.png"], ["a.png"])
     assert (near["A.png"].file, near["B.png"].file) == ("", "b.png")
     assert "listed already" in near["A.png"].cause
 
 
 def test_find_near__knows_a_file_that_was_opened_in_other_letter_case() -> None:
-    near = find_near(FOLDER, ["a.png"], ["images/a.png"], ["A.PNG"])
+    near = find_similar(FOLDER, ["a.png"], ["images/a.png"], ["A.PNG"])
     assert near["images/a.png"].file == ""
 
 
 @pytest.mark.parametrize("name", ["day1/b.png", "b.png"], ids=["folder too much", "folder missing"])
 def test_find_near__keeps_folders_where_other_names_have_the_right_ones(name: str) -> None:
     files = ["a.png", "b.png" if "/" in name else "day1/b.png"]
-    assert find_near(FOLDER, files, [name], ["a.png"])[name].file == ""
-    assert find_near(FOLDER, files, [name], [])[name].file
+    assert find_similar(FOLDER, files, [name], ["a.png"])[name].file == ""
+    assert find_similar(FOLDER, files, [name], [])[name].file
 
 
 def test_find_near__prefers_another_folder_that_has_the_very_name(tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_find_near__prefers_another_folder_that_has_the_very_name(tmp_path: Path
         (tmp_path / place).parent.mkdir(exist_ok=True)
         (tmp_path / place).touch()
     for name, fitting in (("val/1.png", tmp_path), ("2.png", tmp_path / "val")):
-        near = find_near(tmp_path / "train", ["1.png"], [name], [])[name]
+        near = find_similar(tmp_path / "train", ["1.png"], [name], [])[name]
         assert (near.file, near.cause) == ("", f"`{fitting}` has files of these names (give it as the image folder)")
 
 
 def test_find_near__one_cause_for_many(tmp_path: Path) -> None:
     files = [f"scene{i}/rgb.png" for i in range(2000)]
-    near = find_near(tmp_path, files, [f"{tmp_path.name}/scene{i}/RGB.png" for i in range(2000)], [])
+    near = find_similar(tmp_path, files, [f"{tmp_path.name}/scene{i}/RGB.png" for i in range(2000)], [])
     assert len(near) == 2000
     assert len({one.cause for one in near.values()}) == 1
     assert {one.file for one in near.values()} == set(files)

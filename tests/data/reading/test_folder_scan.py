@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vispeft.coco.problems import Findings
-from vispeft.data.reading.scan import find_pictures
+from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.errors import DataError
 
 
@@ -30,7 +30,7 @@ def test_find_pictures__goes_by_content(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"BM" if name == "notes.txt" else b"")
     scan = find_pictures(tmp_path)
     assert names(scan.pictures, tmp_path) == sorted([*kinds, "damaged.png", "h.tif~", "sub/g.ppm"])
-    assert names(scan.passed_over, tmp_path) == ["._c.JPG", "Thumbs.db", "empty", "notes.txt", "scan.heic"]
+    assert names(scan.ignored, tmp_path) == ["._c.JPG", "Thumbs.db", "empty", "notes.txt", "scan.heic"]
 
 
 def test_find_pictures__follows_links_but_not_in_circles(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_find_pictures__follows_links_but_not_in_circles(tmp_path: Path) -> None
     os.symlink(tmp_path / "gone.png", folder / "broken.png")
     scan = find_pictures(folder)
     assert names(scan.pictures, folder) == ["linked/a.png"]
-    assert names(scan.passed_over, folder) == ["broken.png"]
+    assert names(scan.ignored, folder) == ["broken.png"]
 
 
 def test_find_pictures__passes_hidden_folders_and_skips_named_ones(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_find_pictures__passes_hidden_folders_and_skips_named_ones(tmp_path: Pat
         picture(tmp_path / name)
     scan = find_pictures(tmp_path, skip=[tmp_path / "out"])
     assert names(scan.pictures, tmp_path) == ["a.png"]
-    assert names(scan.passed_over, tmp_path) == [".ipynb_checkpoints", "__MACOSX"]
+    assert names(scan.ignored, tmp_path) == [".ipynb_checkpoints", "__MACOSX"]
     assert names(find_pictures(tmp_path / "out", skip=[tmp_path / "out"]).pictures, tmp_path) == [
         "out/b.png",
         "out/deep/c.png",
@@ -63,6 +63,6 @@ def test_tell__names_what_has_no_other_purpose(tmp_path: Path) -> None:
     for name in ("a.TXT", "b.heic", "c.heic"):
         (tmp_path / name).write_bytes(b"")
     findings = Findings()
-    find_pictures(tmp_path).tell(findings, expected=[".txt"])
+    find_pictures(tmp_path).report_ignored(findings, expected=[".txt"])
     (problem,) = findings.problems()
     assert problem.subjects == ("b.heic", "c.heic")

@@ -25,12 +25,12 @@ OTHER_KEYS = (
 
 
 def other_key(item: Mapping[str, Any]) -> str | None:
-    """The key, not `file_name`, under which an image entry names its file, if there is one."""
+    """Return the key other than `file_name` under which an image entry names its file, or None."""
     return next((key for key in OTHER_KEYS if isinstance(item.get(key), str) and is_text(item[key])), None)
 
 
 def why_no_file_name(item: Mapping[str, Any]) -> str:
-    """Return the fault, with the remedy, of the `file_name` of an image entry that cannot be used."""
+    """Return the fault and the remedy of the `file_name` of an image entry that cannot be used."""
     key = other_key(item) if item.get("file_name") is None else None
     if key is None:
         return "must have a `file_name` that a file can have."
@@ -39,7 +39,7 @@ def why_no_file_name(item: Mapping[str, Any]) -> str:
 
 
 def with_file_names(document: dict[str, Any], folder: Path | None, findings: Findings) -> dict[str, Any]:
-    """The document with a `file_name` for every image that names it under another key, where that file is there."""
+    """Return the document with a `file_name` for images that name an existing file under another key."""
     if folder is None:
         return document
     return {**document, "images": [_named(item, folder, findings) for item in document["images"]]}
@@ -58,7 +58,7 @@ def _named(item: Any, folder: Path, findings: Findings) -> Any:
 
 
 def _found(value: str, folder: Path, *, is_address: bool) -> str | None:
-    """The longest end of a path or address that names a file in the folder; None where there is none."""
+    """Return the longest end of a path or URL that names a file in the folder, or None."""
     path = unquote(urlsplit(value).path) if is_address or "://" in value else value
     parts = [part for part in path.replace("\\", "/").split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path:

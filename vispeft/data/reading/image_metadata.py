@@ -1,4 +1,4 @@
-"""Metadata of image files, which may be broken without harm to the pixels: orientation, and files freed of the rest."""
+"""Metadata of image files: EXIF orientation, and removal of broken metadata from PNG and JPEG files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _EXIF_MARK = b"Exif\0\0"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _JPEG_START, _JPEG_SCAN, _JPEG_COMMENT = b"\xff\xd8", 0xDA, 0xFE
-# JFIF and Adobe segments say what the colours are
+# JFIF and Adobe segments define the colour space
 _JPEG_KEPT = (0xE0, 0xEE)
 
 
@@ -34,7 +34,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def turned(values: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Return pixels, [h, w, ...], turned and mirrored as an EXIF orientation says."""
+    """Return pixels, [h, w, ...], turned and mirrored by an EXIF orientation."""
     if orientation in (2, 4, 5, 7):
         values = values[:, ::-1]
     return np.rot90(values, {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0))

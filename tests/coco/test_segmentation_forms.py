@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.coco.forms import SENTENCES, holds_relative, scale_up, straighten
+from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation, to_pixels
 
 BOX = [4.0, 2.0, 20.0, 2.0, 20.0, 12.0, 4.0, 12.0]
 PAIRS = [[4.0, 2.0], [20.0, 2.0], [20.0, 12.0], [4.0, 12.0]]
@@ -31,7 +31,7 @@ RLE = {"size": [4, 6], "counts": [1, 2, 21]}
     ],
 )
 def test_straighten__gives_one_flat_polygon_and_names_the_forms(value: Any, forms: tuple[str, ...]) -> None:
-    straight = straighten(value)
+    straight = normalise_segmentation(value)
     assert straight.value == [BOX]
     assert set(straight.forms) == set(forms) <= SENTENCES.keys()
 
@@ -50,13 +50,13 @@ def test_straighten__gives_one_flat_polygon_and_names_the_forms(value: Any, form
     ],
 )
 def test_straighten__gives_run_lengths_and_names_the_forms(value: Any, forms: tuple[str, ...]) -> None:
-    straight = straighten(value)
+    straight = normalise_segmentation(value)
     assert straight.value == RLE
     assert straight.forms == forms
 
 
 def test_straighten__takes_the_text_out_of_printed_bytes() -> None:
-    straight = straighten({"size": [4, 6], "counts": str(b"\\6:V1")})
+    straight = normalise_segmentation({"size": [4, 6], "counts": str(b"\\6:V1")})
     assert straight.value == {"size": [4, 6], "counts": "\\6:V1"}
     assert straight.forms == ("bytes-counts",)
 
@@ -70,7 +70,7 @@ def test_straighten__takes_the_text_out_of_printed_bytes() -> None:
     ],
 )
 def test_straighten__leaves_everything_else_as_it_is(value: Any) -> None:
-    straight = straighten(value)
+    straight = normalise_segmentation(value)
     assert straight.value == value
     assert straight.forms == ()
 
@@ -84,4 +84,4 @@ def test_holds_relative__only_where_every_polygon_of_a_file_is() -> None:
 
 
 def test_scale_up__multiplies_x_by_the_width_and_y_by_the_height() -> None:
-    assert scale_up([[0.5, 0.25, 1.0, 0.0]], 40, 100) == [[50.0, 10.0, 100.0, 0.0]]
+    assert to_pixels([[0.5, 0.25, 1.0, 0.0]], 40, 100) == [[50.0, 10.0, 100.0, 0.0]]

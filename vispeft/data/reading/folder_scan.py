@@ -1,4 +1,4 @@
-"""Images in a folder, recognised by content: an ending may be unusual, wrong or missing."""
+"""Search for images in a folder by their content, since file extensions may be unusual, wrong or missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 
 from PIL import Image
 
@@ -18,17 +18,21 @@ _ARCHIVE_REMAINS = "__MACOSX"
 _SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
 
 
+SIDECAR = "kept by macOS or Windows beside the images, and no images themselves"
+"""Explanation of sidecar files in messages."""
+
+
 @dataclass(frozen=True)
 class FolderScan:
     """Image files of a folder and its subfolders in order of their paths, and other files and folders passed over."""
 
     folder: Path
     pictures: tuple[Path, ...]
-    passed_over: tuple[Path, ...]
+    ignored: tuple[Path, ...]
 
-    def tell(self, findings: Findings, *, expected: Collection[str] = ()) -> None:
+    def report_ignored(self, findings: Findings, *, expected: Collection[str] = ()) -> None:
         """Note the files that were passed over. expected: lower-case endings of files that have another purpose."""
-        for path in self.passed_over:
+        for path in self.ignored:
             if path.suffix.lower() not in expected:
                 findings.warn("no-image", "no image; passed over.", show(path.relative_to(self.folder).as_posix()))
 
@@ -36,18 +40,18 @@ class FolderScan:
 def find_pictures(folder: Path, *, skip: Sequence[Path] = ()) -> FolderScan:
     """Search a folder and its subfolders for images. Links are followed; hidden folders are passed over.
 
-    A file with an image's ending counts even if it is damaged, so that its reader can name it.
-    skip: folders that are left out without a word
+    A damaged file with an image extension is included, so that its reader can report it.
+    skip: folders that are left out without a report
     """
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist or is no folder.")
     skipped = {path.resolve() for path in skip if path.resolve() != folder.resolve()}
     pictures: list[Path] = []
-    passed_over: list[Path] = []
+    ignored: list[Path] = []
     for path in walk_files(folder, skipped):
         is_image = path.is_file() and not is_sidecar(path) and (has_picture_ending(path) or is_picture(path))
-        (pictures if is_image else passed_over).append(path)
-    return FolderScan(folder, tuple(sorted(pictures)), tuple(sorted(passed_over)))
+        (pictures if is_image else ignored).append(path)
+    return FolderScan(folder, tuple(sorted(pictures)), tuple(sorted(ignored)))
 
 
 def walk_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
@@ -66,7 +70,7 @@ def walk_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
 
 
 def is_sidecar(path: PurePath) -> bool:
-    """Tell whether macOS (`._a.jpg`, `.DS_Store`) or Windows (`Thumbs.db`) wrote the file beside the images.
+    """Return True for a file that macOS (`._a.jpg`, `.DS_Store`) or Windows (`Thumbs.db`) wrote beside the images.
 
     A `._a.jpg` holds the attributes of a.jpg and is never an image, whatever its ending.
     """
@@ -74,10 +78,36 @@ def is_sidecar(path: PurePath) -> bool:
 
 
 def has_picture_ending(path: PurePath) -> bool:
-    """Tell whether a file is named as an image, in any letter case."""
+    """Return True for a file with an image extension, in any letter case."""
     return path.suffix.lower() in _endings()
 
 
 @cache
 def _endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def inner_path(folder: Path, file_name: str) -> Path | None:
+    """Return the path of a file inside a folder, or None where the name leaves it by `..` or is absolute.
+
+    Links are not resolved for it: `a/../b.png` is b.png, even where `a` is a link to elsewhere.
+    """
+    if is_absolute(file_name):
+        return None
+    if ".." not in PurePath(file_name).parts:
+        return folder / file_name
+    root = os.path.abspath(folder)
+    path = Path(os.path.normpath(os.path.join(root, file_name)))
+    return folder / path.relative_to(root) if path.is_relative_to(root) else None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of the files in a folder and below it, each relative to it with `/`, that can stand in JSON."""
+    found = (path for path in walk_files(folder) if not is_sidecar(path) and path.is_file())
+    names = (os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
+    return [name for name in names if name == name.encode("utf-8", "ignore").decode()]
+
+
+def is_absolute(file_name: str) -> bool:
+    """Return True for a name that is an absolute path on any system."""
+    return os.path.isabs(file_name) or bool(PureWindowsPath(file_name).root or PurePath(file_name).drive)

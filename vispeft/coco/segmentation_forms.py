@@ -1,4 +1,4 @@
-"""Known wrong forms of `segmentation`: each is named with its remedy, and rewritten where nothing is guessed."""
+"""Wrong forms of `segmentation` that other tools write: message for each, and conversion to COCO's form."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _RELATIVE_BELOW = 1.001
 
 
 @dataclass(frozen=True)
-class Straight:
-    """A segmentation in COCO's own form as far as it is known, and the names of the wrong forms that it had."""
+class NormalisedSegmentation:
+    """Segmentation converted to COCO's form where possible, and the names of the wrong forms that it had."""
 
     value: Any
     forms: tuple[str, ...]
 
 
-def straighten(value: Any) -> Straight:
+def normalise_segmentation(value: Any) -> NormalisedSegmentation:
     """Return a `segmentation` with known wrong forms rewritten. Its reader checks whether the numbers are valid."""
     forms: dict[str, None] = {}
     if isinstance(value, str) and (read := read_text(value)) is not None:
@@ -56,23 +56,23 @@ def straighten(value: Any) -> Straight:
         forms["listed-rle"] = None
         value = value[0]
     if isinstance(value, dict):
-        value = _straight_rle(value, forms) if "counts" in value else _from_object(value, forms)
+        value = _normalised_rle(value, forms) if "counts" in value else _from_object(value, forms)
     if isinstance(value, list) and _is_dense_mask(value):
-        return Straight(_run_lengths(value), (*forms, "dense-mask"))
+        return NormalisedSegmentation(_run_lengths(value), (*forms, "dense-mask"))
     if isinstance(value, list) and not all(map(_is_flat, value)):
         polygons = _polygons(value, 0, found := dict(forms))
         if polygons:
-            return Straight(polygons, tuple(found))
-    return Straight(value, tuple(forms))
+            return NormalisedSegmentation(polygons, tuple(found))
+    return NormalisedSegmentation(value, tuple(forms))
 
 
 def _is_flat(part: Any) -> bool:
-    """True for a polygon in COCO's form, as nearly all are; of two numbers, a part may be a point instead."""
+    """Return True for a polygon in COCO's form, as nearly all are; of two numbers, a part may be a point instead."""
     return isinstance(part, list) and len(part) != 2 and set(map(type, part)) <= {int, float}
 
 
 def _is_dense_mask(value: list[Any]) -> bool:
-    """True for at least three rows of 0 and 1, or false and true, all of one length."""
+    """Return True for at least three rows of 0 and 1, or false and true, all of one length."""
     if len(value) < 3 or not isinstance(value[0], list) or len(value[0]) < 3:
         return False
     width = len(value[0])
@@ -80,7 +80,7 @@ def _is_dense_mask(value: list[Any]) -> bool:
 
 
 def _run_lengths(rows: list[list[int]]) -> dict[str, Any]:
-    """The RLE of a dense mask, column by column."""
+    """Return the uncompressed RLE of a dense mask, column by column."""
     runs = [
         (bool(value), len(list(run))) for value, run in itertools.groupby(itertools.chain(*zip(*rows, strict=True)))
     ]
@@ -89,7 +89,7 @@ def _run_lengths(rows: list[list[int]]) -> dict[str, Any]:
 
 
 def _from_object(value: dict[str, Any], forms: dict[str, None]) -> Any:
-    """The polygons of an object that is no RLE, or the object itself."""
+    """Return the polygons of an object that is no RLE, or the object itself."""
     for keys in _POINT_LISTS:
         columns = [value.get(key) for key in keys]
         if all(isinstance(column, list) for column in columns) and len(columns[0] or ()) == len(columns[1] or ()) > 0:
@@ -105,7 +105,7 @@ def _from_object(value: dict[str, Any], forms: dict[str, None]) -> Any:
 
 
 def _polygons(node: list[Any], depth: int, forms: dict[str, None]) -> list[list[Any]] | None:
-    """The flat polygons that a list holds in any nesting, or None where it holds something else."""
+    """Return the flat polygons that a list holds in any nesting, or None where it holds something else."""
     if not node or depth > DEEPEST:
         return [node] if depth else None
     numbers = list(map(number_of, node))
@@ -132,7 +132,7 @@ def _polygons(node: list[Any], depth: int, forms: dict[str, None]) -> list[list[
 
 
 def _points(node: list[Any], forms: dict[str, None]) -> list[Any] | None:
-    """x1, y1, x2, y2, ... of a list of points, or None where it is none."""
+    """Return x1, y1, x2, y2, ... of a list of points, or None where it is none."""
     numbers: list[Any] = []
     form = "point-pairs"
     for point in node:
@@ -153,8 +153,8 @@ def _is_coordinate(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _straight_rle(value: dict[str, Any], forms: dict[str, None]) -> dict[str, Any]:
-    """An RLE object whose `size` and `counts` are numbers and text as COCO has them, as far as they are known."""
+def _normalised_rle(value: dict[str, Any], forms: dict[str, None]) -> dict[str, Any]:
+    """Return an RLE object with `size` and `counts` in COCO's types where they can be converted."""
     size, counts = value.get("size"), value.get("counts")
     if isinstance(size, str) and (read := read_text(size)) is not None:
         forms["text-size"] = None
@@ -162,7 +162,7 @@ def _straight_rle(value: dict[str, Any], forms: dict[str, None]) -> dict[str, An
     if isinstance(size, list):
         size = _integers(size, "text-size", forms)
     if isinstance(counts, str):
-        counts = _straight_counts(counts, forms)
+        counts = _normalised_counts(counts, forms)
     elif isinstance(counts, list):
         counts = _integers(counts, "text-in-counts", forms)
     if size is value.get("size") and counts is value.get("counts"):
@@ -170,7 +170,7 @@ def _straight_rle(value: dict[str, Any], forms: dict[str, None]) -> dict[str, An
     return {**value, "size": size, "counts": counts}
 
 
-def _straight_counts(counts: str, forms: dict[str, None]) -> Any:
+def _normalised_counts(counts: str, forms: dict[str, None]) -> Any:
     if (text := read_bytes(counts)) is not None:
         forms["bytes-counts"] = None
         return text
@@ -182,7 +182,7 @@ def _straight_counts(counts: str, forms: dict[str, None]) -> Any:
 
 
 def _integers(values: list[Any], form: str, forms: dict[str, None]) -> list[Any]:
-    """The list with an integer for each whole number, also for one that is text; the list itself where all are."""
+    """Return the list with whole numbers and their text as integers; the same list where all are integers."""
     if set(map(type, values)) <= {int}:
         return values
     integers = [number if (number := as_integer(number_of(value))) is not None else value for value in values]
@@ -192,18 +192,18 @@ def _integers(values: list[Any], form: str, forms: dict[str, None]) -> list[Any]
 
 
 def holds_relative(segmentations: Iterable[Any]) -> bool:
-    """True where every polygon of a file has its coordinates in 0..1, so that they are relative to the images."""
+    """Return True where all polygons of a file have coordinates in 0..1, relative to the image size."""
     found = False
     for segmentation in segmentations:
-        for part in _flat_parts(straighten(segmentation).value):
+        for part in _flat_parts(normalise_segmentation(segmentation).value):
             if any(not 0 <= number <= _RELATIVE_BELOW for number in part):
                 return False
             found = found or any(0 < number < 1 for number in part)
     return found
 
 
-def scale_up(polygons: Sequence[Sequence[float]], height: int, width: int) -> list[list[float]]:
-    """Polygons in 0..1 in pixels of their image."""
+def to_pixels(polygons: Sequence[Sequence[float]], height: int, width: int) -> list[list[float]]:
+    """Return polygons with coordinates in 0..1 as polygons in pixels."""
     return [[number * (height if place % 2 else width) for place, number in enumerate(part)] for part in polygons]
 
 

@@ -1,4 +1,4 @@
-"""JSON files that are no COCO instance files but known all the same, by the keys that they hold."""
+"""Recognition of JSON files in formats of other tools by their keys."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _OF_LISTS = (
 )
 
 
-def hint_of_other_form(document: Any) -> str:
-    """Name the form of a document that is no COCO instance file, and the remedy; empty where it is not known."""
+def foreign_format_hint(document: Any) -> str:
+    """Return the format of a document that is no COCO instance file, and the remedy; empty where it is unknown."""
     first = document[0] if isinstance(document, list) and document else document
     if not isinstance(first, dict) or (first is document and {"images", "annotations"} <= first.keys()):
         return ""

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from vispeft.coco.other_forms import hint_of_other_form
+from vispeft.coco.foreign_formats import foreign_format_hint
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,9 @@ from vispeft.coco.other_forms import hint_of_other_form
     ],
 )
 def test_hint_of_other_form__knows_the_tool(document: Any, word: str) -> None:
-    assert word in hint_of_other_form(document)
+    assert word in foreign_format_hint(document)
 
 
 @pytest.mark.parametrize("document", [None, [], [1], {}, {"images": [], "annotations": [], "info": {}, "objects": []}])
 def test_hint_of_other_form__is_empty_for_others(document: Any) -> None:
-    assert hint_of_other_form(document) == ""
+    assert foreign_format_hint(document) == ""

@@ -10,8 +10,7 @@ import pytest
 
 from vispeft.data import EvalTransform, InstanceDataset, read_coco
 from vispeft.data.reading.check import check_dataset, write_fixed
-from vispeft.data.reading.files import inner_path, names_in
-from vispeft.data.reading.scan import is_sidecar
+from vispeft.data.reading.folder_scan import inner_path, is_sidecar, names_in
 from vispeft.errors import DataError
 
 

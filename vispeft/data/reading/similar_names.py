@@ -1,4 +1,4 @@
-"""Files whose names are near to a `file_name` that is not in the image folder, and the reasons for the difference."""
+"""Search for files of similar names where a `file_name` is not in the image folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from vispeft.coco.problems import show
-from vispeft.data.reading.scan import has_picture_ending
+from vispeft.data.reading.folder_scan import has_picture_ending
 
 Parts = tuple[str, ...]
 
@@ -43,8 +43,8 @@ _SIBLINGS_ASKED_FOR = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Near:
-    """The nearest to a name that is not in the image folder.
+class SimilarFile:
+    """The file that is most similar to a name that is not in the image folder.
 
     hint: what there is, such as "`a.jpg` is there"
     cause: a clause that is the same for all names of the same kind, such as "the names have percent escapes"
@@ -56,7 +56,9 @@ class Near:
     file: str = ""
 
 
-def find_near(folder: Path, files: Iterable[str], wanted: Collection[str], found: Iterable[str]) -> dict[str, Near]:
+def find_similar(
+    folder: Path, files: Iterable[str], wanted: Collection[str], found: Iterable[str]
+) -> dict[str, SimilarFile]:
     """For each wanted name, the file that is near to it, or several, or another folder that has it; if anything.
 
     folder: the image folder
@@ -67,7 +69,7 @@ def find_near(folder: Path, files: Iterable[str], wanted: Collection[str], found
     found = set(found)
     has_uploads = any(_is_random_prefix(name) for name in wanted)
     index = _Index(folder, tuple(files), has_uploads=has_uploads, are_all_wanted=not found)
-    near = {name: answer for name in wanted if (answer := index.near(name)) is not None}
+    near = {name: answer for name in wanted if (answer := index.most_similar(name)) is not None}
     taken = index.places_of(found)
     counts = Counter(answer.file for answer in near.values() if answer.file)
     has_several = any(answer.cause == _SEVERAL for answer in near.values())
@@ -81,8 +83,8 @@ def find_near(folder: Path, files: Iterable[str], wanted: Collection[str], found
     return _with_common_folder(near, folder)
 
 
-def _with_common_folder(near: dict[str, Near], folder: Path) -> dict[str, Near]:
-    """Name the folder that all files are in whose names lack their folders, if it is one."""
+def _with_common_folder(near: dict[str, SimilarFile], folder: Path) -> dict[str, SimilarFile]:
+    """Name the folder of the files whose names lack their folders, if all are in the same one."""
     deeper = {name: answer.file for name, answer in near.items() if answer.file and _DEEPER in answer.cause}
     beneath = {file.removesuffix(f"/{name}") for name, file in deeper.items()}
     if len(beneath) != 1 or beneath <= set(deeper.values()):
@@ -92,7 +94,7 @@ def _with_common_folder(near: dict[str, Near], folder: Path) -> dict[str, Near]:
 
 
 def path_parts(name: str, *, without: str = "") -> Parts:
-    """The folders and the base name of a path in any spelling: with Windows separators, escaped, or as an address.
+    """Return the folders and the base name of a path that may have Windows separators or escapes, or be a URL.
 
     without: a feature of names that is left as it is
     """
@@ -114,7 +116,7 @@ def path_parts(name: str, *, without: str = "") -> Parts:
 
 
 def _folded(name: str, *, without: str = "") -> Parts:
-    """The parts of a path in a form in which all spellings of one path are equal."""
+    """Return the parts of a path, normalised so that all spellings of one path are equal."""
     parts = path_parts(name, without=without)
     if without != "space":
         parts = tuple(part.strip() for part in parts)
@@ -124,7 +126,7 @@ def _folded(name: str, *, without: str = "") -> Parts:
 
 
 def _decoded(text: str) -> str:
-    """The text that was meant where UTF-8 was read as an encoding of Windows or of ZIP archives."""
+    """Return the original text where UTF-8 was decoded with an encoding of Windows or of ZIP archives."""
     for encoding in ("cp1252", "latin-1", "cp437"):
         try:
             return unicodedata.normalize("NFC", text).encode(encoding).decode("utf-8")
@@ -145,13 +147,13 @@ def _with_usual_ending(base: str) -> str:
 
 
 def _before_upload(base: str) -> str:
-    """The base name that a file had before Label Studio added a prefix to it and replaced some characters."""
+    """Return the base name that a file had before Label Studio added a prefix to it and replaced some characters."""
     plain = _UPLOAD_PREFIX.sub("", _with_usual_ending(base), count=1)
     return re.sub(r"[^-\w.]", "", plain.strip().replace(" ", "_"))
 
 
 def _stem(base: str) -> str:
-    """A base name without its endings as an image, and without the size that VIA writes behind them."""
+    """Return a base name without its image extensions, and without the size that VIA appends to them."""
     stem = posixpath.splitext(_VIA_SIZE.sub(r"\1", base))[0]
     while has_picture_ending(PurePosixPath(stem)):
         stem = posixpath.splitext(stem)[0]
@@ -188,34 +190,39 @@ _FEATURES: dict[str, tuple[Callable[[str], bool], str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Likeness:
-    """A form in which near base names are equal. cause: the difference that it passes over, after "the names"."""
+class _Comparison:
+    """Comparison of base names that ignores one difference.
+
+    key: the base name without the difference
+    cause: the difference, to follow "the names"
+    is_certain: a file found so may be used in a repaired copy
+    """
 
     key: Callable[[str], str]
     cause: str
     is_certain: bool = True
 
 
-_EQUAL = _Likeness(lambda base: base, "")
-_UPLOAD = _Likeness(_before_upload, "differ in the prefix that Label Studio adds on upload")
-_ANY_ENDING = _Likeness(_stem, "have the ending of another format, or one too few or too many", is_certain=False)
-_EXPORT = _Likeness(_before_export, "differ in the suffix that Roboflow adds on export", is_certain=False)
-_LIKENESSES = (
+_EQUAL = _Comparison(lambda base: base, "")
+_UPLOAD = _Comparison(_before_upload, "differ in the prefix that Label Studio adds on upload")
+_ANY_ENDING = _Comparison(_stem, "have the ending of another format, or one too few or too many", is_certain=False)
+_EXPORT = _Comparison(_before_export, "differ in the suffix that Roboflow adds on export", is_certain=False)
+_COMPARISONS = (
     _EQUAL,
-    _Likeness(_with_usual_ending, "have another ending of the same format"),
+    _Comparison(_with_usual_ending, "have another ending of the same format"),
     _UPLOAD,
     _ANY_ENDING,
     _EXPORT,
 )
-"""From the nearest on. A file of another format may be the mask of the image, and Roboflow may have cut or turned the
-image: they are named, but never taken."""
+"""The strictest first. A file of another format may be the mask of the image, and Roboflow may have cropped or rotated
+an image: messages name such files, but a repaired copy never uses them."""
 
 
 class _Index:
-    """The files of a folder by the ends of their paths.
+    """Index of the files of a folder by the ends of their paths.
 
     has_uploads: some of the wanted names have Label Studio's prefix
-    are_all_wanted: no name at all is there; otherwise those that are show that folders in names are right
+    are_all_wanted: none of the names was found; names that were found would prove that their folders are right
     """
 
     def __init__(self, folder: Path, files: Sequence[str], *, has_uploads: bool, are_all_wanted: bool) -> None:
@@ -227,83 +234,90 @@ class _Index:
         self._num_asked = 0
         self._files = files
         self._parts = [_folded(file) for file in files]
-        self._likenesses = [likeness for likeness in _LIKENESSES if has_uploads or likeness is not _UPLOAD]
+        self._comparisons = [comparison for comparison in _COMPARISONS if has_uploads or comparison is not _UPLOAD]
         self._ends = cache(self._list_ends)
 
     def places_of(self, found: Iterable[str]) -> set[str]:
-        """The files that names mean. One that a file system opens under another letter case stands for all its like."""
+        """Return the files that the names mean, also those that a file system opens in another letter case."""
         files = set(self._files)
         taken = {posixpath.normpath(name) for name in found}
         likes = (self._ends(_EQUAL).get(_folded(name), []) for name in taken - files)
         return taken | {self._files[place] for places in likes for place in places}
 
-    def near(self, name: str) -> Near | None:
-        """The nearest to one name."""
+    def most_similar(self, name: str) -> SimilarFile | None:
+        """Return the file of the most similar name, or None."""
         parts = _folded(name)
         if not parts or parts[-1].startswith("._"):
             return None
-        num_own = self._num_own(parts)
-        for likeness in self._likenesses:
-            key = (*parts[:-1], likeness.key(parts[-1]))
-            for start in sorted({0, num_own}):
-                whole = [p for p in self._like(name, key[start:], likeness) if len(self._parts[p]) == len(key) - start]
+        num_leading = self._num_leading(parts)
+        for comparison in self._comparisons:
+            key = (*parts[:-1], comparison.key(parts[-1]))
+            for start in sorted({0, num_leading}):
+                whole = [
+                    p
+                    for p in self._candidates(name, key[start:], comparison)
+                    if len(self._parts[p]) == len(key) - start
+                ]
                 if whole and key[start:] == parts and not _leaves(name):
-                    return self._chosen(name, whole, likeness, len(key))
+                    return self._choose(name, whole, comparison, len(key))
                 if whole:
-                    return self._elsewhere(name) or self._chosen(name, whole, likeness, len(key) - start)
+                    return self._in_other_folder(name) or self._choose(name, whole, comparison, len(key) - start)
             for length in range(len(key), 0, -1):
-                if places := self._like(name, key[-length:], likeness):
-                    return self._elsewhere(name) or self._chosen(name, places, likeness, length)
-        return self._elsewhere(name)
+                if places := self._candidates(name, key[-length:], comparison):
+                    return self._in_other_folder(name) or self._choose(name, places, comparison, length)
+        return self._in_other_folder(name)
 
-    def _list_ends(self, likeness: _Likeness) -> dict[Parts, list[int]]:
-        """Places of files by every end of their paths."""
+    def _list_ends(self, comparison: _Comparison) -> dict[Parts, list[int]]:
+        """Indices of files by every end of their paths."""
         ends: dict[Parts, list[int]] = defaultdict(list)
         for place, parts in enumerate(self._parts):
-            if parts and (likeness.is_certain or has_picture_ending(PurePosixPath(parts[-1]))):
-                key = (*parts[:-1], likeness.key(parts[-1]))
+            if parts and (comparison.is_certain or has_picture_ending(PurePosixPath(parts[-1]))):
+                key = (*parts[:-1], comparison.key(parts[-1]))
                 for start in range(len(key)):
                     ends[key[start:]].append(place)
         return ends
 
-    def _like(self, name: str, end: Parts, likeness: _Likeness) -> list[int]:
-        places = self._ends(likeness).get(end, [])
-        if likeness is not _UPLOAD:
+    def _candidates(self, name: str, end: Parts, comparison: _Comparison) -> list[int]:
+        places = self._ends(comparison).get(end, [])
+        if comparison is not _UPLOAD:
             return places
         # two prefixes mean two uploads
         has_prefix = _has_upload_prefix(path_parts(name)[-1])
         return [place for place in places if _has_upload_prefix(self._parts[place][-1]) != has_prefix]
 
-    def _num_own(self, parts: Parts) -> int:
-        """Leading folders of a name that are the image folder itself, or the end of its path."""
+    def _num_leading(self, parts: Parts) -> int:
+        """Count the leading folders of a name that are the image folder itself, or the end of its path."""
         own = self._folder_parts
         return max((n for n in range(1, len(parts)) if parts[:n] == own[len(own) - n :]), default=0)
 
-    def _chosen(self, name: str, places: list[int], likeness: _Likeness, length: int) -> Near:
-        """The one of like files that differs least from a name. length: how many last parts of the paths are equal"""
-        causes = {place: self._differences(name, place, likeness, length) for place in places[:_COMPARED_AT_MOST]}
+    def _choose(self, name: str, places: list[int], comparison: _Comparison, length: int) -> SimilarFile:
+        """Return the file that differs least from a name.
+
+        length: number of last path parts that are equal
+        """
+        causes = {place: self._differences(name, place, comparison, length) for place in places[:_COMPARED_AT_MOST]}
         fewest = min(map(len, causes.values()))
         best = [place for place in causes if len(causes[place]) == fewest]
         if len(best) > 1 or len(places) > _COMPARED_AT_MOST:
             best = best if len(best) > 1 else places
             named = " and ".join(f"`{show(self._files[place])}`" for place in best[:2])
             more = f" and {len(places) - 2} more" if len(places) > 2 else ""
-            return Near(f"{named}{more} are there", _SEVERAL)
+            return SimilarFile(f"{named}{more} are there", _SEVERAL)
         (place,) = best
-        structure, is_certain = self._structure(name, place, length)
+        structure, is_certain = self._folder_difference(name, place, length)
         cause = "the names " + (" and ".join([*structure, *causes[place]]) or "fit otherwise")
-        file = self._files[place] if is_certain and likeness.is_certain else ""
-        return Near(f"`{show(self._files[place])}` is there", cause, file)
+        file = self._files[place] if is_certain and comparison.is_certain else ""
+        return SimilarFile(f"`{show(self._files[place])}` is there", cause, file)
 
-    def _structure(self, name: str, place: int, length: int) -> tuple[list[str], bool]:
-        """The difference in folders, and whether the file is certain in spite of it."""
+    def _folder_difference(self, name: str, place: int, length: int) -> tuple[list[str], bool]:
+        """Return the difference in folders, and True where the file is certain in spite of it."""
         parts = _folded(name)
         num_extra, num_deeper = len(parts) - length, len(self._parts[place]) - length
         if num_extra and num_deeper:
             return ["have other folders"], False
         if num_deeper:
             return [_DEEPER], self._are_all_wanted
-        if num_extra and num_extra == self._num_own(parts):
+        if num_extra and num_extra == self._num_leading(parts):
             remedy = "" if _is_absolute(name) else f" (give `{self._above[num_extra - 1]}` as the image folder)"
             return [f"begin with the image folder itself{remedy}"], True
         if num_extra:
@@ -311,13 +325,13 @@ class _Index:
             return ["begin with folders that are not in the image folder"], self._are_all_wanted or is_same_folder
         return [], True
 
-    def _differences(self, name: str, place: int, likeness: _Likeness, length: int) -> list[str]:
-        """All that differs between a name and a file in the last parts of their paths."""
+    def _differences(self, name: str, place: int, comparison: _Comparison, length: int) -> list[str]:
+        """Return all differences between a name and a file in the last parts of their paths."""
         causes = []
 
         def ends(without: str) -> list[Parts]:
             both = (_folded(name, without=without), _folded(self._files[place], without=without))
-            return [(*parts[-length:-1], likeness.key(parts[-1])) for parts in both]
+            return [(*parts[-length:-1], comparison.key(parts[-1])) for parts in both]
 
         file = self._files[place]
         for feature, (shows, noun) in _FEATURES.items():
@@ -330,10 +344,10 @@ class _Index:
                 mine, other = ends(form)
                 if mine != other:
                     causes.append(cause)
-        return [*causes, likeness.cause] if likeness.cause else causes
+        return [*causes, comparison.cause] if comparison.cause else causes
 
-    def _elsewhere(self, name: str) -> Near | None:
-        """A folder above or beside the image folder that has a file under the very name."""
+    def _in_other_folder(self, name: str) -> SimilarFile | None:
+        """Return a folder above or beside the image folder that has a file of exactly this name, or None."""
         parts = path_parts(name)
         self._num_asked += 1
         siblings = self._siblings if self._num_asked <= _SIBLINGS_ASKED_FOR else ()
@@ -343,8 +357,8 @@ class _Index:
                 if path.startswith(os.path.join(self._folder, "")):
                     return None
                 if folder == self._above[-1]:
-                    return Near("it is outside", "files of these names are there, but outside the image folder")
-                return Near(
+                    return SimilarFile("it is outside", "files of these names are there, but outside the image folder")
+                return SimilarFile(
                     f"it is in `{folder}`", f"`{folder}` has files of these names (give it as the image folder)"
                 )
         return None
@@ -355,13 +369,13 @@ def _has_upload_prefix(base: str) -> bool:
 
 
 def _folders_above(folder: Path) -> tuple[Path, ...]:
-    """All folders above one, from the nearest on, as seen from where the folder was named."""
+    """Return all parent folders, the nearest first, relative in the same way as `folder`."""
     num_above = len(Path(os.path.abspath(folder)).parts) - 1
     return tuple(Path(os.path.normpath(folder.joinpath(*[".."] * n))) for n in range(1, num_above + 1))
 
 
 def _siblings(folder: Path) -> tuple[Path, ...]:
-    """The first folders beside one."""
+    """Return the first folders beside `folder`."""
     try:
         inside = sorted(path for path in folder.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError:
