@@ -21,13 +21,13 @@ NAMES = [
     "count",
     "disabled",
     "inject",
-    "load",
+    "load_adapter",
     "load_bundled",
     "load_run",
     "merge",
     "remove",
     "roles_for",
-    "save",
+    "save_adapter",
     "train_mode",
 ]
 

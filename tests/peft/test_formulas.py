@@ -64,7 +64,7 @@ def applied(weight: Tensor, x: Tensor, module: nn.Module) -> Tensor:
 def bottleneck(y: Tensor, method: Adapter, own: Tensors, number: int) -> Tensor:
     """`scale * up(act(down(y)))` of one adapter. y: [..., C]."""
     down_w, down_b, up_w, up_b = (own[f"{number}.{name}"] for name in ("down_w", "down_b", "up_w", "up_b"))
-    return method.scale * (ACTIVATIONS[method.act](y @ down_w.T + down_b) @ up_w.T + up_b)
+    return method.scale * (ACTIVATIONS[method.activation](y @ down_w.T + down_b) @ up_w.T + up_b)
 
 
 def adapted(x: Tensor, y: Tensor, method: Adapter, own: Tensors) -> Tensor:

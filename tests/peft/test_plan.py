@@ -43,7 +43,7 @@ def test_lora__has_a_scale_of_one_unless_alpha_says_otherwise() -> None:
         ({"method": "adapter"}, "Exactly one of `width` and `reduction` must be given, but neither is"),
         ({"method": "adapter", "width": 8, "reduction": 4}, "but both are"),
         ({"method": "adapter", "width": 8, "count": -1}, "`count` must be at least 0"),
-        ({"method": "adapter", "width": 8, "act": "tanh"}, "`act` must be one of gelu, relu, silu"),
+        ({"method": "adapter", "width": 8, "activation": "tanh"}, "`activation` must be one of gelu, relu, silu"),
         ({"rank": 8}, "A method must be written as"),
         (["lora"], "A method must be written as"),
     ],

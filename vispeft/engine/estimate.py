@@ -141,7 +141,7 @@ def _data_size(config: Config) -> tuple[int, int]:
 def _adapter_bytes(model: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ADAPTER_FILE
-        peft.save(model, path)
+        peft.save_adapter(model, path)
         return path.stat().st_size
 
 

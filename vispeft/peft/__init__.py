@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning of any torch model: what to train, where, and what to keep of it."""
 
 from vispeft.peft.check import check
-from vispeft.peft.checkpoint import AdapterFile, describe, load, save
+from vispeft.peft.checkpoint import AdapterFile, describe, load_adapter, save_adapter
 from vispeft.peft.count import Count, count
 from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.interop.peft_library import load_peft, save_peft
@@ -35,12 +35,12 @@ __all__ = [
     "describe",
     "disabled",
     "inject",
-    "load",
+    "load_adapter",
     "load_peft",
     "merge",
     "method_from_dict",
     "remove",
-    "save",
+    "save_adapter",
     "save_peft",
     "train_mode",
 ]

@@ -33,7 +33,7 @@ class AdapterFile:
     plan: methods by site name, and the names of the parameters trained in full
     architecture: class name of the base
     fingerprint: SHA-256 of the base's frozen tensors, or of its names and shapes where nothing is frozen
-    metadata: what the caller of `save` added
+    metadata: what the caller of `save_adapter` added
     rounded: the fingerprints of the base after rounding, by precision; none in files of earlier versions
     """
 
@@ -44,7 +44,7 @@ class AdapterFile:
     rounded: Mapping[str, str] = field(default_factory=dict)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
     """Writes everything that was trained, and only that, to one file; an existing one is replaced in one step.
 
     metadata: anything that JSON can hold and a user of the file will need: class names, image size, normalisation
@@ -69,7 +69,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     write_tensors(Path(path), own_copies({key: state[key] for key in sorted(own)}), {_HEADER: text})
 
 
-def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     """Makes the model what it was when it was saved, in place: injects the file's plan and loads its tensors.
 
     The model must be the base that the file was trained on, without a plan or with the very plan of the file; any other
@@ -81,7 +81,9 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     _check_base(model, file, source)
     if is_injected(model):
         if resolved_plan(model).to_dict() != file.plan.to_dict():
-            raise CheckpointError(f"The model has another plan than `{source}`. Call `remove(model)` before `load`.")
+            raise CheckpointError(
+                f"The model has another plan than `{source}`. Call `remove(model)` before `load_adapter`."
+            )
         copy_tensors(model, tensors, file.plan.train, source)
         return file
     try:
@@ -167,7 +169,9 @@ def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
     """An adapter file's tensors and what it says of itself."""
     if not source.is_file():
         remedy = (
-            "`load_peft` reads directories of the peft library" if source.is_dir() else "`save` writes adapter files"
+            "`load_peft` reads directories of the peft library"
+            if source.is_dir()
+            else "`save_adapter` writes adapter files"
         )
         raise CheckpointError(f"`{source}` is not a file. {remedy}.")
     tensors, metadata = read_tensors(source)
@@ -210,5 +214,5 @@ def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     raise CheckpointError(
         f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is "
         f"a {type(model).__name__} with fingerprint {found[:12]} ({precisions}). Build the same model with the same "
-        f"weights. To use another precision, convert the model after `load`."
+        f"weights. To use another precision, convert the model after `load_adapter`."
     )

@@ -112,7 +112,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     bare = sorted(key for key in full if "." not in key)
     if bare or not factors:
         what = f"`{bare[0]}`, a parameter of the model itself" if bare else "a plan without LoRA or DoRA"
-        raise PlanError(f"The peft library has no counterpart for {what}. Save it with `save`.")
+        raise PlanError(f"The peft library has no counterpart for {what}. Save it with `save_adapter`.")
     tensors |= {f"{_PREFIX}{key}": value for key, value in full.items()}
     copies = own_copies(dict(sorted(tensors.items())))
     write_tensors(target / "adapter_model.safetensors", copies, {"format": "pt"})
@@ -186,13 +186,13 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
             _check_conv(item.site, modules[item.site])
         name = _their_site(item.site, item.delta, modules)
         if name is None or name in factors:
-            raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save`.")
+            raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save_adapter`.")
         factors[name] = _whole(item.delta)
     plain = [name for name, pair in factors.items() if pair.magnitude is None]
     if 0 < len(plain) < len(factors):
         raise PlanError(
             f"The peft library has DoRA at every site or at none, but here `{plain[0]}` has LoRA and others have DoRA. "
-            f"Save it with `save`."
+            f"Save it with `save_adapter`."
         )
     for name in [name for name in factors if isinstance(modules.get(name), nn.MultiheadAttention)]:
         _complete_attention(factors, name, modules[name])
@@ -208,7 +208,7 @@ def _check_conv(site: str, module: nn.Module) -> None:
     if module.padding_mode != "zeros" or tuple(module.dilation) != (1, 1):
         raise PlanError(
             f"The peft library forgets dilation and padding mode: at `{site}`, with dilation {module.dilation} and "
-            f"padding {module.padding_mode!r}, it computes another update. Use `save` and `load`."
+            f"padding {module.padding_mode!r}, it computes another update. Use `save_adapter` and `load_adapter`."
         )
 
 
@@ -243,7 +243,7 @@ def _magnitude(delta: LinearDoRA | ConvDoRA) -> Tensor:
     (base,) = delta.bases
     magnitude = _row_lengths(base.weight, delta.m.dtype)
     if not magnitude.all():
-        raise PlanError("The peft library cannot do DoRA on a weight with a row of zeros. Save it with `save`.")
+        raise PlanError("The peft library cannot do DoRA on a weight with a row of zeros. Save it with `save_adapter`.")
     for rows, growth in zip(delta.rows, delta.m.detach().chunk(len(delta.rows)), strict=True):
         magnitude[rows] += growth
     return magnitude

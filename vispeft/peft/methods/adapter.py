@@ -27,7 +27,7 @@ class Adapter(Method):
     width: features of the bottleneck; or reduction: how many times narrower it is than the site's output
     count: adapters at each site, from 0
     parallel: `down` reads the map's input x instead; the outcomes of all `count` are added to y
-    act: gelu (exact), relu or silu
+    activation: gelu (exact), relu or silu
     chain: "additive", or "last": each adapter reads what the one before gave but starts from y again, so that only the
         last outcome is added. That is what the public code of Abou Baker et al. 2024, https://doi.org/10.3390/make6040133,
         does; it is here for comparison with it alone
@@ -38,7 +38,7 @@ class Adapter(Method):
     reduction: int | None = None
     count: int = 1
     parallel: bool = False
-    act: str = "gelu"
+    activation: str = "gelu"
     scale: float = 1.0
     chain: str = "additive"
 
@@ -51,8 +51,8 @@ class Adapter(Method):
         if self.reduction is not None:
             at_least("reduction", self.reduction, 1)
         at_least("count", self.count, 0)
-        if self.act not in ACTIVATIONS:
-            raise PlanError(f"`act` must be one of {', '.join(ACTIVATIONS)}, but is {self.act!r}.")
+        if self.activation not in ACTIVATIONS:
+            raise PlanError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {self.activation!r}.")
         if not (math.isfinite(self.scale) and self.scale):
             raise PlanError(f"`scale` must be finite and not 0, or nothing would ever be learnt, but is {self.scale}.")
         if self.chain not in CHAINS:
@@ -84,9 +84,9 @@ class Bottleneck(nn.Module):
         self.up_w, self.up_b = trainable(outputs, width, like=like), trainable(outputs, like=like)
         nn.init.kaiming_uniform_(self.down_w, a=math.sqrt(5))
 
-    def forward(self, y: Tensor, x: Tensor, act: str, scale: float) -> Tensor:
+    def forward(self, y: Tensor, x: Tensor, activation: str, scale: float) -> Tensor:
         """`y + scale * up(act(down(x)))`. x: [..., in]; y: [..., out]."""
-        return bottleneck_add(y, x, self.down_w, self.down_b, self.up_w, self.up_b, act, scale)
+        return bottleneck_add(y, x, self.down_w, self.down_b, self.up_w, self.up_b, activation, scale)
 
 
 class AdapterDelta(Delta):
@@ -99,7 +99,8 @@ class AdapterDelta(Delta):
         width = method.width if method.width is not None else size.outputs // cast(int, method.reduction)
         if width < 1:
             raise PlanError(f"`reduction` must be at most the site's width {size.outputs}, but is {method.reduction}.")
-        self.parallel, self.act, self.scale, self.dim = method.parallel, method.act, method.scale, size.dim
+        self.parallel, self.dim = method.parallel, size.dim
+        self.activation, self.scale = method.activation, method.scale
         self.is_additive = method.chain == "additive"
         like = reference_tensor(base)
         for index in range(method.count):
@@ -113,11 +114,11 @@ class AdapterDelta(Delta):
         if self.is_additive and seen is None:
             down = [one.down_w for one in adapters], [one.down_b for one in adapters]
             up = [one.up_w for one in adapters], [one.up_b for one in adapters]
-            stream = bottleneck_chain(stream, *down, *up, activation=self.act, scale=self.scale)
+            stream = bottleneck_chain(stream, *down, *up, activation=self.activation, scale=self.scale)
         else:
             for adapter in adapters:
                 base_of_sum = stream if self.is_additive else start
-                stream = adapter(base_of_sum, stream if seen is None else seen, self.act, self.scale)
+                stream = adapter(base_of_sum, stream if seen is None else seen, self.activation, self.scale)
         return _laid_out_like(y, stream.movedim(-1, self.dim))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
