@@ -12,7 +12,8 @@ from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.modes import train_mode
-from vispeft.peft.plan import METHODS, Plan, method_from_dict
+from vispeft.peft.plan import Plan
+from vispeft.peft.registry import METHODS, known_methods, method_from_dict, register_method
 from vispeft.peft.targets import Names, Site
 
 __all__ = [
@@ -35,10 +36,12 @@ __all__ = [
     "describe",
     "disabled",
     "inject",
+    "known_methods",
     "load_adapter",
     "load_peft",
     "merge",
     "method_from_dict",
+    "register_method",
     "remove",
     "save_adapter",
     "save_peft",

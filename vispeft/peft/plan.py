@@ -7,20 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vispeft.errors import PlanError
-from vispeft.io.names import did_you_mean
-from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
-from vispeft.peft.methods.dora import DoRA
-from vispeft.peft.methods.lora import LoRA
-from vispeft.peft.methods.scale_shift import IA3, ScaleShift
-
-METHODS: dict[str, type[Method]] = {
-    "lora": LoRA,
-    "dora": DoRA,
-    "adapter": Adapter,
-    "scale_shift": ScaleShift,
-    "ia3": IA3,
-}
+from vispeft.peft.registry import method_from_dict
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Plan:
                 raise PlanError(f"`{pattern}` must have a method such as LoRA(rank=8), but has {method!r}.")
 
     def entries(self) -> list[tuple[str, Method]]:
-        """Each pattern with each of its methods, in order."""
+        """Return each pattern with each of its methods, in order."""
         return [
             (pattern, method)
             for pattern, methods in self.deltas.items()
@@ -53,7 +41,7 @@ class Plan:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"deltas": {pattern: {"method": name, ...}}, "train": [...]}` of plain values; `from_dict` reads it back."""
+        """Return `{"deltas": {pattern: {"method": name, ...}}, "train": [...]}`; `from_dict` reads it back."""
         deltas: dict[str, Any] = {}
         for pattern, methods in self.deltas.items():
             if isinstance(methods, Method):
@@ -64,7 +52,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The plan that a configuration writes: `deltas` and `train`, both optional."""
+        """Return the plan that a configuration writes: `deltas` and `train`, both optional."""
         for key in values:
             if key not in ("deltas", "train"):
                 raise PlanError(f"`{key}` is not a key of a plan, which has `deltas` and `train`.")
@@ -110,18 +98,9 @@ class Plan:
         return cls(train=(norms, *head))
 
 
-def method_from_dict(values: Mapping[str, Any]) -> Method:
-    """The method that a configuration writes: `{"method": "lora", "rank": 8}`."""
-    if not isinstance(values, Mapping) or "method" not in values:
-        raise PlanError(f"A method must be written as {{method: lora, rank: 8}}, but is {values!r}.")
-    name = values["method"]
-    if name not in METHODS:
-        raise PlanError(f"`{name}` is not a method.{did_you_mean(str(name), METHODS)} There are {', '.join(METHODS)}.")
-    return METHODS[name].from_options({key: value for key, value in values.items() if key != "method"})
-
-
 def _method(pattern: str, values: Any) -> Method:
+    """Return one method of a pattern; errors get the pattern put before them."""
     try:
         return method_from_dict(values)
     except PlanError as error:
-        raise PlanError(f"`{pattern}`: {error}") from error
+        raise type(error)(f"`{pattern}`: {error}") from error
