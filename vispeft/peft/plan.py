@@ -72,29 +72,29 @@ class Plan:
 
     @classmethod
     def full(cls) -> Plan:
-        """Full fine-tuning: every parameter."""
+        """Return the plan of full fine-tuning: every parameter."""
         return cls(train=("**",))
 
     @classmethod
     def head_only(cls, *head: str) -> Plan:
-        """The head's patterns and nothing else."""
+        """Return a plan that trains the head alone."""
         return cls(train=head or ("head.**",))
 
     @classmethod
     def last_blocks(cls, count: int, blocks: str = "blocks", head: Sequence[str] = ("head.**",)) -> Plan:
-        """The last `count` of the numbered children of `blocks`, and the head."""
+        """Return a plan that trains the last `count` of the numbered children of `blocks`, and the head."""
         if count < 1:
             raise PlanError(f"`count` must be at least 1, but is {count}.")
         return cls(train=(f"{blocks}.[-{count}:].**", *head))
 
     @classmethod
     def biases(cls, head: Sequence[str] = ("head.**",)) -> Plan:
-        """Every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199), and the head."""
+        """Return a plan that trains biases (BitFit, 2022, https://arxiv.org/abs/2106.10199) and the head."""
         return cls(train=("**.bias", *head))
 
     @classmethod
     def norms(cls, norms: str = "**.*norm*.**", head: Sequence[str] = ("head.**",)) -> Plan:
-        """Every parameter of the norms, found by name, and the head."""
+        """Return a plan that trains all parameters of the norms, found by name, and the head."""
         return cls(train=(norms, *head))
 
 
