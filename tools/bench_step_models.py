@@ -96,7 +96,7 @@ def mask_dino_plans(num_blocks: int) -> dict[str, Plan | None]:
     return {
         "forward": None,
         "head": Plan.head_only(*heads),
-        "adapter": Plan({MASK_DINO_ATTENTION: Adapter(reduction=4, act="relu")}, heads),
+        "adapter": Plan({MASK_DINO_ATTENTION: Adapter(reduction=4, activation="relu")}, heads),
         "lora": Plan({decoders: LoRA(RANK, ALPHA)}, heads),
         "lora_dropout": Plan({decoders: LoRA(RANK, ALPHA, dropout=DROPOUT)}, heads),
         "lora_everywhere": Plan({everywhere: LoRA(RANK, ALPHA)}, heads),

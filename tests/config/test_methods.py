@@ -1,10 +1,13 @@
 """Methods as a configuration describes them."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vispeft.config import methods_from, parse_config
+from vispeft.config import dump_config, methods_from, parse_config
+from vispeft.config.strict_yaml import parse_yaml
 from vispeft.errors import ConfigError
 from vispeft.peft import Adapter, LoRA
 
@@ -34,3 +37,53 @@ def test_parse_config__checks_deltas_by_full_path(fields: Any, words: list[str])
     with pytest.raises(ConfigError) as error:
         parse_config({"peft": {"deltas": {"a.b": fields}}})
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+MY_METHODS = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import vispeft as vp
+
+@dataclass(frozen=True)
+class Mine(vp.LoRA):
+    """LoRA under another name."""
+
+    name: ClassVar[str] = "mine"
+
+vp.register_method(Mine)
+'''
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of Python modules, with `config_methods` and `config_broken`; nothing of it outlives the test."""
+    (tmp_path / "config_methods.py").write_text(MY_METHODS)
+    (tmp_path / "config_broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("vispeft.peft.registry._registered", {})
+    monkeypatch.delitem(sys.modules, "config_methods", raising=False)
+    return tmp_path
+
+
+def test_parse_config__imports_the_modules_before_methods_and_rates(modules: Path) -> None:
+    raw = {"train": {"methods": {"mine": {"lr": 0.1}}}, "peft": {"deltas": {"a": {"method": "mine", "rank": 2}}}}
+    with pytest.raises(ConfigError, match=r"`peft\.deltas\.a\.method` must be a method.*`peft\.modules`"):
+        parse_config(raw)
+    config = parse_config(raw, ["peft.modules=[config_methods]"])
+    assert config.train.methods["mine"].lr == 0.1
+    assert methods_from(config.peft.deltas["a"], "x")[0].to_dict()["method"] == "mine"
+    assert parse_config(parse_yaml(dump_config(config), "dumped")) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("config_lacking.methods", "ModuleNotFoundError: No module named 'config_lacking'"),
+        ("config_broken", "ZeroDivisionError: division by zero"),
+        ("", "ValueError: Empty module name"),
+    ],
+)
+def test_parse_config__names_a_module_that_cannot_be_imported(modules: Path, name: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=f"^`peft.modules` names `{name}`, which cannot be imported: {reason}"):
+        parse_config({"peft": {"modules": [name]}})

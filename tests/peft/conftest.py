@@ -100,8 +100,10 @@ CASES = {
     "adapter": Case("blocks.*.attn.proj", Adapter(width=3), merges=False),
     "adapters 3": Case("blocks.*.attn.proj | blocks.*.mlp.fc2", Adapter(reduction=4, count=3), merges=False),
     "adapter last": Case("blocks.*.attn.proj", Adapter(width=3, count=2, chain="last"), merges=False),
-    "adapter parallel": Case("blocks.*.mlp", Adapter(width=3, parallel=True, act="relu", scale=0.1), merges=False),
-    "adapter conv": Case("conv", Adapter(width=3, act="silu"), merges=False),
+    "adapter parallel": Case(
+        "blocks.*.mlp", Adapter(width=3, parallel=True, activation="relu", scale=0.1), merges=False
+    ),
+    "adapter conv": Case("conv", Adapter(width=3, activation="silu"), merges=False),
     "adapter block": Case("blocks.1", Adapter(width=3), merges=False),
     "adapter mha": Case("self_attn", Adapter(width=3), merges=False),
     "ssf linear": Case("blocks.*.mlp.fc2", ScaleShift()),

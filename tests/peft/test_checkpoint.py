@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft import Adapter, LoRA, Plan, describe, inject, load, save, train_mode
+from vispeft.peft import Adapter, LoRA, Plan, describe, inject, load_adapter, save_adapter, train_mode
 from vispeft.peft.inject import is_injected
 
 Build = Callable[[], nn.Module]
@@ -29,7 +29,7 @@ def file(build: Build, images: Tensor, train: Train, tmp_path: Path) -> Path:
     inject(model, PLAN)
     train_mode(model, update_statistics=True)
     train(model, images)
-    save(model, tmp_path / "deep" / "adapter.safetensors", metadata={"classes": ["a"]})
+    save_adapter(model, tmp_path / "deep" / "adapter.safetensors", metadata={"classes": ["a"]})
     return tmp_path / "deep" / "adapter.safetensors"
 
 
@@ -52,13 +52,13 @@ def test_save__is_everyones_to_read(file: Path) -> None:
 def test_load__restores_the_statistics_of_a_thawed_norm(file: Path, build: Build) -> None:
     model = build()
     before = model.bn.running_mean.clone()
-    load(model, file)
+    load_adapter(model, file)
     assert not torch.equal(model.bn.running_mean, before)
 
 
 def test_load__gives_back_the_plan_and_goes_on_training(file: Path, build: Build, images: Tensor, train: Train) -> None:
     model = build()
-    loaded = load(model, file)
+    loaded = load_adapter(model, file)
     assert loaded == describe(file)
     assert loaded.architecture == "Net"
     assert loaded.plan.deltas["conv"] == (Adapter(width=2), LoRA(2))
@@ -68,8 +68,8 @@ def test_load__gives_back_the_plan_and_goes_on_training(file: Path, build: Build
 def test_load__into_a_model_with_the_same_plan_replaces_its_values(file: Path, build: Build, images: Tensor) -> None:
     model, fresh = build(), build()
     inject(model, PLAN)
-    load(model, file)
-    load(fresh, file)
+    load_adapter(model, file)
+    load_adapter(fresh, file)
     assert torch.equal(model(images), fresh(images))
 
 
@@ -77,7 +77,7 @@ def test_load__refuses_a_model_with_another_plan(file: Path, build: Build) -> No
     model = build()
     inject(model, Plan({}, ["head.**", "bn"]))
     with pytest.raises(CheckpointError, match=r"another plan.*Call `remove\(model\)`"):
-        load(model, file)
+        load_adapter(model, file)
 
 
 def test_load__a_full_plan_fits_any_weights_of_the_same_shapes(build: Build, images: Tensor, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_load__a_full_plan_fits_any_weights_of_the_same_shapes(build: Build, ima
     with torch.no_grad():
         model.head.weight.add_(1)
         other.conv.weight.add_(1)
-    save(model, tmp_path / "full.safetensors")
-    load(other, tmp_path / "full.safetensors")
+    save_adapter(model, tmp_path / "full.safetensors")
+    load_adapter(other, tmp_path / "full.safetensors")
     assert torch.equal(other(images), model(images))
 
 
@@ -98,8 +98,8 @@ def test_load__takes_back_deltas_on_a_base_that_was_trained_in_full(
     inject(model, Plan({"blocks.*.attn.qkv": LoRA(2)}, ["**"]))
     train_mode(model)
     train(model, images)
-    save(model, tmp_path / "adapter.safetensors")
-    load(fresh, tmp_path / "adapter.safetensors")
+    save_adapter(model, tmp_path / "adapter.safetensors")
+    load_adapter(fresh, tmp_path / "adapter.safetensors")
     assert torch.equal(fresh.eval()(images), model.eval()(images))
 
 
@@ -115,20 +115,20 @@ def test_save__says_where_it_cannot_write(build: Build, tmp_path: Path, place: s
     model = build()
     inject(model, PLAN)
     with pytest.raises(CheckpointError, match=rf"{place}` cannot be written: (File exists|Is a directory)"):
-        save(model, tmp_path / place)
+        save_adapter(model, tmp_path / place)
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
 
 def test_load__refuses_another_architecture_by_name(file: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another base: this model has no `\w+"):
-        load(nn.Sequential(nn.Linear(2, 2)), file)
+        load_adapter(nn.Sequential(nn.Linear(2, 2)), file)
 
 
 def test_load__refuses_another_number_of_classes_by_name(file: Path, build: Build) -> None:
     model = build()
     model.head = nn.Linear(8, 7)
     with pytest.raises(CheckpointError, match=r"`head\.\w+` is \[.*with as many classes"):
-        load(model, file)
+        load_adapter(model, file)
     assert not is_injected(model)
     assert list(model.state_dict()) == list(build().state_dict())
 
@@ -168,7 +168,7 @@ def test_load__refuses_a_damaged_file_and_leaves_the_model(
     damage(file)
     model = build()
     with pytest.raises(CheckpointError, match=message):
-        load(model, file)
+        load_adapter(model, file)
     assert not is_injected(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -177,34 +177,34 @@ def test_save__refuses_metadata_that_json_cannot_hold(build: Build, tmp_path: Pa
     model = build()
     inject(model, PLAN)
     with pytest.raises(CheckpointError, match="`metadata` must be plain values"):
-        save(model, tmp_path / "a.safetensors", metadata={"mean": torch.zeros(3)})
+        save_adapter(model, tmp_path / "a.safetensors", metadata={"mean": torch.zeros(3)})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_save__needs_a_plan(build: Build, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="no plan"):
-        save(build(), tmp_path / "a.safetensors")
+        save_adapter(build(), tmp_path / "a.safetensors")
 
 
 def test_save__needs_the_name_of_a_file(build: Build) -> None:
     model = build()
     inject(model, PLAN)
     with pytest.raises(CheckpointError, match=r"`\.` must be the name of a file"):
-        save(model, "")
+        save_adapter(model, "")
 
 
 def test_save_and_load__refuse_a_model_without_values(file: Path, build: Build, tmp_path: Path) -> None:
     model = build().to("meta")
     with pytest.raises(CheckpointError, match="is on the meta device and has no values"):
-        load(model, file)
+        load_adapter(model, file)
     assert not is_injected(model)
     inject(model, PLAN)
     with pytest.raises(CheckpointError, match="is on the meta device and has no values"):
-        save(model, tmp_path / "a.safetensors")
+        save_adapter(model, tmp_path / "a.safetensors")
 
 
 def test_load__refuses_a_fingerprint_that_is_no_text(build: Build, tmp_path: Path) -> None:
     header = {"format": 1, "plan": {"deltas": {}, "train": []}, "architecture": "x", "fingerprint": 3, "metadata": {}}
     save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"vispeft": json.dumps(header)})
     with pytest.raises(CheckpointError, match="was trained on a x with fingerprint 3"):
-        load(build(), tmp_path / "a.safetensors")
+        load_adapter(build(), tmp_path / "a.safetensors")

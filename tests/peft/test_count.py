@@ -24,7 +24,7 @@ def test_count__tells_deltas_full_and_frozen_apart(build) -> None:
 
 def test_count__the_studys_adapter_has_its_published_size() -> None:
     model = nn.ModuleDict({"proj": nn.Linear(256, 256)})
-    inject(model, Plan({"proj": Adapter(reduction=4, act="relu")}))
+    inject(model, Plan({"proj": Adapter(reduction=4, activation="relu")}))
     assert count(model).deltas == {"adapter": 33_088}
 
 

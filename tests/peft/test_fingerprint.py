@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft import LoRA, Plan, describe, inject, load, save
+from vispeft.peft import LoRA, Plan, describe, inject, load_adapter, save_adapter
 from vispeft.peft.inject import is_injected
 
 Build = Callable[[], nn.Module]
@@ -45,7 +45,7 @@ def saved(build: Build, shake: Shake, tmp_path: Path) -> Callable[[Callable[[nn.
         model = to(build())
         inject(model, PLAN)
         shake(model)
-        save(model, tmp_path / "a.safetensors")
+        save_adapter(model, tmp_path / "a.safetensors")
         return tmp_path / "a.safetensors"
 
     return make
@@ -67,7 +67,7 @@ def test_load__takes_the_base_in_another_precision(
     there: str, here: str, saved: Callable[..., Path], build: Build
 ) -> None:
     file, model = saved(TO[there]), TO[here](build())
-    load(model, file)
+    load_adapter(model, file)
     tensors = load_file(file)
     assert model.head.weight.dtype == model.conv.weight.dtype
     torch.testing.assert_close(model.head.weight, tensors["head.weight"].to(model.head.weight.dtype))
@@ -79,15 +79,15 @@ def test_load__takes_a_base_in_half_precision_made_whole_again(
     here: str, saved: Callable[..., Path], build: Build
 ) -> None:
     file = saved(TO["bfloat16"])
-    load(TO[here](build().bfloat16()), file)
+    load_adapter(TO[here](build().bfloat16()), file)
 
 
 def test_load__computes_in_bfloat16_nearly_what_was_trained(
     saved: Callable[..., Path], build: Build, images: Tensor
 ) -> None:
     file, whole, half = saved(TO["float32"]), build(), build().bfloat16()
-    load(whole, file)
-    load(half, file)
+    load_adapter(whole, file)
+    load_adapter(half, file)
     with torch.no_grad():
         torch.testing.assert_close(half(images.bfloat16()).float(), whole(images), atol=0.05, rtol=0.05)
 
@@ -99,7 +99,7 @@ def test_load__refuses_another_base_in_any_precision(here: str, saved: Callable[
         model.conv.weight[0, 0, 0, 0] += 0.1
     TO[here](model)
     with pytest.raises(CheckpointError, match="Build the same model with the same weights"):
-        load(model, file)
+        load_adapter(model, file)
     assert not is_injected(model)
 
 
@@ -111,13 +111,13 @@ def test_load__refuses_a_base_in_the_same_precision_that_differs_below_bfloat16(
     with torch.no_grad():
         model.blocks[0].norm1.weight[0] += 1e-6
     with pytest.raises(CheckpointError, match="Build the same model with the same weights"):
-        load(model, file)
+        load_adapter(model, file)
 
 
 def test_load__refuses_a_half_of_a_half(saved: Callable[..., Path], build: Build) -> None:
     file = saved(TO["float16"])
-    with pytest.raises(CheckpointError, match=r"\(bfloat16\).*convert the model after `load`"):
-        load(build().bfloat16(), file)
+    with pytest.raises(CheckpointError, match=r"\(bfloat16\).*convert the model after `load_adapter`"):
+        load_adapter(build().bfloat16(), file)
 
 
 def _without_rounded(file: Path) -> None:
@@ -131,8 +131,8 @@ def _without_rounded(file: Path) -> None:
 def test_load__takes_files_of_earlier_versions_on_the_exact_base(saved: Callable[..., Path], build: Build) -> None:
     file = saved(TO["float32"])
     _without_rounded(file)
-    load(build(), file)
-    load(build().double(), file)
+    load_adapter(build(), file)
+    load_adapter(build().double(), file)
     assert describe(file).rounded == {}
-    with pytest.raises(CheckpointError, match=r"\(bfloat16\).*convert the model after `load`"):
-        load(build().bfloat16(), file)
+    with pytest.raises(CheckpointError, match=r"\(bfloat16\).*convert the model after `load_adapter`"):
+        load_adapter(build().bfloat16(), file)

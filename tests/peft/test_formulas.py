@@ -28,7 +28,7 @@ def rows(parts: str, total: int) -> Tensor:
     return torch.cat([torch.arange(third) + "qkv".index(part) * third for part in parts or "qkv"])
 
 
-def change(weight: Tensor, method: LoRA, own: Tensors) -> Tensor:
+def change(weight: Tensor, method: LoRA | DoRA, own: Tensors) -> Tensor:
     """`alpha / rank * B A` in the shape of the weight, zero on rows of other parts."""
     a = own["a"].flatten(1)  # [parts * r, in]
     b = own["b"].flatten(1)  # [parts * out of a part, r]
@@ -64,7 +64,7 @@ def applied(weight: Tensor, x: Tensor, module: nn.Module) -> Tensor:
 def bottleneck(y: Tensor, method: Adapter, own: Tensors, number: int) -> Tensor:
     """`scale * up(act(down(y)))` of one adapter. y: [..., C]."""
     down_w, down_b, up_w, up_b = (own[f"{number}.{name}"] for name in ("down_w", "down_b", "up_w", "up_b"))
-    return method.scale * (ACTIVATIONS[method.act](y @ down_w.T + down_b) @ up_w.T + up_b)
+    return method.scale * (ACTIVATIONS[method.activation](y @ down_w.T + down_b) @ up_w.T + up_b)
 
 
 def adapted(x: Tensor, y: Tensor, method: Adapter, own: Tensors) -> Tensor:
@@ -101,7 +101,7 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
 
 def weight_formula(method: Method, own: Tensors, weight: Tensor) -> Tensor:
     """A parameter with one delta."""
-    assert isinstance(method, LoRA)
+    assert isinstance(method, LoRA | DoRA)
     changed = weight + change(weight, method, own)
     if isinstance(method, DoRA):
         return changed * gain(weight, method, own).view(-1, *(1 for _ in weight.shape[1:]))
@@ -183,7 +183,7 @@ def test_formula__takes_the_published_start(case, build: Build) -> None:
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.5), DoRA(rank=2, dropout=0.5)], ids=["lora", "dora"])
-def test_formula__drops_inputs_of_the_update_alone(method: LoRA, build: Build, shake: Shake) -> None:
+def test_formula__drops_inputs_of_the_update_alone(method: LoRA | DoRA, build: Build, shake: Shake) -> None:
     """In training, the update reads `x * mask / (1 - dropout)` and the frozen map x; in eval there is no mask."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(4, 5)).double()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft import check, disabled, inject, load, merge, remove, save, train_mode
+from vispeft.peft import check, disabled, inject, load_adapter, merge, remove, save_adapter, train_mode
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -140,9 +140,9 @@ def test_promise_4__a_file_restores_everything_that_was_trained(
     inject(model, case.plan)
     train_mode(model)
     train(model, images)
-    save(model, tmp_path / "adapter.safetensors", metadata={"classes": ["a", "b"]})
+    save_adapter(model, tmp_path / "adapter.safetensors", metadata={"classes": ["a", "b"]})
     fresh = build()
-    file = load(fresh, tmp_path / "adapter.safetensors")
+    file = load_adapter(fresh, tmp_path / "adapter.safetensors")
     assert file.metadata == {"classes": ["a", "b"]}
     assert_same(answer(fresh, images), answer(model.eval(), images))
     assert differ(answer(fresh, images), answer(build(), images))
@@ -154,11 +154,11 @@ def test_promise_4__a_file_restores_everything_that_was_trained(
 def test_promise_4__a_file_refuses_another_base_and_leaves_it_alone(case, build: Build, tmp_path: Path) -> None:
     model, other = build(), build()
     inject(model, case.plan)
-    save(model, tmp_path / "adapter.safetensors")
+    save_adapter(model, tmp_path / "adapter.safetensors")
     with torch.no_grad():
         other.blocks[1].norm2.bias[3] += 1e-6
     with pytest.raises(CheckpointError, match=r"was trained on a Net with fingerprint \w{12}, but this model is a Net"):
-        load(other, tmp_path / "adapter.safetensors")
+        load_adapter(other, tmp_path / "adapter.safetensors")
     assert list(other.state_dict()) == list(build().state_dict())
 
 

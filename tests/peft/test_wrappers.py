@@ -12,7 +12,19 @@ from torch.nn.parallel import DataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from vispeft.errors import PlanError
-from vispeft.peft import LoRA, Plan, check, count, disabled, inject, load, merge, remove, save, train_mode
+from vispeft.peft import (
+    LoRA,
+    Plan,
+    check,
+    count,
+    disabled,
+    inject,
+    load_adapter,
+    merge,
+    remove,
+    save_adapter,
+    train_mode,
+)
 from vispeft.peft.inject import is_injected
 from vispeft.peft.wrappers import unwrapped
 
@@ -60,12 +72,12 @@ def test_wrapped_models__are_served_as_the_model_inside(
         torch.testing.assert_close(model(images), wanted)
         with disabled(model):
             assert not torch.allclose(inner(images), wanted)
-    save(model, tmp_path / "a.safetensors")
+    save_adapter(model, tmp_path / "a.safetensors")
     assert "head.weight" in load_file(tmp_path / "a.safetensors")
-    load(base, tmp_path / "a.safetensors")
+    load_adapter(base, tmp_path / "a.safetensors")
     torch.testing.assert_close(base(images), wanted)
     again = wrap(build())
-    load(again, tmp_path / "a.safetensors")
+    load_adapter(again, tmp_path / "a.safetensors")
     torch.testing.assert_close(unwrapped(again)(images), wanted)
     remove(again)
     assert not is_injected(unwrapped(again))

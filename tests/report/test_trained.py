@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Plan, ScaleShift, inject, save
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Plan, ScaleShift, inject, save_adapter
 from vispeft.report.trained import read_trained
 
 
@@ -41,7 +41,7 @@ def saved(plan: Plan, folder: Path) -> Path:
     torch.manual_seed(0)
     model = Net()
     inject(model, plan)
-    save(model, folder / "adapter.safetensors")
+    save_adapter(model, folder / "adapter.safetensors")
     return folder / "adapter.safetensors"
 
 

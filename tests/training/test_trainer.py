@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
 from vispeft.io.metrics_file import read_metrics
-from vispeft.peft import Adapter, LoRA, Plan, inject, load, save
+from vispeft.peft import Adapter, LoRA, Plan, inject, load_adapter, save_adapter
 from vispeft.structures import Batch, Predictions, Targets
 from vispeft.training.arguments import LoopSettings
 from vispeft.training.checkpoint import load_checkpoint
@@ -271,7 +271,7 @@ def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_restores_the_best
     outputs: list[Tensor] = []
 
     def keep_best(step: int, metrics: Any) -> None:
-        save(halves.model, adapter_path, metadata={"step": step})
+        save_adapter(halves.model, adapter_path, metadata={"step": step})
         with torch.no_grad():
             outputs.append(halves.model(batch_of(50).images).final.class_logits)
 
@@ -286,7 +286,7 @@ def test_fit__with_deltas_resumes_to_the_bit_and_the_kept_file_restores_the_best
     assert_same(trained_tensors(halves.model), trained_tensors(whole.model))
     seed_everything(1)
     fresh = halves.make_model()
-    load(fresh, adapter_path)
+    load_adapter(fresh, adapter_path)
     assert len(outputs) == 1
     assert torch.equal(fresh.eval()(batch_of(50).images).final.class_logits, outputs[0])
 

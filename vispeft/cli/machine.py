@@ -14,10 +14,10 @@ def methods() -> None:
     Example: vispeft methods
     """
     from vispeft.models import FAMILIES
-    from vispeft.peft import METHODS
+    from vispeft.peft import known_methods
 
     rows = []
-    for name, kind in METHODS.items():
+    for name, kind in known_methods().items():
         summary = (kind.__doc__ or "").strip().splitlines()[0]
         rows.append((name, ", ".join(_field_text(field) for field in dataclasses.fields(kind)), summary))
     show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "summary"), rows)

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from importlib import import_module
 from typing import Any, TypeVar
 
 from vispeft.config.strict_yaml import describe
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.io.names import did_you_mean
-from vispeft.peft import METHODS, Method
+from vispeft.peft import Method, known_methods
 from vispeft.training.optim import FULL
 
 T = TypeVar("T")
+
+
+def imported_modules(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Import the modules that register methods; return their names unchanged. Raise ConfigError for one that fails."""
+    for name in names:
+        try:
+            import_module(name)
+        except Exception as error:  # a module of the user may raise anything
+            raise ConfigError(
+                f"`peft.modules` names `{name}`, which cannot be imported: {type(error).__name__}: "
+                f"{str(error).rstrip('.')}. Give its full dotted name, and install it or put its folder on PYTHONPATH."
+            ) from error
+    return names
 
 
 def checked_deltas(deltas: dict[str, Any]) -> dict[str, Any]:
@@ -23,7 +37,7 @@ def checked_deltas(deltas: dict[str, Any]) -> dict[str, Any]:
 
 def checked_rates(rates: dict[str, T]) -> dict[str, T]:
     """Return the rates unchanged; raise ConfigError for a name that is neither a method nor `full`."""
-    known = [*METHODS, FULL]
+    known = [*known_methods(), FULL]
     for name in rates:
         if name not in known:
             guess = did_you_mean(name, known, prefix="train.methods.", cutoff=0.0)
@@ -39,17 +53,21 @@ def methods_from(value: Any, key: str) -> list[Method]:
 
 
 def _method_from(fields: Any, key: str) -> Method:
+    kinds = known_methods()
     if not isinstance(fields, dict) or "method" not in fields:
         # an unquoted pattern on the command line falls apart at its dots and ends here
         raise ConfigError(
-            f"`{key}` must be like {{method: lora, rank: 8}}, with a method of {', '.join(METHODS)}, "
+            f"`{key}` must be like {{method: lora, rank: 8}}, with a method of {', '.join(kinds)}, "
             f"but is {describe(fields)}. On the command line, put the pattern in quotes."
         )
     name = fields["method"]
-    kind = METHODS.get(name) if isinstance(name, str) else None
+    kind = kinds.get(name) if isinstance(name, str) else None
     if kind is None:
-        guess = did_you_mean(str(name), METHODS, cutoff=0.0)
-        raise ConfigError(f"`{key}.method` must be a method, but is {describe(name)}.{guess}")
+        guess = did_you_mean(str(name), kinds, cutoff=0.0)
+        raise ConfigError(
+            f"`{key}.method` must be a method, but is {describe(name)}.{guess} "
+            f"The module that registers a method of your own must be in `peft.modules`."
+        )
     options = {option: value for option, value in fields.items() if option != "method"}
     known = [field.name for field in dataclasses.fields(kind)]
     for option in options:

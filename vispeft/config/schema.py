@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from vispeft.config.methods import checked_deltas, checked_rates
+from vispeft.config.methods import checked_deltas, checked_rates, imported_modules
 from vispeft.errors import ConfigError
 
 FilePath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
@@ -57,6 +57,10 @@ class ModelConfig(Section):
 class PeftConfig(Section):
     """Trained parts: deltas by site pattern, and parameters trained in full by pattern."""
 
+    # validated first: deltas and rates may name a method that one of these modules registers
+    modules: Annotated[tuple[str, ...], AfterValidator(imported_modules)] = Field(
+        (), description="Python modules that register methods of your own, imported before the plan is built."
+    )
     deltas: Annotated[dict[str, Any], AfterValidator(checked_deltas)] = Field(
         {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, or to a list of such."
     )

@@ -143,7 +143,7 @@ def _adapter_bytes(model: nn.Module) -> int:
     """Return the size of the adapter file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / ADAPTER_FILE
-        peft.save(model, path)
+        peft.save_adapter(model, path)
         return path.stat().st_size
 
 

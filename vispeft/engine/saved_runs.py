@@ -48,7 +48,7 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     class_names = _class_names(directory.adapter)
     category_ids = _category_ids(directory.annotations, class_names)
     model = build_base(config, len(class_names))
-    peft.load(model, directory.adapter)
+    peft.load_adapter(model, directory.adapter)
     model.eval()
     return LoadedRun(directory, config, model, class_names, category_ids)
 
@@ -59,7 +59,7 @@ def _class_names(adapter: Path) -> tuple[str, ...]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
             f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
-            "For a file of `vispeft.save`, use `vispeft.load`."
+            "For a file of `vispeft.save_adapter`, use `vispeft.load_adapter`."
         )
     return tuple(names)
 

@@ -222,13 +222,13 @@ def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
         "step": step,
         "metrics": dict(metrics),
     }
-    peft.save(run.model, run.directory.adapter, metadata=metadata)
+    peft.save_adapter(run.model, run.directory.adapter, metadata=metadata)
 
 
 def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     """Evaluate the best adapter, read from its file into a fresh base, and write the summary."""
     best = build_base(run.config, len(run.sets.train.categories))
-    peft.load(best, run.directory.adapter)
+    peft.load_adapter(best, run.directory.adapter)
     best.to(run.fabric.device)
     began = time.monotonic()
     results = predict_split(run.config, run.fabric, run.sets.val, best, *run.scored(best))

@@ -1,7 +1,7 @@
 """Parameter-efficient fine-tuning of any torch model: what to train, where, and what to keep of it."""
 
 from vispeft.peft.check import check
-from vispeft.peft.checkpoint import AdapterFile, describe, load, save
+from vispeft.peft.checkpoint import AdapterFile, describe, load_adapter, save_adapter
 from vispeft.peft.count import Count, count
 from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.interop.peft_library import load_peft, save_peft
@@ -12,7 +12,8 @@ from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.modes import train_mode
-from vispeft.peft.plan import METHODS, Plan, method_from_dict
+from vispeft.peft.plan import Plan
+from vispeft.peft.registry import METHODS, known_methods, method_from_dict, register_method
 from vispeft.peft.targets import Names, Site
 
 __all__ = [
@@ -35,12 +36,14 @@ __all__ = [
     "describe",
     "disabled",
     "inject",
-    "load",
+    "known_methods",
+    "load_adapter",
     "load_peft",
     "merge",
     "method_from_dict",
+    "register_method",
     "remove",
-    "save",
+    "save_adapter",
     "save_peft",
     "train_mode",
 ]

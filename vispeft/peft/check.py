@@ -29,12 +29,12 @@ def check(model: nn.Module, example: Any) -> None:
         except Exception as error:
             _explain(model, example, error, finished, running)
             raise
-    sleeping = [item.key for item in attached(model) if item.key not in finished]
-    if sleeping:
+    unused = [item.key for item in attached(model) if item.key not in finished]
+    if unused:
         raise PlanError(
-            f"These deltas never run, so they would not be trained: {', '.join(f'`{key}`' for key in sleeping)}. "
+            f"These deltas never run, so they would not be trained: {', '.join(f'`{key}`' for key in unused)}. "
             f"The model does not call their modules (it may read the weights itself). Name the parameters, such as "
-            f"`{sleeping[0].rpartition('.')[0]}.weight`."
+            f"`{unused[0].rpartition('.')[0]}.weight`."
         )
 
 

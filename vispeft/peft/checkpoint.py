@@ -1,4 +1,4 @@
-"""The adapter file: one safetensors file that holds everything that was trained and describes itself."""
+"""The adapter file: one safetensors file with everything that was trained and with its own metadata."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rou
 from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
 from vispeft.peft.methods.base import Method
 from vispeft.peft.plan import Plan
+from vispeft.peft.registry import UnknownMethodError
 from vispeft.peft.targets import Names
 from vispeft.peft.wrappers import unwrapped
 
@@ -33,7 +34,7 @@ class AdapterFile:
     plan: methods by site name, and the names of the parameters trained in full
     architecture: class name of the base
     fingerprint: SHA-256 of the base's frozen tensors, or of its names and shapes where nothing is frozen
-    metadata: what the caller of `save` added
+    metadata: what the caller of `save_adapter` added
     rounded: the fingerprints of the base after rounding, by precision; none in files of earlier versions
     """
 
@@ -44,8 +45,8 @@ class AdapterFile:
     rounded: Mapping[str, str] = field(default_factory=dict)
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes everything that was trained, and only that, to one file; an existing one is replaced in one step.
+def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write everything that was trained, and only that, to one file; an existing one is replaced in one step.
 
     metadata: anything that JSON can hold and a user of the file will need: class names, image size, normalisation
     """
@@ -69,8 +70,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[st
     write_tensors(Path(path), own_copies({key: state[key] for key in sorted(own)}), {_HEADER: text})
 
 
-def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
-    """Makes the model what it was when it was saved, in place: injects the file's plan and loads its tensors.
+def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
+    """Inject the plan of an adapter file and load its tensors, in place.
 
     The model must be the base that the file was trained on, without a plan or with the very plan of the file; any other
     is refused and left as it was.
@@ -81,7 +82,9 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
     _check_base(model, file, source)
     if is_injected(model):
         if resolved_plan(model).to_dict() != file.plan.to_dict():
-            raise CheckpointError(f"The model has another plan than `{source}`. Call `remove(model)` before `load`.")
+            raise CheckpointError(
+                f"The model has another plan than `{source}`. Call `remove(model)` before `load_adapter`."
+            )
         copy_tensors(model, tensors, file.plan.train, source)
         return file
     try:
@@ -97,7 +100,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def check_base(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Refuses a model whose frozen tensors are not those that an adapter file was trained on."""
+    """Refuse a model whose frozen tensors are not those that an adapter file was trained on."""
     source = Path(path)
     _check_base(model, _read(source)[1], source)
 
@@ -108,7 +111,7 @@ def describe(path: str | os.PathLike[str]) -> AdapterFile:
 
 
 def resolved_plan(model: nn.Module) -> Plan:
-    """The plan of an injected model with every pattern replaced by the names that it stands for."""
+    """Return the plan of an injected model with every pattern replaced by the names that it stands for."""
     trained = injection_of(model).trained
     deltas: dict[str, list[Method]] = {}
     for item in attached(model):
@@ -117,19 +120,19 @@ def resolved_plan(model: nn.Module) -> Plan:
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the model's state dict, detached and sharing its memory."""
+    """Return the tensors of the model's state dict, detached and sharing its memory."""
     return {key: value.detach() for key, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _refuse_without_values(state: Mapping[str, Tensor]) -> None:
-    """Refuses a model on the meta device, whose tensors have shapes alone."""
+    """Refuse a model on the meta device, whose tensors have shapes alone."""
     name = next((key for key, tensor in state.items() if tensor.is_meta), None)
     if name is not None:
         raise CheckpointError(f"`{name}` is on the meta device and has no values. Load the model's weights first.")
 
 
 def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
-    """Names of everything that training changes: deltas, parameters trained in full, and buffers beside these."""
+    """Return the names of all that training changes: deltas, parameters trained in full, and buffers beside these."""
     modules = dict(model.named_modules())
     keys = set(trained)
     for owner in {name.rpartition(".")[0] for name in keys}:
@@ -139,13 +142,13 @@ def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tenso
 
 
 def delta_keys(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
-    """Names of the tensors of the deltas that are attached."""
+    """Return the names of the tensors of the attached deltas."""
     prefixes = tuple(f"{item.key}." for item in attached(model))
     return {key for key in state if key.startswith(prefixes)}
 
 
 def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Iterable[str], source: Path) -> None:
-    """Copies the tensors of a file into an injected model, in place, once all of them are known to fit."""
+    """Copy the tensors of a file into an injected model, in place, once all of them are known to fit."""
     state = state_tensors(model)
     wanted = own_keys(model, trained, state)
     if wanted != tensors.keys():
@@ -164,10 +167,12 @@ def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Itera
 
 
 def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
-    """An adapter file's tensors and what it says of itself."""
+    """Return the tensors and the metadata of an adapter file."""
     if not source.is_file():
         remedy = (
-            "`load_peft` reads directories of the peft library" if source.is_dir() else "`save` writes adapter files"
+            "`load_peft` reads directories of the peft library"
+            if source.is_dir()
+            else "`save_adapter` writes adapter files"
         )
         raise CheckpointError(f"`{source}` is not a file. {remedy}.")
     tensors, metadata = read_tensors(source)
@@ -185,12 +190,17 @@ def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
         rounded = dict(header.get("rounded", {}))
         fingerprint_of_base, metadata_of_caller = str(header["fingerprint"]), dict(header["metadata"])
         return tensors, AdapterFile(plan, header["architecture"], fingerprint_of_base, metadata_of_caller, rounded)
+    except UnknownMethodError as error:
+        raise CheckpointError(
+            f"`{source}` has a method that is not registered: {error} Import the module of that method's class and "
+            f"call `vispeft.register_method` with the class first."
+        ) from error
     except (KeyError, TypeError, ValueError, PlanError) as error:
         raise CheckpointError(f"`{source}` has a damaged header: {error}.") from error
 
 
 def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
-    """Refuses a model that lacks one of the sites or trained parameters, by name."""
+    """Refuse a model that lacks one of the sites or trained parameters, by name."""
     names = Names(model)
     known = {*names.modules, *names.parameters, *(item.site for item in attached(model))}
     for name in [*plan.deltas, *plan.train]:
@@ -199,7 +209,7 @@ def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
 
 
 def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
-    """Refuses a model whose frozen tensors are not those that the file was trained on, in any precision."""
+    """Refuse a model whose frozen tensors are not those that the file was trained on, in any precision."""
     state = state_tensors(model)
     _refuse_without_values(state)
     own = own_keys(model, file.plan.train, state)
@@ -210,5 +220,5 @@ def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     raise CheckpointError(
         f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is "
         f"a {type(model).__name__} with fingerprint {found[:12]} ({precisions}). Build the same model with the same "
-        f"weights. To use another precision, convert the model after `load`."
+        f"weights. To use another precision, convert the model after `load_adapter`."
     )

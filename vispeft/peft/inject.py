@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from vispeft.errors import PlanError
 from vispeft.peft.hooks import SiteHooks, deltas_of
 from vispeft.peft.methods.base import Delta, WeightDelta
-from vispeft.peft.methods.lora import LinearLoRA
+from vispeft.peft.methods.low_rank import LinearFactors
 from vispeft.peft.plan import Plan
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized, refuse_unreal
@@ -242,7 +242,7 @@ def _attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[Re
     if site.parameter is None:
         is_first = not deltas_of(site.module)
         site.module.add_module(_free_name(site.module, delta), delta)
-        if isinstance(delta, LinearLoRA):
+        if isinstance(delta, LinearFactors):
             delta.recomputed_inputs = hooks.recomputed_inputs
         return hooks.add_to_site(site.module, delta) if is_first else []
     handles = []

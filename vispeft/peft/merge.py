@@ -1,4 +1,4 @@
-"""Folds deltas into the frozen weights: all of them, or none."""
+"""Fold deltas into the frozen weights: all of them, or none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.hooks import deltas_of, hook_of_others
 from vispeft.peft.inject import attached, base_parameters, injection_of, module_forms, remove
 from vispeft.peft.methods.base import Delta
-from vispeft.peft.methods.base_modules import merge_obstacle, tensor_obstacle
+from vispeft.peft.methods.base_modules import merge_unsupported_reason, tensor_unsupported_reason
 from vispeft.peft.wrappers import unwrapped
 
 # names of deltas that a message lists for one reason
@@ -41,7 +41,7 @@ class _Held:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Folds every delta into the frozen weights and takes it out, in place.
+    """Fold every delta into the frozen weights and take it out, in place.
 
     PlanError names the deltas that cannot be folded and the reasons. On any error the model is as it was, deltas and
     all.
@@ -73,7 +73,7 @@ def _planned(model: nn.Module) -> tuple[list[_Change], dict[str, str]]:
     for module in model.modules():
         try:
             mine = _module_changes(module)
-            reason = next((why for change in mine if (why := _obstacle(change, held)) is not None), None)
+            reason = next((why for change in mine if (why := _unsupported_reason(change, held)) is not None), None)
         except _Refused as error:
             mine, reason = [], str(error)
         if reason is not None:
@@ -84,7 +84,7 @@ def _planned(model: nn.Module) -> tuple[list[_Change], dict[str, str]]:
 
 
 class _Refused(Exception):
-    """The reason why a module's deltas cannot be folded, as a clause."""
+    """Return the reason why a module's deltas cannot be folded, as a clause."""
 
 
 def _module_changes(module: nn.Module) -> list[_Change]:
@@ -92,7 +92,7 @@ def _module_changes(module: nn.Module) -> list[_Change]:
     parameters = base_parameters(module)
     values: dict[str, Tensor] = {}
     for name, _ in module_forms(module):
-        if (reason := tensor_obstacle(module, name, parameters)) is not None:
+        if (reason := tensor_unsupported_reason(module, name, parameters)) is not None:
             raise _Refused(reason)
         values[name] = getattr(module, name).clone()
     deltas = deltas_of(module)
@@ -103,7 +103,7 @@ def _module_changes(module: nn.Module) -> list[_Change]:
 
 def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weight, and the bias if it changes, that do the same as a map with its deltas."""
-    if (reason := merge_obstacle(module, parameters)) is not None:
+    if (reason := merge_unsupported_reason(module, parameters)) is not None:
         raise _Refused(reason)
     if (hook := hook_of_others(module)) is not None:
         raise _Refused(f"the hook `{hook}` of another library may change what the map computes")
@@ -118,7 +118,7 @@ def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor
     return {"weight": weight} if bias is None or bias is before else {"weight": weight, "bias": bias}
 
 
-def _obstacle(change: _Change, held: list[_Held]) -> str | None:
+def _unsupported_reason(change: _Change, held: list[_Held]) -> str | None:
     """Return the reason why a parameter must not be given its merged value, as a clause."""
     old, new = change.parameter, change.value
     if new.shape != old.shape:

@@ -7,20 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vispeft.errors import PlanError
-from vispeft.io.names import did_you_mean
-from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
-from vispeft.peft.methods.dora import DoRA
-from vispeft.peft.methods.lora import LoRA
-from vispeft.peft.methods.scale_shift import IA3, ScaleShift
-
-METHODS: dict[str, type[Method]] = {
-    "lora": LoRA,
-    "dora": DoRA,
-    "adapter": Adapter,
-    "scale_shift": ScaleShift,
-    "ia3": IA3,
-}
+from vispeft.peft.registry import method_from_dict
 
 
 @dataclass(frozen=True)
@@ -45,7 +33,7 @@ class Plan:
                 raise PlanError(f"`{pattern}` must have a method such as LoRA(rank=8), but has {method!r}.")
 
     def entries(self) -> list[tuple[str, Method]]:
-        """Each pattern with each of its methods, in order."""
+        """Return each pattern with each of its methods, in order."""
         return [
             (pattern, method)
             for pattern, methods in self.deltas.items()
@@ -53,7 +41,7 @@ class Plan:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"deltas": {pattern: {"method": name, ...}}, "train": [...]}` of plain values; `from_dict` reads it back."""
+        """Return `{"deltas": {pattern: {"method": name, ...}}, "train": [...]}`; `from_dict` reads it back."""
         deltas: dict[str, Any] = {}
         for pattern, methods in self.deltas.items():
             if isinstance(methods, Method):
@@ -64,7 +52,7 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The plan that a configuration writes: `deltas` and `train`, both optional."""
+        """Return the plan that a configuration writes: `deltas` and `train`, both optional."""
         for key in values:
             if key not in ("deltas", "train"):
                 raise PlanError(f"`{key}` is not a key of a plan, which has `deltas` and `train`.")
@@ -84,44 +72,35 @@ class Plan:
 
     @classmethod
     def full(cls) -> Plan:
-        """Full fine-tuning: every parameter."""
+        """Return the plan of full fine-tuning: every parameter."""
         return cls(train=("**",))
 
     @classmethod
     def head_only(cls, *head: str) -> Plan:
-        """The head's patterns and nothing else."""
+        """Return a plan that trains the head alone."""
         return cls(train=head or ("head.**",))
 
     @classmethod
     def last_blocks(cls, count: int, blocks: str = "blocks", head: Sequence[str] = ("head.**",)) -> Plan:
-        """The last `count` of the numbered children of `blocks`, and the head."""
+        """Return a plan that trains the last `count` of the numbered children of `blocks`, and the head."""
         if count < 1:
             raise PlanError(f"`count` must be at least 1, but is {count}.")
         return cls(train=(f"{blocks}.[-{count}:].**", *head))
 
     @classmethod
     def biases(cls, head: Sequence[str] = ("head.**",)) -> Plan:
-        """Every bias (BitFit, Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199), and the head."""
+        """Return a plan that trains biases (BitFit, 2022, https://arxiv.org/abs/2106.10199) and the head."""
         return cls(train=("**.bias", *head))
 
     @classmethod
     def norms(cls, norms: str = "**.*norm*.**", head: Sequence[str] = ("head.**",)) -> Plan:
-        """Every parameter of the norms, found by name, and the head."""
+        """Return a plan that trains all parameters of the norms, found by name, and the head."""
         return cls(train=(norms, *head))
 
 
-def method_from_dict(values: Mapping[str, Any]) -> Method:
-    """The method that a configuration writes: `{"method": "lora", "rank": 8}`."""
-    if not isinstance(values, Mapping) or "method" not in values:
-        raise PlanError(f"A method must be written as {{method: lora, rank: 8}}, but is {values!r}.")
-    name = values["method"]
-    if name not in METHODS:
-        raise PlanError(f"`{name}` is not a method.{did_you_mean(str(name), METHODS)} There are {', '.join(METHODS)}.")
-    return METHODS[name].from_options({key: value for key, value in values.items() if key != "method"})
-
-
 def _method(pattern: str, values: Any) -> Method:
+    """Return one method of a pattern; errors get the pattern put before them."""
     try:
         return method_from_dict(values)
     except PlanError as error:
-        raise PlanError(f"`{pattern}`: {error}") from error
+        raise type(error)(f"`{pattern}`: {error}") from error

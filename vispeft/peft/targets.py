@@ -59,7 +59,7 @@ class Names:
         self._lengths = _lengths([*self.modules, *self.parameters])
 
     def sites(self, pattern: str, roles: Roles | None = None) -> list[Site]:
-        """The sites that `pattern` names, in the model's order: modules if it names any, else parameters."""
+        """Return the sites that `pattern` names, in the model's order: modules if it names any, else parameters."""
         found: dict[str, Site] = {}
         for alternative in expand(pattern, roles):
             matches = self._match(alternative)
@@ -107,7 +107,7 @@ class Names:
 
 
 def expand(pattern: str, roles: Roles | None = None) -> list[str]:
-    """A pattern's alternatives with the roles put in."""
+    """Return a pattern's alternatives with the roles put in."""
     alternatives: list[str] = []
     for text in pattern.split("|"):
         alternative = text.strip()
@@ -119,7 +119,7 @@ def expand(pattern: str, roles: Roles | None = None) -> list[str]:
 
 
 def suggest_names(pattern: str, names: Iterable[str]) -> str:
-    """The names nearest to a pattern, with block numbers folded into `*`."""
+    """Return the names nearest to a pattern, with block numbers folded into `*`."""
     folded = dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) for name in names)
     plain = re.sub(r"\[[^\]]*\]", "*", pattern)
     close = nearest_names(plain, folded, at_most=3, cutoff=0.0)
@@ -127,7 +127,7 @@ def suggest_names(pattern: str, names: Iterable[str]) -> str:
 
 
 def _role(text: str, roles: Roles | None) -> str:
-    """The pattern behind `@role` or `@role[6:]`."""
+    """Return the pattern behind `@role` or `@role[6:]`."""
     matched = _ROLE.fullmatch(text)
     if matched is None:
         raise PlanError(f"`{text}` must be `@role` or `@role[range]` and nothing after it.")
@@ -145,7 +145,7 @@ def _role(text: str, roles: Roles | None) -> str:
 
 
 def _narrow(pattern: str, numbers: str, text: str) -> str:
-    """The pattern with its first lone `*` replaced by a range."""
+    """Return the pattern with its first lone `*` replaced by a range."""
     components = pattern.split(".")
     if "*" not in components:
         raise PlanError(f"`{text}` asks for a range, but the role's pattern `{pattern}` has no `*` to narrow.")
@@ -222,6 +222,6 @@ def _parent(name: str) -> str:
 
 
 def _ancestry(name: str) -> list[str]:
-    """A parameter's name and those of the modules around it: a.b.c, a.b, a."""
+    """Return a parameter's name and those of the modules around it: a.b.c, a.b, a."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]

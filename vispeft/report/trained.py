@@ -13,8 +13,6 @@ from vispeft import peft
 from vispeft.io.tensors import read_shapes
 from vispeft.peft.methods.base import Method
 
-# the part of a tensor's name after its site, such as `lora_2.a`
-_DELTA = re.compile(rf"(?P<name>{'|'.join(peft.METHODS)})(?:_(?P<number>\d+))?\.")
 _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
 
@@ -106,9 +104,12 @@ def _delta_sizes(site: str, methods: Sequence[Method], sizes: dict[str, int]) ->
 
     The tensors of a second LoRA are `lora_2.*`.
     """
+    # the part of a tensor's name after its site, such as `lora_2.a`
+    names = "|".join(sorted({method.name for method in methods}))
+    delta = re.compile(rf"(?P<name>{names})(?:_(?P<number>\d+))?\.")
     found: defaultdict[str, Counter[int]] = defaultdict(Counter)
     for key in [key for key in sizes if key.startswith(f"{site}.")]:
-        matched = _DELTA.match(key, len(site) + 1)
+        matched = delta.match(key, len(site) + 1)
         if matched is not None:
             found[matched["name"]][int(matched["number"] or 1)] += sizes.pop(key)
     own = {name: iter([size for _, size in sorted(numbered.items())]) for name, numbered in found.items()}

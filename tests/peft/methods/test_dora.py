@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vispeft.peft import DoRA, Plan, inject
-from vispeft.peft.methods.dora import gains
+from vispeft.peft.methods.dora import feature_scales
 
 Build = Callable[[], nn.Module]
 Shake = Callable[[nn.Module], None]
@@ -59,7 +59,7 @@ def factors_of(rows: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, T
 
 def test_gains__are_one_where_there_is_no_part() -> None:
     weight, a, b, m = factors_of(3)
-    result = gains(weight, a, b, m, 0.5, [slice(3, 6)])
+    result = feature_scales(weight, a, b, m, 0.5, [slice(3, 6)])
     wanted = (weight[3:6].norm(dim=1) + m) / (weight[3:6] + 0.5 * b @ a).norm(dim=1)
     torch.testing.assert_close(result[3:6], wanted)
     assert torch.equal(result[[0, 1, 2, 6, 7, 8]], torch.ones(6, dtype=torch.float64))
@@ -69,7 +69,7 @@ def test_gains__of_a_row_of_zeros_and_of_one_that_vanishes_are_finite() -> None:
     weight, a, b, m = factors_of(9)
     weight[2] = 0
     weight[4] = -(b @ a)[4]
-    result = gains(weight, a, b, m, 1.0, [slice(0, 9)])
+    result = feature_scales(weight, a, b, m, 1.0, [slice(0, 9)])
     assert result.isfinite().all()
     torch.testing.assert_close(result[2], 1 + m[2])
 
@@ -77,7 +77,7 @@ def test_gains__of_a_row_of_zeros_and_of_one_that_vanishes_are_finite() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_gains__are_one_to_the_bit_at_the_start(dtype: torch.dtype) -> None:
     weight, a, b, m = factors_of(9, torch.float32)
-    result = gains(weight.to(dtype), a, 0 * b, 0 * m, 2.0, [slice(0, 9)])
+    result = feature_scales(weight.to(dtype), a, 0 * b, 0 * m, 2.0, [slice(0, 9)])
     assert result.dtype == torch.float32
     assert torch.equal(result, torch.ones(9))
 
@@ -85,5 +85,5 @@ def test_gains__are_one_to_the_bit_at_the_start(dtype: torch.dtype) -> None:
 def test_gains__under_autocast_are_in_full_precision() -> None:
     weight, a, b, m = factors_of(9, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = gains(weight, a, b, m, 2.0, [slice(0, 9)])
-    assert torch.equal(inside, gains(weight, a, b, m, 2.0, [slice(0, 9)]))
+        inside = feature_scales(weight, a, b, m, 2.0, [slice(0, 9)])
+    assert torch.equal(inside, feature_scales(weight, a, b, m, 2.0, [slice(0, 9)]))

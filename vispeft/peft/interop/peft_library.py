@@ -26,7 +26,7 @@ from vispeft.io.tensors import own_copies, read_tensors, write_tensors
 from vispeft.peft.checkpoint import copy_tensors, own_keys, resolved_plan, state_tensors
 from vispeft.peft.inject import attached, inject, is_injected, remove
 from vispeft.peft.methods.base import Delta, WeightDelta
-from vispeft.peft.methods.dora import ConvDoRA, DoRA, LinearDoRA, WeightDoRA
+from vispeft.peft.methods.dora import ConvDoRA, DoRA, LinearDoRA
 from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA
 from vispeft.peft.plan import Plan
 from vispeft.peft.wrappers import unwrapped
@@ -58,7 +58,7 @@ class _Factors:
 
 
 def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Injects the LoRA or DoRA of a `peft` directory into a model without a plan, in place, and loads its tensors."""
+    """Inject the LoRA or DoRA of a `peft` directory into a model without a plan, in place, and load its tensors."""
     model, source = unwrapped(model), Path(directory)
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
@@ -66,7 +66,7 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     tensors, _ = read_tensors(source / "adapter_model.safetensors")
     factors, full = _split(tensors, config, source)
     modules = dict(model.named_modules())
-    plan: dict[str, LoRA] = {}
+    plan: dict[str, LoRA | DoRA] = {}
     state = dict(full)
     for name, pair in factors.items():
         site = _our_site(name, modules, source)
@@ -92,7 +92,7 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
 
 def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
-    """Writes the model's LoRA or DoRA and what it trained in full as a directory that the `peft` library reads.
+    """Write the model's LoRA or DoRA and what it trained in full as a directory that the `peft` library reads.
 
     Parts of a fused projection become one pair of factors with zeros between the parts, so that the library computes
     the same.
@@ -112,7 +112,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     bare = sorted(key for key in full if "." not in key)
     if bare or not factors:
         what = f"`{bare[0]}`, a parameter of the model itself" if bare else "a plan without LoRA or DoRA"
-        raise PlanError(f"The peft library has no counterpart for {what}. Save it with `save`.")
+        raise PlanError(f"The peft library has no counterpart for {what}. Save it with `save_adapter`.")
     tensors |= {f"{_PREFIX}{key}": value for key, value in full.items()}
     copies = own_copies(dict(sorted(tensors.items())))
     write_tensors(target / "adapter_model.safetensors", copies, {"format": "pt"})
@@ -121,7 +121,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    """The library's configuration, if it is a LoRA that means what it says."""
+    """Return the library's configuration; refuse one that is no LoRA or has options without a counterpart."""
     try:
         config = load_json(path)
     except UnreadableJsonError as error:
@@ -140,7 +140,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 def _split(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: Path
 ) -> tuple[dict[str, _Factors], dict[str, Tensor]]:
-    """The file's factors by the library's site name, and what was trained in full by its own name."""
+    """Return the file's factors by the library's site name, and what was trained in full by its own name."""
     names = {key.removeprefix(_PREFIX): value for key, value in tensors.items()}
     sites = [name.removesuffix(".lora_A.weight") for name in names if name.endswith(".lora_A.weight")]
     factors = {}
@@ -169,7 +169,7 @@ def _scale(site: str, rank: int, config: Mapping[str, Any]) -> float:
 
 
 def _our_site(name: str, modules: Mapping[str, nn.Module], source: Path) -> str:
-    """Our name of the library's site."""
+    """Return our name of the library's site."""
     if name.endswith(_OUT_PROJ):
         return f"{name.removesuffix(_OUT_PROJ)}.out_proj.weight"
     if name not in modules:
@@ -178,21 +178,21 @@ def _our_site(name: str, modules: Mapping[str, nn.Module], source: Path) -> str:
 
 
 def _their_factors(model: nn.Module) -> dict[str, _Factors]:
-    """The model's deltas in the library's form, by the library's site names."""
+    """Return the model's deltas in the library's form, by the library's site names."""
     factors: dict[str, _Factors] = {}
     modules = dict(model.named_modules())
     for item in attached(model):
-        if isinstance(item.delta, ConvLoRA):
+        if isinstance(item.delta, ConvLoRA | ConvDoRA):
             _check_conv(item.site, modules[item.site])
         name = _their_site(item.site, item.delta, modules)
         if name is None or name in factors:
-            raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save`.")
+            raise PlanError(f"`{item.key}` has no counterpart in the peft library. Save it with `save_adapter`.")
         factors[name] = _whole(item.delta)
     plain = [name for name, pair in factors.items() if pair.magnitude is None]
     if 0 < len(plain) < len(factors):
         raise PlanError(
             f"The peft library has DoRA at every site or at none, but here `{plain[0]}` has LoRA and others have DoRA. "
-            f"Save it with `save`."
+            f"Save it with `save_adapter`."
         )
     for name in [name for name in factors if isinstance(modules.get(name), nn.MultiheadAttention)]:
         _complete_attention(factors, name, modules[name])
@@ -203,20 +203,20 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
 
 
 def _check_conv(site: str, module: nn.Module) -> None:
-    """Refuses a convolution that the library (0.21) does not follow: its update pads with zeros, without dilation."""
+    """Refuse a convolution that the library (0.21) does not follow: its update pads with zeros, without dilation."""
     assert isinstance(module, nn.Conv2d)
     if module.padding_mode != "zeros" or tuple(module.dilation) != (1, 1):
         raise PlanError(
             f"The peft library forgets dilation and padding mode: at `{site}`, with dilation {module.dilation} and "
-            f"padding {module.padding_mode!r}, it computes another update. Use `save` and `load`."
+            f"padding {module.padding_mode!r}, it computes another update. Use `save_adapter` and `load_adapter`."
         )
 
 
 def _their_site(site: str, delta: Delta | WeightDelta, modules: Mapping[str, nn.Module]) -> str | None:
-    """The library's name of our site, or None where it has none."""
-    if isinstance(delta, LinearLoRA | ConvLoRA):
+    """Return the library's name of our site, or None where it has none."""
+    if isinstance(delta, LinearLoRA | LinearDoRA | ConvLoRA | ConvDoRA):
         return site
-    if isinstance(delta, WeightLoRA) and not isinstance(delta, WeightDoRA):
+    if isinstance(delta, WeightLoRA):
         for suffix, theirs in ((".in_proj_weight", ""), (".out_proj.weight", _OUT_PROJ)):
             owner = site.removesuffix(suffix)
             if owner != site and isinstance(modules.get(owner), nn.MultiheadAttention):
@@ -225,8 +225,8 @@ def _their_site(site: str, delta: Delta | WeightDelta, modules: Mapping[str, nn.
 
 
 def _whole(delta: Delta | WeightDelta) -> _Factors:
-    """One pair of factors for the whole map: parts side by side in a, block by block in b."""
-    assert isinstance(delta, LinearLoRA | ConvLoRA | WeightLoRA)
+    """Return one pair of factors for the whole map: parts side by side in a, block by block in b."""
+    assert isinstance(delta, LinearLoRA | LinearDoRA | ConvLoRA | ConvDoRA | WeightLoRA)
     parts, first = len(delta.rows), delta.rows[0]
     magnitude = _magnitude(delta) if isinstance(delta, LinearDoRA | ConvDoRA) else None
     if first.stop - first.start == delta.outputs:
@@ -239,18 +239,18 @@ def _whole(delta: Delta | WeightDelta) -> _Factors:
 
 
 def _magnitude(delta: LinearDoRA | ConvDoRA) -> Tensor:
-    """The lengths that the rows of the merged weight have [out]: those of the frozen rows, and what they grew by."""
+    """Return the lengths of the merged weight's rows [out]: those of the frozen rows, and the learnt change."""
     (base,) = delta.bases
     magnitude = _row_lengths(base.weight, delta.m.dtype)
     if not magnitude.all():
-        raise PlanError("The peft library cannot do DoRA on a weight with a row of zeros. Save it with `save`.")
+        raise PlanError("The peft library cannot do DoRA on a weight with a row of zeros. Save it with `save_adapter`.")
     for rows, growth in zip(delta.rows, delta.m.detach().chunk(len(delta.rows)), strict=True):
         magnitude[rows] += growth
     return magnitude
 
 
 def _growth(module: nn.Module, magnitude: Tensor, name: str, source: Path) -> Tensor:
-    """By how much the library's magnitudes of a module exceed the lengths of its rows [out]."""
+    """Return the library's magnitudes of a module less the lengths of its frozen rows [out]."""
     if not isinstance(module, nn.Linear | nn.Conv2d) or magnitude.numel() != module.weight.shape[0]:
         raise CheckpointError(
             f"`{source}` does not fit this model: `{name}` has {magnitude.numel()} magnitudes in the file, but is a "
@@ -260,13 +260,13 @@ def _growth(module: nn.Module, magnitude: Tensor, name: str, source: Path) -> Te
 
 
 def _row_lengths(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The length of each row of a weight [out, ...], in `dtype`."""
+    """Return the length of each row of a weight [out, ...], in `dtype`."""
     lengths: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=dtype)
     return lengths
 
 
 def _complete_attention(factors: dict[str, _Factors], name: str, attention: nn.Module) -> None:
-    """Gives both projections of an attention factors of one rank, as the library needs, zeros where there were none."""
+    """Give both projections of an attention factors of one rank, zeros where there were none, as the library needs."""
     assert isinstance(attention, nn.MultiheadAttention)
     width = attention.embed_dim
     like = next(factors[key].a for key in (name, name + _OUT_PROJ) if key in factors)
@@ -284,7 +284,7 @@ def _complete_attention(factors: dict[str, _Factors], name: str, attention: nn.M
 
 
 def _config(factors: Mapping[str, _Factors], full: list[str]) -> dict[str, Any]:
-    """A configuration of the library for these factors."""
+    """Return a configuration of the library for these factors."""
     sites = {name: pair for name, pair in factors.items() if not name.endswith(_OUT_PROJ)}
     ranks = {name: pair.a.shape[0] for name, pair in sites.items()}
     alphas = {name: pair.scale * ranks[name] for name, pair in sites.items()}

@@ -1,4 +1,4 @@
-"""Bottleneck adapters, after a map or beside it.
+"""Bottleneck adapters, after a module or beside it.
 
 In sequence: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751. Parallel: AdaptFormer, Chen et al. 2022,
 https://arxiv.org/abs/2205.13535.
@@ -26,10 +26,10 @@ class Adapter(Method):
 
     width: features of the bottleneck; or reduction: how many times narrower it is than the site's output
     count: adapters at each site, from 0
-    parallel: `down` reads the map's input x instead; the outcomes of all `count` are added to y
-    act: gelu (exact), relu or silu
-    chain: "additive", or "last": each adapter reads what the one before gave but starts from y again, so that only the
-        last outcome is added. That is what the public code of Abou Baker et al. 2024, https://doi.org/10.3390/make6040133,
+    parallel: `down` reads the module's input x instead; the results of all `count` are added to y
+    activation: gelu (exact), relu or silu
+    chain: "additive", or "last": each adapter reads the result of the one before but is added to y itself, so that only
+        the last one counts. That is what the public code of Abou Baker et al. 2024, https://doi.org/10.3390/make6040133,
         does; it is here for comparison with it alone
     """
 
@@ -38,7 +38,7 @@ class Adapter(Method):
     reduction: int | None = None
     count: int = 1
     parallel: bool = False
-    act: str = "gelu"
+    activation: str = "gelu"
     scale: float = 1.0
     chain: str = "additive"
 
@@ -51,8 +51,8 @@ class Adapter(Method):
         if self.reduction is not None:
             at_least("reduction", self.reduction, 1)
         at_least("count", self.count, 0)
-        if self.act not in ACTIVATIONS:
-            raise PlanError(f"`act` must be one of {', '.join(ACTIVATIONS)}, but is {self.act!r}.")
+        if self.activation not in ACTIVATIONS:
+            raise PlanError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {self.activation!r}.")
         if not (math.isfinite(self.scale) and self.scale):
             raise PlanError(f"`scale` must be finite and not 0, or nothing would ever be learnt, but is {self.scale}.")
         if self.chain not in CHAINS:
@@ -61,7 +61,7 @@ class Adapter(Method):
             raise PlanError(f"Parallel adapters are not chained: `chain` must be additive, but is {self.chain!r}.")
 
     def for_module(self, module: nn.Module) -> Delta | None:
-        """The adapters for any module whose output width can be told; None for a count of 0."""
+        """Return the adapters for any module whose output width is known; None for a count of 0."""
         if self.count == 0:
             return None
         if self.parallel and isinstance(module, nn.Conv2d):
@@ -69,7 +69,7 @@ class Adapter(Method):
         return AdapterDelta(self, module)
 
     def for_parameter(self, parameter: Tensor) -> WeightDelta:
-        """Refused: an adapter acts on outputs."""
+        """Refuse every parameter: an adapter acts on outputs."""
         raise PlanError(
             "`adapter` serves modules, but this is a parameter. Name the module whose output it should follow."
         )
@@ -84,9 +84,9 @@ class Bottleneck(nn.Module):
         self.up_w, self.up_b = trainable(outputs, width, like=like), trainable(outputs, like=like)
         nn.init.kaiming_uniform_(self.down_w, a=math.sqrt(5))
 
-    def forward(self, y: Tensor, x: Tensor, act: str, scale: float) -> Tensor:
-        """`y + scale * up(act(down(x)))`. x: [..., in]; y: [..., out]."""
-        return bottleneck_add(y, x, self.down_w, self.down_b, self.up_w, self.up_b, act, scale)
+    def forward(self, y: Tensor, x: Tensor, activation: str, scale: float) -> Tensor:
+        """Return `y + scale * up(act(down(x)))`. x: [..., in]; y: [..., out]."""
+        return bottleneck_add(y, x, self.down_w, self.down_b, self.up_w, self.up_b, activation, scale)
 
 
 class AdapterDelta(Delta):
@@ -99,29 +99,30 @@ class AdapterDelta(Delta):
         width = method.width if method.width is not None else size.outputs // cast(int, method.reduction)
         if width < 1:
             raise PlanError(f"`reduction` must be at most the site's width {size.outputs}, but is {method.reduction}.")
-        self.parallel, self.act, self.scale, self.dim = method.parallel, method.act, method.scale, size.dim
+        self.parallel, self.dim = method.parallel, size.dim
+        self.activation, self.scale = method.activation, method.scale
         self.is_additive = method.chain == "additive"
         like = reference_tensor(base)
         for index in range(method.count):
             self.add_module(str(index), Bottleneck(inputs, width, size.outputs, like))
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """y through every adapter in turn, or with the outcome of every adapter on x."""
+        """Return y after every adapter in turn, or with the result of every adapter on x added."""
         start = stream = y.movedim(self.dim, -1)
         seen = x.movedim(self.dim, -1) if self.parallel else None
         adapters = [adapter for adapter in self.children() if isinstance(adapter, Bottleneck)]
         if self.is_additive and seen is None:
             down = [one.down_w for one in adapters], [one.down_b for one in adapters]
             up = [one.up_w for one in adapters], [one.up_b for one in adapters]
-            stream = bottleneck_chain(stream, *down, *up, activation=self.act, scale=self.scale)
+            stream = bottleneck_chain(stream, *down, *up, activation=self.activation, scale=self.scale)
         else:
             for adapter in adapters:
                 base_of_sum = stream if self.is_additive else start
-                stream = adapter(base_of_sum, stream if seen is None else seen, self.act, self.scale)
+                stream = adapter(base_of_sum, stream if seen is None else seen, self.activation, self.scale)
         return _laid_out_like(y, stream.movedim(-1, self.dim))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
-        """None: an adapter is not linear."""
+        """Return None: an adapter is not linear."""
         return
 
     def extra_repr(self) -> str:
@@ -138,7 +139,7 @@ def _laid_out_like(y: Tensor, result: Tensor) -> Tensor:
 
 
 def _check_same_size(module: nn.Conv2d) -> None:
-    """Refuses a convolution that changes the size of its map, which a parallel adapter cannot follow."""
+    """Refuse a convolution that changes the size of its map, which a parallel adapter cannot follow."""
     spans = [rate * (kernel - 1) for rate, kernel in zip(module.dilation, module.kernel_size, strict=True)]
     padding = (0, 0) if module.padding == "valid" else module.padding
     keeps = padding == "same" or list(spans) == [2 * int(pad) for pad in padding]

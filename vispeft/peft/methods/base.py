@@ -1,7 +1,7 @@
 """Contract of the trainable modules at sites, and of the methods that build them.
 
-A delta sees what a frozen map saw (x) and said (y), and says what it should have said: `y' = delta(x, y)`. A weight
-delta does the same to a parameter, for maps that are never called as modules.
+A delta gets the frozen module's input x and output y and returns the output that replaces it: `y' = delta(x, y)`. A
+weight delta does the same to a parameter, for weights that are read by functions and not by a module's call.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Method(ABC):
 
     @abstractmethod
     def for_module(self, module: nn.Module) -> Delta | None:
-        """The delta for a module's output, or None where nothing is to be attached; PlanError if it cannot serve."""
+        """Return the delta for a module's output; None to attach nothing. Raise PlanError for a module not served."""
 
     @abstractmethod
     def for_parameter(self, parameter: Tensor) -> WeightDelta | None:
-        """The delta for a parameter itself, or None where nothing is to be attached; PlanError if it cannot serve."""
+        """Return the delta for a parameter; None to attach nothing. Raise PlanError for a parameter not served."""
 
     def to_dict(self) -> dict[str, Any]:
-        """`{"method": name, ...}` with every field, as a configuration writes it."""
+        """Return `{"method": name, ...}` with every field, as a configuration writes it."""
         return {"method": self.name, **{field.name: getattr(self, field.name) for field in fields(self)}}
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """The method from a configuration's values: unknown, missing and ill-typed ones are refused by name."""
+        """Return the method of a configuration's values; refuse unknown, missing and ill-typed ones by name."""
         known = {field.name: field for field in fields(cls)}
         types = typing.get_type_hints(cls)
         for key, value in options.items():
@@ -72,11 +72,11 @@ class Delta(nn.Module, ABC):
 
     @abstractmethod
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias of the frozen map that does the same alone, or None if there is no such map."""
+        """Return weight and bias with which the frozen module alone computes the same; None if there are none."""
 
 
 class WeightDelta(nn.Module, ABC):
-    """A trainable module that a parameter goes through whenever it is read. It always merges."""
+    """A trainable module that is applied to a parameter whenever it is read. It always merges."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class WeightDelta(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
-        """The parameter as it should have been."""
+        """Return the value that replaces the parameter."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Widths:
 
 
 def widths(module: nn.Module) -> Widths:
-    """A module's widths: its own, or those of the first and last map inside it."""
+    """Return a module's widths: its own, or those of the first and last map inside it."""
     maps = list(_maps(module))
     if not maps:
         raise PlanError(
@@ -109,24 +109,24 @@ def widths(module: nn.Module) -> Widths:
 
 
 def trainable(*shape: int, like: Tensor) -> nn.Parameter:
-    """A zero parameter on the device of `like`, in its precision, but in float32 if that is a half one."""
+    """Return a zero parameter on the device of `like`, in its precision, but in float32 if that is a half one."""
     dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
     return nn.Parameter(torch.zeros(*shape, dtype=dtype, device=like.device))
 
 
 def reference_tensor(module: nn.Module) -> Tensor:
-    """A parameter of the module that tells device and precision, or an empty CPU tensor where it has none."""
+    """Return a parameter of the module, for device and precision; an empty CPU tensor where it has none."""
     return next(module.parameters(), torch.empty(0))
 
 
 def at_least(name: str, value: float, bound: float) -> None:
-    """Refuses an option below its bound."""
+    """Refuse an option below its bound."""
     if not value >= bound:
         raise PlanError(f"`{name}` must be at least {bound}, but is {value}.")
 
 
 def _maps(module: nn.Module) -> Iterator[Widths]:
-    """Widths of the maps in a module, in the order of registration; a fully described module counts alone."""
+    """Yield the widths of the maps in a module, in the order of registration; a fully described module counts alone."""
     match module:
         case nn.Linear():
             yield Widths(module.in_features, module.out_features, -1)
@@ -148,7 +148,7 @@ def _maps(module: nn.Module) -> Iterator[Widths]:
 
 @torch.no_grad()
 def _channel_dim(norm: nn.LayerNorm) -> int:
-    """The dimension along which a LayerNorm works: 1 for a subclass that takes [B, C, H, W], as segmenters have.
+    """Return the dimension along which a LayerNorm works: 1 for a subclass that takes [B, C, H, W], as segmenters have.
 
     Found by a trial, for neither names nor options tell it reliably.
     """
@@ -162,7 +162,7 @@ def _channel_dim(norm: nn.LayerNorm) -> int:
 
 
 def _check_type(key: str, value: Any, annotation: Any) -> None:
-    """Refuses a value that is not of the field's type; an int serves for a float, a bool for neither."""
+    """Refuse a value that is not of the field's type; an int serves for a float, a bool for neither."""
     allowed = typing.get_args(annotation) or (annotation,)
     fits = type(value) in allowed or (float in allowed and type(value) is int)
     if not fits:

@@ -58,7 +58,7 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and "forward" not in vars(module)
 
 
-def merge_obstacle(module: nn.Module, weights: dict[str, Tensor]) -> str | None:
+def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> str | None:
     """Return the reason why a map is not known to be `W x + c` with plain weights, as a clause; None if it is.
 
     weights: its parameters of that name, among them those that deltas of ours stand before
@@ -75,10 +75,12 @@ def merge_obstacle(module: nn.Module, weights: dict[str, Tensor]) -> str | None:
         return f"a {kind} has an activation or a dropout of its own"
     if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
         return "it normalises over several axes"
-    return next((reason for name in ("weight", "bias") if (reason := tensor_obstacle(module, name, weights))), None)
+    return next(
+        (reason for name in ("weight", "bias") if (reason := tensor_unsupported_reason(module, name, weights))), None
+    )
 
 
-def tensor_obstacle(module: nn.Module, name: str, weights: dict[str, Tensor]) -> str | None:
+def tensor_unsupported_reason(module: nn.Module, name: str, weights: dict[str, Tensor]) -> str | None:
     """Return the reason why a parameter of a map cannot take merged values, as a clause."""
     tensor = weights.get(name, getattr(module, name, None))
     if tensor is None:

@@ -1,6 +1,6 @@
 """DoRA (Liu et al. 2024, https://arxiv.org/abs/2402.09353): `m * V / ||V||` by row, with `V = W + scale * B A`.
 
-The magnitude m is `||W||` plus what is learnt, from zeros: so the gain `m / ||V||` is one to the bit at the start, on
+The magnitude m is `||W||` plus what is learnt, from zeros: so the scale `m / ||V||` is one to the bit at the start, on
 any device. As in section 4.3 of the paper, `||V||` is a constant in the backward pass.
 """
 
@@ -11,41 +11,37 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from vispeft_kernels.lora import lora_update, scaled
+from vispeft_kernels.lora import lora_add, lora_update, scaled
 
 from vispeft.peft.methods.base import Delta, WeightDelta, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
-from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA, add_product
+from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
 
 
 @dataclass(frozen=True)
-class DoRA(LoRA):
-    """`c + g * (y - c + alpha / rank * B(A x))`, with the bias c and the gains `g = m / ||W + alpha / rank * B A||`.
+class DoRA(LowRank):
+    """`c + g * (y - c + alpha / rank * B(A x))`, with the bias c and the scales `g = m / ||W + alpha / rank * B A||`.
 
     B starts at zero and m, one number per row, at `||W||`. The options are those of LoRA.
     """
 
     name: ClassVar[str] = "dora"
 
-    def for_module(self, module: nn.Module) -> Delta:
-        """The delta for a linear map or an ungrouped convolution."""
-        match module:
-            case nn.Linear():
-                return LinearDoRA(self, module)
-            case nn.Conv2d():
-                self._check_conv(module)
-                return ConvDoRA(self, module)
-            case _:
-                return super().for_module(module)
+    def for_linear(self, module: nn.Linear) -> Delta:
+        """Return the delta for a linear map."""
+        return LinearDoRA(self, module)
 
-    def for_parameter(self, parameter: Tensor) -> WeightDelta:
-        """The delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
-        self._check_parameter(parameter)
-        return WeightDoRA(self, parameter)
+    def for_conv(self, module: nn.Conv2d) -> Delta:
+        """Return the delta for an ungrouped convolution."""
+        return ConvDoRA(self, module)
+
+    def for_weight(self, weight: Tensor) -> WeightDelta:
+        """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
+        return WeightDoRA(self, weight)
 
 
-class LinearDoRA(LinearLoRA):
-    """Factors of a linear map as in LoRA, and `m` [parts * out of a part]: what the magnitudes have grown by."""
+class LinearDoRA(LinearFactors):
+    """Factors of a linear map as in LoRA, and `m` [parts * out of a part]: the change of the magnitudes."""
 
     def __init__(self, method: DoRA, base: nn.Linear) -> None:
         super().__init__(method, base.weight)
@@ -54,11 +50,13 @@ class LinearDoRA(LinearLoRA):
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """y with the low-rank update and the gains on the rows of its parts. x: [..., in]; y: [..., out]."""
+        """Return y with the low-rank update and the scales on the rows of its parts. x: [..., in]; y: [..., out]."""
         (frozen,) = self.bases
-        gain = gains(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        offsets, dropout = self.starts, self.active_dropout
         if base is None or not is_plain_linear(base):
-            return scaled(super().forward(x, y, None), gain, frozen.bias)
+            updated = lora_add(y, x, self.a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
+            return scaled(updated, scale, frozen.bias)
         return lora_update(
             y,
             x,
@@ -67,19 +65,19 @@ class LinearDoRA(LinearLoRA):
             self.a,
             self.b,
             self.scale,
-            column_offsets=self.starts,
-            dropout=self.dropout if self.training else 0.0,
+            column_offsets=offsets,
+            dropout=dropout,
             recompute=self.recomputed_inputs.recompute_of(x),
-            feature_scale=gain,
+            feature_scale=scale,
         )
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`g (W + scale * B A)`, and the bias as it is."""
+        """Return `g (W + scale * B A)`, and the bias as it is."""
         return _merged(self, self.bases[0], weight, bias)
 
 
-class ConvDoRA(ConvLoRA):
-    """Factors of a convolution as in LoRA, and `m` [out]: what the magnitudes have grown by."""
+class ConvDoRA(ConvFactors):
+    """Factors of a convolution as in LoRA, and `m` [out]: the change of the magnitudes."""
 
     def __init__(self, method: DoRA, base: nn.Conv2d) -> None:
         super().__init__(method, base)
@@ -87,33 +85,37 @@ class ConvDoRA(ConvLoRA):
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """y with the low-rank update and the gains; autograd keeps one map of y's size for them. y: [B, out, H, W]."""
+        """Return y with the low-rank update and the scales. y: [B, out, H, W].
+
+        Autograd keeps one tensor of y's size for the scales.
+        """
         (frozen,) = self.bases
-        gain = gains(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
-        return scaled(super().forward(x, y, base), gain, frozen.bias, dim=1)
+        scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        return scaled(self.update(x, y), scale, frozen.bias, dim=1)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`g (W + scale * B A)` over flattened kernels, and the bias as it is."""
+        """Return `g (W + scale * B A)` over flattened kernels, and the bias as it is."""
         return _merged(self, self.bases[0], weight, bias)
 
 
-class WeightDoRA(WeightLoRA):
-    """Factors of a parameter as in LoRA, and `m` [parts * rows of a part]: what the magnitudes have grown by."""
+class WeightDoRA(WeightFactors):
+    """Factors of a parameter as in LoRA, and `m` [parts * rows of a part]: the change of the magnitudes."""
 
     def __init__(self, method: DoRA, weight: Tensor) -> None:
         super().__init__(method, weight)
         self.m = trainable(self.b.shape[0], like=weight)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """`g (W + scale * B A)` on the rows of its parts."""
-        gain = gains(weight, self.a, self.b, self.m, self.scale, self.rows)
-        return scaled(super().forward(weight), gain, None, dim=0)
+        """Return `g (W + scale * B A)` on the rows of its parts."""
+        scale = feature_scales(weight, self.a, self.b, self.m, self.scale, self.rows)
+        return scaled(add_product(weight, self.a, self.b, self.scale, self.rows), scale, None, dim=0)
 
 
-def gains(weight: Tensor, a: Tensor, b: Tensor, m: Tensor, scale: float, rows: list[slice]) -> Tensor:
-    """`(||W|| + m) / ||W + scale * B A||` for each row of W [out, ...], in m's precision; one for rows of no part.
+def feature_scales(weight: Tensor, a: Tensor, b: Tensor, m: Tensor, scale: float, rows: list[slice]) -> Tensor:
+    """Return `(||W|| + m) / ||W + scale * B A||` for each row of W [out, ...], in m's precision.
 
-    Differentiable in m alone. A row of zeros has no direction that could be kept: there the gain is `1 + m`.
+    It is one for rows of no part. Differentiable in m alone. A row of zeros has no direction that could be kept: there
+    the scale is `1 + m`.
     """
     parts = len(rows)
     pieces, end = [], 0
@@ -126,9 +128,9 @@ def gains(weight: Tensor, a: Tensor, b: Tensor, m: Tensor, scale: float, rows: l
 
 @torch.no_grad()
 def _line(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The gain of each row at `m = 0`, and by how much it grows with m. weight: [n, in]; a: [r, in]; b: [n, r].
+    """Return the scale of each row at `m = 0`, and its slope in m. weight: [n, in]; a: [r, in]; b: [n, r].
 
-    By `||V||^2 = ||W||^2 + s B . (2 W A^T + s B A A^T)`, so nothing of W's size is made.
+    By `||V||^2 = ||W||^2 + s B . (2 W A^T + s B A A^T)`, so no tensor of W's size is made.
     """
     with torch.autocast(weight.device.type, enabled=False):
         length = torch.linalg.vector_norm(weight, dim=1, dtype=a.dtype)
@@ -144,7 +146,10 @@ def _line(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, T
 def _merged(
     delta: LinearDoRA | ConvDoRA, base: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of the map that does the same; the bias changes only where a delta before has changed it."""
-    gain = gains(base.weight, delta.a, delta.b, delta.m, delta.scale, delta.rows)
+    """Return weight and bias of the module that computes the same.
+
+    The bias changes only where a delta before has changed it.
+    """
+    feature_scale = feature_scales(base.weight, delta.a, delta.b, delta.m, delta.scale, delta.rows)
     merged = add_product(weight, delta.a, delta.b, delta.scale, delta.rows)
-    return scaled(merged, gain, None, dim=0), None if bias is None else scaled(bias, gain, base.bias)
+    return scaled(merged, feature_scale, None, dim=0), None if bias is None else scaled(bias, feature_scale, base.bias)

@@ -1,4 +1,4 @@
-"""Gains and offsets on a map's output.
+"""Gains and offsets on a module's output.
 
 SSF: Lian et al. 2022, https://arxiv.org/abs/2210.08823. IA3: Liu et al. 2022, https://arxiv.org/abs/2205.05638.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, reference_tensor, trainable, widths
-from vispeft.peft.methods.lora import check_parts, part_rows
+from vispeft.peft.methods.qkv import check_parts, part_rows
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class ScaleShift(Method):
     name: ClassVar[str] = "scale_shift"
 
     def for_module(self, module: nn.Module) -> Delta:
-        """The delta for any module whose output width can be told."""
+        """Return the delta for any module whose output width is known."""
         return GainOffset(self, module, "", has_offset=True)
 
     def for_parameter(self, parameter: Tensor) -> WeightDelta:
-        """Refused: SSF acts on outputs."""
+        """Refuse every parameter: SSF acts on outputs."""
         raise _parameter_refused(self.name)
 
 
@@ -45,11 +45,11 @@ class IA3(Method):
         check_parts(self.parts)
 
     def for_module(self, module: nn.Module) -> Delta:
-        """The delta for any module whose output width can be told."""
+        """Return the delta for any module whose output width is known."""
         return GainOffset(self, module, self.parts, has_offset=False)
 
     def for_parameter(self, parameter: Tensor) -> WeightDelta:
-        """Refused: IA3 acts on outputs, biases included."""
+        """Refuse every parameter: IA3 acts on outputs, biases included."""
         raise _parameter_refused(self.name)
 
 
@@ -69,7 +69,7 @@ class GainOffset(Delta):
         self.outputs = size.outputs
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """`y * gain + offset` on the features of its parts. y: [..., out] or [B, out, H, W]."""
+        """Return `y * gain + offset` on the features of its parts. y: [..., out] or [B, out, H, W]."""
         shape = [-1] + [1] * (y.ndim - 2) if self.dim == 1 else [-1]
         gain, offset = self._spread(y.dtype)
         if offset is None:
@@ -77,7 +77,7 @@ class GainOffset(Delta):
         return torch.addcmul(offset.view(shape), y, gain.view(shape))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Weight rows and bias times the gain, and the offset added to the bias; None if there is no bias for it."""
+        """Return weight rows and bias times the gain, with the offset in the bias; None for an offset without bias."""
         gain, offset = self._spread(self.gain.dtype)
         if bias is None and offset is not None:
             return None
@@ -91,7 +91,7 @@ class GainOffset(Delta):
         return repr(self.method)
 
     def _spread(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Gain and offset for the whole output: those of its parts, ones elsewhere."""
+        """Return gain and offset for the whole output: those of its parts, ones elsewhere."""
         gain = self.gain.to(dtype)
         if self.gain.shape[0] == self.outputs:
             return gain, None if self.offset is None else self.offset.to(dtype)
@@ -103,4 +103,5 @@ class GainOffset(Delta):
 
 
 def _parameter_refused(name: str) -> PlanError:
+    """Return the error for a parameter site."""
     return PlanError(f"`{name}` serves modules, but this is a parameter. Name the module whose output it should scale.")

@@ -1,0 +1,214 @@
+"""Parts that LoRA and DoRA share: options, checks of a site, and the factors A and B of one rank-limited update."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vispeft.errors import PlanError
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, trainable
+from vispeft.peft.methods.qkv import check_parts, part_rows
+from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+
+
+@dataclass(frozen=True)
+class LowRank(Method):
+    """Options of a low-rank update; a subclass builds the deltas of the three kinds of sites.
+
+    rank: columns of B and rows of A, per part
+    alpha: numerator of the scale; the rank where it is not given
+    parts: of a fused query-key-value projection, those to adapt ("q", "v", "qv", ...), each with factors of its own;
+    empty is one pair of factors for the whole map
+    dropout: on x before A, in training; for module sites only
+    """
+
+    rank: int
+    alpha: float | None = None
+    parts: str = ""
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least("rank", self.rank, 1)
+        check_parts(self.parts)
+        if not 0 <= self.dropout < 1:
+            raise PlanError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha):
+            raise PlanError(f"`alpha` must be finite and not 0, or nothing would ever be learnt, but is {self.alpha}.")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the low-rank product."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @abstractmethod
+    def for_linear(self, module: nn.Linear) -> Delta:
+        """Return the delta for a linear map."""
+
+    @abstractmethod
+    def for_conv(self, module: nn.Conv2d) -> Delta:
+        """Return the delta for an ungrouped convolution."""
+
+    @abstractmethod
+    def for_weight(self, weight: Tensor) -> WeightDelta:
+        """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
+
+    def for_module(self, module: nn.Module) -> Delta:
+        """Return the delta for a linear map or an ungrouped convolution."""
+        match module:
+            case nn.Linear():
+                return self.for_linear(module)
+            case nn.Conv2d():
+                self._check_conv(module)
+                return self.for_conv(module)
+            case _:
+                kind = type(module)
+                # of a quantised map the bare name would be that of a map that is served
+                name = f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
+                raise PlanError(
+                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a {name}."
+                )
+
+    def for_parameter(self, parameter: Tensor) -> WeightDelta:
+        """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
+        self._check_parameter(parameter)
+        return self.for_weight(parameter)
+
+    def _check_parameter(self, parameter: Tensor) -> None:
+        if parameter.ndim not in (2, 4):
+            raise PlanError(
+                f"`{self.name}` serves parameters [out, in] and [out, in, kh, kw], but this one is "
+                f"{list(parameter.shape)}."
+            )
+        if self.dropout:
+            raise PlanError(
+                f"`dropout` must be 0 on a parameter, which has no input, but is {self.dropout}. "
+                f"Set it to 0, or name a module that is called."
+            )
+
+    def _check_conv(self, module: nn.Conv2d) -> None:
+        is_plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+        if not is_plain:
+            raise PlanError(
+                f"`{self.name}` cannot follow the padding or weights of a {type(module).__name__}. "
+                f"Name its `weight` parameter instead."
+            )
+        if module.groups > 1:
+            raise PlanError(
+                f"`{self.name}` serves convolutions with 1 group, but this one has {module.groups}. "
+                f"Name its `weight` parameter instead."
+            )
+
+
+class LinearFactors(Delta):
+    """Factors of a linear map: `a` [parts * r, in], `b` [parts * out of a part, r]."""
+
+    def __init__(self, method: LowRank, weight: Tensor) -> None:
+        super().__init__(method)
+        self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
+        self.starts = tuple(rows.start for rows in self.rows)
+        self.scale, self.dropout = method.scale, method.dropout
+        self.a, self.b = _factors(method.rank, self.rows, weight)
+        # the table of the injection, once the delta is part of one
+        self.recomputed_inputs = RecomputedInputs()
+
+    @property
+    def active_dropout(self) -> float:
+        """Dropout rate of this call: 0 outside of training."""
+        return self.dropout if self.training else 0.0
+
+    def extra_repr(self) -> str:
+        return repr(self.method)
+
+
+@dataclass(frozen=True)
+class _Margins:
+    """Padding by other values than zeros: left, right, top and bottom, and torch's name of the mode."""
+
+    sizes: list[int]
+    mode: str
+
+
+class ConvFactors(Delta):
+    """Factors of a convolution: `a` [r, in, kh, kw] with the base's geometry, `b` [out, r, 1, 1]."""
+
+    def __init__(self, method: LowRank, base: nn.Conv2d) -> None:
+        super().__init__(method)
+        if method.parts:
+            raise PlanError(f"`parts` must be empty on a convolution, but is {method.parts!r}.")
+        self.scale, self.dropout = method.scale, method.dropout
+        self.stride, self.dilation = base.stride, base.dilation
+        is_zeros = base.padding_mode == "zeros"
+        self.padding = base.padding if is_zeros else 0
+        self.margins = None if is_zeros else _Margins(_margins(base), base.padding_mode)
+        self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
+        self.a, self.b = _factors(method.rank, self.rows, base.weight)
+
+    def update(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return y with the low-rank update. x: [B, in, H, W]; y: [B, out, h, w]."""
+        x = F.dropout(x.to(y.dtype), self.dropout, self.training)
+        if self.margins is not None:
+            x = F.pad(x, self.margins.sizes, self.margins.mode)
+        a, b = (factor.to(y.dtype) for factor in (self.a, self.b))
+        hidden = F.conv2d(x, a, None, self.stride, self.padding, self.dilation)
+        return torch.add(y, F.conv2d(hidden, b), alpha=self.scale)
+
+    def extra_repr(self) -> str:
+        return repr(self.method)
+
+
+class WeightFactors(WeightDelta):
+    """Factors of a parameter [out, in] or [out, in, kh, kw], shaped as those of a linear map or a convolution."""
+
+    def __init__(self, method: LowRank, weight: Tensor) -> None:
+        super().__init__(method)
+        self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
+        self.scale = method.scale
+        self.a, self.b = _factors(method.rank, self.rows, weight)
+
+    def extra_repr(self) -> str:
+        return repr(self.method)
+
+
+def add_product(weight: Tensor, a: Tensor, b: Tensor, scale: float, rows: list[slice]) -> Tensor:
+    """Return `W + scale * B A` on the rows of each part, computed in the factors' precision and in the weight's dtype.
+
+    weight: [out, ...]; a: [parts * r, ...]; b: [parts * rows of a part, r, ...]
+    """
+    flat, a, b = weight.flatten(1).to(a.dtype), a.flatten(1), b.flatten(1)
+    pieces, end = [], 0
+    for part, a_part, b_part in zip(rows, a.chunk(len(rows)), b.chunk(len(rows)), strict=True):
+        pieces += [flat[end : part.start], torch.addmm(flat[part], b_part, a_part, alpha=scale)]
+        end = part.stop
+    return torch.cat([*pieces, flat[end:]]).view(weight.shape).to(weight.dtype)
+
+
+def _margins(base: nn.Conv2d) -> list[int]:
+    """Return the padding of a convolution by other values than zeros: left, right, top and bottom."""
+    sizes: list[int] = []
+    for axis in (1, 0):
+        whole = base.dilation[axis] * (base.kernel_size[axis] - 1)
+        match base.padding:
+            case "same":
+                sizes += [whole // 2, whole - whole // 2]
+            case "valid":
+                sizes += [0, 0]
+            case _:
+                sizes += [int(base.padding[axis])] * 2
+    return sizes
+
+
+def _factors(rank: int, rows: list[slice], weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return A, Kaiming-uniform as in the paper's code, and B, zero, for each part, stacked."""
+    largest = max(weight.shape[0], weight[0].numel())
+    if rank > largest:
+        raise PlanError(f"`rank` must be at most {largest}, the larger side of this site, but is {rank}.")
+    parts, height = len(rows), rows[0].stop - rows[0].start
+    a = trainable(parts * rank, *weight.shape[1:], like=weight)
+    for part in a.data.chunk(parts):
+        nn.init.kaiming_uniform_(part, a=math.sqrt(5))
+    return a, trainable(parts * height, rank, *(1 for _ in weight.shape[2:]), like=weight)
