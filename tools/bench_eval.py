@@ -42,7 +42,7 @@ HEIGHT, WIDTH, NUM_CATEGORIES, NUM_POINTS = 480, 640, 80, 24
 
 
 def synthetic_files(folder: Path, num_images: int, detections: int = 100) -> tuple[Path, Path]:
-    """Annotations and results of COCO val's proportions, in files."""
+    """Write annotations and results with COCO val's proportions."""
     rng = np.random.default_rng(0)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def by_pycocotools(annotations: Path, results: Path) -> dict[str, COCOeval]:
 
 
 def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Path) -> dict[str, bool]:
-    """Tell whether metrics, precisions, recalls and scores are pycocotools' own, bit by bit, by masks and by boxes."""
+    """Return True where metrics, precisions, recalls and scores equal pycocotools' bit by bit, for masks and boxes."""
     scored = read_scored(annotations, results)
     same = {}
     for kind, expected in reference.items():
@@ -146,7 +146,7 @@ def records(annotations: Path, results: list[dict[str, Any]]) -> Records:
 
 
 def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Seconds of processor and wall time, and what came out."""
+    """Return seconds of processor and wall time, and the result."""
     gc.collect()
     processor, wall = time.process_time(), time.perf_counter()
     outcome = work()

@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measure(kernels: list[str], settings: list[Settings], scale: str) -> tuple[list[Figure], dict[str, Ceilings]]:
-    """Every figure, told as it comes, and the ceilings by dtype."""
+    """All measurements, printed as they come, and the ceilings by dtype."""
     figures: list[Figure] = []
     ceilings: dict[str, Ceilings] = {}
     for one in settings:
@@ -77,12 +77,12 @@ def kept_figures(path: Path) -> list[Figure]:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words, and as part of a file's name."""
+    """Return the device in words, and as part of a file's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="+", choices=sorted(KERNELS), default=list(KERNELS), help="these kernels")
@@ -97,7 +97,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, writes and shows."""
+    """Measure, write and show the results."""
     args = parse_arguments()
     device = torch.device(args.device)
     if device.type == "cpu":

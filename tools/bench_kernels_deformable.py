@@ -80,12 +80,14 @@ class Size:
         def resolved(t: Tensors) -> tuple[Tensor, Tensor, Tensor]:
             if not self.is_around:
                 return t["value"], t["locations"], t["weights"]
-            where, share = Samples(t["offsets"], t["logits"], t["place"].detach()).resolve(shapes)
-            return t["value"], where, share
+            sampling_locations, attention_weights = Samples(t["offsets"], t["logits"], t["place"].detach()).resolve(
+                shapes
+            )
+            return t["value"], sampling_locations, attention_weights
 
         def grid_sample(**t: Tensor) -> list[Tensor]:
-            value, where, share = resolved(t)
-            return [deformable_attention_reference(value, shapes, where, share)]
+            value, sampling_locations, attention_weights = resolved(t)
+            return [deformable_attention_reference(value, shapes, sampling_locations, attention_weights)]
 
         def ours(**t: Tensor) -> list[Tensor]:
             if self.is_around:
@@ -116,8 +118,8 @@ def deformops(
         starts = torch.cat([sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]])
 
         def run(**t: Tensor) -> list[Tensor]:
-            value, where, share = resolved(t)
-            return [msda(value, sizes, starts, where, share.flatten(3).to(value.dtype))]
+            value, sampling_locations, attention_weights = resolved(t)
+            return [msda(value, sizes, starts, sampling_locations, attention_weights.flatten(3).to(value.dtype))]
 
         return plain(run, *trained)(tensors)
 

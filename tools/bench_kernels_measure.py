@@ -121,7 +121,7 @@ def vit_sizes(scale: str) -> list[tuple[str, int, str, int]]:
 
 
 def plain(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[Tensors], Bound]:
-    """Binds a function of a case's tensors by name."""
+    """Bind a function of a case's tensors by name."""
 
     def bind(tensors: Tensors) -> Bound:
         frozen = [tensor for name, tensor in tensors.items() if name not in trained]
@@ -131,12 +131,12 @@ def plain(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[Ten
 
 
 def compiled(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[Tensors], Bound]:
-    """The same through `torch.compile`, anew for each case."""
+    """Compile a function by `torch.compile`, again for each case."""
     return lambda tensors: plain(torch.compile(function, dynamic=False), *trained)(tensors)
 
 
 def measure_ceilings(settings: Settings) -> Ceilings:
-    """Times a copy and a product of the largest size that is quick."""
+    """Time a copy and a product of the largest size that is quick."""
     is_cuda = settings.device.type == "cuda"
     count, side = (2**29, 8192) if is_cuda else (2**23, 1536)
     source = torch.zeros(count, dtype=settings.dtype, device=settings.device)
@@ -148,7 +148,7 @@ def measure_ceilings(settings: Settings) -> Ceilings:
 
 
 def time_rounds(runs: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, list[float]]:
-    """Milliseconds of one call of each, by round."""
+    """Return the milliseconds of one call of each implementation, by round."""
     calls = {}
     for name, run in runs.items():
         for _ in range(3 if settings.device.type == "cuda" else 1):
@@ -164,7 +164,7 @@ def time_rounds(runs: Mapping[str, Callable[[], object]], settings: Settings) ->
 
 
 def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Milliseconds of one of some calls in a row."""
+    """Return the milliseconds of one call, from several in a row."""
     if device.type != "cuda":
         started = time.process_time()
         for _ in range(calls):
@@ -181,7 +181,7 @@ def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
 
 
 def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Figure]:
-    """Every figure of a case; an implementation that fails has its reason in place of them."""
+    """Measure a case. An implementation that fails has the reason in place of its measurements."""
     inputs = {
         name: tensor.to(settings.device, torch.float32 if name in case.exact else settings.dtype)
         for name, tensor in case.draw().items()
@@ -257,7 +257,7 @@ def _leaves(tensors: Tensors) -> Tensors:
 
 
 def _results(bound: Bound, grads: list[Tensor]) -> list[Tensor]:
-    """Outputs and gradients."""
+    """Return the outputs and gradients."""
     outs = bound.call()
     return [*(out.detach() for out in outs), *torch.autograd.grad(outs, bound.leaves, grads)]
 
@@ -308,7 +308,7 @@ def _time_graph(run: Callable[[], object], settings: Settings) -> float | None:
 
 
 def _peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
-    """MiB above what is there before the call; known on a CUDA device only."""
+    """Return the peak MiB above those allocated before the call; known on a CUDA device only."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Finds, shape by shape, whether a fused product beats the library's product followed by its low-rank update."""
+"""Search, shape by shape, for a fused product that is faster than the library's product with a separate update."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shapes(arch: int) -> Iterator[configs.Shape]:
 
 
 def tune(device: torch.device) -> None:
-    """Measures every candidate at every shape and writes the winners to the table beside the kernels."""
+    """Measure every candidate at every shape and writes the winners to the table beside the kernels."""
     if device.type != "cuda":
         raise SystemExit("`--tune` needs a CUDA device, on which the kernels run.")
     settings = Settings(device, torch.bfloat16, rounds=5, round_ms=5, graphs=False)

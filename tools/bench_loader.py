@@ -79,7 +79,7 @@ def per_second(work: Callable[[], int], repeats: int, clock: Callable[[], float]
 def measure(
     annotations: Path, images: Path, *, image_size: int, num: int, repeats: int, workers: int
 ) -> dict[str, Any]:
-    """Images per second of every stage."""
+    """Measure the images per second of every stage."""
     coco_set = read_coco(annotations, images)
     transform = TrainTransform(image_size)
     uncached = InstanceDataset(coco_set, transform, cache_bytes=0)
@@ -96,13 +96,13 @@ def measure(
 
     results = {
         "decode and augment": per_second(take(uncached), repeats, time.thread_time),
-        "augment (decoded pictures kept)": per_second(take(cached), repeats, time.thread_time),
+        "augment (decoded images cached)": per_second(take(cached), repeats, time.thread_time),
         "collate": per_second(batches, repeats, time.thread_time),
     }
     for count in (0, workers):
         draws = train_draws(coco_set, batch_size=4, seed=0, steps=-(-num // 4))
         loader = draw_loader(cached, draws, workers=count, **STATISTICS)
-        name = f"whole loader, {count} workers, by the clock"
+        name = f"whole loader, {count} workers, wall time"
         results[name] = per_second(partial(_count, loader), repeats, time.perf_counter)
     return results
 

@@ -54,7 +54,7 @@ OPTIONS = (
 
 @dataclass(frozen=True)
 class Step:
-    """One process's figures: seconds of the median step, MiB."""
+    """Measurements of one process: seconds of the median step, MiB."""
 
     method: str
     trainable: int
@@ -66,7 +66,7 @@ class Step:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory, else methods that free early pay page faults that others do not."""
+    """Make glibc keep freed memory: otherwise methods that free early have page faults that others do not have."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
         max_mmaps, trim_threshold = -4, -1
@@ -75,7 +75,7 @@ def keep_freed_memory() -> None:
 
 
 def status_mb(field: str) -> float:
-    """A memory figure of this process, in MiB."""
+    """Return a memory measurement of this process, in MiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
@@ -124,7 +124,7 @@ class CudaMeter:
     """Time by the clock, the device idle at both ends, and the peak of what torch allocated there."""
 
     def now(self) -> float:
-        """Seconds, when all that was asked of the device is done."""
+        """Return seconds, after the device has finished its work."""
         torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -139,7 +139,7 @@ class CudaMeter:
 
 
 def measure(method: str, args: argparse.Namespace) -> Step:
-    """Trains a few steps in this process and takes the figures."""
+    """Train a few steps in this process and measure them."""
     meter = CudaMeter() if args.device == "cuda" else CpuMeter()
     torch.manual_seed(0)
     build = build_mask_dino if args.model == "mask_dino" else build_vit
@@ -175,7 +175,7 @@ def measure(method: str, args: argparse.Namespace) -> Step:
 
 
 def run_rounds(methods: list[str], args: argparse.Namespace) -> tuple[dict[str, list[Step]], dict[str, str]]:
-    """Every method in a process of its own, round after round; and why some are left out: one of their runs failed."""
+    """Measure each method in its own process, round after round; return also the failures of methods left out."""
     found: dict[str, list[Step]] = {method: [] for method in methods}
     left_out: dict[str, str] = {}
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in OPTIONS]
@@ -222,7 +222,7 @@ def table(found: dict[str, list[Step]]) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT, or mask_dino")
     parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="of mask_dino: a timm ViT")
@@ -241,7 +241,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs the rounds, or one measurement where `--child` asks for it."""
+    """Run the rounds, or one measurement where `--child` asks for it."""
     args = parse_arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("`--device cuda` needs a CUDA GPU, but none is here. Leave it out to measure on the CPU.")

@@ -121,17 +121,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 class InOrder(nn.Module):
-    """Matches the first queries of each layer to the targets."""
+    """Matcher of the first queries of each layer to the targets."""
 
     def forward(
         self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]
     ) -> list[list[Match]]:
-        """As `HungarianMatcher`, without costs."""
+        """Match as `HungarianMatcher`, without costs."""
         return [[Match(torch.arange(len(one)), torch.arange(len(one)))] * len(layers) for one in targets]
 
 
 def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
-    """A model without data, on a GPU that is not there. timm asks for values while it builds, so it builds for real."""
+    """Return a model of fake tensors on a GPU. It is built with real tensors first, because timm reads values."""
     with unset_fake_temporarily():
         model = build_model(*args, **kwargs)
     for module in model.modules():
@@ -147,7 +147,7 @@ def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
 
 
 def pretend() -> None:
-    """Puts in place what fake tensors need, in torch too: this process does nothing else."""
+    """Patch torch and this project for fake tensors; this process does nothing else."""
     bench_step_models.build_model = build_fake_model
     F.scaled_dot_product_attention = attention
     bench_step_models.HungarianMatcher = InOrder
@@ -161,7 +161,7 @@ def pretend() -> None:
 
 
 def predict(method: str, args: argparse.Namespace) -> tuple[Held, list[str]]:
-    """The figures of one method, and the places that hold the most."""
+    """Return the memory of one method, and the code lines that hold the most."""
     with FakeTensorMode():
         measured = bench_step_models.build_mask_dino(method, args)
         own = [*measured.model.parameters(), *measured.model.buffers()]
@@ -184,14 +184,16 @@ def predict(method: str, args: argparse.Namespace) -> tuple[Held, list[str]]:
 
 
 def main() -> None:
-    """Predicts each method and prints a table."""
+    """Predict the memory of each method and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_large_patch16_224", help="a timm ViT")
     parser.add_argument("--size", default="base", help="of pixel decoder and decoder: tiny or base")
     parser.add_argument("--image-size", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--places", type=int, default=0, help="tell also so many of the places that hold the most")
+    parser.add_argument(
+        "--places", type=int, default=0, help="print also this many code lines that hold the most memory"
+    )
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     args = parser.parse_args(namespace=argparse.Namespace(device="cuda"))
     known = [

@@ -51,7 +51,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Counts what runs within."""
+        """Measure the code within the context."""
         began = time.process_time()
         try:
             yield
@@ -59,7 +59,7 @@ class Clock:
             self.steps[-1][name] += time.process_time() - began
 
     def watch(self, module: nn.Module, name: str) -> None:
-        """Counts each call of a module."""
+        """Measure each call of a module."""
         module.register_forward_pre_hook(lambda *_: self._began.__setitem__(name, time.process_time()))
         module.register_forward_hook(lambda *_: self._end(name))
 
@@ -111,7 +111,7 @@ def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]
 
 
 def eval_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]:
-    """Parts and operators of evaluation steps, and the scoring of what they found."""
+    """Parts and operators of evaluation steps, and the scoring of their predictions."""
     model = build_base(config, len(sets.val.categories)).eval()
     clock, batches = Clock(), iter(val_loader(config, sets.val, model, Share()))
     for name in PARTS:
@@ -154,7 +154,7 @@ def _measured(step: Callable[[], None], clock: Clock, steps: int) -> dict[str, A
 
 
 def table(title: str, measured: Mapping[str, Any]) -> str:
-    """The figures for the terminal."""
+    """Return the measurements as text for the terminal."""
     lines = [f"{title}: {measured['step_s']:.3f} s"]
     lines += [
         f"  {name:32} {s:7.3f} s {100 * s / measured['step_s']:5.1f} %" for name, s in measured["parts_s"].items()

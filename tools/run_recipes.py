@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Adapt the bundled base to real COCO sets by every method at the same budget, and write the table of what came out.
+"""Adapt the bundled base to real COCO sets by every method at the same budget, and write the table of results.
 
     python tools/run_recipes.py --data DIR [--sets facades ...] [--methods full ...]
 
@@ -37,7 +37,7 @@ SETS = {"nuclei-histo": "nuclei_histo_lora", "facades": "facades_lora", "fruits-
 
 
 def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list[str]) -> list[str]:
-    """The command line of one run."""
+    """Return the command line of one run."""
     recipe, overrides = METHODS[name]
     keys = [f"train.steps={steps}", f"train.seed={seed}"]
     for split in ("train", "val"):

@@ -53,7 +53,7 @@ class LinearDoRA(LinearFactors):
         """Return y with the low-rank update and the scales on the rows of its parts. x: [..., in]; y: [..., out]."""
         (frozen,) = self.bases
         scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
-        offsets, dropout = self.starts, self.active_dropout
+        offsets, dropout = self.column_offsets, self.active_dropout
         if base is None or not is_plain_linear(base):
             updated = lora_add(y, x, self.a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
             return scaled(updated, scale, frozen.bias)

@@ -38,7 +38,7 @@ class BypassedInputs:
         if delta is None or not _is_unobserved(module, delta):
             return None
         assert isinstance(module, nn.Linear)
-        if not is_fused(x, module.weight, delta.a, delta.b, column_offsets=delta.starts):
+        if not is_fused(x, module.weight, delta.a, delta.b, column_offsets=delta.column_offsets):
             return None
         empty = x.detach().new_empty(0, x.shape[-1])
         self._inputs[empty] = x
@@ -63,7 +63,7 @@ def fused_forward(module: nn.Module, x: Tensor) -> Tensor:
         delta.a,
         delta.b,
         delta.scale,
-        column_offsets=delta.starts,
+        column_offsets=delta.column_offsets,
         dropout=delta.dropout if delta.training else 0.0,
         recompute=delta.recomputed_inputs.recompute_of(x),
     )

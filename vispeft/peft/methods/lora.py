@@ -44,7 +44,7 @@ class LinearLoRA(LinearFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the low-rank update on the rows of its parts. x: [..., in]; y: [..., out]."""
-        offsets, dropout = self.starts, self.active_dropout
+        offsets, dropout = self.column_offsets, self.active_dropout
         if base is None or not is_plain_linear(base):
             return lora_add(y, x, self.a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
         return lora_update(

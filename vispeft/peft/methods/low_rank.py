@@ -110,7 +110,7 @@ class LinearFactors(Delta):
     def __init__(self, method: LowRank, weight: Tensor) -> None:
         super().__init__(method)
         self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
-        self.starts = tuple(rows.start for rows in self.rows)
+        self.column_offsets = tuple(rows.start for rows in self.rows)
         self.scale, self.dropout = method.scale, method.dropout
         self.a, self.b = _factors(method.rank, self.rows, weight)
         # the table of the injection, once the delta is part of one
