@@ -141,7 +141,8 @@ def describe_device(fabric: Fabric) -> str:
     if fabric.device.type == "mps":
         return "Apple GPU"
     name = cpu_info("model name") or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def count_processes(devices: int, *, prefix: str = "") -> int:
