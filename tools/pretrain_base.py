@@ -367,14 +367,14 @@ def bundle(run: Path, out: Path) -> None:
     model = build(num_classes, STAGES[-1].num_queries)
     model.load_state_dict(state["model"])
     options = {"num_queries": STAGES[-1].num_queries, "denoising_budget": STAGES[-1].num_queries}
-    anatomy = {
+    arguments = {
         "name": "mask_dino",
         "backbone": BACKBONE,
         "size": "tiny",
         "backbone_options": BACKBONE_OPTIONS,
         **options,
     }
-    save_bundled(model, out, anatomy, notes={"steps": str(state["step"]), "seed": str(SEED)})
+    save_bundled(model, out, arguments, notes={"steps": str(state["step"]), "seed": str(SEED)})
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {state['step']} steps, {num_classes} class(es)")
 
 

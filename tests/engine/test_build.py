@@ -10,7 +10,7 @@ import torch
 from vispeft import peft
 from vispeft.config import PeftConfig, RegionRates, load_config, parse_config
 from vispeft.engine.build import (
-    anatomy_without_weights,
+    arguments_without_weights,
     attach,
     build_base,
     build_plan,
@@ -37,7 +37,7 @@ def test_build_base__is_the_same_for_the_same_seed_and_leaves_the_callers_random
 
 
 @pytest.mark.parametrize("key", ["backbone", "size", "options"])
-def test_build_base__refuses_anatomy_beside_the_bundled_base(key: str) -> None:
+def test_build_base__refuses_model_arguments_beside_the_bundled_base(key: str) -> None:
     value = {"num_queries": 5} if key == "options" else "tiny"
     with pytest.raises(ConfigError, match=rf"`model\.{key}` must be left out"):
         build_base(parse_config({"model": {"weights": "bundled", key: value}}), 3)
@@ -78,10 +78,10 @@ def test_build_base__takes_the_backbone_from_a_file(tiny: dict[str, Any], tmp_pa
     assert build_base(config, 3, with_weights=False)
 
 
-def test_anatomy_without_weights__names_no_file() -> None:
+def test_arguments_without_weights__names_no_file() -> None:
     options = {"depth": 3, "checkpoint_path": "vit.pth", "pretrained_cfg_overlay": {"file": "vit.pth"}}
     config = parse_config({"model": {"backbone": "test_vit", "backbone_options": options}})
-    assert anatomy_without_weights(config.model)["backbone_options"] == {"depth": 3}
+    assert arguments_without_weights(config.model)["backbone_options"] == {"depth": 3}
 
 
 def test_check_backbone__needs_no_data() -> None:

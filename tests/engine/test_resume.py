@@ -151,10 +151,10 @@ def test_train_run__resumes_with_data_that_was_moved(finished: RunDirectory, tmp
 
 def test_train_run__refuses_a_base_with_other_weights(tiny: dict[str, Any], tmp_path: Path) -> None:
     config = parse_config(tiny)
-    anatomy = {"backbone": config.model.backbone, "size": "tiny", "backbone_options": config.model.backbone_options}
+    arguments = {"backbone": config.model.backbone, "size": "tiny", "backbone_options": config.model.backbone_options}
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model = build_model("mask_dino", num_classes=3, image_size=64, **anatomy, **config.model.options)
+        model = build_model("mask_dino", num_classes=3, image_size=64, **arguments, **config.model.options)
         save_file(model.state_dict(), tmp_path / f"{seed}.safetensors")
     weights = tmp_path / "base.safetensors"
     shutil.copy(tmp_path / "0.safetensors", weights)

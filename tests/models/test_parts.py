@@ -13,7 +13,7 @@ from torch import nn
 
 from vispeft.errors import CheckpointError
 from vispeft.models import MaskDINO, build_model, load_bundled, load_weights, save_bundled
-from vispeft.models.checkpoint_metadata import Description, read_description, save_described
+from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata, save_with_metadata
 from vispeft.models.layers.denoising import make_denoising_queries
 from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
 from vispeft.models.layers.relu import relu_before
@@ -163,8 +163,8 @@ def test_load_bundled__rebuilds_the_model_from_its_file_alone(tmp_path: Path) ->
 
 def test_save_described__says_which_model_it_holds_and_is_everyones_to_read(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "model.safetensors"
-    save_described(tiny(2).state_dict(), path, Description(ANATOMY, 96), notes={"seed": "1"})
-    assert read_description(path) == Description(ANATOMY, 96)
+    save_with_metadata(tiny(2).state_dict(), path, CheckpointMetadata(ANATOMY, 96), notes={"seed": "1"})
+    assert read_checkpoint_metadata(path) == CheckpointMetadata(ANATOMY, 96)
     (tmp_path / "other").touch()
     assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
     assert [entry.name for entry in path.parent.iterdir()] == ["model.safetensors"]
@@ -174,11 +174,11 @@ def test_read_description__is_none_for_files_of_others_and_refuses_damage(tmp_pa
     save_file({"a": torch.zeros(1)}, tmp_path / "plain.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
     for name in ("plain.safetensors", "broken.safetensors", "missing.safetensors", "model.pth"):
-        assert read_description(tmp_path / name) is None
+        assert read_checkpoint_metadata(tmp_path / name) is None
     for header in ("{", "[]"):
         save_file({"a": torch.zeros(1)}, tmp_path / "damaged.safetensors", metadata={"vispeft_model": header})
         with pytest.raises(CheckpointError, match="damaged header"):
-            read_description(tmp_path / "damaged.safetensors")
+            read_checkpoint_metadata(tmp_path / "damaged.safetensors")
 
 
 @pytest.mark.parametrize(("is_trained", "kept_dtype"), [(False, torch.bool), (True, torch.float32)])

@@ -15,7 +15,7 @@ from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
-from vispeft.models.checkpoint_metadata import Description, read_description
+from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.registry import family_of
 from vispeft.models.roles import roles_for
 from vispeft.models.weight_files import require_file
@@ -99,7 +99,7 @@ def _num_classes_in_weights(config: ModelConfig) -> int | None:
         return None
     with naming_keys():
         path = bundled_path() if config.weights == BUNDLED else _weights_file(config)
-        return family_of(str(anatomy_of(config)["name"])).num_classes_in(path)
+        return family_of(str(model_arguments(config)["name"])).num_classes_in(path)
 
 
 @contextmanager
@@ -137,14 +137,14 @@ def attach(model: nn.Module, config: Config) -> None:
             raise ConfigError(f"`train.regions`: {error}") from error
 
 
-def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
+def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
     """Return the arguments of `build_model` except the number of classes, from the weights file or the configuration.
 
     The metadata of a weights file, if any, decide alone unless `model.backbone` is named.
     """
     _check_backbone_weights(config)
-    described = _description(config)
-    if described is None:
+    metadata = _metadata(config)
+    if metadata is None:
         return {
             "name": config.name,
             "backbone": config.backbone or "resnet50",
@@ -157,17 +157,17 @@ def anatomy_of(config: ModelConfig) -> Mapping[str, Any]:
     for key in ("name", "backbone", "size", "options", "backbone_options"):
         if getattr(config, key) != getattr(defaults, key):
             raise ConfigError(
-                f"`model.{key}` must be left out with `model.weights: {config.weights}`, which says which model it "
+                f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
                 f"holds, but is {getattr(config, key)!r}. Or choose other weights."
             )
-    return described.anatomy
+    return metadata.arguments
 
 
-def anatomy_without_weights(config: ModelConfig) -> Mapping[str, Any]:
+def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
     """Return the same for a checkpoint that holds all weights, without backbone options that name another file."""
-    anatomy = dict(anatomy_of(config))
-    options = anatomy.get("backbone_options") or {}
-    return {**anatomy, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
+    arguments = dict(model_arguments(config))
+    options = arguments.get("backbone_options") or {}
+    return {**arguments, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
 
 
 def _check_backbone_weights(config: ModelConfig) -> None:
@@ -184,13 +184,13 @@ def _check_backbone_weights(config: ModelConfig) -> None:
 
 
 def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> SegmentationModel:
-    anatomy = anatomy_of(config)
+    arguments = model_arguments(config)
     if config.weights == BUNDLED:
         return load_bundled(num_classes)
     from_file = config.backbone_weights if with_weights else None
     pretrained = with_weights and config.weights == PRETRAINED and from_file is None
     with naming_keys():
-        model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **anatomy)
+        model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **arguments)
         if with_weights and config.weights not in (PRETRAINED, NONE):
             load_weights(model, _weights_file(config))
     return model
@@ -199,7 +199,7 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
 def _trained_image_size(config: ModelConfig) -> int | None:
     if config.weights == BUNDLED:
         return BUNDLED_IMAGE_SIZE
-    description = _description(config)
+    description = _metadata(config)
     return None if description is None else description.image_size
 
 
@@ -207,13 +207,13 @@ def _weights_file(config: ModelConfig) -> Path:
     return Path(config.weights).expanduser()
 
 
-def _description(config: ModelConfig) -> Description | None:
+def _metadata(config: ModelConfig) -> CheckpointMetadata | None:
     """Return the metadata of the configuration's weights file; None without a file or without metadata."""
     if config.weights == BUNDLED:
-        return read_description(bundled_path())
+        return read_checkpoint_metadata(bundled_path())
     if config.weights in (PRETRAINED, NONE) or config.backbone is not None:
         return None
-    return read_description(_weights_file(config))
+    return read_checkpoint_metadata(_weights_file(config))
 
 
 def _checkpoint_activations(model: SegmentationModel) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from vispeft.coco.sets import CocoSet
 from vispeft.config import Config
 from vispeft.data import Draw
-from vispeft.engine.build import anatomy_of
+from vispeft.engine.build import model_arguments
 from vispeft.models import SegmentationModel
 from vispeft.models.split import FrozenPrefix
 from vispeft.peft.fingerprint import fingerprint
@@ -33,7 +33,7 @@ def prefix_fingerprint(config: Config, model: SegmentationModel, prefix: FrozenP
         {
             "format": _FORMAT,
             "packages": {name: _version(name) for name in _PACKAGES},
-            "anatomy": anatomy_of(config.model),
+            "arguments": model_arguments(config.model),
             "weights": fingerprint(weights, ()),
             "kept": prefix.point.kept,
             "padded_size": prefix.padded_size,

@@ -12,7 +12,7 @@ from typing import Any
 from vispeft import peft
 from vispeft.coco.sets import Category, CocoSet, match_categories, to_annotations
 from vispeft.config import Config
-from vispeft.engine.build import anatomy_without_weights, build_base
+from vispeft.engine.build import arguments_without_weights, build_base
 from vispeft.engine.loaders import Share, image_size, read_split, val_loader
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.scoring import predict_split
@@ -21,7 +21,7 @@ from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
-from vispeft.models.checkpoint_metadata import Description, save_described
+from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     peft.merge(run.model)
-    description = Description(anatomy_without_weights(run.config.model), image_size(run.config))
+    description = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
-    save_described(run.model.state_dict(), out, description, notes=notes)
+    save_with_metadata(run.model.state_dict(), out, description, notes=notes)
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:

@@ -11,7 +11,7 @@ import torch
 from vispeft.errors import CheckpointError
 from vispeft.io.tensors import read_tensors
 from vispeft.models.base import SegmentationModel
-from vispeft.models.checkpoint_metadata import Description, read_description, save_described
+from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata, save_with_metadata
 from vispeft.models.registry import build_model
 
 
@@ -29,16 +29,16 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> Segmentat
     path = path or bundled_path()
     if not path.is_file():
         raise CheckpointError(f"The bundled base {path} is missing. Install vispeft again.")
-    description = read_description(path)
+    description = read_checkpoint_metadata(path)
     if description is None:
-        raise CheckpointError(f"{path} does not say which model it holds. Install vispeft again.")
-    model = build_model(num_classes=num_classes, **description.anatomy)
+        raise CheckpointError(f"{path} names no model. Install vispeft again.")
+    model = build_model(num_classes=num_classes, **description.arguments)
     state = {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
     model.load_tensors(state, source=str(path))
     return model
 
 
-def save_bundled(model: SegmentationModel, path: Path, anatomy: dict[str, Any], *, notes: dict[str, str]) -> None:
+def save_bundled(model: SegmentationModel, path: Path, arguments: dict[str, Any], *, notes: dict[str, str]) -> None:
     """Write the weights in float16, with the `build_model` arguments that rebuild the model and further metadata."""
     tensors = {name: tensor.to(torch.float16) for name, tensor in model.state_dict().items()}
-    save_described(tensors, path, Description(anatomy), notes=notes)
+    save_with_metadata(tensors, path, CheckpointMetadata(arguments), notes=notes)

@@ -18,18 +18,18 @@ _IMAGE_SIZE = "image_size"
 
 
 @dataclass(frozen=True)
-class Description:
+class CheckpointMetadata:
     """Metadata of a checkpoint.
 
-    anatomy: arguments of `build_model` but for the number of classes
+    arguments: arguments of `build_model` but for the number of classes
     image_size: longer side of the network input that it was trained at, in pixels
     """
 
-    anatomy: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     image_size: int | None = None
 
 
-def read_description(path: Path) -> Description | None:
+def read_checkpoint_metadata(path: Path) -> CheckpointMetadata | None:
     """Return the metadata of a weights file; None where it has none, as files of other programs."""
     try:
         header = read_metadata(path)
@@ -39,20 +39,20 @@ def read_description(path: Path) -> Description | None:
     if _KEY not in header:
         return None
     try:
-        anatomy = json.loads(header[_KEY])
+        arguments = json.loads(header[_KEY])
         size = int(header[_IMAGE_SIZE]) if _IMAGE_SIZE in header else None
     except ValueError as error:
         raise CheckpointError(f"The weights file {path} has a damaged header ({error}). Write it again.") from error
-    if not isinstance(anatomy, dict):
+    if not isinstance(arguments, dict):
         raise CheckpointError(f"The weights file {path} has a damaged header: it names no model. Write it again.")
-    return Description(anatomy, size)
+    return CheckpointMetadata(arguments, size)
 
 
-def save_described(
-    tensors: Mapping[str, Tensor], path: Path, description: Description, *, notes: Mapping[str, str]
+def save_with_metadata(
+    tensors: Mapping[str, Tensor], path: Path, description: CheckpointMetadata, *, notes: Mapping[str, str]
 ) -> None:
     """Write tensors with their metadata and `notes`, atomically."""
-    header = {_KEY: json.dumps(dict(description.anatomy)), **notes}
+    header = {_KEY: json.dumps(dict(description.arguments)), **notes}
     if description.image_size is not None:
         header[_IMAGE_SIZE] = str(description.image_size)
     write_tensors(path, own_copies(tensors), header)

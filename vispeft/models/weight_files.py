@@ -54,7 +54,7 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
             # given as a file, since torch goes by the ending of a path
             loaded = read_tensors(path)[0] if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
     except _READ_ERRORS as error:
-        # torch's own advice is to run what a stranger's file says
+        # torch itself advises to load the file with code execution
         is_pickle = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
         remedy = (

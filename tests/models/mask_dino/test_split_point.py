@@ -30,10 +30,10 @@ CASES = {
 }
 
 
-def build(anatomy: dict[str, Any], trained: Sequence[str]) -> MaskDINO:
+def build(arguments: dict[str, Any], trained: Sequence[str]) -> MaskDINO:
     torch.manual_seed(0)
     sizes = {"dim": 32, "ffn_dim": 64, "mask_dim": 16, "num_queries": 12}
-    model = build_model("mask_dino", num_classes=2, size="tiny", image_size=64, **anatomy, **sizes)
+    model = build_model("mask_dino", num_classes=2, size="tiny", image_size=64, **arguments, **sizes)
     model.requires_grad_(False).eval()
     for name in trained:
         model.get_submodule(name).requires_grad_(True)
@@ -58,8 +58,8 @@ def equal(one: Predictions, other: Predictions) -> bool:
 
 @pytest.mark.parametrize("case", CASES)
 def test_tail__continues_to_the_bit(case: str) -> None:
-    anatomy, trained, name = CASES[case]
-    model = build(anatomy, trained)
+    arguments, trained, name = CASES[case]
+    model = build(arguments, trained)
     images = images_for(model)
     prefix = prefix_of(model, images)
     assert prefix.point.name == name
