@@ -64,6 +64,7 @@ def train(
     """
     from vispeft.config import load_config
     from vispeft.engine import begun_run_directory, new_run_directory, train_run
+    from vispeft.training.devices import is_first_process
     from vispeft.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -78,7 +79,8 @@ def train(
     if result.summary is None:
         say(f"Stopped after step {result.step}. {resume_hint}")
         raise typer.Exit(INTERRUPTED)
-    _show_run(result, result.summary)
+    if is_first_process():
+        _show_run(result, result.summary)
 
 
 def evaluate(

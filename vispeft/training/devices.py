@@ -68,6 +68,14 @@ def _check_number(device: str, kind: str, index: int | None, num_processes: int,
         )
 
 
+def is_first_process() -> bool:
+    """Return True in the process of rank 0, and where there is only one process."""
+    return (
+        not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        or not torch.distributed.get_rank()
+    )
+
+
 def _leave_process_group() -> None:
     """Join the threads of the process group: gloo's abort a process that ends while one of them still runs."""
     if torch.distributed.is_initialized():
