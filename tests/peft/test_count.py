@@ -1,8 +1,11 @@
 """Counting."""
 
-from torch import nn
+from dataclasses import dataclass
+from typing import ClassVar
 
-from vispeft.peft import Adapter, LoRA, Plan, count, inject
+from torch import Tensor, nn
+
+from vispeft.peft import Adapter, Delta, LoRA, Method, Plan, count, inject
 
 
 def test_count__tells_deltas_full_and_frozen_apart(build) -> None:
@@ -32,3 +35,32 @@ def test_count__an_adapter_count_of_zero_attaches_nothing(build) -> None:
     model = build()
     inject(model, Plan({"blocks.*.mlp": Adapter(width=3, count=0)}))
     assert count(model).trainable == 0
+
+
+def test_count__what_two_deltas_share_counts_once() -> None:
+    pool = nn.Linear(4, 4)
+
+    @dataclass(frozen=True)
+    class Shared(Method):
+        name: ClassVar[str] = "shared"
+
+        def for_module(self, module: nn.Module) -> Delta:
+            return SharedDelta(self)
+
+        def for_parameter(self, parameter: Tensor) -> None:
+            return None
+
+    class SharedDelta(Delta):
+        def __init__(self, method: Method) -> None:
+            super().__init__(method)
+            self.pool = pool
+
+        def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+            return y + 0 * self.pool(x)
+
+        def merged(self, weight: Tensor, bias: Tensor | None) -> None:
+            return None
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    inject(model, Plan({"*": Shared()}))
+    assert count(model).deltas == {"shared": 20}

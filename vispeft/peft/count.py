@@ -49,11 +49,11 @@ class Count:
 
 
 def count(model: nn.Module) -> Count:
-    """Counts the parameters of a model, injected or not."""
+    """Count the parameters of a model, injected or not. Parameters that several modules share count once."""
     deltas: dict[str, int] = {}
     seen: set[int] = set()
     for item in attached(model):
-        own = {id(parameter): parameter.numel() for parameter in item.delta.parameters()}
+        own = {id(parameter): parameter.numel() for parameter in item.delta.parameters() if id(parameter) not in seen}
         deltas[item.delta.method.name] = deltas.get(item.delta.method.name, 0) + sum(own.values())
         seen |= own.keys()
     others = [parameter for parameter in unwrapped(model).parameters() if id(parameter) not in seen]
