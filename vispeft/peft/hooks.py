@@ -28,7 +28,7 @@ class SiteHooks:
         self.recomputed_inputs = RecomputedInputs()
         self.bypassed_inputs = BypassedInputs()
 
-    def add_to_site(self, module: nn.Module, delta: Delta) -> list[RemovableHandle]:
+    def add_to_site(self, module: nn.Module, delta: nn.Module) -> list[RemovableHandle]:
         """Make a module that has no delta yet run its deltas from now on. Returns the handles of its hooks."""
         handles = [module.register_forward_hook(self.run_deltas, with_kwargs=True)]
         if type(delta) is LinearLoRA:
