@@ -323,7 +323,7 @@ def _key_pairs(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
 
 
 def _give_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Rename keys after `state_dict`: `parametrizations.weight.original` becomes `weight`, its deltas' tensors `weight.lora.a`."""
+    """Rename keys after `state_dict`: `parametrizations.weight.original` to `weight`, a delta's to `weight.lora.a`."""
     for inner, outer in _key_pairs(module, prefix):
         for key in [key for key in state if key.startswith(inner)]:
             state[outer + key[len(inner) :]] = state.pop(key)
