@@ -91,7 +91,7 @@ def test_lora_update__may_be_followed_by_an_operation_in_place() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_lora_update__replays_x_instead_of_keeping_it() -> None:
+def test_lora_update__recomputes_x_instead_of_keeping_it() -> None:
     x, weight, bias, a, b, _ = tensors((0,))
     source = x.detach().clone()
     seen = F.gelu(x)

@@ -77,10 +77,10 @@ class WeightForm(nn.Module):
 
 
 def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
-    """Freezes the model, attaches the plan's deltas and thaws what the plan trains in full, in place.
+    """Freeze the model, attach the plan's deltas and thaw what the plan trains in full, in place.
 
     Outputs stay bit-identical until the first optimizer step. On an error the model is as it was.
-    roles: what `@role` stands for in this model's patterns
+    roles: places of this model by the names that patterns write as `@role`
     """
     model = unwrapped(model)
     _refuse_another_plan(model)
@@ -103,7 +103,7 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
 
 
 def remove(model: nn.Module) -> None:
-    """Takes every delta out, in place: the original model, with fully trained parameters at their trained values."""
+    """Take every delta out, in place: the original model, with fully trained parameters at their trained values."""
     model = unwrapped(model)
     injection = injection_of(model)
     for handle in injection.handles:
@@ -156,7 +156,7 @@ def recorded(model: nn.Module) -> Iterator[tuple[set[str], list[str]]]:
 
 
 def is_injected(model: nn.Module) -> bool:
-    """Tell whether `inject` was called on this model and neither `remove` nor `merge` since."""
+    """Return True for a model on which `inject` was called, and neither `remove` nor `merge` since."""
     return _MARK in vars(unwrapped(model))
 
 
@@ -169,7 +169,7 @@ def injection_of(model: nn.Module) -> Injection:
 
 
 def attached(model: nn.Module) -> list[Attached]:
-    """Every delta in the model, in the model's order and, at one site, in the order in which they run."""
+    """Return every delta in the model, in the model's order and, at one site, in the order in which they run."""
     found: list[Attached] = []
     for name, module in unwrapped(model).named_modules():
         for parameter, form in module_forms(module):
@@ -182,7 +182,7 @@ def attached(model: nn.Module) -> list[Attached]:
 
 
 def _refuse_another_plan(model: nn.Module) -> None:
-    """Refuses a model that has a plan, holds a part that has one, or is a part of a model that has one."""
+    """Refuse a model that has a plan, holds a part that has one, or is a part of a model that has one."""
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
     inner = next((name for name, module in model.named_modules() if _MARK in vars(module)), None)
@@ -202,7 +202,7 @@ def _refuse_another_plan(model: nn.Module) -> None:
 def _build(
     names: Names, pattern: str, method: Any, roles: Roles | None, trained: list[str]
 ) -> Iterator[tuple[Site, Delta | WeightDelta]]:
-    """One method's deltas for the sites of one pattern; errors get pattern and site put before them."""
+    """Yield one method's deltas for the sites of one pattern. Errors begin with pattern and site."""
     for site in names.sites(pattern, roles):
         try:
             delta = _build_one(site, method, trained)
@@ -213,7 +213,7 @@ def _build(
 
 
 def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDelta | None:
-    """The delta for a site."""
+    """Return the delta for a site."""
     if site.parameter is not None:
         if site.name in trained:
             raise PlanError("This parameter is trained in full as well. Choose one of the two.")
@@ -260,7 +260,7 @@ def _attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[Re
 
 
 def _free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
-    """The method's name, with a number from 2 where the owner has that name already."""
+    """Return the method's name, with a number from 2 where the owner has that name already."""
     name, number = delta.method.name, 2
     while getattr(owner, name, None) is not None:
         name, number = f"{delta.method.name}_{number}", number + 1
@@ -268,7 +268,7 @@ def _free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
 
 
 def module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
-    """Parameters of the module that have deltas, with what holds these."""
+    """Return the parameters of the module that have deltas, with the parametrizations that hold these."""
     if not parametrize.is_parametrized(module):
         return []
     assert isinstance(module.parametrizations, nn.ModuleDict)
@@ -281,7 +281,7 @@ def module_forms(module: nn.Module) -> list[tuple[str, WeightForm]]:
 
 
 def base_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters by name; of those with deltas of ours and nobody else's, the frozen value."""
+    """Return a module's own parameters by name; of those with deltas of ours alone, the frozen value."""
     parameters: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     for name, _ in module_forms(module):
         if len(module.get_submodule(f"parametrizations.{name}")._modules) == 1:
@@ -290,9 +290,9 @@ def base_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _drop_forms(owner: nn.Module) -> None:
-    """Takes our parametrizations off a module and puts its parameters back in their order.
+    """Take our parametrizations off a module and put its parameters back in their order.
 
-    Not by torch's own removal: it deletes the property from the class, which a deep copy of the module shares.
+    Torch's own removal does not do: it deletes the property from the class, which a deep copy of the module shares.
     """
     forms = module_forms(owner)
     if not forms:
@@ -314,7 +314,7 @@ def _drop_forms(owner: nn.Module) -> None:
 
 
 def _key_pairs(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
-    """Prefixes of the parametrized keys of a module, and what the base calls them."""
+    """Return the prefixes of the parametrized keys of a module, with those of the base."""
     pairs = []
     for name, _ in module_forms(module):
         inner = f"{prefix}parametrizations.{name}"
@@ -323,14 +323,14 @@ def _key_pairs(module: nn.Module, prefix: str) -> list[tuple[str, str]]:
 
 
 def _give_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """After `state_dict`: `parametrizations.weight.original` becomes `weight`, its deltas' tensors `weight.lora.a`."""
+    """Rename keys after `state_dict`: `parametrizations.weight.original` to `weight`, a delta's to `weight.lora.a`."""
     for inner, outer in _key_pairs(module, prefix):
         for key in [key for key in state if key.startswith(inner)]:
             state[outer + key[len(inner) :]] = state.pop(key)
 
 
 def _accept_base_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Before `load_state_dict`: the reverse."""
+    """Rename keys before `load_state_dict`, in reverse."""
     for inner, outer in _key_pairs(module, prefix):
         for key in [key for key in state if key == outer or (outer.endswith(".") and key.startswith(outer))]:
             state[inner + key[len(outer) :]] = state.pop(key)
