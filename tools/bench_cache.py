@@ -2,9 +2,9 @@
 
     python tools/bench_cache.py [--images 16] [--steps 24] [--trials 3] [--json tools/results/feature_cache_cpu.json]
 
-Trials of the bundled base on synthetic shapes differ in their learning rate, as in a sweep: with the heads alone (the
-cut is behind the pixel decoder), with LoRA in the pixel decoder (behind the backbone), and with adapters in the ViT's
-last two blocks (behind the fourth). Times are processor seconds of whole runs in one thread, so that other work on the
+Trials of the bundled base on synthetic shapes differ in their learning rate, as in a sweep: with the heads alone (split
+after the pixel decoder), with LoRA in the pixel decoder (after the backbone), and with adapters in the ViT's last two
+blocks (after the fourth). Times are processor seconds of whole runs in one thread, so that other work on the
 machine hardly matters: building the model, training, scoring, reports. Every run with kept features must end with the
 adapter of the run without, to the bit.
 """

@@ -1,4 +1,4 @@
-"""Features are found again exactly where all that made them is the same."""
+"""Keys of kept features are equal exactly if everything that the features were computed from is equal."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_entry_keys__tell_apart_what_differs(coco_set: CocoSet) -> None:
     assert EntryKeys(bare, {"flip": 0.5})(Draw(2)) == keys(Draw(2))
 
 
-def test_prefix_fingerprint__is_of_the_prefix_alone(tiny: dict[str, Any]) -> None:
+def test_prefix_fingerprint__depends_on_the_prefix_alone(tiny: dict[str, Any]) -> None:
     config = parse_config(tiny)
     model = build_base(config, 3)
     model.requires_grad_(False).eval()

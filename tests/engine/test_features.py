@@ -207,7 +207,7 @@ def test_keep_features__computes_a_damaged_shard_again(tiny: dict[str, Any], fol
     content = bytearray(shards[-1].read_bytes())
     content[-100] ^= 1
     shards[-1].write_bytes(bytes(content))
-    with pytest.warns(UserWarning, match="is damaged and removed"):
+    with pytest.warns(UserWarning, match="is damaged and was removed"):
         again = kept(in_folder(tiny, folder))
     assert again is not None
     assert again.train is not None

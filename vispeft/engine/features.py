@@ -145,7 +145,7 @@ class _Keeper:
         report = fill(
             store,
             loader.needed(),
-            batches_of=lambda batches: loader_of(self.config, dataset, batches, self.model),
+            load_batches=lambda batches: loader_of(self.config, dataset, batches, self.model),
             prefix=self._features,
             batch_size=batch_size,
             bytes_per_image=self.prefix.bytes_per_image,

@@ -80,13 +80,15 @@ class FrozenPrefix:
         self.split = split
         self.padded_size: tuple[int, int] = (images.shape[-2], images.shape[-1])
         _check_is_deterministic(model, split.point)
+        # other images than those with which the split was found
+        images = images.flip(-1)
         with torch.no_grad():
             outputs = split.prefix(model, images)
         if any(len(output) != len(images) for output in outputs):
             raise SplitPointError(f"`{split.point.name}` does not give one entry for each image")
         self._layouts = tuple(_Layout.of(output) for output in outputs)
         self.bytes_per_image = sum(output.nbytes for output in outputs) // len(images)
-        self._check_predictions(model, images)
+        self._check_predictions(model, images, outputs)
 
     @property
     def point(self) -> SplitPoint:
@@ -96,19 +98,19 @@ class FrozenPrefix:
     @torch.no_grad()
     def __call__(self, model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
         """Return the features of images [B, 3, H, W]: tensors [B, ...], contiguous in memory."""
-        outputs = self.split.prefix(model, images)
-        return tuple(layout.pack(output) for layout, output in zip(self._layouts, outputs, strict=True))
+        return self._packed(self.split.prefix(model, images))
 
     def restored(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Return features in the dimensions and the memory layout of the outputs that they were made from."""
         return [layout.unpack(feature) for layout, feature in zip(self._layouts, features, strict=True)]
 
-    def _check_predictions(self, model: nn.Module, images: Tensor) -> None:
-        # other images and another batch size than those that the split was found with
-        images = torch.cat((images, images.flip(-1)))
+    def _packed(self, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(layout.pack(output) for layout, output in zip(self._layouts, outputs, strict=True))
+
+    def _check_predictions(self, model: nn.Module, images: Tensor, outputs: Sequence[Tensor]) -> None:
         with evaluating(model):
             try:
-                predictions = Tail(model, self)(self(model, images))
+                predictions = Tail(model, self)(self._packed(outputs))
             except RuntimeError as error:
                 raise SplitPointError(f"the model cannot continue from `{self.point.name}` ({error})") from error
             if not _are_same(model(images), predictions):

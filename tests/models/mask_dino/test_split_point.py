@@ -1,5 +1,6 @@
-"""A model continued from its kept features is the model, to the bit, whatever backbone it has."""
+"""A model continued from its kept features gives the predictions and gradients of the model, to the bit."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,19 +14,22 @@ from vispeft.structures import Predictions, Targets
 
 VIT = {"backbone": "vit_tiny_patch16_224", "backbone_options": {"depth": 3, "embed_dim": 48}}
 EVA = {"backbone": "eva02_tiny_patch14_224", "backbone_options": {"depth": 3}}
+SAM = {"backbone": "samvit_base_patch16_224", "backbone_options": {"depth": 3, "embed_dim": 48, "num_heads": 3}}
 RESNET = {"backbone": "resnet18"}
 CONVNEXT = {"backbone": "convnext_atto"}
 EFFICIENTNET = {"backbone": "efficientnet_b0"}
 BLOCKS = "backbone.body.model.blocks"
 
-CASES = {
+CASES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "heads": (VIT, ["decoder.class_embed"], "pixel_decoder"),
     "pixel decoder": (VIT, ["pixel_decoder"], "backbone.body"),
     "pyramid": (VIT, ["backbone.pyramid"], "backbone.body"),
     "last block": (VIT, [f"{BLOCKS}.2"], f"{BLOCKS}.1"),
-    "rotary block": (EVA, [f"{BLOCKS}.1"], f"{BLOCKS}.0"),
+    "block with rotary embedding": (EVA, [f"{BLOCKS}.1"], f"{BLOCKS}.0"),
     "stage of several maps": (RESNET, ["backbone.body.layer3"], "backbone.body.layer2"),
-    "maps that lie channels last": (CONVNEXT, ["backbone.body.stages_2"], "backbone.body.stages_1"),
+    "block of maps, not tokens": (SAM, [f"{BLOCKS}.2"], f"{BLOCKS}.1"),
+    "module without a map of its own": (RESNET, ["backbone.body.bn1"], "backbone.body.conv1"),
+    "maps in channels-last memory": (CONVNEXT, ["backbone.body.stages_2"], "backbone.body.stages_1"),
     "backbone in one piece": (EFFICIENTNET, ["pixel_decoder"], "backbone.body"),
 }
 
@@ -70,9 +74,30 @@ def test_tail__continues_to_the_bit(case: str) -> None:
         assert equal(Tail(model, prefix)(features), model(images))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_split__runs_each_module_in_one_part_only(case: str) -> None:
+    arguments, trained, _ = CASES[case]
+    model = build(arguments, trained)
+    images = images_for(model)
+    prefix, ran = prefix_of(model, images), list[str]()
+    for name, module in model.named_modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    features = prefix(model, images)
+    assert ran
+    assert all(prefix.point.is_in_prefix(name) for name in ran)
+    ran.clear()
+    Tail(model, prefix)(features)
+    assert any(name.startswith(trained[0]) for name in ran)
+    assert not any(prefix.point.is_in_prefix(name) for name in ran)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_tail__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
-    model = build(VIT, [f"{BLOCKS}.2", "decoder"])
+@pytest.mark.parametrize(
+    ("arguments", "trained"), [(VIT, f"{BLOCKS}.2"), (RESNET, "backbone.body.layer3")], ids=["block", "stage"]
+)
+def test_tail__gives_the_gradients_of_the_model(arguments: dict[str, Any], trained: str, checkpointing: bool) -> None:
+    model = build(arguments, [trained, "decoder"])
     model.set_activation_checkpointing(checkpointing)
     images = images_for(model)
     targets = [Targets(torch.zeros(1, dtype=torch.int64), torch.full((1, 4), 0.4), torch.ones(1, 64, 64) > 0)] * 2
@@ -89,43 +114,61 @@ def test_tail__gives_the_gradients_of_the_model(checkpointing: bool) -> None:
         (predictions.final.mask_embeddings.square().sum() + predictions.final.class_logits.sum()).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    assert any(name.startswith(f"{BLOCKS}.2") for name in gradients[0])
+    assert any(name.startswith(trained) for name in gradients[0])
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
 
 
 def test_tail__follows_the_model_and_leaves_it_as_it_was() -> None:
-    model = build(VIT, ["decoder.class_embed"])
+    model = build(VIT, [f"{BLOCKS}.2", "decoder.class_embed"])
     keys, modules = list(model.state_dict()), dict(model.named_modules())
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules.values()]
     images = images_for(model)
     prefix = prefix_of(model, images)
     tail, features = Tail(model, prefix), prefix(model, images)
     with torch.no_grad():
         model.decoder.class_embed.bias.add_(1.0)
         assert equal(tail(features), model(images))
+        assert equal(copy.deepcopy(tail)(features), model(images))
     assert list(model.state_dict()) == keys
     assert dict(model.named_modules()) == modules
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules.values()] == hooks
     assert {id(p) for p in tail.parameters()} == {id(p) for p in model.parameters()}
+
+
+def test_tail__runs_hooks_of_its_modules() -> None:
+    model = build(VIT, [f"{BLOCKS}.2"])
+    images = images_for(model)
+    prefix = prefix_of(model, images)
+    features = prefix(model, images)
+    for name in (f"{BLOCKS}.2", f"{BLOCKS}.2.attn.qkv"):
+        model.get_submodule(name).register_forward_hook(lambda _module, _args, output: output * 1.5)
+    with torch.no_grad():
+        assert equal(Tail(model, prefix)(features), model(images))
 
 
 @pytest.mark.parametrize(
     ("trained", "reason"),
     [
         ([f"{BLOCKS}.0.attn.qkv", "decoder"], r"`backbone\.body\.model\.blocks\.0\.attn\.qkv\.weight` is trained"),
-        (
-            ["backbone.body.model.patch_embed"],
-            r"patch_embed\.proj\.weight` is trained, and the first block or stage depends on it",
-        ),
+        (["backbone.body.model.patch_embed"], r"patch_embed\.proj\.weight` is trained, and the first block or stage"),
     ],
     ids=["first block", "patch embedding"],
 )
 def test_split__names_the_trained_parameter_that_prevents_it(trained: list[str], reason: str) -> None:
     model = build(VIT, trained)
-    images = images_for(model)
     with pytest.raises(SplitPointError, match=reason):
-        model.split(images)
+        model.split(images_for(model))
 
 
-def test_frozen_prefix__refuses_what_is_random() -> None:
+def test_split__refuses_a_backbone_in_one_piece_that_is_trained() -> None:
+    model = build(EFFICIENTNET, ["backbone.body.blocks.3"])
+    with pytest.raises(
+        SplitPointError, match=r"`backbone\.body\.blocks\.3.*` is trained, and no block or stage before"
+    ):
+        model.split(images_for(model))
+
+
+def test_frozen_prefix__refuses_random_modules() -> None:
     model = build(VIT, ["decoder"])
     model.get_submodule(f"{BLOCKS}.1.attn").train()
     with pytest.raises(
@@ -135,7 +178,7 @@ def test_frozen_prefix__refuses_what_is_random() -> None:
 
 
 class Counting(nn.Module):
-    """A block whose output depends on how many blocks like it ran before."""
+    """A block whose output depends on the number of blocks like it that ran before."""
 
     def __init__(self, inner: nn.Module, seen: list[int]) -> None:
         super().__init__()
@@ -147,7 +190,7 @@ class Counting(nn.Module):
         return y + len(self.seen)
 
 
-def test_frozen_prefix__refuses_a_backbone_with_a_memory() -> None:
+def test_frozen_prefix__refuses_a_backbone_with_state() -> None:
     model = build(VIT, [f"{BLOCKS}.2"])
     blocks, seen = model.get_submodule(BLOCKS), list[int]()
     for name, block in list(blocks.named_children()):

@@ -75,7 +75,7 @@ def filled() -> Callable[..., tuple[FeatureLoader, Source, FillReport]]:
         report = fill(
             store,
             loader.needed(),
-            batches_of=source,
+            load_batches=source,
             prefix=prefix,
             batch_size=2,
             bytes_per_image=bytes_per_image,
@@ -135,14 +135,14 @@ def test_fill__keeps_what_it_has_when_it_is_stopped() -> None:
         fill(
             store,
             {key_of(Draw(index)): Draw(index) for index in range(4)},
-            batches_of=stopped,
+            load_batches=stopped,
             prefix=prefix,
             batch_size=2,
             bytes_per_image=1,
             device=CPU,
             description="features",
         )
-    assert store.lacking(["0-0", "1-0", "2-0"]) == ["2-0"]
+    assert store.missing(["0-0", "1-0", "2-0"]) == ["2-0"]
 
 
 def test_fill__leaves_no_trace_in_what_is_drawn(
@@ -172,7 +172,7 @@ from vispeft.structures import Batch, ImageMeta, Targets
 from vispeft.training.feature_cache.store import DirectoryStore
 from vispeft.training.feature_cache.loader import fill
 
-def batches_of(batches):
+def load_batches(batches):
     for draws in batches:
         time.sleep(0.05)
         images = torch.stack([torch.full((3, 8, 8), float(draw.index)) for draw in draws])
@@ -185,7 +185,7 @@ store = DirectoryStore(Path(sys.argv[1]))
 first = int(sys.argv[2])
 needed = {str(index): Draw(index) for index in range(first, first + 8)}
 report = fill(
-    store, needed, batches_of=batches_of, prefix=lambda images: [images.mean(1)], batch_size=2, bytes_per_image=256,
+    store, needed, load_batches=load_batches, prefix=lambda images: [images.mean(1)], batch_size=2, bytes_per_image=256,
     device=torch.device("cpu"), description="features",
 )
 assert all(float(store.get(key)["feature.0"].mean()) == float(key) for key in needed)
@@ -213,4 +213,4 @@ def test_fill__two_processes_compute_nothing_twice(tmp_path: Path) -> None:
     computed = [int(worker.communicate()[0]) for worker in workers]
     # 8 images each, of which they share 4
     assert sum(computed) == 12
-    assert DirectoryStore(tmp_path / "features").lacking(str(index) for index in range(12)) == []
+    assert DirectoryStore(tmp_path / "features").missing(str(index) for index in range(12)) == []

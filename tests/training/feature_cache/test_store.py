@@ -34,15 +34,15 @@ def equal(one: Entry, other: Entry) -> bool:
 
 @pytest.fixture(params=["memory", "directory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> FeatureStore:
-    return DirectoryStore(tmp_path / "features") if request.param == "directory" else FeatureMemory().store("front")
+    return DirectoryStore(tmp_path / "features") if request.param == "directory" else FeatureMemory().store("prefix")
 
 
 def test_store__gives_back_what_was_put(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.lacking(["a", "b", "a"]) == ["a", "b"]
+    assert store.missing(["a", "b", "a"]) == ["a", "b"]
     with store.filling():
         store.put({"a": entry(0), "b": entry(1)})
         store.put({"c": entry(2)})
-    assert store.lacking(["c", "d", "a"]) == ["d"]
+    assert store.missing(["c", "d", "a"]) == ["d"]
     assert all(equal(store.get(key), entry(seed)) for seed, key in enumerate("abc"))
     monkeypatch.setattr("vispeft.training.feature_cache.store.available_memory_bytes", lambda: 1_000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: DiskUsage(total=5_000, used=4_000, free=1_000))
@@ -51,15 +51,15 @@ def test_store__gives_back_what_was_put(store: FeatureStore, monkeypatch: pytest
 
 def test_memory_store__has_no_bound_where_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vispeft.training.feature_cache.store.available_memory_bytes", lambda: None)
-    assert FeatureMemory().store("front").room(10**15) is None
+    assert FeatureMemory().store("prefix").room(10**15) is None
 
 
 def test_directory_store__is_found_again_and_shared(tmp_path: Path) -> None:
     first, second = DirectoryStore(tmp_path), DirectoryStore(tmp_path)
     first.put({"a": entry(0)})
-    assert second.lacking(["a", "b"]) == ["b"]
+    assert second.missing(["a", "b"]) == ["b"]
     second.put({"b": entry(1)})
-    assert first.lacking(["a", "b"]) == []
+    assert first.missing(["a", "b"]) == []
     assert equal(first.get("b"), entry(1))
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
 
@@ -109,11 +109,11 @@ def test_directory_store__does_not_trust_a_damaged_shard(tmp_path: Path, damage:
     (shard,) = set(tmp_path.iterdir()) - whole
     damage(shard)
     again = DirectoryStore(tmp_path)
-    with pytest.warns(UserWarning, match="is damaged and removed"):
-        assert again.lacking(["a", "b"]) == ["b"]
+    with pytest.warns(UserWarning, match="is damaged and was removed"):
+        assert again.missing(["a", "b"]) == ["b"]
     assert not shard.exists()
     again.put({"b": entry(4)})
-    assert DirectoryStore(tmp_path).lacking(["a", "b"]) == []
+    assert DirectoryStore(tmp_path).missing(["a", "b"]) == []
     assert equal(again.get("a"), entry(0))
     assert equal(again.get("b"), entry(4))
 
@@ -121,8 +121,8 @@ def test_directory_store__does_not_trust_a_damaged_shard(tmp_path: Path, damage:
 def test_directory_store__says_when_a_shard_is_taken_away(tmp_path: Path) -> None:
     DirectoryStore(tmp_path).put({"a": entry(0)})
     store = DirectoryStore(tmp_path)
-    store._note(tmp_path / "gone.safetensors", {"b": store_content()})
-    with pytest.raises(TrainingError, match="must stay as it is while a run uses it"):
+    store._register(tmp_path / "gone.safetensors", {"b": store_content()})
+    with pytest.raises(TrainingError, match="must stay unchanged while a run uses it"):
         store.get("b")
 
 
@@ -136,7 +136,7 @@ def test_directory_store__clears_what_a_killed_process_left(tmp_path: Path) -> N
     left = tmp_path / ".0123.safetensors.77.partial"
     left.write_bytes(b"half")
     store = DirectoryStore(tmp_path)
-    assert store.lacking(["a"]) == ["a"]
+    assert store.missing(["a"]) == ["a"]
     with store.filling():
         assert not left.exists()
 
@@ -155,9 +155,9 @@ def test_feature_memory__makes_room_by_what_was_used_longest_ago(monkeypatch: py
     free = iter([10, 50])
     monkeypatch.setattr("vispeft.training.feature_cache.store.available_memory_bytes", lambda: next(free))
     assert store.room(30) == 40
-    assert memory.store("old").lacking(["a"]) == []
-    assert memory.store("older").lacking(["a"]) == ["a"]
-    assert other.lacking(["a"]) == []
+    assert memory.store("old").missing(["a"]) == []
+    assert memory.store("older").missing(["a"]) == ["a"]
+    assert other.missing(["a"]) == []
 
 
 def test_feature_memory__keeps_what_the_run_uses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,4 +166,4 @@ def test_feature_memory__keeps_what_the_run_uses(monkeypatch: pytest.MonkeyPatch
     train.put({"a": entry(1)})
     monkeypatch.setattr("vispeft.training.feature_cache.store.available_memory_bytes", lambda: 10)
     assert val.room(30) == 8
-    assert train.lacking(["a"]) == []
+    assert train.missing(["a"]) == []

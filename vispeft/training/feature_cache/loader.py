@@ -1,9 +1,9 @@
-"""Cached features of a frozen prefix in the place of images: computed once, stored, and joined into batches.
+"""Kept features of a frozen prefix in place of images: computed once, stored, and joined into batches.
 
-An image's file and annotations, augmented as variant v, give a sample; samples are joined into a batch, and the frozen
-prefix computes the batch's features. Features, targets and frame of each image are stored as an entry, whose key is
-a digest of everything that they depend on.
-Training then uses the stored entry of each draw, with the same values as without a cache.
+A draw is an image in one variant of its augmentation. `fill` loads the missing draws as batches of images, runs the
+frozen prefix on them and stores features, targets and input size of each draw as an entry. The key of an entry is a
+digest of everything that it depends on. `FeatureLoader` then gives the batches of a run from stored entries, with the
+same values as without a store.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from vispeft.training.feature_cache.store import Entry, FeatureStore
 from vispeft.training.progress import format_bytes, open_progress
 from vispeft.training.seeds import preserved_rng, repeatable
 
-# so much is computed again at most after a crash
+# limits how much is computed again after a crash
 SHARD_BYTES = 128 * 2**20
 
 
 class NoRoomError(TrainingError):
-    """Error for features that do not fit into the store; the message is the reason, as a clause."""
+    """Error for features that do not fit into their store; the message is the reason, as a clause."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class FillReport:
 
 
 class FeatureLoader:
-    """Iterable over batches of stored features; `len` counts them.
+    """Iterable over batches of stored features; `len` is their number.
 
-    draws: the draws of each batch
-    key_of: key of a draw's entry in the store
+    draws: draws of each batch
+    key_of: gives the key of a draw's entry in the store
     images: images of the data set, by index
-    padded_size: H and W in pixels of the image batches that the features were computed from
+    padded_size: H and W in pixels of the image batches from which the features were computed
     """
 
     def __init__(
@@ -90,35 +90,34 @@ def fill(
     store: FeatureStore,
     needed: Mapping[str, Draw],
     *,
-    batches_of: Callable[[list[list[Draw]]], Iterable[Batch]],
+    load_batches: Callable[[list[list[Draw]]], Iterable[Batch]],
     prefix: Callable[[Tensor], Sequence[Tensor]],
     batch_size: int,
     bytes_per_image: int,
     device: torch.device,
     description: str,
 ) -> FillReport:
-    """Compute and store the entries of `needed` that the store lacks.
+    """Compute and store the entries of `needed` that are missing from the store.
 
-    batches_of: loads batches of draws; each has exactly `batch_size` images, because results may depend on the size
+    load_batches: loads batches of draws; each has exactly `batch_size` images, because results may depend on the size
     prefix: frozen prefix, from images [B, 3, H, W] on `device` to features [B, ...]
-    bytes_per_image: approximate size of an entry; NoRoomError if the lacking entries do not fit into the store
+    bytes_per_image: approximate size of an entry; NoRoomError if the missing entries do not fit into the store
+    description: title of the progress bar
     """
     began = time.monotonic()
     num_bytes = 0
-    lacking = store.lacking(needed)
-    num_lacking = len(lacking)
-    if lacking:
+    missing = store.missing(needed)
+    if missing:
         with store.filling(), preserved_rng(device), repeatable(device):
-            # another process may have been at work meanwhile
-            lacking = store.lacking(lacking)
-            num_lacking = len(lacking)
-            _check_room(store, num_lacking * bytes_per_image)
-            chunks = [lacking[start : start + batch_size] for start in range(0, num_lacking, batch_size)]
-            draws = [_filled_up([needed[key] for key in chunk], batch_size) for chunk in chunks]
-            entries = _computed(chunks, batches_of(draws), prefix, device)
-            title = f"{description} ({format_bytes(num_lacking * bytes_per_image)})"
-            num_bytes = _keep(store, entries, num_lacking, title)
-    return FillReport(num_lacking, len(needed) - num_lacking, num_bytes, time.monotonic() - began)
+            # another process may have filled the store in the meantime
+            missing = store.missing(missing)
+            expected_bytes = len(missing) * bytes_per_image
+            _check_room(store, expected_bytes)
+            chunks = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+            draws = [_padded([needed[key] for key in chunk], batch_size) for chunk in chunks]
+            entries = _compute_entries(chunks, load_batches(draws), prefix, device)
+            num_bytes = _store(store, entries, len(missing), f"{description} ({format_bytes(expected_bytes)})")
+    return FillReport(len(missing), len(needed) - len(missing), num_bytes, time.monotonic() - began)
 
 
 def _check_room(store: FeatureStore, wanted: int) -> None:
@@ -127,12 +126,13 @@ def _check_room(store: FeatureStore, wanted: int) -> None:
         raise NoRoomError(f"its features take {format_bytes(wanted)}, but there is room for {format_bytes(room)}")
 
 
-def _filled_up(draws: list[Draw], batch_size: int) -> list[Draw]:
+def _padded(draws: list[Draw], batch_size: int) -> list[Draw]:
+    """Return a batch of full size, with its first draw repeated at the end."""
     return draws + draws[:1] * (batch_size - len(draws))
 
 
 @torch.no_grad()
-def _computed(
+def _compute_entries(
     chunks: Sequence[Sequence[str]],
     batches: Iterable[Batch],
     prefix: Callable[[Tensor], Sequence[Tensor]],
@@ -140,13 +140,13 @@ def _computed(
 ) -> Iterator[tuple[str, Entry]]:
     for keys, batch in zip(chunks, batches, strict=True):
         features = [feature.cpu() for feature in prefix(batch.images.to(device, non_blocking=True))]
-        for place, key in enumerate(keys):
-            own = [feature[place].clone() for feature in features]
-            yield key, make_entry(own, batch.targets[place], batch.metas[place])
+        for i, key in enumerate(keys):
+            # a slice would keep the whole batch in memory
+            yield key, make_entry([feature[i].clone() for feature in features], batch.targets[i], batch.metas[i])
 
 
-def _keep(store: FeatureStore, entries: Iterable[tuple[str, Entry]], total: int, title: str) -> int:
-    """Store entries, a shard at a time; if the work ends early, also those computed so far. Returns their bytes."""
+def _store(store: FeatureStore, entries: Iterable[tuple[str, Entry]], total: int, title: str) -> int:
+    """Store entries, a shard at a time, and return their bytes. If an exception ends it, those computed are stored."""
     pending: dict[str, Entry] = {}
     pending_bytes = num_bytes = num_done = 0
     try:
@@ -167,11 +167,11 @@ def _keep(store: FeatureStore, entries: Iterable[tuple[str, Entry]], total: int,
 
 
 def make_entry(features: Sequence[Tensor], targets: Targets, meta: ImageMeta) -> Entry:
-    """Return the entry of one image: its features [...], and its targets with masks as run lengths."""
+    """Return the entry of one image: its features [...], its targets with masks as run lengths, its input size."""
     masks = targets.masks.numpy().astype(np.uint8).transpose(1, 2, 0)  # [H, W, T]
     runs = [rle["counts"] for rle in mask_utils.encode(np.asfortranarray(masks))] if len(targets) else []
     return {
-        **{f"feature.{place}": feature for place, feature in enumerate(features)},
+        **{f"feature.{i}": feature for i, feature in enumerate(features)},
         "labels": targets.labels,
         "boxes": targets.boxes,
         "mask_runs": torch.from_numpy(np.frombuffer(b"".join(runs), np.uint8).copy()),
@@ -181,12 +181,12 @@ def make_entry(features: Sequence[Tensor], targets: Targets, meta: ImageMeta) ->
 
 
 def join_entries(entries: Sequence[Entry], images: Sequence[ImageEntry], padded_size: tuple[int, int]) -> FeatureBatch:
-    """Return a batch of entries; `images` has the image of each entry."""
+    """Return entries as one batch. images: the image of each entry"""
     num_features = sum(name.startswith("feature.") for name in entries[0])
     metas = []
     for entry, image in zip(entries, images, strict=True):
-        frame_height, frame_width = entry["frame"].tolist()
-        metas.append(ImageMeta(image.id, image.file_name, image.height, image.width, frame_height, frame_width))
+        input_height, input_width = entry["frame"].tolist()
+        metas.append(ImageMeta(image.id, image.file_name, image.height, image.width, input_height, input_width))
     return FeatureBatch(
         tuple(torch.stack([entry[f"feature.{i}"] for entry in entries]) for i in range(num_features)),
         tuple(
@@ -204,8 +204,8 @@ def entry_bytes(entry: Entry) -> int:
 
 def _masks(entry: Entry, padded_size: tuple[int, int]) -> Tensor:
     """Return the masks of an entry, [T, H, W] bool."""
-    runs, ends = entry["mask_runs"].numpy().tobytes(), [0, *entry["mask_ends"].tolist()]
-    if len(ends) == 1:
+    runs, bounds = entry["mask_runs"].numpy().tobytes(), [0, *entry["mask_ends"].tolist()]
+    if len(bounds) == 1:
         return torch.zeros(0, *padded_size, dtype=torch.bool)
-    rles = [{"size": list(padded_size), "counts": runs[a:b]} for a, b in itertools.pairwise(ends)]
+    rles = [{"size": list(padded_size), "counts": runs[start:end]} for start, end in itertools.pairwise(bounds)]
     return torch.from_numpy(np.ascontiguousarray(mask_utils.decode(rles).transpose(2, 0, 1)).view(bool))
