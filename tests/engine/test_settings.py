@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from vispeft.config import parse_config
-from vispeft.engine.settings import fabric_of, naming_keys, optimizer_of, schedule_of
+from vispeft.engine.settings import fabric_of, naming_training_keys, optimizer_of, schedule_of
 from vispeft.errors import ConfigError, TrainingError
 from vispeft.training.guards import BatchLosses, check_finite, check_gradients
 
@@ -33,14 +33,14 @@ def test_optimizer_of__names_the_plan() -> None:
         optimizer_of(parse_config({}).train, nn.Linear(2, 2).requires_grad_(False))
 
 
-def test_naming_keys__adds_the_keys_of_a_remedy() -> None:
+def test_naming_training_keys__adds_the_keys_of_a_remedy() -> None:
     with (
         pytest.raises(TrainingError, match=r"step 3.* The keys are `train\.lr` and `train\.precision`\.$"),
-        naming_keys(),
+        naming_training_keys(),
     ):
         check_finite([BatchLosses(("a.jpg",), {"loss": float("nan")})], 1.0, step=3, lr=0.1, may_skip=False)
     with (
         pytest.raises(TrainingError, match=r"`bias`.* The keys are `peft\.deltas` and `peft\.train`\.$"),
-        naming_keys(),
+        naming_training_keys(),
     ):
         check_gradients(nn.Linear(1, 1))

@@ -15,6 +15,7 @@ from vispeft import peft
 from vispeft.coco.rle import encode_region
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run
+from vispeft.io.metrics_file import read_metrics
 from vispeft.models import DetectionLimits, LossSettings, ModelArguments, ModelFamily, SegmentationModel
 from vispeft.models.base import Criterion
 from vispeft.models.registry import FAMILIES
@@ -104,8 +105,10 @@ def toy(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]
 
 def test_toy_model__trains_evaluates_and_predicts(toy: dict[str, Any], shapes_set: Path, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    result = train_run(parse_config(toy), directory)
+    result = train_run(parse_config(toy, ["train.steps=40", "train.log_every=1", "train.lr=0.01"]), directory)
     assert result.summary is not None
+    losses = [line["loss"] for line in read_metrics(directory.metrics) if line["split"] == "train"]
+    assert losses[-1] < 0.8 * losses[0]
     assert result.summary["model"] == "toy over conv (none)"
     assert result.summary["segm"] == evaluate_run(directory.root).segm
     image = next((shapes_set / "images").iterdir())

@@ -36,7 +36,7 @@ CLASS_HEAD_LR_SCALE = 10.0
 
 
 def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> SegmentationModel:
-    """The base model, before anything is attached, on the CPU; its backbone has been tried at `model.image_size`.
+    """Return the base model without deltas, on the CPU, after a forward pass of its encoder at `model.image_size`.
 
     Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
     same configuration always gives the same base; the caller's random state stays as it is.
@@ -46,7 +46,7 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = _weighted(config.model, num_classes, with_weights)
-    with naming_keys():
+    with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)
     if config.model.activation_checkpointing:
@@ -69,7 +69,7 @@ def check_weights_files(config: ModelConfig) -> None:
 
 
 def size_of(model: ModelConfig) -> int:
-    """Side of the network's input in pixels."""
+    """Return the side of the network's input in pixels."""
     return model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
 
 
@@ -97,13 +97,13 @@ def _num_classes_in_weights(config: ModelConfig) -> int | None:
     """Return the number of classes of the weights' head; None for weights without a head."""
     if config.weights in (PRETRAINED, NONE):
         return None
-    with naming_keys():
+    with naming_model_keys():
         path = bundled_path() if config.weights == BUNDLED else _weights_file(config)
         return family_of(str(model_arguments(config)["name"])).num_classes_in(path)
 
 
 @contextmanager
-def naming_keys() -> Iterator[None]:
+def naming_model_keys() -> Iterator[None]:
     """Context in which errors name the configuration's keys `model.*` in the place of arguments of `build_model`."""
     try:
         yield
@@ -189,7 +189,7 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
         return load_bundled(num_classes)
     from_file = config.backbone_weights if with_weights else None
     pretrained = with_weights and config.weights == PRETRAINED and from_file is None
-    with naming_keys():
+    with naming_model_keys():
         model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **arguments)
         if with_weights and config.weights not in (PRETRAINED, NONE):
             load_weights(model, _weights_file(config))
@@ -199,8 +199,8 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
 def _trained_image_size(config: ModelConfig) -> int | None:
     if config.weights == BUNDLED:
         return BUNDLED_IMAGE_SIZE
-    description = _metadata(config)
-    return None if description is None else description.image_size
+    metadata = _metadata(config)
+    return None if metadata is None else metadata.image_size
 
 
 def _weights_file(config: ModelConfig) -> Path:

@@ -22,7 +22,7 @@ from vispeft.engine.loaders import image_size as image_size_of
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import ConfigError, DataError
 from vispeft.models import DetectionLimits, SegmentationModel
-from vispeft.models.split import evaluating
+from vispeft.models.modes import evaluating
 from vispeft.structures import ImageMeta, Instances, Predictions
 from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.step import in_float32

@@ -83,7 +83,7 @@ def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, .
 
 
 def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:
-    """COCO metrics of a run's best adapter on the validation set that its configuration, or an override, names."""
+    """Return COCO metrics of a run's best adapter on the validation set of its configuration or of an override."""
     run = load_run(root, overrides)
     fabric = fabric_of(run.config.train)
     coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
@@ -98,9 +98,9 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     if out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     peft.merge(run.model)
-    description = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
+    metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
-    save_with_metadata(run.model.state_dict(), out, description, notes=notes)
+    save_with_metadata(run.model.state_dict(), out, metadata, notes=notes)
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:

@@ -78,7 +78,7 @@ def loop_settings_of(config: TrainConfig) -> LoopSettings:
 
 
 @contextlib.contextmanager
-def naming_keys() -> Iterator[None]:
+def naming_training_keys() -> Iterator[None]:
     """Context that adds the configuration keys to errors of `fit`, whose remedies name no keys."""
     try:
         yield

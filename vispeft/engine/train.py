@@ -30,7 +30,14 @@ from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train
 from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.engine.run_directory import RunDirectory, describe_environment
 from vispeft.engine.scoring import flat_metrics, predict_split
-from vispeft.engine.settings import criterion_of, fabric_of, loop_settings_of, naming_keys, optimizer_of, schedule_of
+from vispeft.engine.settings import (
+    criterion_of,
+    fabric_of,
+    loop_settings_of,
+    naming_training_keys,
+    optimizer_of,
+    schedule_of,
+)
 from vispeft.errors import TrainingError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json, write_json
@@ -192,7 +199,7 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
         repeats_evaluation=checkpoint is not None and checkpoint.counters.lacks_score,
         is_enabled=run.fabric.is_global_zero,
     )
-    with log, naming_keys():
+    with log, naming_training_keys():
         return fit(
             Task(model, criterion_of(config, model), optimizer, schedule, tail),
             batches,

@@ -21,7 +21,7 @@ def bundled_path() -> Path:
 
 
 def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> SegmentationModel:
-    """The bundled base with a head for `num_classes`, in float32 on the CPU.
+    """Return the bundled base with a head for `num_classes`, in float32 on the CPU.
 
     It was trained with one class, "object"; every new class starts as a copy of it. Raises CheckpointError where the
     file is missing or was not written by `save_bundled`.
@@ -29,10 +29,10 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> Segmentat
     path = path or bundled_path()
     if not path.is_file():
         raise CheckpointError(f"The bundled base {path} is missing. Install vispeft again.")
-    description = read_checkpoint_metadata(path)
-    if description is None:
+    metadata = read_checkpoint_metadata(path)
+    if metadata is None:
         raise CheckpointError(f"{path} names no model. Install vispeft again.")
-    model = build_model(num_classes=num_classes, **description.arguments)
+    model = build_model(num_classes=num_classes, **metadata.arguments)
     state = {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
     model.load_tensors(state, source=str(path))
     return model

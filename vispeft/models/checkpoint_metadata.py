@@ -49,10 +49,10 @@ def read_checkpoint_metadata(path: Path) -> CheckpointMetadata | None:
 
 
 def save_with_metadata(
-    tensors: Mapping[str, Tensor], path: Path, description: CheckpointMetadata, *, notes: Mapping[str, str]
+    tensors: Mapping[str, Tensor], path: Path, metadata: CheckpointMetadata, *, notes: Mapping[str, str]
 ) -> None:
-    """Write tensors with their metadata and `notes`, atomically."""
-    header = {_KEY: json.dumps(dict(description.arguments)), **notes}
-    if description.image_size is not None:
-        header[_IMAGE_SIZE] = str(description.image_size)
+    """Write tensors with their metadata and `notes`, further texts of the header, atomically."""
+    header = {_KEY: json.dumps(dict(metadata.arguments)), **notes}
+    if metadata.image_size is not None:
+        header[_IMAGE_SIZE] = str(metadata.image_size)
     write_tensors(path, own_copies(tensors), header)

@@ -6,8 +6,7 @@ nothing is copied, replaced or patched.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
+from vispeft.models.modes import evaluating
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 
@@ -129,19 +129,6 @@ class Tail(nn.Module):
         """Return the model's predictions for the images of `features`; `targets` count in train mode only."""
         targets = targets if self.model.training else None
         return self.prefix.split.tail(self.model, self.prefix.restored(features), targets)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode without gradients in the `with` block, then each module back in the mode it had."""
-    in_train_mode = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module in in_train_mode:
-            module.training = True
 
 
 def is_under(name: str, roots: Iterable[str]) -> bool:

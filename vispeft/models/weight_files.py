@@ -40,7 +40,7 @@ def require_file(path: Path, key: str) -> None:
 
 
 def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
-    """Tensors of a .safetensors file, or of a .pth/.pt/.bin file that `torch.load(weights_only=True)` accepts.
+    """Return the tensors of a .safetensors file, or of a .pth, .pt or .bin file without code.
 
     key: name of the argument or configuration key, for errors
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from vispeft.models.base import Criterion
 from vispeft.training.logs import RunLog
 from vispeft.training.schedule import Schedule
-from vispeft.training.step import LossFunction
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Task:
     """
 
     model: nn.Module
-    criterion: LossFunction
+    criterion: Criterion
     optimizer: Optimizer
     schedule: Schedule
     tail: nn.Module | None = None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor, nn
 
-from vispeft.structures import AnyBatch, DenoisingPredictions, LayerPredictions, Predictions, Targets
-
-LossFunction = Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]]
+from vispeft.models.base import Criterion
+from vispeft.structures import AnyBatch, DenoisingPredictions, LayerPredictions, Predictions
 
 
 class SealedBatch:
@@ -25,7 +22,7 @@ class SealedBatch:
 class LossModule(nn.Module):
     """Model and criterion in one, so that one forward call of a wrapped module (DDP) gives the losses."""
 
-    def __init__(self, model: nn.Module, criterion: LossFunction) -> None:
+    def __init__(self, model: nn.Module, criterion: Criterion) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from vispeft.coco.results import to_coco_results
+from vispeft.models.modes import evaluating
 from vispeft.structures import AnyBatch, ImageMeta, Instances, Predictions
 from vispeft.training.memory import memory_bytes
 from vispeft.training.progress import format_bytes, open_progress
@@ -42,18 +43,13 @@ def predict_dataset(
     category_ids: the data set's own id of each contiguous class index
     num_images: images that this process's loader gives, for the progress bar
     """
-    was_training = [module for module in model.modules() if module.training]
-    model.eval()
     by_image: dict[int, list[dict[str, Any]]] = {}
-    try:
-        with open_progress(description, num_images, unit="image", is_shown=fabric.is_global_zero) as progress:
-            for batch in loader:
-                found = _predict_batch(fabric, model, batch, instances_of, category_ids)
-                by_image.update(found)
-                progress.update(len(by_image), format_bytes(memory_bytes(fabric.device)))
-    finally:
-        for module in was_training:
-            module.training = True
+    shown = open_progress(description, num_images, unit="image", is_shown=fabric.is_global_zero)
+    # no inference mode: a backbone that caches position tables would pass inference tensors to the next training step
+    with evaluating(model), shown as progress:
+        for batch in loader:
+            by_image.update(_predict_batch(fabric, model, batch, instances_of, category_ids))
+            progress.update(len(by_image), format_bytes(memory_bytes(fabric.device)))
     for share in gather_objects(fabric, by_image):
         by_image.update(share)
     return [result for image_id in sorted(by_image) for result in by_image[image_id]]
@@ -68,8 +64,6 @@ def gather_objects(fabric: Fabric, value: T) -> list[T]:
     return values
 
 
-# not inference mode: a backbone that caches position tables would hand inference tensors to the next training step
-@torch.no_grad()
 def _predict_batch(
     fabric: Fabric,
     model: nn.Module,

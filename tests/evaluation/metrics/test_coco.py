@@ -1,16 +1,12 @@
-"""Figures are compared with pycocotools called directly, on random data."""
+"""Metrics are compared with pycocotools called directly, on random data."""
 
-import contextlib
 import copy
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from vispeft.coco.results import write_results
 from vispeft.coco.rle import to_rle
@@ -73,37 +69,21 @@ def _runs(rle):
     return np.diff([0, *changes, len(column_major)]).tolist()
 
 
-def _independent(annotations, results, kind):
-    results = copy.deepcopy(results)
-    if kind == "segm":
-        for result in results:
-            result.pop("bbox", None)
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = copy.deepcopy(annotations)
-        truth.createIndex()
-        evaluator = COCOeval(truth, truth.loadRes(results), kind)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return evaluator
-
-
 @pytest.mark.parametrize("seed", range(5))
-def test_evaluate_coco__equals_pycocotools_to_the_last_digit(seed):
+def test_evaluate_coco__equals_pycocotools_to_the_last_digit(seed, pycocotools_evaluation):
     annotations, results = _data(seed)
     before = copy.deepcopy((annotations, results))
     metrics = evaluate_coco(annotations, results)
     for kind, found in (("segm", metrics.segm), ("bbox", metrics.bbox)):
-        assert list(found.values()) == _independent(annotations, results, kind).stats.tolist()
+        assert list(found.values()) == pycocotools_evaluation(annotations, results, kind).stats.tolist()
     assert (annotations, results) == before
     assert metrics.segm["AP"] != metrics.bbox["AP"]
     assert ",".join(metrics.segm) == "AP,AP50,AP75,APs,APm,APl,AR1,AR10,AR100,ARs,ARm,ARl"
 
 
-def test_evaluate_coco__per_category_is_mask_ap():
+def test_evaluate_coco__per_category_is_mask_ap(pycocotools_evaluation):
     annotations, results = _data(1)
-    precision = _independent(annotations, results, "segm").eval["precision"][:, :, :, 0, -1]
+    precision = pycocotools_evaluation(annotations, results, "segm").eval["precision"][:, :, :, 0, -1]
     per_category = evaluate_coco(annotations, results).per_category
     for idx, key in enumerate([3, 17, 90, 2**33]):
         values = precision[:, :, idx]
@@ -113,7 +93,7 @@ def test_evaluate_coco__per_category_is_mask_ap():
 
 
 @pytest.mark.parametrize("name", ["facades", "nuclei-fluo"])
-def test_evaluate_coco__equals_pycocotools_on_real_annotations(name):
+def test_evaluate_coco__equals_pycocotools_on_real_annotations(name, pycocotools_evaluation):
     path = SHARED / "data" / name / "val.json"
     if not path.exists():
         pytest.skip("the shared data sets are not here")
@@ -132,7 +112,7 @@ def test_evaluate_coco__equals_pycocotools_on_real_annotations(name):
     metrics = evaluate_coco(path, results)
     assert metrics.warnings == ()
     for kind, found in (("segm", metrics.segm), ("bbox", metrics.bbox)):
-        assert list(found.values()) == _independent(annotations, results, kind).stats.tolist()
+        assert list(found.values()) == pycocotools_evaluation(annotations, results, kind).stats.tolist()
 
 
 def test_evaluate_coco__from_files_and_paths_as_text(tmp_path):
@@ -223,31 +203,31 @@ def test_evaluate_coco__categories_of_one_name_are_distinct():
     assert "disk" in metrics.warnings[0]
 
 
-def test_evaluate_coco__boxes_only():
+def test_evaluate_coco__boxes_only(pycocotools_evaluation):
     annotations, results = _data(1)
     for result in results:
         del result["segmentation"]
     metrics = evaluate_coco(annotations, results)
     assert set(metrics.segm.values()) == {-1.0}
-    assert list(metrics.bbox.values()) == _independent(annotations, results, "bbox").stats.tolist()
+    assert list(metrics.bbox.values()) == pycocotools_evaluation(annotations, results, "bbox").stats.tolist()
     assert "boxes only" in metrics.warnings[-1]
 
 
-def test_evaluate_coco__boxes_without_end_are_scored_without_a_word(recwarn):
+def test_evaluate_coco__boxes_without_end_are_scored_without_a_word(recwarn, pycocotools_evaluation):
     annotations, results = _data(1)
     for result in results[::3]:
         result["bbox"] = [0, 0, 1e300, 1e300]
     metrics = evaluate_coco(annotations, results)
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
-    assert list(metrics.bbox.values()) == _independent(annotations, results, "bbox").stats.tolist()
+    assert list(metrics.bbox.values()) == pycocotools_evaluation(annotations, results, "bbox").stats.tolist()
 
 
-def test_evaluate_coco__masks_only():
+def test_evaluate_coco__masks_only(pycocotools_evaluation):
     annotations, results = _data(1)
     for result in results:
         del result["bbox"]
     metrics = evaluate_coco(annotations, results)
-    assert list(metrics.bbox.values()) == _independent(annotations, results, "bbox").stats.tolist()
+    assert list(metrics.bbox.values()) == pycocotools_evaluation(annotations, results, "bbox").stats.tolist()
 
 
 def test_evaluate_coco__polygons_as_results():

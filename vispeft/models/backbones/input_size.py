@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_encoder import Backbone, first_line, padded_side
+from vispeft.models.modes import evaluating
 
 # about two seconds on one core; of larger models shapes alone are computed
 _MOST_FLOPS = 1e11
@@ -42,7 +43,7 @@ def check_image_size(backbone: Backbone, image_size: int) -> None:
 def _fault(backbone: Backbone, image_size: int) -> str | None:
     """Return the fault of the maps for images of a size, or None."""
     side = padded_side(image_size, backbone.size_divisor)
-    with _as_evaluated(backbone):
+    with evaluating(backbone):
         if _flops(backbone, side) > _MOST_FLOPS:
             with _shapes_only():
                 fault = _tried(backbone, side)
@@ -95,18 +96,6 @@ def _takes(name: str, size: int) -> bool:
 def _flops(backbone: nn.Module, side: int) -> float:
     """Return the approximate operations of a forward pass, as of a plain ViT with patches of 16 pixels."""
     return 2.0 * sum(parameter.numel() for parameter in backbone.parameters()) * (side / 16) ** 2
-
-
-@contextmanager
-def _as_evaluated(module: nn.Module) -> Iterator[None]:
-    """Context in which the module is in eval mode."""
-    training = [each for each in module.modules() if each.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each in training:
-            each.training = True
 
 
 @contextmanager

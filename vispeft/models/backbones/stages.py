@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.layers.activation_checkpointing import run_layer
-from vispeft.models.split import SplitPoint, SplitPointError, evaluating, is_under
+from vispeft.models.modes import evaluating
+from vispeft.models.split import SplitPoint, SplitPointError, is_under
 
 
 @dataclass(frozen=True)

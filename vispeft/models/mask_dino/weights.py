@@ -64,7 +64,7 @@ def is_official(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Official Mask DINO tensors under our names; packed self-attention weights are split into q, k and v.
+    """Return official Mask DINO tensors under our names; packed self-attention weights are split into q, k and v.
 
     Raises CheckpointError for a name that is neither known nor known to be redundant.
     """
@@ -124,7 +124,7 @@ def num_classes_in(path: str | Path) -> int | None:
 
 
 def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with class rows for the model's number of classes.
+    """Return the state with class rows for the model's number of classes.
 
     Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the
     two-stage query selection working from the first step. More classes than before share the old ones' odds, so that

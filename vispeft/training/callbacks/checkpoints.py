@@ -11,7 +11,7 @@ from vispeft.training.state import RunState
 
 @dataclass(frozen=True)
 class CheckpointWriter:
-    """Writes the state of a run over its last checkpoint.
+    """Writer of the state of a run, over its last checkpoint.
 
     every: steps between two checkpoints; None: only when the trainer asks for one
     """

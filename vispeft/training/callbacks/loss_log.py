@@ -16,7 +16,7 @@ from vispeft.training.state import Counters
 
 @dataclass(frozen=True)
 class LossLog:
-    """Writes the means of losses and gradient norm since the last line, and the learning rates.
+    """Log of the mean losses and gradient norm since the last line, and of the learning rates.
 
     every: steps between two lines
     last_step: gets a line in any case

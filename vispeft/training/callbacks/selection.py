@@ -10,7 +10,7 @@ from vispeft.training.state import Counters
 
 @dataclass(frozen=True)
 class BestSelection:
-    """Keeps the weights of the best evaluation so far; of equal ones the earlier.
+    """Selection of the weights of the best evaluation so far; of equal ones the earlier.
 
     metric: its highest value is best
     keep_best: called with step and metrics while the model holds the weights to keep; None in all but the first process
