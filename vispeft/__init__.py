@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from vispeft.peft import (
         IA3,
         Adapter,
+        AroundDelta,
+        Context,
         Delta,
         DoRA,
         LoRA,
         Method,
         Plan,
         ScaleShift,
+        Scheduled,
+        VeRA,
         WeightDelta,
         check,
         count,
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
         remove,
         save_adapter,
         train_mode,
+        update_schedules,
     )
 
 _HOMES = {
@@ -48,12 +53,16 @@ _HOMES = {
         (
             "IA3",
             "Adapter",
+            "AroundDelta",
+            "Context",
             "Delta",
             "DoRA",
             "LoRA",
             "Method",
             "Plan",
             "ScaleShift",
+            "Scheduled",
+            "VeRA",
             "WeightDelta",
             "check",
             "count",
@@ -65,6 +74,7 @@ _HOMES = {
             "remove",
             "save_adapter",
             "train_mode",
+            "update_schedules",
         ),
         "vispeft.peft",
     ),
@@ -73,12 +83,16 @@ _HOMES = {
 __all__ = [
     "IA3",
     "Adapter",
+    "AroundDelta",
+    "Context",
     "Delta",
     "DoRA",
     "LoRA",
     "Method",
     "Plan",
     "ScaleShift",
+    "Scheduled",
+    "VeRA",
     "VispeftError",
     "WeightDelta",
     "build_model",
@@ -96,6 +110,7 @@ __all__ = [
     "roles_for",
     "save_adapter",
     "train_mode",
+    "update_schedules",
 ]
 
 

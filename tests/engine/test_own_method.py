@@ -29,10 +29,10 @@ class Shift(vp.Method):
     name: ClassVar[str] = "shift"
     factor: float = 1.0
 
-    def for_module(self, module):
+    def for_module(self, module, context):
         return ShiftDelta(self, module.out_features)
 
-    def for_parameter(self, parameter):
+    def for_parameter(self, parameter, context):
         raise PlanError("`shift` serves modules.")
 
 class ShiftDelta(vp.Delta):

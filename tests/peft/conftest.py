@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA
 
 
 class Attention(nn.Module):
@@ -68,11 +68,21 @@ class Net(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """One plan entry; `merges` tells whether its delta is linear in the weights."""
+    """One plan entry.
+
+    merges: True for a delta that is linear in the weights
+    has_formula: True for a method that test_formulas.py writes out; others have a test file of their own
+    """
 
     pattern: str
     methods: Method | tuple[Method, ...]
     merges: bool = True
+    has_formula: bool = True
+
+    @property
+    def is_identity_at_start(self) -> bool:
+        methods = self.methods if isinstance(self.methods, tuple) else (self.methods,)
+        return all(method.is_identity_at_start for method in methods)
 
     @property
     def plan(self) -> Plan:
@@ -112,6 +122,8 @@ CASES = {
     "ssf conv": Case("conv", ScaleShift()),
     "ia3": Case("blocks.*.mlp.fc1", IA3()),
     "ia3 fused k v": Case("blocks.*.attn.qkv", IA3(parts="kv")),
+    "vera": Case("blocks.*.attn.qkv | blocks.*.mlp.fc1", VeRA(rank=4)),
+    "vera mixed sites": Case("blocks.*.attn.proj | self_attn.in_proj_weight | reader.weight", VeRA(rank=4, start=1.0)),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
     "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),
@@ -120,6 +132,15 @@ CASES = {
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
+    found: Case = request.param
+    return found
+
+
+@pytest.fixture(
+    params=[case for case in CASES.values() if case.has_formula],
+    ids=[name for name, case in CASES.items() if case.has_formula],
+)
+def formula_case(request: pytest.FixtureRequest) -> Case:
     found: Case = request.param
     return found
 

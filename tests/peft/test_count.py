@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from vispeft.peft import Adapter, Delta, LoRA, Method, Plan, count, inject
+from vispeft.peft import Adapter, Context, Delta, LoRA, Method, Plan, count, inject
 
 
 def test_count__tells_deltas_full_and_frozen_apart(build) -> None:
@@ -44,10 +44,10 @@ def test_count__what_two_deltas_share_counts_once() -> None:
     class Shared(Method):
         name: ClassVar[str] = "shared"
 
-        def for_module(self, module: nn.Module) -> Delta:
+        def for_module(self, module: nn.Module, context: Context) -> Delta:
             return SharedDelta(self)
 
-        def for_parameter(self, parameter: Tensor) -> None:
+        def for_parameter(self, parameter: Tensor, context: Context) -> None:
             return None
 
     class SharedDelta(Delta):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, inject
+from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA, inject
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -39,6 +39,13 @@ def change(weight: Tensor, method: LoRA | DoRA, own: Tensors) -> Tensor:
         return scale * product.view(weight.shape)
     index = rows(method.parts, len(weight))
     return torch.zeros_like(weight).flatten(1).index_copy(0, index, scale * product).view(weight.shape)
+
+
+def vera_change(weight: Tensor, own: Tensors) -> Tensor:
+    """`diag(b) B diag(d) A` with the first rows of B and columns of A."""
+    outputs, inputs = weight.shape
+    a, b = own["projections.a"][:, :inputs], own["projections.b"][:outputs]
+    return torch.diag(own["scale_b"]) @ b @ torch.diag(own["scale_d"]) @ a
 
 
 def gain(weight: Tensor, method: DoRA, own: Tensors) -> Tensor:
@@ -86,6 +93,8 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
         case LoRA():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
+        case VeRA():
+            return y + applied(vera_change(module.get_parameter("weight"), own), x, module)
         case ScaleShift():
             return y * along(own["gain"], y, module) + along(own["offset"], y, module)
         case IA3():
@@ -101,6 +110,8 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
 
 def weight_formula(method: Method, own: Tensors, weight: Tensor) -> Tensor:
     """A parameter with one delta."""
+    if isinstance(method, VeRA):
+        return weight + vera_change(weight, own)
     assert isinstance(method, LoRA | DoRA)
     changed = weight + change(weight, method, own)
     if isinstance(method, DoRA):
@@ -134,7 +145,7 @@ def explicit(case: Any, model: nn.Module, base: nn.Module, x: Tensor) -> Tensor:
     with ExitStack() as stack:
         for site in sites:
             for method, item in zip(methods, [item for item in deltas if item.site == site], strict=True):
-                own = dict(item.delta.named_parameters())
+                own = {**dict(item.delta.named_parameters()), **dict(item.delta.named_buffers())}
                 if site in dict(base.named_parameters()):
                     replaced[site] = weight_formula(method, own, base.get_parameter(site).detach())
                 else:
@@ -143,35 +154,38 @@ def explicit(case: Any, model: nn.Module, base: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
-def test_formula__gives_the_outputs(case, build: Build, images: Tensor, shake: Shake) -> None:
+def test_formula__gives_the_outputs(formula_case, build: Build, images: Tensor, shake: Shake) -> None:
     model, base = build().double(), build().double()
-    inject(model, case.plan)
+    inject(model, formula_case.plan)
     shake(model)
     x = images.double()
-    wanted = explicit(case, model, base, x)
+    wanted = explicit(formula_case, model, base, x)
     torch.testing.assert_close(model(x), wanted, rtol=1e-10, atol=1e-10)
     assert (wanted - base(x)).abs().max() > 1e-3
     torch.testing.assert_close(model.float()(images).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_formula__gives_the_gradients(case, build: Build, images: Tensor, shake: Shake) -> None:
+def test_formula__gives_the_gradients(formula_case, build: Build, images: Tensor, shake: Shake) -> None:
     model, base = build().double(), build().double()
-    inject(model, case.plan)
+    inject(model, formula_case.plan)
     shake(model)
     x = images.double().requires_grad_()
     names, trained = zip(*((name, p) for name, p in model.named_parameters() if p.requires_grad), strict=True)
     ours = torch.autograd.grad(model(x).square().sum(), (x, *trained))
-    wanted = torch.autograd.grad(explicit(case, model, base, x).square().sum(), (x, *trained))
+    wanted = torch.autograd.grad(explicit(formula_case, model, base, x).square().sum(), (x, *trained))
     for name, mine, theirs in zip(("x", *names), ours, wanted, strict=True):
         assert theirs.abs().max() > 1e-9, name
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_formula__takes_the_published_start(case, build: Build) -> None:
-    """B, up, m and offsets are zero, gains one, A and down uniform up to `1 / sqrt(inputs)`, biases of down zero."""
+def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
+    """B, up, m and offsets are zero, gains one, A and down uniform up to `1 / sqrt(inputs)`, biases of down zero.
+
+    In VeRA, d is constant.
+    """
     torch.manual_seed(3)
     model = build()
-    inject(model, case.plan)
+    inject(model, formula_case.plan)
     for item in attached(model):
         for name, parameter in item.delta.named_parameters():
             kind = name.rpartition(".")[2]
@@ -179,7 +193,8 @@ def test_formula__takes_the_published_start(case, build: Build) -> None:
                 bound = parameter[0].numel() ** -0.5
                 assert 0.6 * bound < parameter.abs().max() <= bound
             else:
-                assert torch.equal(parameter, torch.full_like(parameter, 1.0 if kind == "gain" else 0.0)), name
+                start = item.delta.method.start if kind == "scale_d" else 1.0 if kind == "gain" else 0.0
+                assert torch.equal(parameter, torch.full_like(parameter, start)), name
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.5), DoRA(rank=2, dropout=0.5)], ids=["lora", "dora"])

@@ -22,11 +22,11 @@ class Bias(vp.Method):
     name: ClassVar[str] = "bias"
     factor: float = 1.0
 
-    def for_module(self, module: nn.Module) -> vp.Delta:
+    def for_module(self, module: nn.Module, context: vp.Context) -> vp.Delta:
         assert isinstance(module, nn.Linear)
         return BiasDelta(self, module.out_features)
 
-    def for_parameter(self, parameter: Tensor) -> vp.WeightDelta:
+    def for_parameter(self, parameter: Tensor, context: vp.Context) -> vp.WeightDelta:
         raise PlanError("`bias` serves modules.")
 
 
@@ -96,10 +96,10 @@ class Lora(Bias):
 
 @dataclass(frozen=True)
 class Nameless(vp.Method):
-    def for_module(self, module: nn.Module) -> None:
+    def for_module(self, module: nn.Module, context: vp.Context) -> None:
         return None
 
-    def for_parameter(self, parameter: Tensor) -> None:
+    def for_parameter(self, parameter: Tensor, context: vp.Context) -> None:
         return None
 
 

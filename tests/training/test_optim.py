@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vispeft.errors import PlanError, TrainingError
-from vispeft.peft import Adapter, LoRA
+from vispeft.peft import Adapter, Context, LoRA
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer, param_groups
 
 
@@ -15,9 +15,9 @@ class Block(nn.Module):
         super().__init__()
         self.level_embed = nn.Parameter(torch.zeros(3, 4))
         self.body = nn.Linear(4, 4).requires_grad_(False)
-        self.body.lora = LoRA(rank=2).for_module(self.body)
+        self.body.lora = LoRA(rank=2).for_module(self.body, Context(()))
         self.last = nn.Linear(4, 4).requires_grad_(False)
-        self.last.adapter = Adapter(width=2).for_module(self.last)
+        self.last.adapter = Adapter(width=2).for_module(self.last, Context(()))
         self.norm = nn.LayerNorm((2, 4))
         self.label_embed = nn.Embedding(3, 4)
         self.head = nn.Linear(4, 4)

@@ -208,7 +208,7 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
             fabric=run.fabric,
             evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_while_training else None,
             resume=checkpoint,
-            callbacks=callbacks,
+            callbacks=[Callback(on_step=partial(peft.update_schedules, model)), *callbacks],
         )
 
 

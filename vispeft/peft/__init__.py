@@ -7,13 +7,16 @@ from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.interop.peft_library import load_peft, save_peft
 from vispeft.peft.merge import merge
 from vispeft.peft.methods.adapter import Adapter
-from vispeft.peft.methods.base import Delta, Method, WeightDelta
+from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
+from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
+from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
 from vispeft.peft.plan import Plan
 from vispeft.peft.registry import METHODS, known_methods, method_from_dict, register_method
+from vispeft.peft.schedule import update_schedules
 from vispeft.peft.targets import Names, Site
 
 __all__ = [
@@ -21,6 +24,8 @@ __all__ = [
     "METHODS",
     "Adapter",
     "AdapterFile",
+    "AroundDelta",
+    "Context",
     "Count",
     "Delta",
     "DoRA",
@@ -29,7 +34,9 @@ __all__ = [
     "Names",
     "Plan",
     "ScaleShift",
+    "Scheduled",
     "Site",
+    "VeRA",
     "WeightDelta",
     "check",
     "count",
@@ -46,4 +53,5 @@ __all__ = [
     "save_adapter",
     "save_peft",
     "train_mode",
+    "update_schedules",
 ]

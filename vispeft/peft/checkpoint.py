@@ -132,19 +132,33 @@ def _refuse_without_values(state: Mapping[str, Tensor]) -> None:
 
 
 def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of all that training changes: deltas, parameters trained in full, and buffers beside these."""
+    """Return the names of all that training changes: deltas, parameters trained in full, and buffers beside these.
+
+    A tensor that several deltas share has one name here.
+    """
     modules = dict(model.named_modules())
     keys = set(trained)
     for owner in {name.rpartition(".")[0] for name in keys}:
         names = [name for name, _ in modules[owner].named_buffers(recurse=False)]
         keys |= {f"{owner}.{name}" if owner else name for name in names} & state.keys()
-    return keys | delta_keys(model, state)
+    return keys | _without_repeats(delta_keys(model, state), state)
 
 
 def delta_keys(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
     """Return the names of the tensors of the attached deltas."""
     prefixes = tuple(f"{item.key}." for item in attached(model))
     return {key for key in state if key.startswith(prefixes)}
+
+
+def _without_repeats(keys: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of tensors, one for each, where several name the same memory."""
+    first: dict[tuple[object, ...], str] = {}
+    for key in sorted(keys):
+        tensor = state[key]
+        # empty tensors have no memory to compare
+        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (key,)
+        first.setdefault(identity, key)
+    return set(first.values())
 
 
 def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Iterable[str], source: Path) -> None:

@@ -1,12 +1,13 @@
 """Forward hooks of an injected model.
 
-One static hook runs all deltas of a module's output. Which hooks other libraries add, and in which order, decides only
-whether a call may save memory or time, never its result.
+One static hook runs all deltas of a module; a second one, before the call, changes the input for the deltas that need
+that. Which hooks other libraries add, and in which order, decides only whether a call may save memory or time, never
+its result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta
+from vispeft.peft.methods.base import AroundDelta, Delta
+from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
+from vispeft.peft.methods.map_sizes import MapSize
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
 
 
@@ -25,24 +28,52 @@ class SiteHooks:
     """Hooks of one injection, and the tables of tensors that they share."""
 
     def __init__(self) -> None:
-        self.recomputed_inputs = RecomputedInputs()
+        self.tables = Tables()
         self.bypassed_inputs = BypassedInputs()
 
-    def add_to_site(self, module: nn.Module, delta: nn.Module) -> list[RemovableHandle]:
-        """Make a module that has no delta yet run its deltas from now on. Returns the handles of its hooks."""
-        handles = [module.register_forward_hook(self.run_deltas, with_kwargs=True)]
-        if type(delta) is LinearLoRA:
-            handles.append(module.register_forward_pre_hook(self.bypassed_inputs.bypass_base))
+    def add_to_site(self, module: nn.Module, delta: Delta, before: Sequence[Delta]) -> list[RemovableHandle]:
+        """Make a module run a new delta from now on. Returns the handles of the hooks that this needs.
+
+        before: deltas that the module has already
+        """
+        handles = []
+        if not before:
+            handles.append(module.register_forward_hook(self.run_deltas, with_kwargs=True))
+            if type(delta) is LinearLoRA:
+                handles.append(module.register_forward_pre_hook(self.bypassed_inputs.bypass_base))
+        if isinstance(delta, AroundDelta) and not any(isinstance(other, AroundDelta) for other in before):
+            handles.append(module.register_forward_pre_hook(self.change_input, with_kwargs=True))
         return handles
 
     def add_to_sources(self, model: nn.Module) -> list[RemovableHandle]:
-        """Record the outputs that backward can recompute. Returns the handles of the hooks."""
+        """Record what the tables hold. Returns the handles of the hooks."""
+        base = list(dict.fromkeys(_base_modules(model)))
         # before the deltas of the same module, which change its output
-        return [
-            module.register_forward_hook(self.recomputed_inputs.record, prepend=True)
-            for module in model.modules()
+        handles = [
+            module.register_forward_hook(self.tables.recomputed_inputs.record, prepend=True)
+            for module in base
             if is_recomputed(module)
         ]
+        if self.tables.map_sizes.is_used:
+            convolutions = [module for module in base if isinstance(module, nn.Conv2d)]
+            handles += [module.register_forward_hook(self.tables.map_sizes.new().record) for module in convolutions]
+        return handles
+
+    def change_input(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Pass the first input of a module through the deltas around it, from the outermost: a forward pre-hook."""
+        around = [delta for delta in deltas_of(module) if isinstance(delta, AroundDelta) and delta.is_active]
+        name = None if args else next(iter(kwargs), None)
+        x = args[0] if args else kwargs.get(name or "")
+        if not isinstance(x, Tensor):
+            raise PlanError(
+                f"A {type(module).__name__} with a delta around it must get a tensor first, but gets a "
+                f"{type(x).__name__}. Name a module inside it."
+            )
+        for delta in reversed(around):
+            x = delta.before(x)
+        return ((x, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: x})
 
     def run_deltas(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Pass the output of a module through its deltas in turn: a forward hook. Of several outputs, the first."""
@@ -74,7 +105,7 @@ def hooks_before_deltas(module: nn.Module) -> list[Callable[..., Any]]:
     for hook in module._forward_hooks.values():
         if _is_method_of(hook, SiteHooks):
             break
-        if not _is_method_of(hook, RecomputedInputs):
+        if not _is_method_of(hook, RecomputedInputs, MapSize):
             before.append(hook)
     return before
 
@@ -84,14 +115,22 @@ def hook_of_others(module: nn.Module) -> str | None:
 
     Hooks that get the output after the deltas change nothing between the module and them.
     """
-    before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, BypassedInputs)]
+    before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, BypassedInputs, SiteHooks)]
     others = [*before, *hooks_before_deltas(module)]
     return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
 
 
-def _is_method_of(hook: Callable[..., Any], kind: type) -> bool:
-    """Return True for a hook that is a method of an object of this class."""
-    return isinstance(hook, MethodType) and isinstance(hook.__self__, kind)
+def _base_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield a module and those inside it, but for deltas."""
+    if not isinstance(module, Delta):
+        yield module
+        for child in module.children():
+            yield from _base_modules(child)
+
+
+def _is_method_of(hook: Callable[..., Any], *kinds: type) -> bool:
+    """Return True for a hook that is a method of an object of one of these classes."""
+    return isinstance(hook, MethodType) and isinstance(hook.__self__, kinds)
 
 
 def _first(module: nn.Module, output: Any) -> Tensor:

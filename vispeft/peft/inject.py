@@ -1,6 +1,6 @@
 """Deltas put into a model and taken out again.
 
-A delta for a module's output becomes a child of that module, under its method's name (`lora`, a second one `lora_2`).
+A delta for a module becomes a child of that module, under its method's name (`lora`, a second one `lora_2`).
 The forward hooks of `peft/hooks.py` run the deltas of a module in the order in which they were attached. A delta for a
 parameter is part of a parametrization, and state-dict hooks give and accept the base's own keys. Where a module has
 both, those of the parameter come first.
@@ -18,12 +18,12 @@ from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
+from vispeft.peft.build import build_deltas
 from vispeft.peft.hooks import SiteHooks, deltas_of
 from vispeft.peft.methods.base import Delta, WeightDelta
-from vispeft.peft.methods.low_rank import LinearFactors
 from vispeft.peft.plan import Plan
 from vispeft.peft.targets import Names, Roles, Site
-from vispeft.peft.trainable import refuse_integers, refuse_uninitialized, refuse_unreal
+from vispeft.peft.trainable import refuse_integers, refuse_uninitialized
 from vispeft.peft.wrappers import unwrapped
 
 _MARK = "_vispeft_injection"
@@ -79,7 +79,8 @@ class WeightForm(nn.Module):
 def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     """Freeze the model, attach the plan's deltas and thaw what the plan trains in full, in place.
 
-    Outputs stay bit-identical until the first optimizer step. On an error the model is as it was.
+    Outputs stay bit-identical until the first optimizer step, but for methods that cannot start as the identity
+    (`Method.is_identity_at_start`). On an error the model is as it was.
     roles: places of this model by the names that patterns write as `@role`
     """
     model = unwrapped(model)
@@ -88,14 +89,12 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     refuse_uninitialized(names)
     trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
     refuse_integers(names, trained)
-    attachments = [
-        pair for pattern, method in plan.entries() for pair in _build(names, pattern, method, roles, trained)
-    ]
+    hooks = SiteHooks()
+    attachments = list(build_deltas(names, plan, roles, trained, hooks.tables))
     thawed_before = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
     for name in trained:
         names.parameters[name].requires_grad_(True)
-    hooks = SiteHooks()
     handles = [handle for site, delta in attachments for handle in _attach(site, delta, hooks)]
     if attachments:
         handles += hooks.add_to_sources(model)
@@ -199,52 +198,13 @@ def _refuse_another_plan(model: nn.Module) -> None:
         )
 
 
-def _build(
-    names: Names, pattern: str, method: Any, roles: Roles | None, trained: list[str]
-) -> Iterator[tuple[Site, Delta | WeightDelta]]:
-    """Yield one method's deltas for the sites of one pattern. Errors begin with pattern and site."""
-    for site in names.sites(pattern, roles):
-        try:
-            delta = _build_one(site, method, trained)
-        except PlanError as error:
-            raise PlanError(f"`{pattern}` at `{site.name}`: {error}") from error
-        if delta is not None:
-            yield site, delta
-
-
-def _build_one(site: Site, method: Any, trained: list[str]) -> Delta | WeightDelta | None:
-    """Return the delta for a site."""
-    if site.parameter is not None:
-        if site.name in trained:
-            raise PlanError("This parameter is trained in full as well. Choose one of the two.")
-        if parametrize.is_parametrized(site.module, site.parameter):
-            raise PlanError("This parameter is parametrized already, by another library or by hand.")
-        parameter = site.module.get_parameter(site.parameter)
-        refuse_unreal(parameter)
-        delta: Delta | WeightDelta | None = method.for_parameter(parameter)
-        return delta
-    if unwrapped(site.module) is not site.module:
-        raise PlanError(
-            f"A {type(site.module).__name__} is a wrapper, which adds a prefix to names. Call `inject` before this "
-            f"part is compiled or wrapped; or name the module inside, if it is wrapped wherever the adapter is used."
-        )
-    if isinstance(site.module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        last = next(reversed(list(site.module.named_children())), ("", None))[0]
-        raise PlanError(
-            f"A {type(site.module).__name__} runs its children one by one and can have no delta among them. "
-            f"Name the last of them, `{site.name}.{last}`."
-        )
-    return method.for_module(site.module)  # type: ignore[no-any-return]
-
-
 def _attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[RemovableHandle]:
     """Make a delta part of its site. Returns the handles of new hooks."""
     if site.parameter is None:
-        is_first = not deltas_of(site.module)
+        assert isinstance(delta, Delta)
+        before = deltas_of(site.module)
         site.module.add_module(_free_name(site.module, delta), delta)
-        if isinstance(delta, LinearFactors):
-            delta.recomputed_inputs = hooks.recomputed_inputs
-        return hooks.add_to_site(site.module, delta) if is_first else []
+        return hooks.add_to_site(site.module, delta, before)
     handles = []
     forms = dict(module_forms(site.module))
     order = next(iter(forms.values())).order if forms else tuple(dict(site.module.named_parameters(recurse=False)))

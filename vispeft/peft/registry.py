@@ -15,6 +15,7 @@ from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
+from vispeft.peft.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
     "lora": LoRA,
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "adapter": Adapter,
     "scale_shift": ScaleShift,
     "ia3": IA3,
+    "vera": VeRA,
 }
 
 # methods of others, filled by `register_method` alone

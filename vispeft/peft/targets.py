@@ -56,6 +56,7 @@ class Names:
         self._parameter_names: dict[Parameter, list[str]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             self._parameter_names[parameter].append(name)
+        self._positions = {name: place for place, name in enumerate([*self.modules, *self.parameters])}
         self._lengths = _lengths([*self.modules, *self.parameters])
 
     def sites(self, pattern: str, roles: Roles | None = None) -> list[Site]:
@@ -80,6 +81,10 @@ class Names:
                 raise PlanError(self._nothing(pattern, alternative))
             found.update((self._parameter_names[self.parameters[name]][0], None) for name in named)
         return list(found)
+
+    def position(self, site: Site) -> int:
+        """Return the rank of a site in the model's order, modules first."""
+        return self._positions[site.name]
 
     def _module_site(self, name: str) -> Site:
         module = self.modules[name]

@@ -16,6 +16,7 @@ from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chai
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, reference_tensor, trainable, widths
+from vispeft.peft.methods.context import Context
 
 CHAINS = ("additive", "last")
 
@@ -60,7 +61,7 @@ class Adapter(Method):
         if self.parallel and self.chain != "additive":
             raise PlanError(f"Parallel adapters are not chained: `chain` must be additive, but is {self.chain!r}.")
 
-    def for_module(self, module: nn.Module) -> Delta | None:
+    def for_module(self, module: nn.Module, context: Context) -> Delta | None:
         """Return the adapters for any module whose output width is known; None for a count of 0."""
         if self.count == 0:
             return None
@@ -68,7 +69,7 @@ class Adapter(Method):
             _check_same_size(module)
         return AdapterDelta(self, module)
 
-    def for_parameter(self, parameter: Tensor) -> WeightDelta:
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Refuse every parameter: an adapter acts on outputs."""
         raise PlanError(
             "`adapter` serves modules, but this is a parameter. Name the module whose output it should follow."

@@ -1,7 +1,9 @@
 """Contract of the trainable modules at sites, and of the methods that build them.
 
 A delta gets the frozen module's input x and output y and returns the output that replaces it: `y' = delta(x, y)`. A
-weight delta does the same to a parameter, for weights that are read by functions and not by a module's call.
+delta around a module changes its input as well. A weight delta does the same to a parameter, for weights that are read
+by functions and not by a module's call. `Context` lets deltas share state and know the size of the feature map;
+`Scheduled` lets them change with the progress of training.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean
+from vispeft.peft.methods.context import Context
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Method(ABC):
     """Kind and settings of a delta, given once for many sites: a frozen dataclass of plain values."""
 
     name: ClassVar[str]
+    # False for a method whose deltas change the output before the first optimizer step
+    is_identity_at_start: ClassVar[bool] = True
 
     @abstractmethod
-    def for_module(self, module: nn.Module) -> Delta | None:
-        """Return the delta for a module's output; None to attach nothing. Raise PlanError for a module not served."""
+    def for_module(self, module: nn.Module, context: Context) -> Delta | None:
+        """Return the delta for a module; None to attach nothing. Raise PlanError for a module not served."""
 
     @abstractmethod
-    def for_parameter(self, parameter: Tensor) -> WeightDelta | None:
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta | None:
         """Return the delta for a parameter; None to attach nothing. Raise PlanError for a parameter not served."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,6 +78,33 @@ class Delta(nn.Module, ABC):
     @abstractmethod
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """Return weight and bias with which the frozen module alone computes the same; None if there are none."""
+
+
+class AroundDelta(Delta):
+    """A delta that changes the input of its module too.
+
+    Of several deltas at a module, the last attached is the outermost: its `before` runs first, its `forward` last. The
+    x that `forward` gets is what the frozen module got.
+    """
+
+    @abstractmethod
+    def before(self, x: Tensor) -> Tensor:
+        """Return the input that the frozen module gets in place of x."""
+
+
+class Scheduled(ABC):
+    """A module, of a delta or shared by several, that changes with the progress of training.
+
+    What it needs to resume must be parameters or buffers.
+    """
+
+    @abstractmethod
+    def on_step(self, step: int, num_steps: int) -> None:
+        """React to an update of the weights, whose gradients are still there.
+
+        step: steps done, from 1
+        num_steps: steps of the whole run
+        """
 
 
 class WeightDelta(nn.Module, ABC):

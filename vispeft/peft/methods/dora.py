@@ -15,7 +15,9 @@ from vispeft_kernels.lora import lora_add, lora_update, scaled
 
 from vispeft.peft.methods.base import Delta, WeightDelta, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
+from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
+from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class DoRA(LowRank):
 
     name: ClassVar[str] = "dora"
 
-    def for_linear(self, module: nn.Linear) -> Delta:
+    def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
-        return LinearDoRA(self, module)
+        return LinearDoRA(self, module, context.tables.recomputed_inputs)
 
     def for_conv(self, module: nn.Conv2d) -> Delta:
         """Return the delta for an ungrouped convolution."""
@@ -43,8 +45,8 @@ class DoRA(LowRank):
 class LinearDoRA(LinearFactors):
     """Factors of a linear map as in LoRA, and `m` [parts * out of a part]: the change of the magnitudes."""
 
-    def __init__(self, method: DoRA, base: nn.Linear) -> None:
-        super().__init__(method, base.weight)
+    def __init__(self, method: DoRA, base: nn.Linear, recomputed_inputs: RecomputedInputs) -> None:
+        super().__init__(method, base.weight, recomputed_inputs)
         self.m = trainable(self.b.shape[0], like=base.weight)
         # in a tuple, so that it is no child of its own child
         self.bases = (base,)

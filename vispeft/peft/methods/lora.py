@@ -10,6 +10,7 @@ from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.peft.methods.base import Delta, WeightDelta
 from vispeft.peft.methods.base_modules import is_plain_linear
+from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
 
 
@@ -26,9 +27,9 @@ class LoRA(LowRank):
 
     name: ClassVar[str] = "lora"
 
-    def for_linear(self, module: nn.Linear) -> Delta:
+    def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
-        return LinearLoRA(self, module.weight)
+        return LinearLoRA(self, module.weight, context.tables.recomputed_inputs)
 
     def for_conv(self, module: nn.Conv2d) -> Delta:
         """Return the delta for an ungrouped convolution."""

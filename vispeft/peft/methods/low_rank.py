@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, trainable
+from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
@@ -46,7 +47,7 @@ class LowRank(Method):
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
     @abstractmethod
-    def for_linear(self, module: nn.Linear) -> Delta:
+    def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
 
     @abstractmethod
@@ -57,11 +58,11 @@ class LowRank(Method):
     def for_weight(self, weight: Tensor) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
 
-    def for_module(self, module: nn.Module) -> Delta:
+    def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for a linear map or an ungrouped convolution."""
         match module:
             case nn.Linear():
-                return self.for_linear(module)
+                return self.for_linear(module, context)
             case nn.Conv2d():
                 self._check_conv(module)
                 return self.for_conv(module)
@@ -73,7 +74,7 @@ class LowRank(Method):
                     f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a {name}."
                 )
 
-    def for_parameter(self, parameter: Tensor) -> WeightDelta:
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
         self._check_parameter(parameter)
         return self.for_weight(parameter)
@@ -107,14 +108,13 @@ class LowRank(Method):
 class LinearFactors(Delta):
     """Factors of a linear map: `a` [parts * r, in], `b` [parts * out of a part, r]."""
 
-    def __init__(self, method: LowRank, weight: Tensor) -> None:
+    def __init__(self, method: LowRank, weight: Tensor, recomputed_inputs: RecomputedInputs) -> None:
         super().__init__(method)
         self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
         self.column_offsets = tuple(rows.start for rows in self.rows)
         self.scale, self.dropout = method.scale, method.dropout
         self.a, self.b = _factors(method.rank, self.rows, weight)
-        # the table of the injection, once the delta is part of one
-        self.recomputed_inputs = RecomputedInputs()
+        self.recomputed_inputs = recomputed_inputs
 
     @property
     def active_dropout(self) -> float:

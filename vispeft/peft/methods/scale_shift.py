@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, reference_tensor, trainable, widths
+from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.qkv import check_parts, part_rows
 
 
@@ -22,11 +23,11 @@ class ScaleShift(Method):
 
     name: ClassVar[str] = "scale_shift"
 
-    def for_module(self, module: nn.Module) -> Delta:
+    def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for any module whose output width is known."""
         return GainOffset(self, module, "", has_offset=True)
 
-    def for_parameter(self, parameter: Tensor) -> WeightDelta:
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Refuse every parameter: SSF acts on outputs."""
         raise _parameter_refused(self.name)
 
@@ -44,11 +45,11 @@ class IA3(Method):
     def __post_init__(self) -> None:
         check_parts(self.parts)
 
-    def for_module(self, module: nn.Module) -> Delta:
+    def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for any module whose output width is known."""
         return GainOffset(self, module, self.parts, has_offset=False)
 
-    def for_parameter(self, parameter: Tensor) -> WeightDelta:
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Refuse every parameter: IA3 acts on outputs, biases included."""
         raise _parameter_refused(self.name)
 
