@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA, inject
+from vispeft.peft import IA3, AdaLoRA, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA, inject
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -28,9 +28,9 @@ def rows(parts: str, total: int) -> Tensor:
     return torch.cat([torch.arange(third) + "qkv".index(part) * third for part in parts or "qkv"])
 
 
-def change(weight: Tensor, method: LoRA | DoRA, own: Tensors) -> Tensor:
-    """`alpha / rank * B A` in the shape of the weight, zero on rows of other parts."""
-    a = own["a"].flatten(1)  # [parts * r, in]
+def change(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Tensor:
+    """`alpha / rank * B A`, of AdaLoRA `B diag(e) A`, in the shape of the weight, zero on rows of other parts."""
+    a = own["a"].flatten(1) * (own["e"][:, None] if isinstance(method, AdaLoRA) else 1)  # [parts * r, in]
     b = own["b"].flatten(1)  # [parts * out of a part, r]
     count = len(method.parts) or 1
     product = torch.cat([B @ A for B, A in zip(b.chunk(count), a.chunk(count), strict=True)])
@@ -91,7 +91,7 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             bias = along(module.get_parameter("bias"), y, module)
             update = applied(change(weight, method, own), x, module)
             return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
-        case LoRA():
+        case LoRA() | AdaLoRA():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
         case VeRA():
             return y + applied(vera_change(module.get_parameter("weight"), own), x, module)
@@ -112,7 +112,7 @@ def weight_formula(method: Method, own: Tensors, weight: Tensor) -> Tensor:
     """A parameter with one delta."""
     if isinstance(method, VeRA):
         return weight + vera_change(weight, own)
-    assert isinstance(method, LoRA | DoRA)
+    assert isinstance(method, LoRA | AdaLoRA | DoRA)
     changed = weight + change(weight, method, own)
     if isinstance(method, DoRA):
         return changed * gain(weight, method, own).view(-1, *(1 for _ in weight.shape[1:]))
@@ -181,7 +181,7 @@ def test_formula__gives_the_gradients(formula_case, build: Build, images: Tensor
 def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
     """B, up, m and offsets are zero, gains one, A and down uniform up to `1 / sqrt(inputs)`, biases of down zero.
 
-    In VeRA, d is constant.
+    In VeRA, d is constant. In AdaLoRA, A and B are normal and e is zero.
     """
     torch.manual_seed(3)
     model = build()
@@ -189,7 +189,9 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
     for item in attached(model):
         for name, parameter in item.delta.named_parameters():
             kind = name.rpartition(".")[2]
-            if kind in ("a", "down_w"):
+            if kind in "ab" and isinstance(item.delta.method, AdaLoRA):
+                assert 0.005 < parameter.std() < 0.04
+            elif kind in ("a", "down_w"):
                 bound = parameter[0].numel() ** -0.5
                 assert 0.6 * bound < parameter.abs().max() <= bound
             else:

@@ -6,6 +6,7 @@ from vispeft.peft.count import Count, count
 from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.interop.peft_library import load_peft, save_peft
 from vispeft.peft.merge import merge
+from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.context import Context
@@ -22,6 +23,7 @@ from vispeft.peft.targets import Names, Site
 __all__ = [
     "IA3",
     "METHODS",
+    "AdaLoRA",
     "Adapter",
     "AdapterFile",
     "AroundDelta",

@@ -10,6 +10,7 @@ from typing import Any
 
 from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean
+from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.dora import DoRA
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "scale_shift": ScaleShift,
     "ia3": IA3,
     "vera": VeRA,
+    "adalora": AdaLoRA,
 }
 
 # methods of others, filled by `register_method` alone

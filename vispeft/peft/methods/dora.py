@@ -33,11 +33,11 @@ class DoRA(LowRank):
         """Return the delta for a linear map."""
         return LinearDoRA(self, module, context.tables.recomputed_inputs)
 
-    def for_conv(self, module: nn.Conv2d) -> Delta:
+    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
         """Return the delta for an ungrouped convolution."""
         return ConvDoRA(self, module)
 
-    def for_weight(self, weight: Tensor) -> WeightDelta:
+    def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
         return WeightDoRA(self, weight)
 
@@ -93,7 +93,7 @@ class ConvDoRA(ConvFactors):
         """
         (frozen,) = self.bases
         scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
-        return scaled(self.update(x, y), scale, frozen.bias, dim=1)
+        return scaled(self.update(x, y, self.a), scale, frozen.bias, dim=1)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `g (W + scale * B A)` over flattened kernels, and the bias as it is."""

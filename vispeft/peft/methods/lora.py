@@ -31,11 +31,11 @@ class LoRA(LowRank):
         """Return the delta for a linear map."""
         return LinearLoRA(self, module.weight, context.tables.recomputed_inputs)
 
-    def for_conv(self, module: nn.Conv2d) -> Delta:
+    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
         """Return the delta for an ungrouped convolution."""
         return ConvLoRA(self, module)
 
-    def for_weight(self, weight: Tensor) -> WeightDelta:
+    def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
         return WeightLoRA(self, weight)
 
@@ -71,7 +71,7 @@ class ConvLoRA(ConvFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the low-rank update. x: [B, in, H, W]; y: [B, out, h, w]."""
-        return self.update(x, y)
+        return self.update(x, y, self.a)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B A` over flattened kernels, and the bias as it is."""

@@ -51,11 +51,11 @@ class LowRank(Method):
         """Return the delta for a linear map."""
 
     @abstractmethod
-    def for_conv(self, module: nn.Conv2d) -> Delta:
+    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
         """Return the delta for an ungrouped convolution."""
 
     @abstractmethod
-    def for_weight(self, weight: Tensor) -> WeightDelta:
+    def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
 
     def for_module(self, module: nn.Module, context: Context) -> Delta:
@@ -65,7 +65,7 @@ class LowRank(Method):
                 return self.for_linear(module, context)
             case nn.Conv2d():
                 self._check_conv(module)
-                return self.for_conv(module)
+                return self.for_conv(module, context)
             case _:
                 kind = type(module)
                 # of a quantised map the bare name would be that of a map that is served
@@ -77,7 +77,7 @@ class LowRank(Method):
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
         self._check_parameter(parameter)
-        return self.for_weight(parameter)
+        return self.for_weight(parameter, context)
 
     def _check_parameter(self, parameter: Tensor) -> None:
         if parameter.ndim not in (2, 4):
@@ -148,12 +148,12 @@ class ConvFactors(Delta):
         self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
         self.a, self.b = _factors(method.rank, self.rows, base.weight)
 
-    def update(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y with the low-rank update. x: [B, in, H, W]; y: [B, out, h, w]."""
+    def update(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
+        """Return y with the low-rank update by B and a. x: [B, in, H, W]; y: [B, out, h, w]; a: as A."""
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
         if self.margins is not None:
             x = F.pad(x, self.margins.sizes, self.margins.mode)
-        a, b = (factor.to(y.dtype) for factor in (self.a, self.b))
+        a, b = (factor.to(y.dtype) for factor in (a, self.b))
         hidden = F.conv2d(x, a, None, self.stride, self.padding, self.dilation)
         return torch.add(y, F.conv2d(hidden, b), alpha=self.scale)
 
