@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.peft import IA3, AdaLoRA, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA
+from vispeft.peft import IA3, OFT, AdaLoRA, Adapter, DoRA, FourierFT, LoHa, LoKr, LoRA, Method, Plan, ScaleShift, VeRA
 
 
 class Attention(nn.Module):
@@ -127,6 +127,15 @@ CASES = {
     "adalora linear and conv": Case("blocks.*.mlp.fc1 | conv", AdaLoRA(rank=2, alpha=4)),
     "adalora fused q v": Case("blocks.*.attn.qkv", AdaLoRA(rank=2, parts="qv")),
     "adalora parameters": Case("self_attn.in_proj_weight | reader.weight", AdaLoRA(rank=2)),
+    "loha linear and conv": Case("blocks.*.mlp.fc1 | conv | grouped", LoHa(rank=2, alpha=4)),
+    "loha parameters": Case("self_attn.in_proj_weight | grouped.weight", LoHa(rank=2)),
+    "lokr linear and conv": Case("blocks.*.attn.qkv | conv", LoKr(rank=2)),
+    "lokr parameters": Case("self_attn.in_proj_weight | grouped.weight", LoKr(rank=2, factor=2)),
+    "fourierft linear and conv": Case("blocks.*.mlp.fc1 | conv", FourierFT(frequencies=12)),
+    "fourierft parameters": Case("self_attn.in_proj_weight | reader.weight", FourierFT(frequencies=20)),
+    "oft linear and conv": Case("blocks.*.mlp.fc2 | conv", OFT(block=4)),
+    "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
+    "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
     "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),

@@ -12,12 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vispeft.peft import IA3, AdaLoRA, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA, inject
+from vispeft.peft import (
+    IA3,
+    OFT,
+    AdaLoRA,
+    Adapter,
+    DoRA,
+    FourierFT,
+    LoHa,
+    LoKr,
+    LoRA,
+    Method,
+    Plan,
+    ScaleShift,
+    VeRA,
+    inject,
+)
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
 Shake = Callable[[nn.Module], None]
 Tensors = dict[str, Tensor]
+
+# factors that are uniform at the start, where these are not A or down alone
+UNIFORM = {"loha": ("a1", "a2", "b1"), "lokr": ("a", "b")}
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -28,7 +46,7 @@ def rows(parts: str, total: int) -> Tensor:
     return torch.cat([torch.arange(third) + "qkv".index(part) * third for part in parts or "qkv"])
 
 
-def change(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Tensor:
+def low_rank(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Tensor:
     """`alpha / rank * B A`, of AdaLoRA `B diag(e) A`, in the shape of the weight, zero on rows of other parts."""
     a = own["a"].flatten(1) * (own["e"][:, None] if isinstance(method, AdaLoRA) else 1)  # [parts * r, in]
     b = own["b"].flatten(1)  # [parts * out of a part, r]
@@ -41,11 +59,47 @@ def change(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Tenso
     return torch.zeros_like(weight).flatten(1).index_copy(0, index, scale * product).view(weight.shape)
 
 
-def vera_change(weight: Tensor, own: Tensors) -> Tensor:
-    """`diag(b) B diag(d) A` with the first rows of B and columns of A."""
-    outputs, inputs = weight.shape
-    a, b = own["projections.a"][:, :inputs], own["projections.b"][:outputs]
-    return torch.diag(own["scale_b"]) @ b @ torch.diag(own["scale_d"]) @ a
+def rotation(method: OFT, own: Tensors) -> Tensor:
+    """Block-diagonal `(I + Q)(I - Q)^-1` of the skew-symmetric Q with these upper triangles."""
+    blocks = []
+    for values in own["rotations.q"]:
+        identity = torch.eye(method.block, dtype=values.dtype)
+        places = [(i, j) for i in range(method.block) for j in range(i + 1, method.block)]
+        skew = torch.zeros_like(identity)
+        for (i, j), value in zip(places, values, strict=True):
+            unit = torch.zeros_like(identity)
+            unit[i, j], unit[j, i] = 1, -1
+            skew = skew + value * unit
+        blocks.append((identity + skew) @ torch.linalg.inv(identity - skew))
+    return torch.block_diag(*blocks)
+
+
+def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
+    """The update of a weight [out, ...]."""
+    outputs, inputs = weight.flatten(1).shape
+    match method:
+        case LoRA() | AdaLoRA() | DoRA():
+            return low_rank(weight, method, own)
+        case VeRA():
+            a, b = own["projections.a"][:, :inputs], own["projections.b"][:outputs]
+            update = torch.diag(own["scale_b"]) @ b @ torch.diag(own["scale_d"]) @ a
+        case LoHa():
+            scale = 1.0 if method.alpha is None else method.alpha / method.rank
+            update = scale * (own["update.b1"] @ own["update.a1"]) * (own["update.b2"] @ own["update.a2"])
+        case LoKr():
+            small, large = own["update.c"], own["update.b"] @ own["update.a"]
+            update = torch.cat([torch.cat([entry * large for entry in row], 1) for row in small])
+        case FourierFT():
+            place = own[f"update.places.places_{outputs}x{inputs}"]
+            row, column = place // inputs, place % inputs
+            u, v = torch.arange(outputs).double()[:, None, None], torch.arange(inputs).double()[:, None]
+            waves = torch.cos(2 * torch.pi * (u * row / outputs + v * column / inputs))  # [out, in, n]
+            update = method.scale * (waves.to(weight.dtype) @ own["update.spectrum"]) / (outputs * inputs)
+        case OFT():
+            update = (rotation(method, own) - torch.eye(outputs, dtype=weight.dtype)) @ weight.flatten(1)
+        case _:
+            raise AssertionError(method)
+    return update.view(weight.shape)
 
 
 def gain(weight: Tensor, method: DoRA, own: Tensors) -> Tensor:
@@ -91,10 +145,11 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             bias = along(module.get_parameter("bias"), y, module)
             update = applied(change(weight, method, own), x, module)
             return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
-        case LoRA() | AdaLoRA():
+        case OFT():
+            bias, dim = along(module.get_parameter("bias"), y, module), 1 if isinstance(module, nn.Conv2d) else -1
+            return bias + ((y - bias).movedim(dim, -1) @ rotation(method, own).T).movedim(-1, dim)
+        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
-        case VeRA():
-            return y + applied(vera_change(module.get_parameter("weight"), own), x, module)
         case ScaleShift():
             return y * along(own["gain"], y, module) + along(own["offset"], y, module)
         case IA3():
@@ -110,9 +165,6 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
 
 def weight_formula(method: Method, own: Tensors, weight: Tensor) -> Tensor:
     """A parameter with one delta."""
-    if isinstance(method, VeRA):
-        return weight + vera_change(weight, own)
-    assert isinstance(method, LoRA | AdaLoRA | DoRA)
     changed = weight + change(weight, method, own)
     if isinstance(method, DoRA):
         return changed * gain(weight, method, own).view(-1, *(1 for _ in weight.shape[1:]))
@@ -181,7 +233,8 @@ def test_formula__gives_the_gradients(formula_case, build: Build, images: Tensor
 def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
     """B, up, m and offsets are zero, gains one, A and down uniform up to `1 / sqrt(inputs)`, biases of down zero.
 
-    In VeRA, d is constant. In AdaLoRA, A and B are normal and e is zero.
+    Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
+    uniform as A.
     """
     torch.manual_seed(3)
     model = build()
@@ -191,7 +244,7 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
             kind = name.rpartition(".")[2]
             if kind in "ab" and isinstance(item.delta.method, AdaLoRA):
                 assert 0.005 < parameter.std() < 0.04
-            elif kind in ("a", "down_w"):
+            elif kind in UNIFORM.get(item.delta.method.name, ("a", "down_w")):
                 bound = parameter[0].numel() ** -0.5
                 assert 0.6 * bound < parameter.abs().max() <= bound
             else:

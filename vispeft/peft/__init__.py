@@ -11,7 +11,10 @@ from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.orthogonal import OFT
+from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
@@ -23,6 +26,7 @@ from vispeft.peft.targets import Names, Site
 __all__ = [
     "IA3",
     "METHODS",
+    "OFT",
     "AdaLoRA",
     "Adapter",
     "AdapterFile",
@@ -31,6 +35,9 @@ __all__ = [
     "Count",
     "Delta",
     "DoRA",
+    "FourierFT",
+    "LoHa",
+    "LoKr",
     "LoRA",
     "Method",
     "Names",

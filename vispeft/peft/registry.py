@@ -14,7 +14,10 @@ from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.orthogonal import OFT
+from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 
@@ -26,6 +29,10 @@ METHODS: dict[str, type[Method]] = {
     "ia3": IA3,
     "vera": VeRA,
     "adalora": AdaLoRA,
+    "loha": LoHa,
+    "lokr": LoKr,
+    "fourierft": FourierFT,
+    "oft": OFT,
 }
 
 # methods of others, filled by `register_method` alone

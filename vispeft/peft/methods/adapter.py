@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, reference_tensor, trainable, widths
+from vispeft.peft.methods.base import (
+    Delta,
+    Method,
+    WeightDelta,
+    at_least,
+    not_zero,
+    reference_tensor,
+    trainable,
+    widths,
+)
 from vispeft.peft.methods.context import Context
 
 CHAINS = ("additive", "last")
@@ -54,8 +63,7 @@ class Adapter(Method):
         at_least("count", self.count, 0)
         if self.activation not in ACTIVATIONS:
             raise PlanError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {self.activation!r}.")
-        if not (math.isfinite(self.scale) and self.scale):
-            raise PlanError(f"`scale` must be finite and not 0, or nothing would ever be learnt, but is {self.scale}.")
+        not_zero("scale", self.scale)
         if self.chain not in CHAINS:
             raise PlanError(f"`chain` must be one of {', '.join(CHAINS)}, but is {self.chain!r}.")
         if self.parallel and self.chain != "additive":

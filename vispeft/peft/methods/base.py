@@ -8,6 +8,7 @@ by functions and not by a module's call. `Context` lets deltas share state and k
 
 from __future__ import annotations
 
+import math
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -155,6 +156,12 @@ def at_least(name: str, value: float, bound: float) -> None:
     """Refuse an option below its bound."""
     if not value >= bound:
         raise PlanError(f"`{name}` must be at least {bound}, but is {value}.")
+
+
+def not_zero(name: str, value: float) -> None:
+    """Refuse a factor that is 0 or not finite."""
+    if not (math.isfinite(value) and value):
+        raise PlanError(f"`{name}` must be finite and not 0, or nothing would ever be learnt, but is {value}.")
 
 
 def _maps(module: nn.Module) -> Iterator[Widths]:

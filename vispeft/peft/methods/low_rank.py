@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, trainable
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, trainable
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
@@ -38,8 +39,8 @@ class LowRank(Method):
         check_parts(self.parts)
         if not 0 <= self.dropout < 1:
             raise PlanError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha):
-            raise PlanError(f"`alpha` must be finite and not 0, or nothing would ever be learnt, but is {self.alpha}.")
+        if self.alpha is not None:
+            not_zero("alpha", self.alpha)
 
     @property
     def scale(self) -> float:
@@ -92,12 +93,7 @@ class LowRank(Method):
             )
 
     def _check_conv(self, module: nn.Conv2d) -> None:
-        is_plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
-        if not is_plain:
-            raise PlanError(
-                f"`{self.name}` cannot follow the padding or weights of a {type(module).__name__}. "
-                f"Name its `weight` parameter instead."
-            )
+        check_plain_conv(self.name, module)
         if module.groups > 1:
             raise PlanError(
                 f"`{self.name}` serves convolutions with 1 group, but this one has {module.groups}. "
@@ -125,14 +121,6 @@ class LinearFactors(Delta):
         return repr(self.method)
 
 
-@dataclass(frozen=True)
-class _Margins:
-    """Padding by other values than zeros: left, right, top and bottom, and torch's name of the mode."""
-
-    sizes: list[int]
-    mode: str
-
-
 class ConvFactors(Delta):
     """Factors of a convolution: `a` [r, in, kh, kw] with the base's geometry, `b` [out, r, 1, 1]."""
 
@@ -141,21 +129,15 @@ class ConvFactors(Delta):
         if method.parts:
             raise PlanError(f"`parts` must be empty on a convolution, but is {method.parts!r}.")
         self.scale, self.dropout = method.scale, method.dropout
-        self.stride, self.dilation = base.stride, base.dilation
-        is_zeros = base.padding_mode == "zeros"
-        self.padding = base.padding if is_zeros else 0
-        self.margins = None if is_zeros else _Margins(_margins(base), base.padding_mode)
+        self.geometry = ConvGeometry(base)
         self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
         self.a, self.b = _factors(method.rank, self.rows, base.weight)
 
     def update(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
         """Return y with the low-rank update by B and a. x: [B, in, H, W]; y: [B, out, h, w]; a: as A."""
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
-        if self.margins is not None:
-            x = F.pad(x, self.margins.sizes, self.margins.mode)
         a, b = (factor.to(y.dtype) for factor in (a, self.b))
-        hidden = F.conv2d(x, a, None, self.stride, self.padding, self.dilation)
-        return torch.add(y, F.conv2d(hidden, b), alpha=self.scale)
+        return torch.add(y, F.conv2d(self.geometry.convolve(x, a), b), alpha=self.scale)
 
     def extra_repr(self) -> str:
         return repr(self.method)
@@ -185,21 +167,6 @@ def add_product(weight: Tensor, a: Tensor, b: Tensor, scale: float, rows: list[s
         pieces += [flat[end : part.start], torch.addmm(flat[part], b_part, a_part, alpha=scale)]
         end = part.stop
     return torch.cat([*pieces, flat[end:]]).view(weight.shape).to(weight.dtype)
-
-
-def _margins(base: nn.Conv2d) -> list[int]:
-    """Return the padding of a convolution by other values than zeros: left, right, top and bottom."""
-    sizes: list[int] = []
-    for axis in (1, 0):
-        whole = base.dilation[axis] * (base.kernel_size[axis] - 1)
-        match base.padding:
-            case "same":
-                sizes += [whole // 2, whole - whole // 2]
-            case "valid":
-                sizes += [0, 0]
-            case _:
-                sizes += [int(base.padding[axis])] * 2
-    return sizes
 
 
 def _factors(rank: int, rows: list[slice], weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:
