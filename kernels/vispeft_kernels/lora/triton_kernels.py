@@ -3,8 +3,21 @@
 Rows are tokens. A part is a third of a fused projection.
 """
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Operand(NamedTuple):
+    """One operand of a low-rank product: rows of h [BLOCK_M, 1], or columns of b [1, BLOCK_N].
+
+    first: pointers to rank 0 of each; is_inside: true where there is one; stride: elements from a rank to the next
+    """
+
+    first: tl.tensor
+    is_inside: tl.tensor
+    stride: tl.tensor
 
 
 @triton.jit
@@ -78,39 +91,25 @@ def lora_shrink_kernel(
 
 
 @triton.jit
-def _low_rank(
-    total,
-    h_ptr,
-    b_ptr,
-    row,
-    rows,
-    column,
-    start,
-    width,
-    rank,
-    h_stride,
-    h_first,
-    b_stride,
-    B_BY_RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """total [M, N] plus h b^T of one part, whose output columns are start to start + width."""
-    local = column - start
-    is_mine = (local >= 0) & (local < width)
+def _columns(b_ptr, column, width, stride, BY_RANK: tl.constexpr):
+    """Columns of one part as an operand. b: [width, rank] or, where BY_RANK, [rank, width]; column: [BLOCK_N]."""
+    is_inside = (column >= 0) & (column < width)
+    if BY_RANK:
+        first, rank_stride = b_ptr + column, stride
+    else:
+        first, rank_stride = b_ptr + column.to(tl.int64) * stride, 1
+    return Operand(first[None, :], is_inside[None, :], rank_stride)
+
+
+@triton.jit
+def _low_rank(total, h, b, rank, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr):
+    """The product h b^T of one part added to total [BLOCK_M, BLOCK_N]. h, b: `Operand`."""
     for r in range(0, rank, BLOCK_R):
         k = r + tl.arange(0, BLOCK_R)
-        h = tl.load(
-            h_ptr + row[:, None] * h_stride + h_first + k[None, :],
-            mask=(row[:, None] < rows) & (k[None, :] < rank),
-            other=0.0,
-        )
-        if B_BY_RANK:
-            at = k[:, None].to(tl.int64) * b_stride + local[None, :]
-        else:
-            at = local[None, :].to(tl.int64) * b_stride + k[:, None]
-        b = tl.load(b_ptr + at, mask=is_mine[None, :] & (k[:, None] < rank), other=0.0)
-        total = tl.dot(h, b, total, input_precision=PRECISION)
+        is_rank = k < rank
+        h_block = tl.load(h.first + k[None, :] * h.stride, mask=h.is_inside & is_rank[None, :], other=0.0)
+        b_block = tl.load(b.first + k[:, None].to(tl.int64) * b.stride, mask=b.is_inside & is_rank[:, None], other=0.0)
+        total = tl.dot(h_block, b_block, total, input_precision=PRECISION)
     return total
 
 
@@ -151,10 +150,9 @@ def lora_expand_kernel(
     column = offset + tl.arange(0, BLOCK_N)
     b_ptr += part.to(tl.int64) * width * rank
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    total = _low_rank(
-        total, h_ptr, b_ptr, row, rows, column, 0, width, rank, h_stride, part * rank, b_stride, B_BY_RANK, BLOCK_R,
-        PRECISION,
-    )  # fmt: skip
+    h = Operand(h_ptr + row[:, None] * h_stride + part * rank, row[:, None] < rows, 1)
+    b = _columns(b_ptr, column, width, b_stride, B_BY_RANK)
+    total = _low_rank(total, h, b, rank, BLOCK_R, PRECISION)
     total *= scale
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
@@ -316,10 +314,9 @@ def lora_linear_kernel(
     for part in tl.static_range(PARTS):
         start = start0 if part == 0 else (start1 if part == 1 else start2)
         if (offset < start + width) & (offset + BLOCK_N > start):
-            total = _low_rank(
-                total, h_ptr, b_ptr + part * width * rank, row, rows, column, start, width, rank, h_stride, part * rank,
-                b_stride, WEIGHT_BY_FEATURE, BLOCK_R, PRECISION,
-            )  # fmt: skip
+            h = Operand(h_ptr + row[:, None] * h_stride + part * rank, row[:, None] < rows, 1)
+            b = _columns(b_ptr + part * width * rank, column - start, width, b_stride, WEIGHT_BY_FEATURE)
+            total = _low_rank(total, h, b, rank, BLOCK_R, PRECISION)
     total *= scale
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
