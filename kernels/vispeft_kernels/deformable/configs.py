@@ -45,9 +45,9 @@ def corners(samples: int) -> Config:
     return Config({"BLOCK_Q": max(4, min(64, 1024 // block)), "BLOCK_S": block}, 2, 1)
 
 
-def gather(dim: int) -> Config:
-    """For `deformable_gather_kernel`."""
-    return Config({"BLOCK_E": 16, "BLOCK_D": max(8, _block(dim))}, 1, 1)
+def gather() -> Config:
+    """For `deformable_gather_kernel`, whose blocks follow from the channels of a head."""
+    return Config({}, 1, 1)
 
 
 def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
@@ -59,7 +59,7 @@ def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, d
                 for value, points in ((True, True), (False, True), (True, False)):
                     work = {"REFERENCE": reference, "NEEDS_VALUE": value, "NEEDS_POINTS": points}
                     yield "deformable_bwd_kernel", dtype, backward(dim, samples, reference > 0), work
-            yield "deformable_gather_kernel", dtype, gather(dim), {}
+            yield "deformable_gather_kernel", dtype, gather(), {"DIM": dim}
     for samples in (16, 64, 512):
         for reference in (0, 2, 4):
             yield "deformable_corners_kernel", torch.float32, corners(samples), {"REFERENCE": reference}

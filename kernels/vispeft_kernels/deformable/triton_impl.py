@@ -98,9 +98,9 @@ def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples)
     start(
         _kernels().deformable_gather_kernel,
         (num_rows,),
-        (grad, order, weights, ends, sums, 4 * samples.size, dim),
-        {},
-        configs.gather(dim),
+        (grad, order, weights, ends, sums, 4 * samples.size),
+        {"DIM": dim},
+        configs.gather(),
     )
     return sums
 

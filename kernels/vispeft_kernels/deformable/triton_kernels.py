@@ -10,6 +10,8 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+ENTRIES = tl.constexpr(16)  # corners that `deformable_gather_kernel` reads at a time
+
 
 class Level(NamedTuple):
     """Height and width of a level of the pyramid, and the number of its first pixel."""
@@ -297,34 +299,25 @@ def deformable_corners_kernel(
 
 
 @triton.jit
-def deformable_gather_kernel(
-    grad_ptr,
-    order_ptr,
-    weights_ptr,
-    ends_ptr,
-    sums_ptr,
-    corners,
-    dim,
-    BLOCK_E: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+def deformable_gather_kernel(grad_ptr, order_ptr, weights_ptr, ends_ptr, sums_ptr, corners, DIM: tl.constexpr):
     """The gradient of one row of value: the sum over its corners, in their order, of weight times the bag's gradient.
 
     corners: of one bag, levels * points * 4. order: of all corners by row; ends [rows + 1]: where each row's begin.
     """
+    BLOCK_D: tl.constexpr = triton.next_power_of_2(DIM) if DIM > 8 else 8
     row = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(ends_ptr + row), tl.load(ends_ptr + row + 1)
     channel = tl.arange(0, BLOCK_D)
-    total = tl.zeros((BLOCK_E, BLOCK_D), tl.float32)
-    for start in range(begin, end, BLOCK_E):
-        entry = start + tl.arange(0, BLOCK_E)
+    total = tl.zeros((ENTRIES, BLOCK_D), tl.float32)
+    for start in range(begin, end, ENTRIES):
+        entry = start + tl.arange(0, ENTRIES)
         is_entry = entry < end
         corner = tl.load(order_ptr + entry, mask=is_entry, other=0)
         weight = tl.load(weights_ptr + corner, mask=is_entry, other=0.0)
         grad = tl.load(
-            grad_ptr + (corner // corners)[:, None] * dim + channel[None, :],
-            mask=is_entry[:, None] & (channel[None, :] < dim),
+            grad_ptr + (corner // corners)[:, None] * DIM + channel[None, :],
+            mask=is_entry[:, None] & (channel[None, :] < DIM),
             other=0.0,
         )
         total += grad.to(tl.float32) * weight[:, None]
-    tl.store(sums_ptr + row * dim + channel, tl.sum(total, 0), mask=channel < dim)
+    tl.store(sums_ptr + row * DIM + channel, tl.sum(total, 0), mask=channel < DIM)
