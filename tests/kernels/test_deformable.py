@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vispeft_kernels import KernelError, deformable_attention
 from vispeft_kernels.deformable import torch_impl
-from vispeft_kernels.deformable.padded_levels import fill_planes, pad_levels, read_planes
+from vispeft_kernels.deformable.padded_levels import level_views, pad_levels
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 
 FLOAT32_TOLERANCE = 2e-5
@@ -309,7 +309,8 @@ def test_pad_levels__separates_levels_by_zeros() -> None:
         layout = pad_levels(shapes)
         planes = torch.zeros(1, layout.rows, 1, 1)
         value = torch.ones(1, sum(height * width for height, width in shapes), 1, 1)
-        fill_planes(planes, value, layout)
+        for plane, level in level_views(planes, value, layout):
+            plane.copy_(level)
         assert planes.sum() == value.numel()  # no two levels overlap
         filled = planes.view(-1).bool()
         for (height, width), start in zip(shapes, layout.first_pixels, strict=True):
@@ -324,11 +325,12 @@ def test_pad_levels__separates_levels_by_zeros() -> None:
             assert not filled[list(around)].any()
 
 
-def test_read_planes__undoes_fill_planes() -> None:
+def test_level_views__holds_every_pixel_once_in_order() -> None:
     shapes = CASES["rising levels"].shapes
     layout = pad_levels(shapes)
     value = torch.randn(2, sum(height * width for height, width in shapes), 3, 4)
-    planes, back = torch.zeros(2, layout.rows, 3, 4), torch.empty_like(value)
-    fill_planes(planes, value, layout)
-    read_planes(planes, back, layout)
-    assert torch.equal(back, value)
+    planes = torch.zeros(2, layout.rows, 3, 4)
+    for plane, level in level_views(planes, value, layout):
+        plane.copy_(level)
+    pixels = [plane.flatten(1, 2) for plane, _ in level_views(planes, value, layout)]
+    assert torch.equal(torch.cat(pixels, 1), value)

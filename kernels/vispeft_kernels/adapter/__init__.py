@@ -23,7 +23,7 @@ def bottleneck(
     x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str = "gelu", scale: float = 1.0
 ) -> Tensor:
     """Return `x + scale * up(act(down(x)))` (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); gelu is exact."""
-    return _add(x, x, Maps(down_w, down_b, up_w, up_b), AdapterOptions(activation, scale))
+    return bottleneck_add(x, x, down_w, down_b, up_w, up_b, activation, scale)
 
 
 def bottleneck_add(

@@ -20,23 +20,24 @@ def _block(size: int) -> int:
 
 def forward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = False) -> Config:
     """For `deformable_fwd_kernel`; samples: levels * points. In the interpreter a program costs more than its work."""
-    channels, block = max(8, _block(dim)), _block(samples)
     warps = 4 if has_reference else 2
-    queries = 256 * warps // channels
-    if has_reference:
-        queries = min(queries, max(1, 1024 // block))
-    queries = 64 if is_interpreted else max(1, queries)
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, warps, 1, LARGEST_REGISTERS)
+    return _per_query(dim, samples, warps, 256 * warps, 1024 if has_reference else None, is_interpreted)
 
 
 def backward(dim: int, samples: int, has_reference: bool, is_interpreted: bool = False) -> Config:
     """For `deformable_bwd_kernel`; the softmax that comes with a reference takes twice the threads, few queries."""
+    return _per_query(dim, samples, 1 + has_reference, 256, 256 if has_reference else None, is_interpreted)
+
+
+def _per_query(dim: int, samples: int, warps: int, elements: int, logits: int | None, is_interpreted: bool) -> Config:
+    """Configuration with as many queries as fit.
+
+    elements: the most of a block's channels; logits: the most of a block's samples, if their softmax is taken
+    """
     channels, block = max(8, _block(dim)), _block(samples)
-    queries = 256 // channels
-    if has_reference:
-        queries = min(queries, 256 // block)
+    queries = elements // channels if logits is None else min(elements // channels, logits // block)
     queries = 64 if is_interpreted else max(1, queries)
-    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, 1 + has_reference, 1, LARGEST_REGISTERS)
+    return Config({"BLOCK_Q": queries, "BLOCK_D": channels, "BLOCK_S": block}, warps, 1, LARGEST_REGISTERS)
 
 
 def corners(samples: int) -> Config:

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.padded_levels import BORDER, PaddedLevels, Shapes, fill_planes, pad_levels, read_planes
+from vispeft_kernels.deformable.padded_levels import BORDER, PaddedLevels, Shapes, level_views, pad_levels
 
 POINTS_AT_ONCE = 65_536
 ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes
@@ -95,7 +95,9 @@ def backward(
             points = _locate(locations[block], weights[block], part)
             bags = grad[block].to(part.sizes.dtype).reshape(-1, grad.shape[3])  # [b * Q * h, dim]
             if needs_value:
-                read_planes(_scatter(bags, points, part), grads.value[block], part.layout)
+                planes = _scatter(bags, points, part)
+                for plane, level in level_views(planes, grads.value[block], part.layout):
+                    level.copy_(plane)
             if needs_points:
                 dots = _dot(bags, _table(value[block], part), points, part)
                 _write_point_gradients(dots, points, part, grads.locations[block], grads.weights[block])
@@ -157,7 +159,8 @@ def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
 def _table(value: Tensor, part: _Part) -> Tensor:
     """Return the zero-padded planes [b * rows * h, dim] of value [b, S, h, dim]."""
     planes = value.new_zeros((part.images, part.layout.rows, *value.shape[2:]), dtype=part.sizes.dtype)
-    fill_planes(planes, value, part.layout)
+    for plane, level in level_views(planes, value, part.layout):
+        plane.copy_(level)
     return planes.view(-1, value.shape[3])
 
 

@@ -36,12 +36,7 @@ def lora_add(
     dropout: float = 0.0,
 ) -> Tensor:
     """Return `y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass."""
-    options = LoraOptions(scale, tuple(column_offsets), dropout)
-    _check(x, y.shape[-1], Factors(a, b), options)
-    how = _choose(y, x, Factors(a, b), options)
-    if how == "reference":
-        return reference.lora_add(y, x, Factors(a, b), options)
-    return lora(Inputs(y, x, None, None, a, b), options, how)
+    return _run(Inputs(y, x, None, None, a, b), LoraOptions(scale, tuple(column_offsets), dropout))
 
 
 def lora_linear(
@@ -60,12 +55,7 @@ def lora_linear(
 
     recompute: as for `lora_update`
     """
-    options = LoraOptions(scale, tuple(column_offsets), dropout)
-    _check(x, weight.shape[0], Factors(a, b), options)
-    how = _choose(x, weight, Factors(a, b), options)
-    if how == "reference":
-        return reference.lora_add(F.linear(x, weight, bias), x, Factors(a, b), options)
-    return lora(Inputs(None, x, weight, bias, a, b), options, how, recompute)
+    return _run(Inputs(None, x, weight, bias, a, b), LoraOptions(scale, tuple(column_offsets), dropout), recompute)
 
 
 def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, column_offsets: Sequence[int] = (0,)) -> bool:
@@ -113,6 +103,18 @@ def lora_update(
         else lora(inputs, options, how, recompute)
     )
     return z if feature_scale is None else scaled(z, feature_scale, bias)
+
+
+def _run(inputs: Inputs, options: LoraOptions, recompute: Recompute | None = None) -> Tensor:
+    """Return the update of y, or of the frozen map where there is no y, by the fastest implementation."""
+    y, x, weight, bias = inputs[:4]
+    base = weight if y is None else y
+    assert base is not None
+    _check(x, base.shape[0] if y is None else base.shape[-1], inputs.factors, options)
+    implementation = _choose(x, base, inputs.factors, options)
+    if implementation == "reference":
+        return reference.lora_add(F.linear(x, base, bias) if y is None else y, x, inputs.factors, options)
+    return lora(inputs, options, implementation, recompute)
 
 
 def _choose(y: Tensor, x: Tensor, factors: Factors, options: LoraOptions) -> str:

@@ -5,8 +5,10 @@ The seed of dropout is one int64 on the device: a CUDA graph that holds the draw
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,16 +130,8 @@ def shrink(x: Tensor, a: Tensor, options: LoraOptions) -> Tensor:
     ranks = a.shape[0]
     hidden = torch.empty(x.shape[0], ranks, dtype=rows.dtype, device=x.device)
     config = configs.shrink(ranks, rows.dtype)
-    start(
-        _kernels().lora_shrink_kernel,
-        (ceil_div(x.shape[0], config.blocks["BLOCK_M"]), ceil_div(ranks, config.blocks["BLOCK_R"])),
-        (
-            rows, factors, hidden, options.seed, *rows.shape, ranks, rows.stride(0), keep_scale(options),
-            drop_threshold(options),
-        ),
-        {"DROPOUT": options.seed is not None, "PRECISION": precision(rows.dtype)},
-        config,
-    )  # fmt: skip
+    grid = ceil_div(x.shape[0], config.blocks["BLOCK_M"]), ceil_div(ranks, config.blocks["BLOCK_R"])
+    _start_through_dropout(_kernels().lora_shrink_kernel, grid, (rows, factors, hidden), ranks, options, config)
     return hidden.to(x.dtype)
 
 
@@ -190,17 +184,20 @@ def masked_grad_a(x: Tensor, grad_hidden: Tensor, options: LoraOptions) -> Tenso
     config = configs.grad_a(ranks, rows.dtype)
     count = ceil_div(x.shape[0], config.blocks["CHUNK"])
     sums = torch.empty(count, ranks, features, dtype=torch.float32, device=x.device)
-    start(
-        _kernels().lora_grad_a_kernel,
-        (count, ceil_div(features, config.blocks["BLOCK_K"]), ceil_div(ranks, config.blocks["BLOCK_R"])),
-        (
-            rows, grads, sums, options.seed, *rows.shape, ranks, rows.stride(0), keep_scale(options),
-            drop_threshold(options),
-        ),
-        {"DROPOUT": options.seed is not None, "PRECISION": precision(rows.dtype)},
-        config,
-    )  # fmt: skip
+    grid = count, ceil_div(features, config.blocks["BLOCK_K"]), ceil_div(ranks, config.blocks["BLOCK_R"])
+    _start_through_dropout(_kernels().lora_grad_a_kernel, grid, (rows, grads, sums), ranks, options, config)
     return sums.sum(0)
+
+
+def _start_through_dropout(
+    kernel: Any, grid: tuple[int, ...], tensors: Sequence[Tensor], ranks: int, options: LoraOptions, config: Config
+) -> None:
+    """Start a kernel that multiplies x after dropout. tensors: x, the other factor and the output."""
+    rows = tensors[0]
+    sizes = *rows.shape, ranks, rows.stride(0)
+    constants = {"DROPOUT": options.seed is not None, "PRECISION": precision(rows.dtype)}
+    args = *tensors, options.seed, *sizes, keep_scale(options), drop_threshold(options)
+    start(kernel, grid, args, constants, config)
 
 
 def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, product: LowRankProduct, config: Config) -> Tensor:
