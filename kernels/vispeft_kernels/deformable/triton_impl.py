@@ -125,7 +125,7 @@ def _levels(shapes: Shapes, device: torch.device) -> Tensor:
 
 
 def _kernels() -> ModuleType:
-    """Import the device code: triton is needed here, and not before."""
+    """Import the device code. Only this needs triton."""
     from vispeft_kernels.deformable import triton_kernels
 
     return triton_kernels

@@ -1,4 +1,4 @@
-"""Deformable attention in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
+"""Deformable attention in Triton: device code only. `kernels/README.md` has the formulas.
 
 A bag is one query of one head of one image, with `levels * points` samples. `levels_ptr` [levels, 3] holds the height,
 the width and the first pixel of each level. Where `REFERENCE` is 0, `locations_ptr` holds locations and

@@ -256,7 +256,7 @@ def fused_config(x: Tensor, columns: int, rank: int, way: str, has_dropout: bool
 
 
 def _kernels() -> ModuleType:
-    """Import the device code: triton is needed here, and not before."""
+    """Import the device code. Only this needs triton."""
     from vispeft_kernels.lora import triton_kernels
 
     return triton_kernels

@@ -1,4 +1,4 @@
-"""The low-rank update in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
+"""The low-rank update in Triton: device code only. `kernels/README.md` has the formulas.
 
 Rows are tokens. A part is a third of a fused projection.
 """
