@@ -51,7 +51,7 @@ def unsupported_reason(tensors: Sequence[Tensor]) -> str:
     if wrong is not None:
         return f"a tensor is {wrong}; float32, bfloat16 and float16 are served"
     if first.device.type == "cuda":
-        return str(_weak_device(first.device.index or 0))
+        return str(_unsupported_device(first.device.index or 0))
     if first.device.type == "cpu" and is_interpreted():
         return ""
     return f"its tensors are on {first.device.type}, not on a CUDA device"
@@ -74,7 +74,7 @@ def _missing_triton() -> str:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _weak_device(index: int) -> str:
+def _unsupported_device(index: int) -> str:
     """Return the reason that the CUDA device of this index cannot run the kernels; empty if it can."""
     if torch.version.hip is not None:
         return "its tensors are on an AMD device, which is not tested"

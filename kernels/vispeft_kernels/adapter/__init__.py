@@ -1,4 +1,4 @@
-"""The bottleneck adapter: `x + scale * up(act(down(x)))`, and its parallel form on a stream of its own.
+"""The bottleneck adapter: `x + scale * up(act(down(x)))`, and its parallel form, added to another stream y.
 
 Shapes: x [..., in]; y [..., out]; down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out]. Tensors that do
 not fit each other and unknown activations raise `KernelError`.

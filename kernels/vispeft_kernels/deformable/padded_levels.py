@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Shapes = tuple[tuple[int, int], ...]
-BORDER = 2  # pixels of zeros on each side: a point clamped to the border has both its corners in zeros
+BORDER = 2  # pixels of zeros on each side: a point clamped to the border has both its corners among them
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PaddedLevels:
 
 @lru_cache(maxsize=64)
 def pad_levels(shapes: Shapes) -> PaddedLevels:
-    """Lay levels out on shelves as wide as the widest, higher ones first; neighbours and line ends share borders."""
+    """Place levels on shelves as wide as the widest one, the highest first; neighbours and line ends share borders."""
     stride = max(width for _, width in shapes) + BORDER
     first_pixels = [0] * len(shapes)
     top, left, bottom = BORDER, stride, BORDER

@@ -302,7 +302,7 @@ def deformable_corners_kernel(
 def deformable_gather_kernel(grad_ptr, order_ptr, weights_ptr, ends_ptr, sums_ptr, corners, DIM: tl.constexpr):
     """The gradient of one row of value: the sum over its corners, in their order, of weight times the bag's gradient.
 
-    corners: of one bag, levels * points * 4. order: of all corners by row; ends [rows + 1]: where each row's begin.
+    corners: of one bag, levels * points * 4. order: of all corners by row; ends [rows + 1]: first corner of each row.
     """
     BLOCK_D: tl.constexpr = triton.next_power_of_2(DIM) if DIM > 8 else 8
     row = tl.program_id(0).to(tl.int64)

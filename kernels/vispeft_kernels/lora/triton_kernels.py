@@ -1,6 +1,6 @@
 """The low-rank update in Triton: device code only. `kernels/README.md` has the formulas.
 
-Rows are tokens. A part is a third of a fused projection.
+Rows are tokens. A part is one target projection of a fused map, such as q of qkv.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ def _keep(seed_ptr, row, column, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.c
     """Return true for elements [BLOCK_M, BLOCK_K] that dropout keeps. row: [BLOCK_M]; column: first, a multiple of 8.
 
     Philox4x32-7 with the seed as key counts (row, column // 8): 16 of its 128 bits decide one element, so the mask
-    depends on the element alone, not on how the work is cut up.
+    depends on the element alone, not on the block sizes.
     """
     group = column // 8 + tl.arange(0, BLOCK_K // 8)
     c0 = tl.broadcast_to(row[:, None], (BLOCK_M, BLOCK_K // 8)).to(tl.uint32)
@@ -39,7 +39,7 @@ def _keep(seed_ptr, row, column, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.c
 
 @triton.jit
 def lora_mask_kernel(mask_ptr, seed_ptr, rows, columns, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The zero-one mask that the other kernels draw, written out. mask: [rows, columns], int8."""
+    """The zero-one mask of the other kernels, written to memory. mask: [rows, columns], int8."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * BLOCK_K
     column = first + tl.arange(0, BLOCK_K)
@@ -127,9 +127,9 @@ def lora_expand_kernel(
     out_stride,
     h_stride,
     b_stride,
-    start0,
-    start1,
-    start2,
+    offset0,
+    offset1,
+    offset2,
     scale,
     threshold,
     BLOCK_M: tl.constexpr,
@@ -144,7 +144,7 @@ def lora_expand_kernel(
     b: [parts * width, rank], or, where B_BY_RANK, [rank, width] of the one part.
     """
     part = tl.program_id(2)
-    start = tl.where(part == 0, start0, tl.where(part == 1, start1, start2))
+    first_column = tl.where(part == 0, offset0, tl.where(part == 1, offset1, offset2))
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offset = tl.program_id(1) * BLOCK_N
     column = offset + tl.arange(0, BLOCK_N)
@@ -157,9 +157,9 @@ def lora_expand_kernel(
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
     inside = (row[:, None] < rows) & (column[None, :] < width)
-    total += tl.load(y_ptr + row[:, None] * y_stride + (start + column)[None, :], mask=inside, other=0.0)
+    total += tl.load(y_ptr + row[:, None] * y_stride + (first_column + column)[None, :], mask=inside, other=0.0)
     tl.store(
-        out_ptr + row[:, None] * out_stride + (start + column)[None, :],
+        out_ptr + row[:, None] * out_stride + (first_column + column)[None, :],
         total.to(out_ptr.dtype.element_ty),
         mask=inside,
     )
@@ -176,9 +176,9 @@ def lora_grad_kernel(
     width,
     rank,
     grad_stride,
-    start0,
-    start1,
-    start2,
+    offset0,
+    offset1,
+    offset2,
     scale,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -186,12 +186,12 @@ def lora_grad_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """grad_h = scale grad b, and of each tile its share of grad_b = scale grad^T h, in one read of grad [rows, *].
+    """grad_h = scale grad b, and for each tile a partial sum of grad_b = scale grad^T h, in one read of grad [rows, *].
 
     h, grad_h: [rows, PARTS * rank]; b: [PARTS * width, rank]; sums: [tiles, PARTS * width, rank], float32.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
-    start = tl.where(part == 0, start0, tl.where(part == 1, start1, start2))
+    first_column = tl.where(part == 0, offset0, tl.where(part == 1, offset1, offset2))
     row, k = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     ranks_inside = (row[:, None] < rows) & (k[None, :] < rank)
     ranks_at = row[:, None] * (PARTS * rank) + part * rank + k[None, :]
@@ -202,7 +202,7 @@ def lora_grad_kernel(
     for n in range(0, width, BLOCK_N):
         column = n + tl.arange(0, BLOCK_N)
         grad = tl.load(
-            grad_ptr + row[:, None] * grad_stride + (start + column)[None, :],
+            grad_ptr + row[:, None] * grad_stride + (first_column + column)[None, :],
             mask=(row[:, None] < rows) & (column[None, :] < width),
             other=0.0,
         )
@@ -210,8 +210,8 @@ def lora_grad_kernel(
         inside = (column[:, None] < width) & (k[None, :] < rank)
         b = tl.load(b_ptr + at, mask=inside, other=0.0)
         grad_h = tl.dot(grad, b, grad_h, input_precision=PRECISION)
-        share = tl.dot(tl.trans(grad), h, input_precision=PRECISION)
-        tl.store(sums_ptr + at, share * scale, mask=inside)
+        partial = tl.dot(tl.trans(grad), h, input_precision=PRECISION)
+        tl.store(sums_ptr + at, partial * scale, mask=inside)
     tl.store(grad_h_ptr + ranks_at, (grad_h * scale).to(grad_h_ptr.dtype.element_ty), mask=ranks_inside)
 
 
@@ -234,7 +234,7 @@ def lora_grad_a_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of each tile of CHUNK rows its share of grad_a = scale grad_h^T (x o m). sums: [tiles, ranks, features]."""
+    """For each tile of CHUNK rows a partial sum of grad_a = scale grad_h^T (x o m). sums: [tiles, ranks, features]."""
     tile = tl.program_id(0)
     first = tile.to(tl.int64) * CHUNK
     last = tl.minimum(first + CHUNK, rows)
@@ -281,9 +281,9 @@ def lora_linear_kernel(
     out_stride,
     h_stride,
     b_stride,
-    start0,
-    start1,
-    start2,
+    offset0,
+    offset1,
+    offset2,
     scale,
     threshold,
     PARTS: tl.constexpr,
@@ -312,10 +312,10 @@ def lora_linear_kernel(
     column = offset + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for part in tl.static_range(PARTS):
-        start = start0 if part == 0 else (start1 if part == 1 else start2)
-        if (offset < start + width) & (offset + BLOCK_N > start):
+        first_column = offset0 if part == 0 else (offset1 if part == 1 else offset2)
+        if (offset < first_column + width) & (offset + BLOCK_N > first_column):
             h = Operand(h_ptr + row[:, None] * h_stride + part * rank, row[:, None] < rows, 1)
-            b = _columns(b_ptr + part * width * rank, column - start, width, b_stride, WEIGHT_BY_FEATURE)
+            b = _columns(b_ptr + part * width * rank, column - first_column, width, b_stride, WEIGHT_BY_FEATURE)
             total = _low_rank(total, h, b, rank, BLOCK_R, PRECISION)
     total *= scale
     if DROPOUT:
