@@ -1,4 +1,4 @@
-"""Fast operations for parameter-efficient fine-tuning: pure functions of torch tensors, each with a reference."""
+"""Fast operations for parameter-efficient fine-tuning: pure functions of torch tensors with plain references."""
 
 from vispeft_kernels.adapter import bottleneck
 from vispeft_kernels.deformable import deformable_attention

@@ -30,11 +30,11 @@ def requested() -> str:
 
 
 def choose(op: str, auto: str, tensors: Sequence[Tensor], limits: str = "") -> str:
-    """Choose the implementation of `op` for tensors: the one asked for by name, or the best one if none was.
+    """Choose the implementation of `op` for tensors: the requested one, or the fastest one in mode `auto`.
 
-    auto: the best one in torch; on a CUDA device `triton` goes before it, where its kernels can serve
+    auto: the fastest implementation in torch; on a CUDA device `triton` is preferred where its kernels can serve
     limits: the reason that the operation's own kernels cannot serve these sizes, as a clause; empty where they can
-    Raises `KernelError` where an implementation was asked for by name and cannot serve.
+    Raises `KernelError` if a requested implementation cannot serve.
     """
     mode = requested()
     if mode == "reference":
@@ -51,18 +51,18 @@ def choose(op: str, auto: str, tensors: Sequence[Tensor], limits: str = "") -> s
 
 
 def describe() -> dict[str, str]:
-    """Return the mode, the version of triton and each operation's implementation here, as text for people.
+    """Return the mode, the version of triton and each operation's implementation on this machine, as readable text.
 
-    A mode that cannot be served stands in place of the implementation; nothing is raised.
+    For a mode that cannot be served, the text is an error message; nothing is raised.
     """
     mode = os.environ.get(VARIABLE, "") or "auto"
     try:
         triton = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         triton = "not installed"
-    reason = _why_no_triton()
+    reason = _unsupported_here()
     if mode == "auto":
-        chosen = {op: told if reason else f"triton on the GPU; elsewhere {told}" for op, told in AUTO.items()}
+        chosen = {op: text if reason else f"triton on the GPU; elsewhere {text}" for op, text in AUTO.items()}
     elif mode == "reference":
         chosen = dict.fromkeys(AUTO, "reference (plain torch)")
     elif mode == "triton":
@@ -72,7 +72,7 @@ def describe() -> dict[str, str]:
     return {VARIABLE: mode, "triton": f"{triton}; not used: {reason}" if reason else triton, **chosen}
 
 
-def _why_no_triton() -> str:
-    """Return the reason that Triton's kernels serve nothing on this machine; empty where they do."""
+def _unsupported_here() -> str:
+    """Return the reason that Triton's kernels cannot run on this machine; empty if they can."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return unsupported_reason([torch.empty(0, device=device)])

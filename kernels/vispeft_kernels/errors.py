@@ -1,5 +1,5 @@
-"""The one error that a kernel raises on purpose."""
+"""The error of the kernels."""
 
 
 class KernelError(Exception):
-    """Tensors that do not fit an operation, or an implementation that was asked for by name and cannot serve."""
+    """Error for tensors that do not fit an operation, and for a requested implementation that cannot serve."""

@@ -1,4 +1,4 @@
-"""Shared by the Triton kernels of all operations: the test of the machine, configurations, and starting a kernel.
+"""Helpers of all Triton kernels: checks of support, configurations, and starting a kernel.
 
 Nothing here imports triton before a kernel is started, so that a machine without it can use the rest.
 """
@@ -17,15 +17,15 @@ from torch import Tensor
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST_REGISTERS = 255  # of a thread, on every NVIDIA GPU
-SMALLEST_DOT = 16  # a tensor core multiplies no less than 16 rows, columns or ranks
+LARGEST_REGISTERS = 255  # per thread, on every NVIDIA GPU
+SMALLEST_DOT = 16  # fewest rows, columns or ranks in a product on tensor cores
 
 
 @dataclass(frozen=True)
 class Config:
     """Block sizes of one kernel by the kernel's own names, warps, and stages of its pipelined loop.
 
-    registers: the most that a thread may have; where it is given, ptxas does not spill to have fewer
+    registers: largest number per thread; if given, ptxas does not spill registers in order to use fewer
     """
 
     blocks: Mapping[str, int] = field(hash=False)
@@ -41,7 +41,7 @@ class Config:
 
 
 def unsupported_reason(tensors: Sequence[Tensor]) -> str:
-    """Return the reason that no Triton kernel can serve these tensors, as a clause; empty where one can."""
+    """Return the reason that no Triton kernel can serve these tensors, as a clause; empty if one can."""
     first = tensors[0]
     if missing := str(_missing_triton()):
         return missing
@@ -51,7 +51,7 @@ def unsupported_reason(tensors: Sequence[Tensor]) -> str:
     if wrong is not None:
         return f"a tensor is {wrong}; float32, bfloat16 and float16 are served"
     if first.device.type == "cuda":
-        return str(_weak_device(first.device.index or 0))
+        return str(_unsupported_device(first.device.index or 0))
     if first.device.type == "cpu" and is_interpreted():
         return ""
     return f"its tensors are on {first.device.type}, not on a CUDA device"
@@ -64,7 +64,7 @@ def is_interpreted() -> bool:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _missing_triton() -> str:
-    """Return the reason that this machine has no Triton that serves; empty where it has."""
+    """Return the reason that the installed Triton cannot serve; empty if it can."""
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
@@ -74,10 +74,10 @@ def _missing_triton() -> str:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _weak_device(index: int) -> str:
-    """Return the reason that the CUDA device of this index lacks the kernels' tensor cores; empty where it has them."""
+def _unsupported_device(index: int) -> str:
+    """Return the reason that the CUDA device of this index cannot run the kernels; empty if it can."""
     if torch.version.hip is not None:
-        return "its tensors are on an AMD device, which nobody has tried"
+        return "its tensors are on an AMD device, which is not tested"
     found = torch.cuda.get_device_capability(index)
     return "" if found >= OLDEST_CAPABILITY else f"the device is sm_{found[0]}{found[1]}, but sm_80 or newer is needed"
 
@@ -101,23 +101,23 @@ def start(
 
 
 def precision(dtype: torch.dtype) -> str:
-    """Return the precision of Triton's float32 products: torch's own, tf32 only where that is allowed."""
+    """Return Triton's precision of products: tf32 for float32 if torch allows that, else ieee."""
     return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
 
 
 def computable(tensor: Tensor) -> Tensor:
-    """Return the tensor, as float32 where the interpreter cannot compute in its dtype: bfloat16 there is raw bits."""
+    """Return the tensor, as float32 if it is bfloat16 in the interpreter, which cannot compute in that dtype."""
     return tensor.float() if tensor.dtype == torch.bfloat16 and is_interpreted() else tensor
 
 
 def rows_of(tensor: Tensor) -> Tensor:
-    """Return the tensor [..., C] as rows [M, C] whose columns lie side by side; copied only where they do not."""
+    """Return the tensor [..., C] as rows [M, C] with contiguous columns; copied only if they are not contiguous."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
 
 def padded(size: int) -> int:
-    """Return the power of two that a block needs for `size` ranks or channels, at least what a tensor core takes."""
+    """Return the power of two that a block needs for `size` ranks or channels, at least `SMALLEST_DOT`."""
     return max(SMALLEST_DOT, 1 << (size - 1).bit_length())
 
 

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what GPUs have always done; Triton asks to say so
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default on GPUs, which Triton wants to be explicit
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     # `test_interpreted.py` runs these with the variable set, which must be done before triton is imported

@@ -1,4 +1,4 @@
-"""The bottleneck adapter against its reference, in values, gradients and what it keeps."""
+"""The bottleneck adapter against its reference, in values, gradients and memory."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def test_bottleneck_op__passes_opcheck_on_the_cpu() -> None:
     torch.library.opcheck(autograd.bottleneck_op, (y, x, *maps, "silu", 0.5, "torch"))
 
 
-def test_bottleneck__refuses_what_does_not_fit() -> None:
+def test_bottleneck__refuses_tensors_that_do_not_fit() -> None:
     y, x, down_w, down_b, up_w, up_b = tensors()
     with pytest.raises(KernelError, match="`up_w` must be"):
         bottleneck(x, down_w, down_b, up_w, up_b)

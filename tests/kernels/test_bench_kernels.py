@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_bench_kernels__writes_figures_that_agree_with_float64(tmp_path: Path) -> None:
+def test_bench_kernels__writes_results_that_agree_with_float64(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     run = subprocess.run(
         [sys.executable, ROOT / "tools/bench_kernels.py", "--device", "cpu", "--quick", "--output", path],

@@ -12,7 +12,7 @@ import triton
 
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-# one or two of each kernel; the rest is slow
+# step through the configurations: one or two of each kernel, since all are slow
 FEW = {"lora": 29, "adapter": 7, "deformable": 11}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vispeft_kernels import KernelError, deformable_attention
 from vispeft_kernels.deformable import torch_impl
-from vispeft_kernels.deformable.padded_levels import fill_planes, pad_levels, read_planes
+from vispeft_kernels.deformable.padded_levels import level_views, pad_levels
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 
 FLOAT32_TOLERANCE = 2e-5
@@ -102,7 +102,7 @@ def test_deformable_attention__is_the_same_with_rows_beyond_int16(monkeypatch: p
     assert worst(run(deformable_attention, case, case.tensors()), whole) < 1e-14
 
 
-def test_deformable_attention__sorts_by_radix_and_by_comparison_alike() -> None:
+def test_deformable_attention__is_the_same_sorted_by_radix_and_by_comparison() -> None:
     case = Case(1, 700, 1, 2, ((4, 3), (2, 2)), 4)  # 5600 points: padded to what torch sorts by radix
     assert torch_impl.RADIX_SORT_SIZE // 8 < 5600 < torch_impl.RADIX_SORT_SIZE
     tensors = case.tensors()
@@ -112,7 +112,7 @@ def test_deformable_attention__sorts_by_radix_and_by_comparison_alike() -> None:
 @pytest.mark.parametrize(
     "needs", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)], ids=str
 )
-def test_deformable_attention__gives_the_gradients_that_are_asked_for(needs: tuple[bool, bool, bool]) -> None:
+def test_deformable_attention__gives_the_requested_gradients(needs: tuple[bool, bool, bool]) -> None:
     case = CASES["odd sizes"]
     full = run(deformable_attention, case, case.tensors())
     some = run(deformable_attention, case, case.tensors(), needs=needs)
@@ -134,7 +134,7 @@ def test_deformable_attention__is_zero_with_zero_gradients_far_outside() -> None
     assert all(float(tensor.abs().max()) == 0 for tensor in (out, *grads))
 
 
-def test_deformable_attention__passes_on_what_is_not_a_number() -> None:
+def test_deformable_attention__propagates_nan() -> None:
     case = CASES["odd sizes"]
     value, locations, weights = case.tensors(torch.float32)
     locations[1, 4, 2, 1, 0, 0] = float("nan")
@@ -182,7 +182,7 @@ def test_deformable_attention__takes_strided_inputs() -> None:
 
 
 @pytest.mark.parametrize("empty", ["queries", "points", "batch"])
-def test_deformable_attention__serves_nothing(empty: str) -> None:
+def test_deformable_attention__accepts_empty_tensors(empty: str) -> None:
     case = Case(0 if empty == "batch" else 2, 0 if empty == "queries" else 3, 2, 4, ((3, 2),), int(empty != "points"))
     out, grad_value, *_ = run(deformable_attention, case, case.tensors(torch.float32))
     assert out.shape == (case.batch, case.queries, 8)
@@ -215,7 +215,7 @@ def test_deformable_attention__keeps_only_its_inputs_for_backward() -> None:
     assert {tensor.data_ptr() for tensor in kept} == {tensor.data_ptr() for tensor in inputs}
 
 
-def test_deformable_attention__says_nothing_aloud() -> None:
+def test_deformable_attention__gives_no_warning() -> None:
     case = CASES["odd sizes"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -265,12 +265,12 @@ def test_deformable_attention__reference_differentiates_twice(monkeypatch: pytes
     case = Case(1, 2, 1, 2, ((3, 3),), 1, spread=0.2)
     inputs = [tensor.requires_grad_() for tensor in case.tensors(seed=5)]
     try:
-        is_right = torch.autograd.gradgradcheck(lambda v, loc, w: deformable_attention(v, case.shapes, loc, w), inputs)
+        passes = torch.autograd.gradgradcheck(lambda v, loc, w: deformable_attention(v, case.shapes, loc, w), inputs)
     except RuntimeError as error:
         if "grid_sampler_2d_backward is not implemented" not in str(error):
             raise
         pytest.skip("this torch cannot differentiate grid_sample twice")
-    assert is_right
+    assert passes
 
 
 @pytest.mark.gpu
@@ -309,7 +309,8 @@ def test_pad_levels__separates_levels_by_zeros() -> None:
         layout = pad_levels(shapes)
         planes = torch.zeros(1, layout.rows, 1, 1)
         value = torch.ones(1, sum(height * width for height, width in shapes), 1, 1)
-        fill_planes(planes, value, layout)
+        for plane, level in level_views(planes, value, layout):
+            plane.copy_(level)
         assert planes.sum() == value.numel()  # no two levels overlap
         filled = planes.view(-1).bool()
         for (height, width), start in zip(shapes, layout.first_pixels, strict=True):
@@ -324,11 +325,12 @@ def test_pad_levels__separates_levels_by_zeros() -> None:
             assert not filled[list(around)].any()
 
 
-def test_read_planes__undoes_fill_planes() -> None:
+def test_level_views__holds_every_pixel_once_in_order() -> None:
     shapes = CASES["rising levels"].shapes
     layout = pad_levels(shapes)
     value = torch.randn(2, sum(height * width for height, width in shapes), 3, 4)
-    planes, back = torch.zeros(2, layout.rows, 3, 4), torch.empty_like(value)
-    fill_planes(planes, value, layout)
-    read_planes(planes, back, layout)
-    assert torch.equal(back, value)
+    planes = torch.zeros(2, layout.rows, 3, 4)
+    for plane, level in level_views(planes, value, layout):
+        plane.copy_(level)
+    pixels = [plane.flatten(1, 2) for plane, _ in level_views(planes, value, layout)]
+    assert torch.equal(torch.cat(pixels, 1), value)

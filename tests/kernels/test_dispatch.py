@@ -1,4 +1,4 @@
-"""Which implementation a call takes."""
+"""Choice of the implementation of a call."""
 
 import importlib.metadata
 
@@ -27,7 +27,7 @@ OPERATIONS = {
 EACH_OPERATION = pytest.mark.parametrize("call", OPERATIONS.values(), ids=OPERATIONS.keys())
 
 
-def test_requested__is_auto_where_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requested__is_auto_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     assert dispatch.requested() == "auto"
     monkeypatch.setenv(dispatch.VARIABLE, "")
@@ -42,7 +42,7 @@ def test_requested__refuses_an_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> 
         dispatch.requested()
 
 
-def test_choose__takes_what_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose__takes_the_requested_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
     tensors = [torch.ones(1)]
     assert dispatch.choose("op", "fast", tensors) == "fast"
@@ -51,7 +51,7 @@ def test_choose__takes_what_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch
 
 
 @EACH_OPERATION
-def test_choose__never_falls_back_from_a_name(call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose__never_falls_back_from_a_requested_implementation(call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, "triton")
     with pytest.raises(KernelError, match=r"asks for 'triton', but its kernels cannot serve `.*` here: "):
         call()
@@ -67,7 +67,7 @@ def test_choose__never_falls_back_from_a_name(call, monkeypatch: pytest.MonkeyPa
     ],
     ids=["dtype", "device", "size"],
 )
-def test_choose__says_why_triton_cannot_serve(
+def test_choose__gives_the_reason_that_triton_cannot_serve(
     tensor: torch.Tensor, limits: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "_missing_triton", lambda: "")
@@ -87,15 +87,15 @@ def test_choose__says_why_triton_cannot_serve(
         (None, "not installed"),
     ],
 )
-def test_unsupported_reason__knows_which_triton_serves(
+def test_unsupported_reason__depends_on_the_version_of_triton(
     version: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def look_up(name: str) -> str:
+    def version_of(name: str) -> str:
         if version is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(importlib.metadata, "version", look_up)
+    monkeypatch.setattr(importlib.metadata, "version", version_of)
     found = launch.unsupported_reason([torch.ones(1)])
     assert reason in found if reason else "triton" not in found
 
@@ -111,18 +111,18 @@ def test_choose__is_read_at_every_call(call, monkeypatch: pytest.MonkeyPatch) ->
         call()
 
 
-def test_describe__tells_each_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe__has_a_text_for_each_operation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(dispatch.VARIABLE, raising=False)
-    told = dispatch.describe()
-    assert set(told) == {"VISPEFT_KERNELS", "triton", *OPERATIONS}
-    assert told["VISPEFT_KERNELS"] == "auto"
-    assert "gather" in told["deformable_attention"]
+    texts = dispatch.describe()
+    assert set(texts) == {"VISPEFT_KERNELS", "triton", *OPERATIONS}
+    assert texts["VISPEFT_KERNELS"] == "auto"
+    assert "gather" in texts["deformable_attention"]
     monkeypatch.setenv(dispatch.VARIABLE, "reference")
     assert dispatch.describe()["lora"].startswith("reference")
 
 
 @pytest.mark.parametrize("mode", ["triton", "nonsense"])
-def test_describe__tells_what_cannot_be_served(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_describe__has_an_error_for_a_mode_that_cannot_be_served(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(dispatch.VARIABLE, mode)
     assert dispatch.describe()["lora"].startswith("error: ")
 

@@ -13,8 +13,8 @@ import torch
 HERE = Path(__file__).parent
 
 
-def misses_numpy() -> bool:
-    """Whether Triton's interpreter turns arrays of one element into numbers, which NumPy 2.4 refuses."""
+def needs_older_numpy() -> bool:
+    """Return true if Triton's interpreter turns arrays of one element into numbers, which NumPy 2.4 refuses."""
     if importlib.util.find_spec("triton") is None:
         return False
     triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
@@ -23,7 +23,7 @@ def misses_numpy() -> bool:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run natively here")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif("misses_numpy()", reason="the interpreter of Triton before 3.7 needs NumPy before 2.4")
+@pytest.mark.skipif("needs_older_numpy()", reason="the interpreter of Triton before 3.7 needs NumPy before 2.4")
 @pytest.mark.parametrize("name", ["lora", "adapter", "deformable", "sites"])
 def test_kernels__pass_their_tests_in_the_interpreter(name: str) -> None:
     run = subprocess.run(

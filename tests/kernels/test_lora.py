@@ -1,4 +1,4 @@
-"""The low-rank update against its reference, in values, gradients and what it keeps."""
+"""The low-rank update against its reference, in values, gradients and memory."""
 
 from collections.abc import Callable
 
@@ -11,32 +11,39 @@ from vispeft_kernels.lora import autograd, lora_update, reference
 from vispeft_kernels.lora.dropout import CPU_ROWS, masks
 from vispeft_kernels.lora.options import Factors, LoraOptions
 
-STARTS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
+COLUMN_OFFSETS = {"whole": (0,), "q and v": (0, 6), "one third": (3,)}
 
 
-def tensors(starts: tuple[int, ...], rank: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def tensors(column_offsets: tuple[int, ...], rank: int = 2, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     """x, weight, bias, a, b and y for a map from 5 to 9 features."""
     torch.manual_seed(0)
-    width = 9 if starts == (0,) else 3
-    parts = len(starts)
+    width = 9 if column_offsets == (0,) else 3
+    parts = len(column_offsets)
     shapes = (2, 4, 5), (9, 5), (9,), (parts * rank, 5), (parts * width, rank), (2, 4, 9)
     return tuple(torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes)
 
 
-def explicit(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, starts: tuple[int, ...]) -> Tensor:
-    """The map with `W + scale * B A` written out."""
+def explicit(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, column_offsets: tuple[int, ...]
+) -> Tensor:
+    """Return the map with the merged weight `W + scale * B A`."""
     merged = weight.clone()
-    width = b.shape[0] // len(starts)
-    for start, a_part, b_part in zip(starts, a.chunk(len(starts)), b.chunk(len(starts)), strict=True):
-        merged[start : start + width] += 0.5 * b_part @ a_part
+    width = b.shape[0] // len(column_offsets)
+    for first, a_part, b_part in zip(
+        column_offsets, a.chunk(len(column_offsets)), b.chunk(len(column_offsets)), strict=True
+    ):
+        merged[first : first + width] += 0.5 * b_part @ a_part
     return F.linear(x, merged, bias)
 
 
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(starts: tuple[int, ...]) -> None:
-    x, weight, bias, a, b, _ = tensors(starts)
+@pytest.mark.parametrize("column_offsets", COLUMN_OFFSETS.values(), ids=COLUMN_OFFSETS)
+def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(column_offsets: tuple[int, ...]) -> None:
+    x, weight, bias, a, b, _ = tensors(column_offsets)
     inputs = (x, weight, bias, a, b)
-    result, wanted = lora_linear(x, weight, bias, a, b, 0.5, column_offsets=starts), explicit(*inputs, starts)
+    result, wanted = (
+        lora_linear(x, weight, bias, a, b, 0.5, column_offsets=column_offsets),
+        explicit(*inputs, column_offsets),
+    )
     grad = torch.randn_like(wanted)
     torch.testing.assert_close(result, wanted)
     for ours, theirs in zip(
@@ -45,14 +52,14 @@ def test_lora_linear__equals_the_explicit_formula_in_values_and_every_gradient(s
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("starts", STARTS.values(), ids=STARTS)
-def test_lora_add__equals_its_reference_and_passes_gradcheck(starts: tuple[int, ...]) -> None:
-    x, _, _, a, b, y = tensors(starts)
+@pytest.mark.parametrize("column_offsets", COLUMN_OFFSETS.values(), ids=COLUMN_OFFSETS)
+def test_lora_add__equals_its_reference_and_passes_gradcheck(column_offsets: tuple[int, ...]) -> None:
+    x, _, _, a, b, y = tensors(column_offsets)
     torch.testing.assert_close(
-        lora_add(y, x, a, b, 0.5, column_offsets=starts),
-        reference.lora_add(y, x, Factors(a, b), LoraOptions(0.5, starts)),
+        lora_add(y, x, a, b, 0.5, column_offsets=column_offsets),
+        reference.lora_add(y, x, Factors(a, b), LoraOptions(0.5, column_offsets)),
     )
-    assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, column_offsets=starts), (y, x, a, b))
+    assert torch.autograd.gradcheck(lambda *t: lora_add(*t, 0.5, column_offsets=column_offsets), (y, x, a, b))
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -151,7 +158,7 @@ def test_lora_add__dropout_has_the_gradients_of_its_own_mask() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_masks__drop_the_asked_share_and_repeat_with_their_seed() -> None:
+def test_masks__drop_the_given_share_and_repeat_with_their_seed() -> None:
     x = torch.ones(2000, 50)
     first, again, other = (torch.cat(list(masks(x, 0.2, torch.tensor([seed])))) for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -201,7 +208,7 @@ def test_ops__pass_opcheck_on_the_cpu(dropout: float) -> None:
     torch.library.opcheck(autograd.lora_op, (y, x, None, None, a, b, *options))
 
 
-def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_add__runs_its_reference_where_the_environment_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _, _, a, b, y = tensors((0,))
     monkeypatch.setenv("VISPEFT_KERNELS", "reference")
     assert type(lora_add(y, x, a, b, 0.5).grad_fn).__name__ != "_LoraBackward"
@@ -218,7 +225,7 @@ def test_lora_add__runs_its_reference_where_the_environment_says_so(monkeypatch:
     ],
     ids=["rank", "input", "columns"],
 )
-def test_lora_add__refuses_what_does_not_fit(change: dict[str, object], message: str) -> None:
+def test_lora_add__refuses_tensors_that_do_not_fit(change: dict[str, object], message: str) -> None:
     options: dict[str, object] = {
         "y": torch.zeros(2, 4, 9),
         "x": torch.zeros(2, 4, 5),

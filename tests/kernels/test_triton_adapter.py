@@ -44,7 +44,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels by name only, and every new tensor full of NaN until it is written."""
+    """Run kernels in mode `triton` only, and fill every new tensor with NaN."""
     monkeypatch.setenv("VISPEFT_KERNELS", "triton")
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

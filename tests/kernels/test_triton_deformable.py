@@ -47,7 +47,7 @@ EACH_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 @pytest.fixture(autouse=True)
 def _by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels by name only, and what `torch.empty` gives full of NaN."""
+    """Run kernels in mode `triton` only, and fill the tensors of `torch.empty` with NaN."""
     monkeypatch.setenv("VISPEFT_KERNELS", "triton")
     empty = torch.empty
 
@@ -100,7 +100,7 @@ def test_deformable_attention__equals_float64_in_half_precision(dtype: torch.dty
 
 @pytest.mark.usefixtures("deterministic")
 @pytest.mark.parametrize("name", ["one of each", "odd"])
-def test_deformable_attention__is_deterministic_where_asked(name: str) -> None:
+def test_deformable_attention__is_deterministic_on_request(name: str) -> None:
     case = CASES[name]
     inputs = case.tensors()
     ours, again = (run(lambda *t: deformable_attention(t[0], case.shapes, *t[1:]), inputs) for _ in range(2))
@@ -109,7 +109,7 @@ def test_deformable_attention__is_deterministic_where_asked(name: str) -> None:
 
 
 @pytest.mark.parametrize("needs", [(True, False), (False, True)], ids=["value", "points"])
-def test_backward__gives_what_is_needed(needs: tuple[bool, bool]) -> None:
+def test_backward__gives_the_needed_gradients(needs: tuple[bool, bool]) -> None:
     case = CASES["odd"]
     value, *points = case.tensors()
     grad = torch.randn(2, 13, 10).to(DEVICE)

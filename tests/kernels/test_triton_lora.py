@@ -23,14 +23,14 @@ class Case:
     features: int
     outputs: int
     rank: int
-    starts: tuple[int, ...] = (0,)
+    column_offsets: tuple[int, ...] = (0,)
     width: int = 0  # of a part; all outputs if 0
     has_bias: bool = True
 
     def tensors(self, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
         """x [1, rows, features] with gaps between its rows, weight, bias, a and b."""
         generator = torch.Generator().manual_seed(seed)
-        parts, width = len(self.starts), self.width or self.outputs
+        parts, width = len(self.column_offsets), self.width or self.outputs
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
@@ -54,7 +54,7 @@ EACH_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels by name only, and every new tensor full of NaN until it is written."""
+    """Run kernels in mode `triton` only, and fill every new tensor with NaN."""
     monkeypatch.setenv("VISPEFT_KERNELS", "triton")
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.isnan(torch.empty(3)).all()
@@ -62,11 +62,15 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def explicit(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, starts: tuple[int, ...]) -> Tensor:
-    """The map with `W + scale * B A` written out, scale 0.5."""
-    merged, width = weight.clone(), b.shape[0] // len(starts)
-    for start, a_part, b_part in zip(starts, a.chunk(len(starts)), b.chunk(len(starts)), strict=True):
-        merged[start : start + width] += 0.5 * b_part @ a_part
+def explicit(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, column_offsets: tuple[int, ...]
+) -> Tensor:
+    """Return the map with the merged weight `W + scale * B A`, scale 0.5."""
+    merged, width = weight.clone(), b.shape[0] // len(column_offsets)
+    for first, a_part, b_part in zip(
+        column_offsets, a.chunk(len(column_offsets)), b.chunk(len(column_offsets)), strict=True
+    ):
+        merged[first : first + width] += 0.5 * b_part @ a_part
     return F.linear(x, merged, bias)
 
 
@@ -91,8 +95,8 @@ def test_lora_linear__equals_float64(case: Case, dtype: torch.dtype) -> None:
     inputs = case.tensors(dtype)
     inputs[2] = inputs[2] if case.has_bias else None
     doubles = [None if one is None else one.double() for one in inputs]
-    ours = run(lambda *t: lora_linear(*t, 0.5, column_offsets=case.starts), inputs)
-    assert_near(ours, run(lambda *t: explicit(*t, case.starts), doubles), dtype)
+    ours = run(lambda *t: lora_linear(*t, 0.5, column_offsets=case.column_offsets), inputs)
+    assert_near(ours, run(lambda *t: explicit(*t, case.column_offsets), doubles), dtype)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,10 +116,10 @@ def test_lora_update__equals_float64(name: str, dtype: torch.dtype) -> None:
     def update(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
         with torch.no_grad():
             y = F.linear(x, weight, bias)
-        return lora_update(y, x, weight, bias, a, b, 0.5, column_offsets=case.starts)
+        return lora_update(y, x, weight, bias, a, b, 0.5, column_offsets=case.column_offsets)
 
     inputs = case.tensors(dtype)
-    truth = run(lambda *t: explicit(*t, case.starts), [one.double() for one in inputs])
+    truth = run(lambda *t: explicit(*t, case.column_offsets), [one.double() for one in inputs])
     assert_near(run(update, inputs), truth, dtype)
 
 
@@ -130,21 +134,21 @@ def test_lora_add__dropout_has_the_gradients_of_the_mask_that_its_seed_draws(nam
     zero = torch.zeros_like(weight).double()
     for call, inputs, truth in (
         (
-            lambda y, x, a, b: lora_add(y, x, a, b, 0.5, column_offsets=case.starts, dropout=0.4),
+            lambda y, x, a, b: lora_add(y, x, a, b, 0.5, column_offsets=case.column_offsets, dropout=0.4),
             [y, x, a, b],
-            lambda y, x, a, b: y + explicit(x * mask, zero, None, a, b, case.starts),
+            lambda y, x, a, b: y + explicit(x * mask, zero, None, a, b, case.column_offsets),
         ),
         (
-            lambda *t: lora_linear(*t, 0.5, column_offsets=case.starts, dropout=0.4),
+            lambda *t: lora_linear(*t, 0.5, column_offsets=case.column_offsets, dropout=0.4),
             [x, weight, bias, a, b],
-            lambda x, w, c, a, b: F.linear(x, w, c) + explicit(x * mask, zero, None, a, b, case.starts),
+            lambda x, w, c, a, b: F.linear(x, w, c) + explicit(x * mask, zero, None, a, b, case.column_offsets),
         ),
     ):
         torch.manual_seed(3)
         assert_near(run(call, inputs), run(truth, [one.double() for one in inputs]), dtype)
 
 
-def test_mask__drops_the_asked_share_whatever_the_blocks_and_differs_by_seed() -> None:
+def test_mask__drops_the_given_share_for_any_blocks_and_differs_by_seed() -> None:
     seed = torch.tensor([2**61 + 12345], device=DEVICE)
 
     def draw(rows: int, columns: int, seed: Tensor) -> Tensor:
@@ -174,8 +178,8 @@ def test_lora_update__compiles_whole_forward_and_backward() -> None:
     inputs = case.tensors(torch.float32)
 
     def layer(x: Tensor, weight: Tensor, bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return lora_update(F.linear(x, weight, bias), x, weight, bias, a, b, 0.5, column_offsets=case.starts)
+        return lora_update(F.linear(x, weight, bias), x, weight, bias, a, b, 0.5, column_offsets=case.column_offsets)
 
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    truth = run(lambda *t: explicit(*t, case.starts), [one.double() for one in inputs])
+    truth = run(lambda *t: explicit(*t, case.column_offsets), [one.double() for one in inputs])
     assert_near(run(compiled, inputs), truth, torch.float32)

@@ -1,6 +1,6 @@
 """Injected models run by Triton's kernels, natively on a GPU and in the interpreter elsewhere.
 
-The wanted results are those of the plain formulas on the same model.
+The expected results are those of the plain formulas on the same model.
 """
 
 import copy
@@ -43,10 +43,10 @@ class Block(nn.Module):
         return self.head(x + self.fc2(self.act(self.fc1(self.norm(x)))))
 
     def attend(self, x: Tensor) -> Tensor:
-        where, share, value = self.qkv(self.norm(x)).chunk(3, -1)
+        locations, weights, value = self.qkv(self.norm(x)).chunk(3, -1)
         batch, pixels, _ = x.shape
-        locations = where.unflatten(-1, (2, 1, 3, 2)).sigmoid()  # [B, Q, heads, levels, points, 2]
-        weights = share[..., :6].unflatten(-1, (2, 1, 3)).softmax(-1)
+        locations = locations.unflatten(-1, (2, 1, 3, 2)).sigmoid()  # [B, Q, heads, levels, points, 2]
+        weights = weights[..., :6].unflatten(-1, (2, 1, 3)).softmax(-1)
         read = deformable_attention(value.view(batch, pixels, 2, 6), [(4, 5)], locations, weights)
         return x + self.proj(read)
 
@@ -108,25 +108,25 @@ def test_inject__has_the_same_results_by_triton_s_kernels() -> None:
     assert list(model.state_dict()) == names
 
 
-def test_inject__lets_one_kernel_do_the_map_as_well_unless_another_hook_is_there(
+def test_inject__runs_the_map_in_the_same_kernel_unless_there_is_another_hook(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    taken: list[tuple[int, ...]] = []
+    fused: list[tuple[int, ...]] = []
 
     def spy(x: Tensor, weight: Tensor, *args: object, **options: object) -> Tensor:
-        taken.append(tuple(weight.shape))
+        fused.append(tuple(weight.shape))
         return lora_linear(x, weight, *args, **options)
 
     monkeypatch.setattr(fused_linear, "lora_linear", spy)
     model = build()
     wanted = step(model, "reference")
-    assert not taken
+    assert not fused
     assert_near(step(model, "triton"), wanted)
-    assert taken == [(36, 12), (24, 12)]
-    seen: list[int] = []
-    model.fc1.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[0]))
+    assert fused == [(36, 12), (24, 12)]
+    batches: list[int] = []
+    model.fc1.register_forward_hook(lambda module, args, output: batches.append(args[0].shape[0]))
     assert_near(step(model, "triton"), wanted)
-    assert (taken[2:], seen) == ([(36, 12)], [2])
+    assert (fused[2:], batches) == ([(36, 12)], [2])
     check(model, images())
 
 

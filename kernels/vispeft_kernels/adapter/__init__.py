@@ -1,4 +1,4 @@
-"""The bottleneck adapter: `x + scale * up(act(down(x)))`, and its parallel form on a stream of its own.
+"""The bottleneck adapter: `x + scale * up(act(down(x)))`, and its parallel form, added to another stream y.
 
 Shapes: x [..., in]; y [..., out]; down_w [width, in]; down_b [width]; up_w [out, width]; up_b [out]. Tensors that do
 not fit each other and unknown activations raise `KernelError`.
@@ -23,7 +23,7 @@ def bottleneck(
     x: Tensor, down_w: Tensor, down_b: Tensor, up_w: Tensor, up_b: Tensor, activation: str = "gelu", scale: float = 1.0
 ) -> Tensor:
     """Return `x + scale * up(act(down(x)))` (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751); gelu is exact."""
-    return _add(x, x, Maps(down_w, down_b, up_w, up_b), AdapterOptions(activation, scale))
+    return bottleneck_add(x, x, down_w, down_b, up_w, up_b, activation, scale)
 
 
 def bottleneck_add(
@@ -38,7 +38,7 @@ def bottleneck_add(
 ) -> Tensor:
     """Return `y + scale * up(act(down(x)))` (AdaptFormer, https://arxiv.org/abs/2205.13535).
 
-    Keeps x and down(x) for the backward pass, no more.
+    Keeps only x and down(x) for the backward pass.
     """
     return _add(y, x, Maps(down_w, down_b, up_w, up_b), AdapterOptions(activation, scale))
 
@@ -52,9 +52,9 @@ def bottleneck_chain(
     activation: str = "gelu",
     scale: float = 1.0,
 ) -> Tensor:
-    """Return x after one `bottleneck` after the other, in one pass over it. Keeps x and every down(x), no more.
+    """Apply one `bottleneck` after the other, in one pass over x. Keeps only x and each down(x) for the backward pass.
 
-    Adapters of different widths, one alone, and a mode asked for by name go one by one.
+    Adapters of different widths, a single adapter, and all adapters in a mode other than `auto` are applied one by one.
     """
     options = AdapterOptions(activation, scale)
     each = [Maps(*maps) for maps in zip(down_w, down_b, up_w, up_b, strict=True)]
@@ -70,15 +70,15 @@ def bottleneck_chain(
 
 
 def _add(y: Tensor, x: Tensor, maps: Maps, options: AdapterOptions) -> Tensor:
-    """Return `bottleneck_add` by the implementation that serves best: in a graph, Triton's or the plain formula."""
+    """Return `bottleneck_add` by the fastest implementation; in a compiled graph by Triton's or the plain formula."""
     _check(y, x, maps, options.activation)
     width, largest = maps.down_w.shape[0], configs.LARGEST_WIDTH
-    how = choose(
+    implementation = choose(
         "adapter", "torch", (y, x, *maps), f"a bottleneck of {width} is wider than {largest}" if width > largest else ""
     )
-    if how == "reference" or (how == "torch" and torch.compiler.is_compiling()):
+    if implementation == "reference" or (implementation == "torch" and torch.compiler.is_compiling()):
         return reference.bottleneck_add(y, x, maps, options)
-    return autograd.bottleneck_add(y, x, maps, options, how)
+    return autograd.bottleneck_add(y, x, maps, options, implementation)
 
 
 def _check(y: Tensor, x: Tensor, maps: Maps, activation: str) -> None:
@@ -96,4 +96,4 @@ def _check(y: Tensor, x: Tensor, maps: Maps, activation: str) -> None:
         if tuple(tensor.shape) != shape:
             raise KernelError(f"`{name}` must be {shape}, but is {tuple(tensor.shape)}.")
     if x.shape[:-1] != y.shape[:-1]:
-        raise KernelError(f"`x` {tuple(x.shape)} and `y` {tuple(y.shape)} must agree but for their last dimension.")
+        raise KernelError(f"`x` {tuple(x.shape)} and `y` {tuple(y.shape)} must agree in all dimensions but the last.")

@@ -1,9 +1,9 @@
-"""The bottleneck adapter with its gradient written by hand: once for eager mode and for `torch.compile`.
+"""The bottleneck adapter with a hand-written gradient, shared by eager mode and `torch.compile`.
 
 `forward` and `gradients` hold all of the arithmetic around an implementation. An autograd function runs them in eager
-mode, the operator `vispeft::bottleneck` runs them as one node of a compiled or exported graph. Kept for backward: x,
-which is the frozen map's output and kept by nobody else, and z = down(x) of bottleneck size; the activation is computed
-again. Nothing of the output's size is made beside the output.
+mode. The operator `vispeft::bottleneck` runs them as one node of a compiled or exported graph. Kept for backward: x,
+which is the frozen map's output and which no other module keeps, and z = down(x) of bottleneck size. The activation is
+recomputed. No other tensor of the output's size is made.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def gradients(grad: Tensor, kept: Kept, options: AdapterOptions, implementation:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], z: Tensor) -> None:
-    """Keep for the backward pass what both forms of the adapter need. inputs: y, x and the maps."""
+    """Save tensors and dtypes for the backward pass of either form. inputs: y, x and the maps."""
     y, x, down_w, down_b, up_w, up_b = inputs
     ctx.save_for_backward(x, z, down_w, up_w)
     ctx.is_sequential, ctx.bias_dtypes = y is None, (down_b.dtype, up_b.dtype)

@@ -1,9 +1,9 @@
 """Adapters one after the other, in one pass over the stream.
 
-With `H = [h_1 ... h_n]`, `D` and `U` all adapters' maps side by side, what adapter k reads is `x + s (sum over j < k of
+With `H = [h_1 ... h_n]`, `D` and `U` all adapters' maps side by side, adapter k's input is `x + s (sum over j < k of
 h_j U_j^T + u_j)`, so `z_k = (x D_k^T + d_k) + s (sum over j < k of h_j (D_k U_j)^T + D_k u_j)`: the products `D_k U_j`
-are small, and the stream is read once for all `x D^T` and once for the outcome. The backward pass is the same in
-reverse. Only x and all z are kept, where adapters by themselves keep the stream before each of them.
+are small, and the stream is read once for all `x D^T` and once for the output. The backward pass is the same in
+reverse. Only x and all z are kept; separate adapters would keep the stream before each of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Chain(torch.autograd.Function):
             rows = x.reshape(-1, x.shape[-1])
             down, up = _side_by_side(down_w, up_w, x.dtype)
             inner = down @ up  # [n * width, n * width]
-            before = _before(up_b.to(x.dtype))  # what biases add to the stream before each adapter, / scale
+            before = _before(up_b.to(x.dtype))  # sums of the earlier adapters' biases, without the scale
             offsets = down_b.to(x.dtype) + scale * torch.einsum("nwc,nc->nw", down_w.to(x.dtype), before)
             z = torch.addmm(offsets.flatten(), rows, down.t())  # [M, n * width]
             hidden = torch.empty_like(z)
@@ -63,7 +63,7 @@ class _Chain(torch.autograd.Function):
             down, up = _side_by_side(down_w, up_w, dtype)
             hidden = ACTIVATIONS[ctx.options.activation](z)
             grad_z = _grad_z(flat, z, (down, up), count, ctx.options)
-            # of each pair of adapters, a later one's gradient with an earlier one's hidden state
+            # for each pair of adapters, the product of the later gradient and the earlier hidden state
             pairs = (grad_z.t() @ hidden).view(count, width, count, width)
             later = torch.ones(count, count, dtype=dtype, device=grad.device).tril(-1)
             pairs = (pairs * later[:, None, :, None]).view(count * width, -1)

@@ -20,22 +20,26 @@ SINGLE: Sizes = {64: (32, 32, 4, 2), 128: (32, 32, 8, 2), 256: (16, 16, 16, 1), 
 
 
 def forward(width: int, dtype: torch.dtype) -> Config:
-    return _cut(HALF_FORWARD if dtype.itemsize == 2 else SINGLE, width)
+    """Configuration of `adapter_fwd_kernel`."""
+    return _of_width(HALF_FORWARD if dtype.itemsize == 2 else SINGLE, width)
 
 
 def backward(width: int, dtype: torch.dtype) -> Config:
-    """Fewer rows where the bottleneck is wide: z, its gradient and the hidden state are all in registers at once."""
-    return _cut(HALF_BACKWARD if dtype.itemsize == 2 else SINGLE, width)
+    """Configuration of `adapter_bwd_kernel`.
+
+    It has fewer rows: z, its gradient and the hidden state are in registers at the same time.
+    """
+    return _of_width(HALF_BACKWARD if dtype.itemsize == 2 else SINGLE, width)
 
 
-def _cut(sizes: Sizes, width: int) -> Config:
+def _of_width(sizes: Sizes, width: int) -> Config:
     block = padded(width)
     m, k, warps, stages = sizes[max(64, block)]
     return Config({"BLOCK_M": m, "BLOCK_K": k, "BLOCK_W": block}, warps, stages)
 
 
 def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
-    """Each kernel of this operation with each configuration and each kind of work, on any `arch`."""
+    """Each kernel of this operation with each configuration and each set of constants, on any `arch`."""
     for dtype in (torch.bfloat16, torch.float32):
         for width in (16, 32, 64, 128, 256, 512):
             for activation in ("gelu", "relu", "silu") if width == 64 else ("gelu",):

@@ -1,4 +1,4 @@
-"""The bottleneck adapter in plain torch: the truth that every faster implementation is compared with."""
+"""The bottleneck adapter in plain torch: the reference for every faster implementation."""
 
 from collections.abc import Callable
 

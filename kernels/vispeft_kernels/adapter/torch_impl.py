@@ -27,7 +27,7 @@ def forward(y: Tensor, x: Tensor, maps: Maps, options: AdapterOptions) -> tuple[
 
 
 def backward(grad: Tensor, kept: Kept, options: AdapterOptions, needs_x: bool) -> Gradients:
-    """Return the gradients that belong to grad [M, out]; that of x has the residual's too where x is the stream."""
+    """Return the gradients that belong to grad [M, out]; that of x includes the residual's if x is the stream."""
     z, activation, scale = kept.z, options.activation, options.scale
     grad_hidden = (grad @ kept.up_w).mul_(scale)
     grad_z = GRADIENTS[activation](grad_hidden, z)

@@ -1,4 +1,4 @@
-"""The bottleneck adapter by Triton's kernels, on rows [M, *]: the functions that `torch_impl.py` has in torch."""
+"""The bottleneck adapter by Triton's kernels, on rows [M, *]. `torch_impl.py` has the same functions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def forward(y: Tensor, x: Tensor, maps: Maps, options: AdapterOptions) -> tuple[
 def backward(grad: Tensor, kept: Kept, options: AdapterOptions, needs_x: bool) -> Gradients:
     """Return the gradients that belong to grad [M, out].
 
-    One kernel makes those of z and x; the weights' are two thin products, one of which sums grad too.
+    One kernel computes those of z and x. Those of the weights are two thin products, one of which also sums grad.
     """
     grads, z = computable(rows_of(grad)), computable(kept.z.contiguous())
     down, up = computable(kept.down_w.contiguous()), computable(kept.up_w.contiguous())
@@ -69,7 +69,7 @@ def backward(grad: Tensor, kept: Kept, options: AdapterOptions, needs_x: bool) -
 
 
 def _kernels() -> ModuleType:
-    """Import the device code: triton is needed here, and not before."""
+    """Import the device code. Only this needs triton."""
     from vispeft_kernels.adapter import triton_kernels
 
     return triton_kernels

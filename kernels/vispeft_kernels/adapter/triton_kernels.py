@@ -1,6 +1,6 @@
-"""The bottleneck adapter in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
+"""The bottleneck adapter in Triton: device code only. `kernels/README.md` has the formulas.
 
-A program has some rows of the stream and the whole bottleneck, which stays on the chip.
+A program computes some rows of the stream with the whole bottleneck, which stays on the chip.
 """
 
 import triton
@@ -13,7 +13,7 @@ def _activate(z, ACTIVATION: tl.constexpr):
     if ACTIVATION == "gelu":
         y = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
     elif ACTIVATION == "relu":
-        y = tl.where(z > 0, z, z * 0.0)  # what is not a number stays one
+        y = tl.where(z > 0, z, z * 0.0)  # NaN stays NaN
     else:
         y = z * tl.sigmoid(z)
     return y
@@ -115,7 +115,7 @@ def adapter_bwd_kernel(
 ):
     """grad_z = scale (grad U) o act'(z), hidden = act(z), and grad_x = grad_z D, plus grad where SEQUENTIAL.
 
-    hidden: [rows, width + ONES]; behind its width stands a one, so that a product with it also sums the rows of grad.
+    hidden: [rows, width + ONES]; the column after its width is one, so that a product with it also sums grad over rows.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     unit = tl.arange(0, BLOCK_W)

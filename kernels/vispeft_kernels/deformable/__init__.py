@@ -20,11 +20,11 @@ def deformable_attention(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Return the sum of each query's samples of a feature pyramid, at a few points of its own choice (equation 3).
+    """Return the weighted sum of each query's samples of a feature pyramid at a few predicted points (equation 3).
 
     value: [B, S, heads, dim], the pixels of all levels one after the other, S = sum of H * W.
     spatial_shapes: (H, W) of each level, as Python ints.
-    sampling_locations: [B, Q, heads, levels, points, 2], (x, y) from 0 to 1 over a level's area; zeros lie beyond.
+    sampling_locations: [B, Q, heads, levels, points, 2], (x, y) from 0 to 1 over a level's area, zero beyond it.
     attention_weights: [B, Q, heads, levels, points].
     Returns [B, Q, heads * dim] in the dtype of `value`; half precisions are computed in float32. Differentiable once on
     the CPU; the reference, which `VISPEFT_KERNELS=reference` chooses, any number of times.
@@ -43,12 +43,12 @@ def deformable_attention_around(
     offsets: Tensor,
     attention_logits: Tensor,
 ) -> Tensor:
-    """Return `deformable_attention` from the outputs of its projections, without locations and weights on a GPU.
+    """Return `deformable_attention` from the outputs of its projections; on a GPU no locations or weights are stored.
 
     reference_points: [B or 1, Q, 2], points to which offsets are added in pixels of each level, or [B or 1, Q, 4],
     cxcywh boxes, of whose half size an offset of `points` is one; normalised.
     offsets: [B, Q, heads, levels, points, 2]; attention_logits: [B, Q, heads, levels, points], the softmax of which is
-    over levels and points. Both may be of half precision: they are read as such and computed in float32.
+    over levels and points. Half precisions are computed in float32.
     """
     samples = Samples(offsets, attention_logits, reference_points)
     _check(value, spatial_shapes, offsets, attention_logits)

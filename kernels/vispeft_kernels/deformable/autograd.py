@@ -1,7 +1,7 @@
 """Deformable attention as `torch.library` operators, so that `torch.compile`, export and autograd see one node each.
 
 They run the weighted gather-sums of `torch_impl.py` on the CPU and Triton's kernels on a CUDA device. `shapes` is
-[H0, W0, H1, W1, ...]; with `reference_points`, offsets and logits stand in place of locations and weights (see
+[H0, W0, H1, W1, ...]; with `reference_points`, offsets and logits take the place of locations and weights (see
 `samples.py`).
 """
 
@@ -82,7 +82,7 @@ def _(grad: Tensor, value: Tensor, shapes: list[int], *args: Any) -> tuple[Tenso
 def _backward_in_torch(
     grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples, needs_value: bool, needs_points: bool
 ) -> Gradients:
-    """Return gradients by gather-sums; from locations and weights on to offsets and logits by autograd."""
+    """Return gradients by gather-sums; autograd continues from locations and weights to offsets and logits."""
     given = samples.sampling_locations, samples.attention_weights
     if samples.reference_points is None:
         return torch_impl.backward(grad, value, shapes, *given, needs_value, needs_points)

@@ -1,5 +1,6 @@
 """The levels of a feature pyramid laid out in one zero-padded plane per head, so that all share one row stride."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 Shapes = tuple[tuple[int, int], ...]
-BORDER = 2  # pixels of zeros on each side: a point clamped to the border has both its corners in zeros
+BORDER = 2  # pixels of zeros on each side: a point clamped to the border has both its corners among them
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class PaddedLevels:
 
 @lru_cache(maxsize=64)
 def pad_levels(shapes: Shapes) -> PaddedLevels:
-    """Lay levels out on shelves as wide as the widest, higher ones first; neighbours and line ends share borders."""
+    """Place levels on shelves as wide as the widest one, the highest first; neighbours and line ends share borders."""
     stride = max(width for _, width in shapes) + BORDER
     first_pixels = [0] * len(shapes)
     top, left, bottom = BORDER, stride, BORDER
@@ -35,33 +36,24 @@ def pad_levels(shapes: Shapes) -> PaddedLevels:
     return PaddedLevels(shapes, stride, BORDER + bottom * stride, tuple(first_pixels))
 
 
-def fill_planes(planes: Tensor, value: Tensor, layout: PaddedLevels) -> None:
-    """Copy the pixels of value [B, S, heads, dim] into planes [B, rows, heads, dim]; the borders stay."""
-    for pixels, level in zip(_levels(planes, layout), _pixels(value, layout), strict=True):
-        pixels.copy_(level)
+def level_views(planes: Tensor, value: Tensor, layout: PaddedLevels) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views [B, H, W, heads, dim] of each level: in planes [B, rows, heads, dim] and in value [B, S, heads, dim]."""
+    return zip(_levels_of_planes(planes, layout), _levels_of_value(value, layout), strict=True)
 
 
-def read_planes(planes: Tensor, value: Tensor, layout: PaddedLevels) -> None:
-    """Copy the pixels of planes [B, rows, heads, dim] into value [B, S, heads, dim]."""
-    for pixels, level in zip(_levels(planes, layout), _pixels(value, layout), strict=True):
-        level.copy_(pixels)
-
-
-def _levels(planes: Tensor, layout: PaddedLevels) -> list[Tensor]:
-    """Return each level of planes [B, rows, heads, dim] as a view [B, H, W, heads, dim]."""
+def _levels_of_planes(planes: Tensor, layout: PaddedLevels) -> list[Tensor]:
     image, row, head, channel = planes.stride()
     return [
         planes.as_strided(
             (planes.shape[0], height, width, *planes.shape[2:]),
             (image, layout.stride * row, row, head, channel),
-            planes.storage_offset() + start * row,
+            planes.storage_offset() + first * row,
         )
-        for (height, width), start in zip(layout.shapes, layout.first_pixels, strict=True)
+        for (height, width), first in zip(layout.shapes, layout.first_pixels, strict=True)
     ]
 
 
-def _pixels(value: Tensor, layout: PaddedLevels) -> list[Tensor]:
-    """Return each level of value [B, S, heads, dim] as a view [B, H, W, heads, dim]."""
+def _levels_of_value(value: Tensor, layout: PaddedLevels) -> list[Tensor]:
     levels = torch.split(value, [height * width for height, width in layout.shapes], dim=1)
     return [
         level.view(level.shape[0], *shape, *level.shape[2:]) for shape, level in zip(layout.shapes, levels, strict=True)

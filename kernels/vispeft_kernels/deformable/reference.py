@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain `grid_sample`: the truth that every other implementation must match."""
+"""Multi-scale deformable attention in plain `grid_sample`: the reference for every other implementation."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ def deformable_attention_reference(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Sample each level bilinearly, weigh the samples, and add them up; double backward works too.
+    """Return the weighted sum of bilinear samples of all levels. It can be differentiated twice.
 
     value: [B, S, heads, dim]; sampling_locations: [B, Q, heads, levels, points, 2]; attention_weights: [B, Q, heads,
     levels, points]. Returns [B, Q, heads * dim] in the dtype of `value`; computes in float32, or float64 if given.

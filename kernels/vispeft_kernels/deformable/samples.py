@@ -1,4 +1,4 @@
-"""Sampling points and attention of deformable attention, given in either of two ways."""
+"""Sampling points and attention weights of deformable attention, in either of two forms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Samples:
 
     @property
     def mode(self) -> int:
-        """Numbers of a reference point, which the kernels call REFERENCE; 0 without."""
+        """Size of a reference point, called REFERENCE in the kernels; 0 without reference points."""
         return 0 if self.reference_points is None else self.reference_points.shape[-1]
 
     @property
@@ -39,15 +39,15 @@ class Samples:
         return 0 if points is None or points.shape[0] == 1 else points.shape[1]
 
     def resolve(self, shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """Return locations and weights, in float32 at least where they come from offsets and logits."""
+        """Return locations and weights, in float32 at least if they come from offsets and logits."""
         if self.reference_points is None:
             return self.sampling_locations, self.attention_weights
         dtype = torch.promote_types(self.sampling_locations.dtype, torch.float32)
         offsets, logits = self.sampling_locations.to(dtype), self.attention_weights.to(dtype)
         reference = self.reference_points[:, :, None, None, None]  # [B or 1, Q, 1, 1, 1, 2 or 4]
         if self.mode == 4:
-            steps = offsets * (reference[..., 2:] * (0.5 / offsets.shape[4]))
+            shifts = offsets * (reference[..., 2:] * (0.5 / offsets.shape[4]))
         else:
             sizes = torch.tensor([(width, height) for height, width in shapes], dtype=dtype, device=offsets.device)
-            steps = offsets / sizes[:, None, :]
-        return reference[..., :2] + steps, logits.flatten(3).softmax(-1).view(logits.shape)
+            shifts = offsets / sizes[:, None, :]
+        return reference[..., :2] + shifts, logits.flatten(3).softmax(-1).view(logits.shape)

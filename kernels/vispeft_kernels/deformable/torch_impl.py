@@ -1,7 +1,7 @@
-"""Multi-scale deformable attention as weighted gather-sums over zero-padded planes, with its backward by hand.
+"""Multi-scale deformable attention as weighted gather-sums over zero-padded planes, with a hand-written gradient.
 
 The four corners of a point are the same row of four views of one table, shifted by a constant each: no index is ever
-expanded. Some images, or some heads of an image, are done at a time, so that all of it stays in cache.
+expanded. Some images, or some heads of an image, are computed at a time, so that all data stays in cache.
 """
 
 import warnings
@@ -12,23 +12,23 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vispeft_kernels.deformable.padded_levels import BORDER, PaddedLevels, Shapes, fill_planes, pad_levels, read_planes
+from vispeft_kernels.deformable.padded_levels import BORDER, PaddedLevels, Shapes, level_views, pad_levels
 
 POINTS_AT_ONCE = 65_536
-ROWS_AT_ONCE = 32_768  # rows that an int16 can name: sorting those takes half the passes
-RADIX_SORT_SIZE = 32_768  # torch sorts fewer integers by comparing, at many times the cost per element
+ROWS_AT_ONCE = 32_768  # rows that an int16 can index: sorting those takes half the passes
+RADIX_SORT_SIZE = 32_768  # torch sorts fewer integers by comparison, at many times the cost per element
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Images and heads that are computed at a time: b images, h heads."""
+    """Images and heads that are computed together: b images, h heads."""
 
     layout: PaddedLevels
     images: int
     heads: int
     bag_size: int  # levels * points
     sizes: Tensor  # [2, 1, Q * h * bag_size]: width and height of the level of each point of an image
-    starts: Tensor  # [Q * h * bag_size]: int32 row of its level's shifted coordinate (0, 0)
+    first_rows: Tensor  # [Q * h * bag_size]: int32 row of its level's shifted coordinate (0, 0)
 
     @property
     def num_rows(self) -> int:
@@ -95,7 +95,9 @@ def backward(
             points = _locate(locations[block], weights[block], part)
             bags = grad[block].to(part.sizes.dtype).reshape(-1, grad.shape[3])  # [b * Q * h, dim]
             if needs_value:
-                read_planes(_scatter(bags, points, part), grads.value[block], part.layout)
+                planes = _scatter(bags, points, part)
+                for plane, level in level_views(planes, grads.value[block], part.layout):
+                    level.copy_(plane)
             if needs_points:
                 dots = _dot(bags, _table(value[block], part), points, part)
                 _write_point_gradients(dots, points, part, grads.locations[block], grads.weights[block])
@@ -113,11 +115,13 @@ def _parts(
     planes = max(1, min(POINTS_AT_ONCE // (num_queries * bag_size), ROWS_AT_ONCE // layout.rows))
     images = max(1, min(batch, planes // heads))
     slots = max(count for count in range(1, heads + 1) if heads % count == 0 and count <= planes)
-    sizes, starts = _constants(layout, points, slots, torch.float64 if value.dtype == torch.float64 else torch.float32)
+    sizes, first_rows = _constants(
+        layout, points, slots, torch.float64 if value.dtype == torch.float64 else torch.float32
+    )
     # once per point: faster than broadcasting over a short innermost dimension
-    sizes, starts = sizes.repeat(1, num_queries).unsqueeze(1), starts.repeat(num_queries)
+    sizes, first_rows = sizes.repeat(1, num_queries).unsqueeze(1), first_rows.repeat(num_queries)
     for image in range(0, batch, images):
-        part = _Part(layout, min(images, batch - image), slots, bag_size, sizes, starts)
+        part = _Part(layout, min(images, batch - image), slots, bag_size, sizes, first_rows)
         for slot in range(0, heads, slots):
             yield (slice(image, image + images), slice(None), slice(slot, slot + slots)), part
 
@@ -129,15 +133,15 @@ def _arange(*bounds: int) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _constants(layout: PaddedLevels, points: int, heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return `sizes` [2, heads * levels * points] and `starts` [heads * levels * points] of a `_Part` for one query."""
+    """Return `sizes` [2, heads * levels * points] and `first_rows` [heads * levels * points] of one query's `_Part`."""
     sizes = torch.tensor([shape[::-1] for shape in layout.shapes], dtype=dtype, device="cpu").t()
-    starts = torch.tensor(layout.first_pixels, dtype=torch.int32, device="cpu") - BORDER * (layout.stride + 1)
-    rows = starts * heads + _arange(heads).unsqueeze(1)  # [heads, levels]
+    origins = torch.tensor(layout.first_pixels, dtype=torch.int32, device="cpu") - BORDER * (layout.stride + 1)
+    rows = origins * heads + _arange(heads).unsqueeze(1)  # [heads, levels]
     return sizes.repeat_interleave(points, 1).repeat(1, heads), rows.repeat_interleave(points, 1).flatten()
 
 
 def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
-    """Return the corner rows and fractions of locations [b, Q, h, levels, points, 2]; what is not a number stays so."""
+    """Return the corner rows and fractions of locations [b, Q, h, levels, points, 2]; NaN stays NaN."""
     dtype, layout = part.sizes.dtype, part.layout
     shifted = (
         weights.new_empty((2, *weights.shape), dtype=dtype).copy_(locations.movedim(-1, 0)).view(2, part.images, -1)
@@ -146,10 +150,10 @@ def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
     shifted.mul_(part.sizes).add_(BORDER - 0.5).clamp_min_(0)
     torch.minimum(shifted, part.sizes + BORDER, out=shifted)
     cells = shifted.to(torch.int32)
-    rows = cells[1].mul_(layout.stride).add_(cells[0]).mul_(part.heads).add_(part.starts)
+    rows = cells[1].mul_(layout.stride).add_(cells[0]).mul_(part.heads).add_(part.first_rows)
     if part.images > 1:
         rows.add_(_arange(0, part.num_rows, layout.rows * part.heads).unsqueeze(1))
-    rows.clamp_(0, part.num_rows - 1 - part.shifts[3])  # only what is not a number is outside
+    rows.clamp_(0, part.num_rows - 1 - part.shifts[3])  # only NaN is outside
     x, y = shifted.frac_()
     return _Points(rows, x, y, weights.to(dtype).reshape(part.images, -1))
 
@@ -157,7 +161,8 @@ def _locate(locations: Tensor, weights: Tensor, part: _Part) -> _Points:
 def _table(value: Tensor, part: _Part) -> Tensor:
     """Return the zero-padded planes [b * rows * h, dim] of value [b, S, h, dim]."""
     planes = value.new_zeros((part.images, part.layout.rows, *value.shape[2:]), dtype=part.sizes.dtype)
-    fill_planes(planes, value, part.layout)
+    for plane, level in level_views(planes, value, part.layout):
+        plane.copy_(level)
     return planes.view(-1, value.shape[3])
 
 
@@ -190,7 +195,7 @@ def _gather(table: Tensor, points: _Points, part: _Part) -> Tensor:
 def _scatter(bags: Tensor, points: _Points, part: _Part) -> Tensor:
     """Apply the transpose of `_gather`: planes [b, rows, h, dim] from bags [b * Q * h, dim].
 
-    Sorted by row, all points of a row are one bag: the scatter is a gather-sum again, and repeats to the bit. All four
+    Sorted by row, all points of a row are one bag: the scatter is a gather-sum again, reproducible to the bit. All four
     corners share one order; where there are fewer points than rows, one pass over the rows is cheaper than four.
     """
     rows, weights = points.rows.view(-1), _corner_weights(points)
@@ -240,7 +245,7 @@ def _dot(bags: Tensor, table: Tensor, points: _Points, part: _Part) -> list[Tens
 
 @lru_cache(maxsize=1)
 def _accept_sparse_beta() -> None:
-    """Spend torch's one warning that its sparse layout is in beta, so that no user sees it."""
+    """Trigger torch's one-time warning that its sparse layout is in beta, but do not show it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
@@ -249,7 +254,7 @@ def _accept_sparse_beta() -> None:
 def _write_point_gradients(
     dots: list[Tensor], points: _Points, part: _Part, grad_locations: Tensor, grad_weights: Tensor
 ) -> None:
-    """Turn products with the corners into gradients of locations [b, Q, h, levels, points, 2] and weights."""
+    """Write the gradients of locations [b, Q, h, levels, points, 2] and weights from products with the corners."""
     upper_left, upper_right, lower_left, lower_right = dots
     upper_step = upper_right.sub_(upper_left)
     lower_step = lower_right.sub_(lower_left)

@@ -40,8 +40,8 @@ def backward(
 ) -> Gradients:
     """Return the gradients of `forward` that belong to grad [B, Q, heads * dim]; empty where not needed.
 
-    Sums into the values' gradient are atomic, in float32; where torch asks for deterministic algorithms, corners are
-    sorted by row and each row summed in order instead.
+    The gradient of the values is summed atomically in float32. If torch asks for deterministic algorithms, corners are
+    sorted by row and each row is summed in order instead.
     """
     batch, queries, heads, levels, points, _ = samples.sampling_locations.shape
     pixels, grads = _rows(value), computable(grad.contiguous())
@@ -76,7 +76,7 @@ def backward(
 
 
 def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples) -> Tensor:
-    """Return the gradient of value [B, S, heads, dim], float32, the same bits every time."""
+    """Return the gradient of value [B, S, heads, dim], float32, reproducible to the bit."""
     batch, queries, heads, levels, points, _ = samples.sampling_locations.shape
     num_rows, dim = value.shape[:3].numel(), value.shape[3]
     rows = torch.empty(*samples.attention_weights.shape, 4, dtype=torch.int64, device=value.device)
@@ -98,15 +98,15 @@ def _sum_in_order(grad: Tensor, value: Tensor, shapes: Shapes, samples: Samples)
     start(
         _kernels().deformable_gather_kernel,
         (num_rows,),
-        (grad, order, weights, ends, sums, 4 * samples.size, dim),
-        {},
-        configs.gather(dim),
+        (grad, order, weights, ends, sums, 4 * samples.size),
+        {"DIM": dim},
+        configs.gather(),
     )
     return sums
 
 
 def _rows(value: Tensor) -> Tensor:
-    """Return the values with their channels side by side, in a dtype that the kernels can compute in."""
+    """Return the values with contiguous channels, in a dtype that the kernels can compute in."""
     return computable(value if value.stride(3) == 1 else value.contiguous())
 
 
@@ -125,7 +125,7 @@ def _levels(shapes: Shapes, device: torch.device) -> Tensor:
 
 
 def _kernels() -> ModuleType:
-    """Import the device code: triton is needed here, and not before."""
+    """Import the device code. Only this needs triton."""
     from vispeft_kernels.deformable import triton_kernels
 
     return triton_kernels

@@ -1,10 +1,10 @@
-"""The low-rank update of a linear map: `y + scale * (x a^T) b^T`, on parts of the output if asked for.
+"""The low-rank update of a linear map: `y + scale * (x a^T) b^T`, optionally on parts of the output.
 
 Shapes: x [..., in]; y [..., out]; a [parts * r, in]; b [parts * n, r]. Part `i` owns rows `i * r` to `(i + 1) * r` of
 `a` and rows `i * n` to `(i + 1) * n` of `b`, and is added to `n` output columns from `column_offsets[i]` on; other
 columns are left as they are. One part at column 0 is ordinary LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-`dropout` falls on `x` before `a`. Its mask is drawn again from a seed in the backward pass instead of being kept.
+`dropout` is applied to `x` before `a`. Its mask is recomputed from a seed in the backward pass instead of being kept.
 Factors and columns that do not fit raise `KernelError`.
 """
 
@@ -36,12 +36,7 @@ def lora_add(
     dropout: float = 0.0,
 ) -> Tensor:
     """Return `y + scale * (x a^T) b^T`, a new tensor. Keeps x and the rank-sized product for the backward pass."""
-    options = LoraOptions(scale, tuple(column_offsets), dropout)
-    _check(x, y.shape[-1], Factors(a, b), options)
-    how = _choose(y, x, Factors(a, b), options)
-    if how == "reference":
-        return reference.lora_add(y, x, Factors(a, b), options)
-    return lora(Inputs(y, x, None, None, a, b), options, how)
+    return _run(Inputs(y, x, None, None, a, b), LoraOptions(scale, tuple(column_offsets), dropout))
 
 
 def lora_linear(
@@ -60,16 +55,11 @@ def lora_linear(
 
     recompute: as for `lora_update`
     """
-    options = LoraOptions(scale, tuple(column_offsets), dropout)
-    _check(x, weight.shape[0], Factors(a, b), options)
-    how = _choose(x, weight, Factors(a, b), options)
-    if how == "reference":
-        return reference.lora_add(F.linear(x, weight, bias), x, Factors(a, b), options)
-    return lora(Inputs(None, x, weight, bias, a, b), options, how, recompute)
+    return _run(Inputs(None, x, weight, bias, a, b), LoraOptions(scale, tuple(column_offsets), dropout), recompute)
 
 
 def is_fused(x: Tensor, weight: Tensor, a: Tensor, b: Tensor, *, column_offsets: Sequence[int] = (0,)) -> bool:
-    """Return true if `lora_linear` makes this in one kernel; else `lora_update` of the map's output is as good."""
+    """Return true if `lora_linear` is one kernel here; otherwise `lora_update` of the map's output is as fast."""
     if (
         torch.compiler.is_compiling()
         or _choose(x, weight, Factors(a, b), LoraOptions(1.0, tuple(column_offsets))) != "triton"
@@ -93,37 +83,49 @@ def lora_update(
     recompute: Recompute | None = None,
     feature_scale: Tensor | None = None,
 ) -> Tensor:
-    """Return `lora_linear` where `y = x weight^T + bias` exists already and is the caller's alone: y is overwritten.
+    """Return `lora_linear` from an existing `y = x weight^T + bias`, which is overwritten and must have no other user.
 
-    The gradients of x, weight and bias are taken here in one go, so the graph behind `y` is not used any more.
-    recompute: a function of rows and a tensor of x's shape from which it makes x; that tensor is then kept for backward
+    The gradients of x, weight and bias are computed here, so the graph behind `y` is not used.
+    recompute: a function of rows, and a tensor of x's shape from which it computes x; that tensor is kept for backward
     instead of x
-    feature_scale: [out]; the result z is then scaled about the bias, `bias + feature_scale * (z - bias)` (DoRA), which
-    keeps no more
+    feature_scale: [out]; the result z is scaled about the bias, `bias + feature_scale * (z - bias)` (DoRA), without
+    keeping more
     """
     options = LoraOptions(scale, tuple(column_offsets), dropout)
     _check(x, y.shape[-1], Factors(a, b), options)
-    how = _choose(y, x, Factors(a, b), options)
+    implementation = _choose(y, x, Factors(a, b), options)
     inputs = Inputs(y.detach(), x, weight, bias, a, b)
-    if how != "reference" and feature_scale is not None and not torch.compiler.is_compiling():
-        return scaled_lora(inputs, feature_scale, options, how, recompute)
+    if implementation != "reference" and feature_scale is not None and not torch.compiler.is_compiling():
+        return scaled_lora(inputs, feature_scale, options, implementation, recompute)
     z = (
         reference.lora_add(y, x, inputs.factors, options)
-        if how == "reference"
-        else lora(inputs, options, how, recompute)
+        if implementation == "reference"
+        else lora(inputs, options, implementation, recompute)
     )
     return z if feature_scale is None else scaled(z, feature_scale, bias)
 
 
+def _run(inputs: Inputs, options: LoraOptions, recompute: Recompute | None = None) -> Tensor:
+    """Return the update of y, or of the frozen map where there is no y, by the fastest implementation."""
+    y, x, weight, bias = inputs[:4]
+    base = weight if y is None else y
+    assert base is not None
+    _check(x, base.shape[0] if y is None else base.shape[-1], inputs.factors, options)
+    implementation = _choose(x, base, inputs.factors, options)
+    if implementation == "reference":
+        return reference.lora_add(F.linear(x, base, bias) if y is None else y, x, inputs.factors, options)
+    return lora(inputs, options, implementation, recompute)
+
+
 def _choose(y: Tensor, x: Tensor, factors: Factors, options: LoraOptions) -> str:
-    """Choose the implementation; without Triton, `torch.compile` fuses the plain formula best by itself."""
+    """Choose the implementation; without Triton, `torch.compile` fuses the plain formula best."""
     limits = ""
     if (rank := factors.b.shape[-1]) > LARGEST_RANK:
         limits = f"rank {rank} is above {LARGEST_RANK}"
     elif options.parts > LARGEST_PARTS:
         limits = f"{options.parts} parts are more than {LARGEST_PARTS}"
-    how = choose("lora", "torch", (y, x, *factors), limits)
-    return "reference" if how == "torch" and torch.compiler.is_compiling() else how
+    implementation = choose("lora", "torch", (y, x, *factors), limits)
+    return "reference" if implementation == "torch" and torch.compiler.is_compiling() else implementation
 
 
 def _check(x: Tensor, out_features: int, factors: Factors, options: LoraOptions) -> None:
@@ -136,9 +138,9 @@ def _check(x: Tensor, out_features: int, factors: Factors, options: LoraOptions)
             f"{tuple(a.shape)} and {tuple(b.shape)}."
         )
     if x.shape[-1] != a.shape[1]:
-        raise KernelError(f"`x` must have {a.shape[1]} features, as `a` has columns, but has {x.shape[-1]}.")
+        raise KernelError(f"`x` must have {a.shape[1]} features, one per column of `a`, but has {x.shape[-1]}.")
     width = b.shape[0] // parts
     if min(offsets) < 0 or max(offsets) + width > out_features:
         raise KernelError(
-            f"`column_offsets` {offsets} with parts of {width} columns must lie within `y`'s {out_features}."
+            f"`column_offsets` {offsets} with parts of {width} columns must lie within the {out_features} of `y`."
         )

@@ -1,9 +1,9 @@
-"""The low-rank update with its gradient written by hand: once for eager mode and for `torch.compile`.
+"""The low-rank update with a hand-written gradient, shared by eager mode and `torch.compile`.
 
 `forward` and `gradients` hold all of the arithmetic around an implementation. An autograd function runs them in eager
 mode, where it may overwrite y and recompute x; the operator `vispeft::lora` runs them as one node of a compiled or
-exported graph. With W given, the frozen product's own gradient is taken here too, so that x gets one gradient instead
-of a sum of two, and nothing of the output's size is made beside the output. Kept for backward: x, and h = x a^T.
+exported graph. With W given, the gradient of the frozen product is computed here too: x gets one gradient instead of a
+sum of two, and no other tensor of the output's size is made. Kept for backward: x, and h = x a^T.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {"torch": torch_impl, "triton": tri
 class Inputs(NamedTuple):
     """Tensors of a low-rank update.
 
-    y: [..., N]. With a weight it is plain data to be overwritten, or None, and is made here; without, it has a gradient
+    y: [..., N]. With a weight, plain data to be overwritten, or None to be computed here; without, it has a gradient
     x: [..., K]; weight: [N, K]; bias: [N]; a: [parts * r, K]; b: [parts * n, r]
     """
 
@@ -73,7 +73,7 @@ class Inputs(NamedTuple):
 class Call:
     """Options of one call in eager mode.
 
-    recompute: a function of rows, which makes those of x from the tensor that is kept instead of x
+    recompute: a function of rows, which computes those of x from the tensor that is kept instead of x
     """
 
     options: LoraOptions
@@ -100,8 +100,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def lora(inputs: Inputs, options: LoraOptions, implementation: str, recompute: Recompute | None = None) -> Tensor:
     """Return the low-rank update [..., N] by one of `IMPLEMENTATIONS`.
 
-    recompute: a function of rows and a tensor of x's shape from which it makes x; that tensor is kept instead of x.
-    A compiled graph decides by itself what to keep, and makes y again with the update in it.
+    recompute: a function of rows, and a tensor of x's shape from which it computes x; that tensor is kept instead of x
+    A compiled graph decides what to keep, and computes y again together with the update.
     """
     inputs = inputs.cast_x(compute_dtype(inputs.x) if inputs.y is None else inputs.y.dtype)
     if torch.compiler.is_compiling():
@@ -132,7 +132,7 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def forward(inputs: Inputs, options: LoraOptions, implementation: Implementation) -> tuple[Tensor, Tensor]:
-    """Return the updated output [..., N] and h [M, parts * r]. y is overwritten where it is plain data in rows."""
+    """Return the updated output [..., N] and h [M, parts * r]. y is overwritten if it is plain data in rows."""
     y, x, weight, bias = inputs[:4]
     with torch.autocast(x.device.type, enabled=False):
         rows, factors = flat(x), inputs.factors.to(x.dtype)
@@ -161,7 +161,7 @@ def gradients(grad: Tensor, kept: Kept, call: Call, needs: Sequence[bool]) -> Gr
 
 
 def _keep(ctx: Any, inputs: Inputs, hidden: Tensor, seed: Tensor | None = None) -> None:
-    """Keep for the backward pass what both forms of the update need."""
+    """Save tensors and dtypes for the backward pass of either form."""
     ctx.save_for_backward(inputs.x, inputs.weight, inputs.a, inputs.b, hidden, seed)
     ctx.bias_dtype = None if inputs.bias is None else inputs.bias.dtype
 
@@ -200,7 +200,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def _call_of(seed: Tensor | None, scale: float, offsets: list[int], dropout: float, implementation: str) -> Call:
-    """Return the options that an operator got flat."""
+    """Return the call of an operator's flat options."""
     return Call(LoraOptions(scale, tuple(offsets), dropout, seed), IMPLEMENTATIONS[implementation])
 
 

@@ -1,11 +1,11 @@
 """The low-rank update with a scale on each feature about the bias, and its gradient: DoRA (Liu et al. 2024).
 
 With `z = x W^T + c + s h b^T`, the result is `y' = c + g (z - c)`, and the gradient of the feature scale g is the sum
-over rows of the incoming one times `z - c`. Where the map widens (fused qkv, the first map of an MLP), y' is kept for
-that: what comes next, attention or an activation, keeps it anyway. Elsewhere, as before a residual sum, and where y'
-was written to, it is computed from the product `G = dy'^T x` of W's size: with `V = W + s b a`, the gradient of g is
-the row sum of `G V`, elementwise. G gives those of a and b as well (with dropout they see another x), and `g V` that of
-x. So nothing is kept beyond what is kept without the feature scale. Under `torch.compile` `scaled` follows `lora`.
+over rows of the incoming one times `z - c`. If the map widens (fused qkv, the first map of an MLP), y' is kept for it:
+the next operation, attention or an activation, keeps it anyway. Elsewhere, as before a residual sum, and if y' was
+written to, it is computed from the product `G = dy'^T x` of W's size: with `V = W + s b a`, the gradient of g is the
+row sum of `G V`, elementwise. G gives those of a and b as well (except with dropout, where their x is another), and
+`g V` that of x. So no more is kept than without the feature scale. Under `torch.compile` `scaled` follows `lora`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _ScaledLora(torch.autograd.Function):
             torch.addcmul(_offset(feature_scale, bias), rows, feature_scale, out=rows)
         kept_out, is_dirty = None, out is y
         if ctx.needs_input_grad[2] and weight.shape[0] > weight.shape[1]:
-            # not `out` itself: what follows may write to it, which is then no error, but a reason to compute z again
+            # not `out` itself: a later operation may write to it; that is no error, z is then computed again
             kept_out, ctx.watch = out.data, _Watch.on(out, int(is_dirty))
         if is_dirty:
             ctx.mark_dirty(y)
@@ -67,7 +67,7 @@ class _ScaledLora(torch.autograd.Function):
         x, weight, bias, a, b, feature_scale, hidden, out = ctx.saved_tensors
         needs_scale, _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad[2:7]
         options = ctx.call.options
-        is_kept, grad_scale = out is not None and ctx.watch.is_whole, None
+        is_kept, grad_scale = out is not None and ctx.watch.is_unchanged, None
         with torch.autocast(grad.device.type, enabled=False):
             by_row, g = flat(grad), feature_scale.unsqueeze(1)
             rows = InputRows(flat(x), ctx.call.recompute, by_row.dtype)
@@ -102,31 +102,31 @@ class _ScaledLora(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Watch:
-    """Memory of a tensor's count of writes, without the tensor.
+    """Record of a tensor's count of writes, which does not keep the tensor alive.
 
-    probe: shares the tensor's count of writes, but has no memory
+    probe: a tensor without memory that shares the count
     """
 
     probe: Tensor
     version: int
 
     @classmethod
-    def on(cls, tensor: Tensor, coming: int) -> _Watch:
-        """Return a watch from now on. coming: the number of writes that are still to come and known of."""
+    def on(cls, tensor: Tensor, expected: int) -> _Watch:
+        """Return a watch that starts now. expected: number of known writes that are still to come."""
         probe = tensor.view(-1)[:0]
         probe.set_(probe.new_empty(0).untyped_storage())
         # detached, or it would hold its base, which holds the graph that holds the watch
         probe = probe.detach()
-        return cls(probe, probe._version + coming)
+        return cls(probe, probe._version + expected)
 
     @property
-    def is_whole(self) -> bool:
-        """True where nothing was written."""
+    def is_unchanged(self) -> bool:
+        """True if there were no other writes."""
         return self.probe._version == self.version
 
 
 def _offset(feature_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Return `(1 - g) c`: zero to the bit where the feature scale is one."""
+    """Return `(1 - g) c`: exactly zero where the feature scale is one."""
     return torch.zeros_like(feature_scale) if bias is None else (1 - feature_scale) * bias
 
 

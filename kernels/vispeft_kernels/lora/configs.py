@@ -1,8 +1,8 @@
 """Block sizes of the low-rank update's kernels by precision and rank, and the shapes with a fast fused product.
 
 The configurations are chosen from registers, shared memory and byte counts, as `tests/kernels/test_compile.py` checks
-them. `measured.json` beside this file holds the shapes at which the fused product was measured to win, which
-`tools/bench_kernels.py --tune` finds and writes; any other shape takes the library's product and then adds to it.
+them. `measured.json` beside this file holds the shapes at which the fused product was measured to be faster.
+`tools/bench_kernels.py --tune` writes it. Any other shape takes the library's product and then adds to it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def is_half(dtype: torch.dtype) -> bool:
 
 
 def shrink(ranks: int, dtype: torch.dtype) -> Config:
-    """For `lora_shrink_kernel`; ranks: of all parts together."""
+    """Configuration of `lora_shrink_kernel`. ranks: of all parts together."""
     block = min(padded(ranks), 128)
     if not is_half(dtype):
         return Config({"BLOCK_M": 32, "BLOCK_K": 32, "BLOCK_R": min(block, 64)}, 4, 2)
@@ -60,14 +60,14 @@ def shrink(ranks: int, dtype: torch.dtype) -> Config:
 
 
 def expand(rank: int, dtype: torch.dtype) -> Config:
-    """For `lora_expand_kernel`; rank: of one part."""
+    """Configuration of `lora_expand_kernel`. rank: of one part."""
     if not is_half(dtype):
         return Config({"BLOCK_M": 32, "BLOCK_N": 64, "BLOCK_R": min(padded(rank), 16)}, 4, 2)
     return Config({"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_R": min(padded(rank), 64)}, 4, 2)
 
 
 def grad(rank: int, dtype: torch.dtype) -> Config:
-    """For `lora_grad_kernel`; all ranks of one part lie in one block, so that the gradient is read once."""
+    """Configuration of `lora_grad_kernel`; one block holds all ranks of a part, so that the gradient is read once."""
     block = padded(rank)
     if not is_half(dtype):
         rows, warps = {16: (64, 4), 32: (64, 8), 64: (32, 8)}.get(block, (16, 8))
@@ -80,7 +80,7 @@ def grad(rank: int, dtype: torch.dtype) -> Config:
 
 
 def grad_a(ranks: int, dtype: torch.dtype) -> Config:
-    """For `lora_grad_a_kernel`; ranks: of all parts together."""
+    """Configuration of `lora_grad_a_kernel`. ranks: of all parts together."""
     if not is_half(dtype):
         blocks = {"CHUNK": CHUNK, "BLOCK_M": 32, "BLOCK_K": 64, "BLOCK_R": min(padded(ranks), 32)}
         return Config(blocks, 4, 2)
@@ -89,12 +89,12 @@ def grad_a(ranks: int, dtype: torch.dtype) -> Config:
 
 
 def _warps(block: int) -> int:
-    """Four warps are best; with a block of 32 ranks ptxas lets them spill although registers are free."""
+    """Number of warps: four are best, but for 32 ranks ptxas makes them spill although registers are free."""
     return 8 if block == 32 else 4
 
 
 def products(rank: int, dtype: torch.dtype, arch: int, has_dropout: bool = False) -> list[Config]:
-    """The candidates for `lora_linear_kernel`, best guess first; rank: of one part; arch: 80, 90."""
+    """Candidates for `lora_linear_kernel`, best guess first. rank: of one part; arch: 80, 90."""
     table = SINGLE_PRODUCTS if not is_half(dtype) else HALF_PRODUCTS if arch >= 90 else HALF_PRODUCTS_80
     largest = LARGEST_MASKED if has_dropout else LARGEST_SHARE
     return [
@@ -108,7 +108,7 @@ def products(rank: int, dtype: torch.dtype, arch: int, has_dropout: bool = False
 
 @dataclass(frozen=True)
 class Shape:
-    """Key of the decision for or against the fused product: out = x W^T is [rows, columns] from `features`."""
+    """Shape of a product out = x W^T, [rows, columns] from `features`, that may be fused."""
 
     arch: int  # 80, 90
     way: str  # forward, or backward, the gradient of the input
@@ -124,25 +124,25 @@ class Shape:
 
     @property
     def key(self) -> str:
-        """Its name in `measured.json`."""
+        """Key in `measured.json`."""
         return f"sm_{self.arch} {self.way} {self.features}x{self.columns} r{self.rank} {self.dtype}{self.suffix}"
 
 
 @lru_cache(maxsize=1)
 def _measured() -> dict[str, int]:
-    """By shape, the candidate that was measured to be faster than the library's product and an update."""
+    """Return by shape the index of the candidate that was faster than the library's product and an update."""
     table: dict[str, int] = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
     return table
 
 
 def best_product(shape: Shape, dtype: torch.dtype) -> Config | None:
-    """The candidate to use; None where none was measured to win, which is to say for any shape not in the table."""
+    """Return the candidate to use; None for a shape at which none was measured to be faster."""
     index = _measured().get(shape.key)
     return None if index is None else products(shape.rank, dtype, shape.arch, shape.has_dropout)[index]
 
 
 def every_configuration(arch: int) -> Iterator[tuple[str, torch.dtype, Config, dict[str, Any]]]:
-    """Each kernel of this operation with each configuration and each kind of work that it may be started with."""
+    """Each kernel of this operation with each configuration and each set of constants."""
     for dtype, precision in ((torch.bfloat16, "ieee"), (torch.float32, "ieee"), (torch.float32, "tf32")):
         how = {"PRECISION": precision}
         for rank in (16, 32, 64, 128, 256):

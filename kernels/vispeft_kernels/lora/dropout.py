@@ -1,4 +1,4 @@
-"""Blocks of rows, and dropout masks that are drawn again from their seed rather than kept."""
+"""Blocks of rows, and dropout masks that are recomputed from their seed instead of kept."""
 
 from collections.abc import Iterator
 
@@ -18,8 +18,8 @@ def blocks(x: Tensor) -> list[slice]:
 def masks(x: Tensor, dropout: float, seed: Tensor | None) -> Iterator[Tensor]:
     """Draw the zero-one masks of the blocks of x [M, K], one after the other: the same for the same seed.
 
-    Each 64-bit random number decides four elements by 16 bits each, so the share that is dropped is right to 1 / 65536;
-    this is three times as fast as drawing every element by itself.
+    Each 64-bit random number decides four elements by 16 bits each, so the dropped share is accurate to 1 / 65536.
+    This is three times as fast as a random number for each element.
     """
     assert seed is not None
     generator = torch.Generator(x.device).manual_seed(int(seed))

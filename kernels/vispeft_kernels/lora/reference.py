@@ -1,4 +1,4 @@
-"""The low-rank update in plain torch: the truth that every faster implementation is compared with."""
+"""The low-rank update in plain torch: the reference for every faster implementation."""
 
 import torch
 import torch.nn.functional as F

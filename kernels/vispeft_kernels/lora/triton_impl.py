@@ -1,12 +1,14 @@
-"""The low-rank update by Triton's kernels, on rows [M, *]: the functions that `torch_impl.py` has in torch.
+"""The low-rank update by Triton's kernels, on rows [M, *]. `torch_impl.py` has the same functions.
 
-The seed of dropout is one int64 on the device: a CUDA graph that holds the drawing of it draws anew at each replay.
+The seed of dropout is one int64 on the device, so that a CUDA graph draws a new one at each replay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,7 @@ def update_(y: Tensor, rows: Tensor, factors: Factors, options: LoraOptions) -> 
 def linear(
     rows: Tensor, weight: Tensor, bias: Tensor | None, factors: Factors, options: LoraOptions
 ) -> tuple[Tensor, Tensor]:
-    """Return `x W^T + bias` with the update [M, N], and h; in one kernel where that was measured to be the faster."""
+    """Return `x W^T + bias` with the update [M, N], and h; in one kernel where that was measured to be faster."""
     config = fused_config(rows, weight.shape[0], factors.b.shape[1], "forward")
     if config is None:
         y = F.linear(rows, weight, bias)
@@ -53,23 +55,23 @@ def gradients(grad: Tensor, kept: Kept, options: LoraOptions, needs_x: bool) -> 
     grad_hidden, grad_b = grad_hidden_and_b(grad, kept.hidden, kept.factors.b, options)
     x = kept.rows[:]
     grad_a = masked_grad_a(x, grad_hidden, options) if options.dropout else grad_hidden.t() @ x
-    through = LowRankProduct(grad_hidden, kept.factors.a, options, by_rank=True)
-    return _grad_x(grad, kept.weight, through) if needs_x else None, grad_a, grad_b
+    product = LowRankProduct(grad_hidden, kept.factors.a, options, by_rank=True)
+    return _grad_x(grad, kept.weight, product) if needs_x else None, grad_a, grad_b
 
 
-def _grad_x(grad: Tensor, weight: Tensor | None, through: LowRankProduct) -> Tensor:
+def _grad_x(grad: Tensor, weight: Tensor | None, product: LowRankProduct) -> Tensor:
     """Return grad W + dropout(grad_h a), [M, K], where there is a weight; without, the second part alone."""
-    grad_hidden, a = through.hidden, through.factor
+    grad_hidden, a = product.hidden, product.factor
     if weight is None:
-        if through.seed is None:
+        if product.seed is None:
             return grad_hidden @ a
-        return expand_(torch.zeros(grad.shape[0], a.shape[1], dtype=grad.dtype, device=grad.device), through)
+        return expand_(torch.zeros(grad.shape[0], a.shape[1], dtype=grad.dtype, device=grad.device), product)
     weight = weight.to(grad.dtype)
-    config = fused_config(grad, weight.shape[1], a.shape[0], "backward", through.seed is not None)
+    config = fused_config(grad, weight.shape[1], a.shape[0], "backward", product.seed is not None)
     if config is not None:
-        return fused_linear(grad, weight, None, through, config)
+        return fused_linear(grad, weight, None, product, config)
     grad_x = grad @ weight
-    return grad_x.addmm_(grad_hidden, a) if through.seed is None else expand_(grad_x, through)
+    return grad_x.addmm_(grad_hidden, a) if product.seed is None else expand_(grad_x, product)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ class LowRankProduct:
 
     @property
     def three_offsets(self) -> list[int]:
-        """First columns of the parts, filled up with zeros to as many as the kernels take."""
+        """First columns of the parts, padded with zeros to as many as the kernels take."""
         offsets = (0,) if self.by_rank else self.options.column_offsets
         return [*offsets, 0, 0][: configs.LARGEST_PARTS]
 
@@ -108,7 +110,7 @@ class LowRankProduct:
 
     @property
     def seed(self) -> Tensor | None:
-        """Seed of the mask that the product passes through, if any."""
+        """Seed of the mask on the product, if any."""
         return self.options.seed if self.by_rank else None
 
 
@@ -128,16 +130,8 @@ def shrink(x: Tensor, a: Tensor, options: LoraOptions) -> Tensor:
     ranks = a.shape[0]
     hidden = torch.empty(x.shape[0], ranks, dtype=rows.dtype, device=x.device)
     config = configs.shrink(ranks, rows.dtype)
-    start(
-        _kernels().lora_shrink_kernel,
-        (ceil_div(x.shape[0], config.blocks["BLOCK_M"]), ceil_div(ranks, config.blocks["BLOCK_R"])),
-        (
-            rows, factors, hidden, options.seed, *rows.shape, ranks, rows.stride(0), keep_scale(options),
-            drop_threshold(options),
-        ),
-        {"DROPOUT": options.seed is not None, "PRECISION": precision(rows.dtype)},
-        config,
-    )  # fmt: skip
+    grid = ceil_div(x.shape[0], config.blocks["BLOCK_M"]), ceil_div(ranks, config.blocks["BLOCK_R"])
+    _start_through_dropout(_kernels().lora_shrink_kernel, grid, (rows, factors, hidden), ranks, options, config)
     return hidden.to(x.dtype)
 
 
@@ -190,17 +184,20 @@ def masked_grad_a(x: Tensor, grad_hidden: Tensor, options: LoraOptions) -> Tenso
     config = configs.grad_a(ranks, rows.dtype)
     count = ceil_div(x.shape[0], config.blocks["CHUNK"])
     sums = torch.empty(count, ranks, features, dtype=torch.float32, device=x.device)
-    start(
-        _kernels().lora_grad_a_kernel,
-        (count, ceil_div(features, config.blocks["BLOCK_K"]), ceil_div(ranks, config.blocks["BLOCK_R"])),
-        (
-            rows, grads, sums, options.seed, *rows.shape, ranks, rows.stride(0), keep_scale(options),
-            drop_threshold(options),
-        ),
-        {"DROPOUT": options.seed is not None, "PRECISION": precision(rows.dtype)},
-        config,
-    )  # fmt: skip
+    grid = count, ceil_div(features, config.blocks["BLOCK_K"]), ceil_div(ranks, config.blocks["BLOCK_R"])
+    _start_through_dropout(_kernels().lora_grad_a_kernel, grid, (rows, grads, sums), ranks, options, config)
     return sums.sum(0)
+
+
+def _start_through_dropout(
+    kernel: Any, grid: tuple[int, ...], tensors: Sequence[Tensor], ranks: int, options: LoraOptions, config: Config
+) -> None:
+    """Start a kernel that multiplies x after dropout. tensors: x, the other factor and the output."""
+    rows = tensors[0]
+    sizes = *rows.shape, ranks, rows.stride(0)
+    constants = {"DROPOUT": options.seed is not None, "PRECISION": precision(rows.dtype)}
+    args = *tensors, options.seed, *sizes, keep_scale(options), drop_threshold(options)
+    start(kernel, grid, args, constants, config)
 
 
 def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, product: LowRankProduct, config: Config) -> Tensor:
@@ -247,9 +244,9 @@ def mask(rows: int, columns: int, options: LoraOptions) -> Tensor:
 
 
 def fused_config(x: Tensor, columns: int, rank: int, way: str, has_dropout: bool = False) -> Config | None:
-    """Return the configuration of the fused product that was measured to be the fastest for rows x [M, K], if any.
+    """Return the configuration of the fused product that was measured to be fastest for rows x [M, K], if any.
 
-    Where kernels are asked for by name, unknown shapes take the first candidate.
+    In mode `triton`, unknown shapes take the first candidate.
     """
     arch = capability(x.device)
     first = configs.products(rank, x.dtype, arch, has_dropout)[0] if requested() == "triton" else None
@@ -259,7 +256,7 @@ def fused_config(x: Tensor, columns: int, rank: int, way: str, has_dropout: bool
 
 
 def _kernels() -> ModuleType:
-    """Import the device code: triton is needed here, and not before."""
+    """Import the device code. Only this needs triton."""
     from vispeft_kernels.lora import triton_kernels
 
     return triton_kernels

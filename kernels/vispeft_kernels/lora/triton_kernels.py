@@ -1,10 +1,23 @@
-"""The low-rank update in Triton: device code only. What each kernel computes stands in `kernels/README.md`.
+"""The low-rank update in Triton: device code only. `kernels/README.md` has the formulas.
 
-Rows are tokens. A part is a third of a fused projection.
+Rows are tokens. A part is one target projection of a fused map, such as q of qkv.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+
+class Operand(NamedTuple):
+    """One operand of a low-rank product: rows of h [BLOCK_M, 1], or columns of b [1, BLOCK_N].
+
+    first: pointers to rank 0 of each; is_inside: true where there is one; stride: elements from a rank to the next
+    """
+
+    first: tl.tensor
+    is_inside: tl.tensor
+    stride: tl.tensor
 
 
 @triton.jit
@@ -12,7 +25,7 @@ def _keep(seed_ptr, row, column, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.c
     """Return true for elements [BLOCK_M, BLOCK_K] that dropout keeps. row: [BLOCK_M]; column: first, a multiple of 8.
 
     Philox4x32-7 with the seed as key counts (row, column // 8): 16 of its 128 bits decide one element, so the mask
-    depends on the element alone, not on how the work is cut up.
+    depends on the element alone, not on the block sizes.
     """
     group = column // 8 + tl.arange(0, BLOCK_K // 8)
     c0 = tl.broadcast_to(row[:, None], (BLOCK_M, BLOCK_K // 8)).to(tl.uint32)
@@ -26,7 +39,7 @@ def _keep(seed_ptr, row, column, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.c
 
 @triton.jit
 def lora_mask_kernel(mask_ptr, seed_ptr, rows, columns, threshold, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The zero-one mask that the other kernels draw, written out. mask: [rows, columns], int8."""
+    """The zero-one mask of the other kernels, written to memory. mask: [rows, columns], int8."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     first = tl.program_id(1) * BLOCK_K
     column = first + tl.arange(0, BLOCK_K)
@@ -78,39 +91,25 @@ def lora_shrink_kernel(
 
 
 @triton.jit
-def _low_rank(
-    total,
-    h_ptr,
-    b_ptr,
-    row,
-    rows,
-    column,
-    start,
-    width,
-    rank,
-    h_stride,
-    h_first,
-    b_stride,
-    B_BY_RANK: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """total [M, N] plus h b^T of one part, whose output columns are start to start + width."""
-    local = column - start
-    is_mine = (local >= 0) & (local < width)
+def _columns(b_ptr, column, width, stride, BY_RANK: tl.constexpr):
+    """Columns of one part as an operand. b: [width, rank] or, where BY_RANK, [rank, width]; column: [BLOCK_N]."""
+    is_inside = (column >= 0) & (column < width)
+    if BY_RANK:
+        first, rank_stride = b_ptr + column, stride
+    else:
+        first, rank_stride = b_ptr + column.to(tl.int64) * stride, 1
+    return Operand(first[None, :], is_inside[None, :], rank_stride)
+
+
+@triton.jit
+def _low_rank(total, h, b, rank, BLOCK_R: tl.constexpr, PRECISION: tl.constexpr):
+    """The product h b^T of one part added to total [BLOCK_M, BLOCK_N]. h, b: `Operand`."""
     for r in range(0, rank, BLOCK_R):
         k = r + tl.arange(0, BLOCK_R)
-        h = tl.load(
-            h_ptr + row[:, None] * h_stride + h_first + k[None, :],
-            mask=(row[:, None] < rows) & (k[None, :] < rank),
-            other=0.0,
-        )
-        if B_BY_RANK:
-            at = k[:, None].to(tl.int64) * b_stride + local[None, :]
-        else:
-            at = local[None, :].to(tl.int64) * b_stride + k[:, None]
-        b = tl.load(b_ptr + at, mask=is_mine[None, :] & (k[:, None] < rank), other=0.0)
-        total = tl.dot(h, b, total, input_precision=PRECISION)
+        is_rank = k < rank
+        h_block = tl.load(h.first + k[None, :] * h.stride, mask=h.is_inside & is_rank[None, :], other=0.0)
+        b_block = tl.load(b.first + k[:, None].to(tl.int64) * b.stride, mask=b.is_inside & is_rank[:, None], other=0.0)
+        total = tl.dot(h_block, b_block, total, input_precision=PRECISION)
     return total
 
 
@@ -128,9 +127,9 @@ def lora_expand_kernel(
     out_stride,
     h_stride,
     b_stride,
-    start0,
-    start1,
-    start2,
+    offset0,
+    offset1,
+    offset2,
     scale,
     threshold,
     BLOCK_M: tl.constexpr,
@@ -145,23 +144,22 @@ def lora_expand_kernel(
     b: [parts * width, rank], or, where B_BY_RANK, [rank, width] of the one part.
     """
     part = tl.program_id(2)
-    start = tl.where(part == 0, start0, tl.where(part == 1, start1, start2))
+    first_column = tl.where(part == 0, offset0, tl.where(part == 1, offset1, offset2))
     row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     offset = tl.program_id(1) * BLOCK_N
     column = offset + tl.arange(0, BLOCK_N)
     b_ptr += part.to(tl.int64) * width * rank
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    total = _low_rank(
-        total, h_ptr, b_ptr, row, rows, column, 0, width, rank, h_stride, part * rank, b_stride, B_BY_RANK, BLOCK_R,
-        PRECISION,
-    )  # fmt: skip
+    h = Operand(h_ptr + row[:, None] * h_stride + part * rank, row[:, None] < rows, 1)
+    b = _columns(b_ptr, column, width, b_stride, B_BY_RANK)
+    total = _low_rank(total, h, b, rank, BLOCK_R, PRECISION)
     total *= scale
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
     inside = (row[:, None] < rows) & (column[None, :] < width)
-    total += tl.load(y_ptr + row[:, None] * y_stride + (start + column)[None, :], mask=inside, other=0.0)
+    total += tl.load(y_ptr + row[:, None] * y_stride + (first_column + column)[None, :], mask=inside, other=0.0)
     tl.store(
-        out_ptr + row[:, None] * out_stride + (start + column)[None, :],
+        out_ptr + row[:, None] * out_stride + (first_column + column)[None, :],
         total.to(out_ptr.dtype.element_ty),
         mask=inside,
     )
@@ -178,9 +176,9 @@ def lora_grad_kernel(
     width,
     rank,
     grad_stride,
-    start0,
-    start1,
-    start2,
+    offset0,
+    offset1,
+    offset2,
     scale,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -188,12 +186,12 @@ def lora_grad_kernel(
     BLOCK_R: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """grad_h = scale grad b, and of each tile its share of grad_b = scale grad^T h, in one read of grad [rows, *].
+    """grad_h = scale grad b, and for each tile a partial sum of grad_b = scale grad^T h, in one read of grad [rows, *].
 
     h, grad_h: [rows, PARTS * rank]; b: [PARTS * width, rank]; sums: [tiles, PARTS * width, rank], float32.
     """
     tile, part = tl.program_id(0), tl.program_id(1)
-    start = tl.where(part == 0, start0, tl.where(part == 1, start1, start2))
+    first_column = tl.where(part == 0, offset0, tl.where(part == 1, offset1, offset2))
     row, k = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
     ranks_inside = (row[:, None] < rows) & (k[None, :] < rank)
     ranks_at = row[:, None] * (PARTS * rank) + part * rank + k[None, :]
@@ -204,7 +202,7 @@ def lora_grad_kernel(
     for n in range(0, width, BLOCK_N):
         column = n + tl.arange(0, BLOCK_N)
         grad = tl.load(
-            grad_ptr + row[:, None] * grad_stride + (start + column)[None, :],
+            grad_ptr + row[:, None] * grad_stride + (first_column + column)[None, :],
             mask=(row[:, None] < rows) & (column[None, :] < width),
             other=0.0,
         )
@@ -212,8 +210,8 @@ def lora_grad_kernel(
         inside = (column[:, None] < width) & (k[None, :] < rank)
         b = tl.load(b_ptr + at, mask=inside, other=0.0)
         grad_h = tl.dot(grad, b, grad_h, input_precision=PRECISION)
-        share = tl.dot(tl.trans(grad), h, input_precision=PRECISION)
-        tl.store(sums_ptr + at, share * scale, mask=inside)
+        partial = tl.dot(tl.trans(grad), h, input_precision=PRECISION)
+        tl.store(sums_ptr + at, partial * scale, mask=inside)
     tl.store(grad_h_ptr + ranks_at, (grad_h * scale).to(grad_h_ptr.dtype.element_ty), mask=ranks_inside)
 
 
@@ -236,7 +234,7 @@ def lora_grad_a_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of each tile of CHUNK rows its share of grad_a = scale grad_h^T (x o m). sums: [tiles, ranks, features]."""
+    """For each tile of CHUNK rows a partial sum of grad_a = scale grad_h^T (x o m). sums: [tiles, ranks, features]."""
     tile = tl.program_id(0)
     first = tile.to(tl.int64) * CHUNK
     last = tl.minimum(first + CHUNK, rows)
@@ -283,9 +281,9 @@ def lora_linear_kernel(
     out_stride,
     h_stride,
     b_stride,
-    start0,
-    start1,
-    start2,
+    offset0,
+    offset1,
+    offset2,
     scale,
     threshold,
     PARTS: tl.constexpr,
@@ -314,12 +312,11 @@ def lora_linear_kernel(
     column = offset + tl.arange(0, BLOCK_N)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for part in tl.static_range(PARTS):
-        start = start0 if part == 0 else (start1 if part == 1 else start2)
-        if (offset < start + width) & (offset + BLOCK_N > start):
-            total = _low_rank(
-                total, h_ptr, b_ptr + part * width * rank, row, rows, column, start, width, rank, h_stride, part * rank,
-                b_stride, WEIGHT_BY_FEATURE, BLOCK_R, PRECISION,
-            )  # fmt: skip
+        first_column = offset0 if part == 0 else (offset1 if part == 1 else offset2)
+        if (offset < first_column + width) & (offset + BLOCK_N > first_column):
+            h = Operand(h_ptr + row[:, None] * h_stride + part * rank, row[:, None] < rows, 1)
+            b = _columns(b_ptr + part * width * rank, column - first_column, width, b_stride, WEIGHT_BY_FEATURE)
+            total = _low_rank(total, h, b, rank, BLOCK_R, PRECISION)
     total *= scale
     if DROPOUT:
         total = tl.where(_keep(seed_ptr, row, offset, threshold, BLOCK_M, BLOCK_N), total, 0.0)
