@@ -148,6 +148,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     return found
 
 
+@pytest.fixture
+def cases() -> list[Case]:
+    return list(CASES.values())
+
+
 @pytest.fixture(
     params=[case for case in CASES.values() if case.has_formula],
     ids=[name for name, case in CASES.items() if case.has_formula],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft import check, disabled, inject, load_adapter, merge, remove, save_adapter, train_mode
+from vispeft.peft import METHODS, check, disabled, inject, load_adapter, merge, remove, save_adapter, train_mode
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -48,6 +48,11 @@ def assert_near(one: Tensor, other: Tensor) -> None:
 def differ(one: Tensor, other: Tensor) -> bool:
     """Tell whether outputs differ by far more than rounding."""
     return float((one - other).abs().max()) > 1e-3
+
+
+def test_cases__have_every_method(cases) -> None:
+    methods = [case.methods if isinstance(case.methods, tuple) else (case.methods,) for case in cases]
+    assert {method.name for each in methods for method in each} == METHODS.keys()
 
 
 def test_promise_1__outputs_are_bit_identical_at_the_start_or_the_method_declares_it(
