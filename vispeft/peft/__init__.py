@@ -10,6 +10,7 @@ from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
@@ -29,6 +30,7 @@ __all__ = [
     "Count",
     "Delta",
     "DoRA",
+    "Ladder",
     "LoRA",
     "Method",
     "Names",
