@@ -27,8 +27,8 @@ class Ladder(Method):
     """`y + up(h)` at the last site, with h from the outputs y_i of all sites; `up` starts at zero.
 
     `h_0 = down_0(y_0)`, and `h_i = g_i down_i(y_i) + (1 - g_i) (h_{i-1} + mix_i(h_{i-1}))`. The y_i are detached. One
-    gate a site, `g_i = sigmoid(a_i)`, starts at 0.5 (LST, section 3.2, without its temperature); `mix_i` is `up(act(down(
-    h)))`, the channel mixer of LoSA, and starts at zero.
+    gate a site, `g_i = sigmoid(a_i)`, starts at 0.5 (LST, section 3.2, without its temperature). `mix_i` is the channel
+    mixer of LoSA, `up(act(down(h)))` with its own maps; it starts at zero.
 
     width: features of h
     activation: gelu (exact), relu or silu
