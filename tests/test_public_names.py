@@ -13,6 +13,7 @@ NAMES = [
     "Adapter",
     "Delta",
     "DoRA",
+    "Ladder",
     "LoRA",
     "Method",
     "Plan",

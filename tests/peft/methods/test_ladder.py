@@ -15,14 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
 from vispeft.models.layers.activation_checkpointing import run_layer
-from vispeft.peft import Ladder, LoRA, Method, Plan, count, disabled, inject, train_mode
+from vispeft.peft import Adapter, Ladder, LoRA, Method, Plan, count, disabled, inject, train_mode
 from vispeft.peft.inject import attached
 from vispeft.peft.methods.ladder import LadderDelta, SideState, SideStates
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 ON_BLOCKS = Plan({"blocks.*": Ladder(3)})
-# every block has something trained, so that backward recomputes it
+# every block has something trained, so that backward recomputes it, with an adapter up to its very end
 WITH_LORA = Plan({"blocks.*": Ladder(3), "blocks.*.fc": LoRA(2)})
+WITH_ADAPTER = Plan({"blocks.*": (Ladder(3), Adapter(2))})
 
 
 class Block(nn.Module):
@@ -172,6 +173,18 @@ def test_ladder__is_the_same_without_gradients_and_in_eval_mode() -> None:
     assert torch.equal(model.eval()(tokens()), wanted)
 
 
+def test_ladder__has_the_same_gradients_where_later_blocks_run_without_any() -> None:
+    model = injected(Encoder())
+    wanted = gradients(model, tokens())
+
+    def run(part: nn.Module, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(states_of(model).running.num_sites in (0, 3)):
+            return part(x)
+
+    model.run = run
+    assert_close(gradients(model, tokens()), wanted)
+
+
 def test_ladder__runs_one_pass_after_another_of_other_sizes() -> None:
     model = injected(Encoder())
     inputs = [tokens(1, 2), tokens(2, 3), tokens(3, 1)]
@@ -215,7 +228,7 @@ def test_ladder__of_a_copy_has_its_own_empty_state(twin_of: Callable[[nn.Module]
 
 
 @pytest.mark.parametrize("segment", [1, 2, 3, 4])
-@pytest.mark.parametrize("plan", [ON_BLOCKS, WITH_LORA], ids=["ladder", "with lora"])
+@pytest.mark.parametrize("plan", [ON_BLOCKS, WITH_LORA, WITH_ADAPTER], ids=["ladder", "with lora", "with adapter"])
 @pytest.mark.parametrize(
     "run",
     [
@@ -238,12 +251,14 @@ def test_ladder__under_activation_checkpointing(
 
 
 def test_ladder__of_two_sites_takes_a_recomputed_block_for_one_of_its_pass() -> None:
-    model = injected(Encoder(2), WITH_LORA)
+    model = injected(Encoder(2), WITH_ADAPTER)
     wanted = gradients(model, tokens(1), tokens(2))
     model.run = lambda part, x: checkpoint(part, x, use_reentrant=False)
     first, second = (model(tokens(seed)).square().sum() for seed in (1, 2))
     # after this backward pass the first site of one pass was the last to run
-    ours = torch.autograd.grad(second, trained(model)), torch.autograd.grad(first, trained(model))
+    ours = [torch.autograd.grad(second, trained(model))]
+    assert states_of(model).running.num_sites == 1
+    ours.append(torch.autograd.grad(first, trained(model)))
     assert_close([one + other for one, other in zip(*ours, strict=True)], wanted)
 
 
