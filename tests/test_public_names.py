@@ -9,14 +9,24 @@ import vispeft_kernels
 import vispeft
 
 NAMES = [
-    "IA3",
+    "AdaLoRA",
     "Adapter",
+    "AroundDelta",
+    "Context",
     "Delta",
     "DoRA",
+    "FourierFT",
+    "IA3",
+    "Ladder",
+    "LoHa",
+    "LoKr",
     "LoRA",
     "Method",
+    "OFT",
     "Plan",
     "ScaleShift",
+    "Scheduled",
+    "VeRA",
     "VispeftError",
     "WeightDelta",
     "build_model",
@@ -34,6 +44,7 @@ NAMES = [
     "roles_for",
     "save_adapter",
     "train_mode",
+    "update_schedules",
 ]
 
 

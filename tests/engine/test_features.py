@@ -78,6 +78,28 @@ def test_train_run__is_the_same_on_kept_features(
     assert summary(whole(plan)) is None
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_train_run__is_the_same_on_kept_features_before_a_ladder(
+    checkpointing: bool, tiny: dict[str, Any], whole: Callable[[list[str]], RunDirectory], tmp_path: Path
+) -> None:
+    plan = ["peft.deltas={'@encoder.blocks[1:]': {method: ladder, width: 4}}"]
+    directory = RunDirectory(tmp_path / "run")
+    cache = ["train.feature_cache=memory", f"model.activation_checkpointing={checkpointing}"]
+    train_run(parse_config(tiny, [*SHARED, *plan, *cache]), directory)
+    assert_same(directory, whole(plan))
+    assert summary(directory)["behind"] == "backbone.body.model.blocks.0"
+
+
+def test_train_run__keeps_no_features_of_a_ladder_on_all_blocks(
+    tiny: dict[str, Any], whole: Callable[[list[str]], RunDirectory], tmp_path: Path
+) -> None:
+    plan = ["peft.deltas={'@encoder.blocks': {method: ladder, width: 4}}"]
+    directory = RunDirectory(tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"is off for this run: `.*blocks\.0\.ladder\.down_w` is trained"):
+        train_run(parse_config(tiny, [*SHARED, *plan, "train.feature_cache=memory"]), directory)
+    assert_same(directory, whole(plan))
+
+
 def test_train_run__shares_features_in_memory(
     tiny: dict[str, Any], whole: Callable[[list[str]], RunDirectory], tmp_path: Path
 ) -> None:

@@ -8,7 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.peft import IA3, OFT, AdaLoRA, Adapter, DoRA, FourierFT, LoHa, LoKr, LoRA, Method, Plan, ScaleShift, VeRA
+from vispeft.peft import (
+    IA3,
+    OFT,
+    AdaLoRA,
+    Adapter,
+    DoRA,
+    FourierFT,
+    Ladder,
+    LoHa,
+    LoKr,
+    LoRA,
+    Method,
+    Plan,
+    ScaleShift,
+    VeRA,
+)
 
 
 class Attention(nn.Module):
@@ -136,6 +151,7 @@ CASES = {
     "oft linear and conv": Case("blocks.*.mlp.fc2 | conv", OFT(block=4)),
     "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
     "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
+    "ladder": Case("blocks.*", Ladder(width=3), merges=False, has_formula=False),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
     "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),

@@ -12,6 +12,7 @@ from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, Wei
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
+from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
@@ -36,6 +37,7 @@ __all__ = [
     "Delta",
     "DoRA",
     "FourierFT",
+    "Ladder",
     "LoHa",
     "LoKr",
     "LoRA",

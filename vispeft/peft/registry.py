@@ -15,6 +15,7 @@ from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
+from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "lokr": LoKr,
     "fourierft": FourierFT,
     "oft": OFT,
+    "ladder": Ladder,
 }
 
 # methods of others, filled by `register_method` alone
