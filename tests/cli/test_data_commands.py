@@ -139,5 +139,5 @@ def test_convert__prints_warnings_and_writes_the_file(shapes_set: Path, command:
     status, _, err = command("data", "convert", "yolo", "--images", shapes_set / "images", *words)
     assert status == 0
     assert err.startswith(f"warning: {others[0]}")
-    assert "no label file; background." in err
+    assert "no label file; used as background." in err
     assert len(json.loads((tmp_path / "out.json").read_text())["annotations"]) == 1
