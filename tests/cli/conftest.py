@@ -1,4 +1,4 @@
-"""Commands run in this process."""
+"""Fixture that runs a command in the test process."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def command(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Function that runs a command in this process and returns status, standard output and standard error."""
+    """Function that runs a command in the test process and returns status, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:

@@ -24,7 +24,7 @@ def test_evaluate__analysis_of_any_results_file(finished: RunDirectory, command:
     assert len(analysis["images"]) == 3
 
 
-def test_evaluate__analysis_of_a_run_stands_beside_its_summary(finished: RunDirectory, command: Command) -> None:
+def test_evaluate__analysis_of_a_run_is_written_beside_its_summary(finished: RunDirectory, command: Command) -> None:
     status, _, err = command("evaluate", finished.root, "--analysis")
     assert status == 0, err
     assert json.loads((finished.root / "analysis.json").read_text())["kind"] == "segm"

@@ -45,7 +45,7 @@ def test_help__of_every_command_has_an_example(words: list[str], command: Comman
     assert f"Example: vispeft {' '.join(words)}" in " ".join(out.replace("│", " ").split())
 
 
-def test_main__is_a_module_too() -> None:
+def test_main__runs_as_a_module() -> None:
     done = subprocess.run([sys.executable, "-m", "vispeft", "nonsense"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "No such command" in done.stderr
@@ -72,7 +72,7 @@ def test_main__an_error_is_one_message(command: Command, tmp_path: Path) -> None
     status, out, err = command("train", tmp_path / "none.yaml")
     assert (status, out) == (1, "")
     assert err.startswith("error: ")
-    assert "none.yaml` is not there" in err
+    assert "none.yaml` does not exist" in err
     assert len(err.splitlines()) == 1
 
 
@@ -153,7 +153,7 @@ def test_predict__writes_overlays_and_results(
     assert all(result["segmentation"]["size"] == [64, 64] for result in results)
 
 
-def test_predict__names_what_is_no_image(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+def test_predict__names_files_that_are_not_images(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
     status, _, err = command("predict", finished.root, tmp_path / "none.png", "--out", tmp_path / "out")
     assert status == 1
     assert "none.png` must be an image or a folder of images" in err
@@ -183,7 +183,7 @@ def test_merge__gives_a_checkpoint_that_predicts_the_same(
     torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=1e-4, atol=1e-5)
 
 
-def test_merge__gives_a_checkpoint_that_says_which_model_it_holds(
+def test_merge__gives_a_checkpoint_with_the_model_metadata(
     finished: RunDirectory, tiny: dict[str, Any], command: Command, tmp_path: Path
 ) -> None:
     path = tmp_path / "merged.safetensors"
@@ -218,7 +218,7 @@ def test_plan__counts_before_training(config_path: Path, command: Command, finis
     assert f"{summary['total_params']:,}" in out
 
 
-def test_sites__what_a_pattern_names(config_path: Path, command: Command) -> None:
+def test_sites__lists_the_matches_of_a_pattern(config_path: Path, command: Command) -> None:
     status, out, _ = command("sites", config_path, "decoder.layers.*.linear1")
     assert status == 0
     assert "decoder.layers.2.linear1" in out
@@ -231,7 +231,7 @@ def test_sites__what_a_pattern_names(config_path: Path, command: Command) -> Non
     assert "decoder.layers.*" in err
 
 
-def test_methods_and_doctor__say_what_there_is(command: Command) -> None:
+def test_methods_and_doctor__list_what_exists(command: Command) -> None:
     status, out, _ = command("methods")
     assert status == 0
     assert all(word in out for word in ("lora", "adapter", "mask_dino"))

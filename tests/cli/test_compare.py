@@ -16,7 +16,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def rival(finished: RunDirectory, tmp_path: Path) -> Path:
-    """A copy of the finished run that found half as much and cost less, of another rank."""
+    """A copy of the finished run with half of the results, lower cost and another rank."""
     root = tmp_path / "rival"
     shutil.copytree(finished.root, root)
     config = (root / "config.yaml").read_text()

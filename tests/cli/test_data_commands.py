@@ -1,4 +1,4 @@
-"""Commands about data sets."""
+"""Commands for data sets."""
 
 import json
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def test_check__offers_fix_only_where_it_repairs(shapes_set: Path, command: Comm
         assert (status == 0) is is_repaired
 
 
-# kinds that are refused, and kinds that load without a word; the others load with a warning
+# kinds that are refused, and kinds that load without a warning; the others load with one
 REFUSED = (
     *("duplicate-category-names", "images-empty-list", "json-truncated", "no-annotations-key", "panoptic-json"),
     *("path-traversal", "size-in-json-differs", "string-image-ids", "unknown-category-id"),
@@ -113,7 +113,7 @@ def test_check__behaves_as_expected_on_every_nasty_case(command: Command) -> Non
             assert err, case.name
 
 
-def test_stats_show_split_shapes__write_what_they_say(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+def test_stats_show_split_shapes__write_the_printed_files(shapes_set: Path, command: Command, tmp_path: Path) -> None:
     status, out, _ = command("data", "stats", shapes_set / "train.json")
     assert status == 0
     assert "instances" in out
@@ -139,5 +139,5 @@ def test_convert__prints_warnings_and_writes_the_file(shapes_set: Path, command:
     status, _, err = command("data", "convert", "yolo", "--images", shapes_set / "images", *words)
     assert status == 0
     assert err.startswith(f"warning: {others[0]}")
-    assert "no label file; background." in err
+    assert "no label file; used as background." in err
     assert len(json.loads((tmp_path / "out.json").read_text())["annotations"]) == 1

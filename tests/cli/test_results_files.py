@@ -1,4 +1,4 @@
-"""Results files that are not what they should be, given to the commands that score them."""
+"""Invalid results files, given to the commands that score them."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Change = Callable[[list[dict[str, Any]]], Any]
 
 
 def changed(**values: Any) -> Change:
-    """Return a change of the values of the second result."""
+    """Return a function that changes values of the second result."""
     return lambda results: [results[0], results[1] | values, *results[2:]]
 
 
@@ -38,7 +38,7 @@ HOSTILE: dict[str, tuple[Change, str]] = {
 
 @pytest.fixture
 def results_file(finished: RunDirectory, tmp_path: Path) -> Callable[[Change], Path]:
-    """Function that writes the results of the finished run, changed."""
+    """Function that writes the changed results of the finished run."""
 
     def write(change: Change) -> Path:
         content = change(json.loads(finished.predictions.read_text()))
@@ -61,7 +61,7 @@ def test_hostile_results__are_one_error_of_every_command(
         assert message in err
 
 
-def test_results__that_are_not_there_or_a_folder(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+def test_results__refuses_a_missing_file_and_a_folder(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
     for path, message in ((tmp_path / "none.json", "none.json` "), (tmp_path, "must be a JSON file, but is a folder")):
         status, _, err = command("evaluate", "--predictions", path, "--annotations", finished.annotations)
         assert (status, len(err.splitlines())) == (1, 1)
@@ -71,7 +71,7 @@ def test_results__that_are_not_there_or_a_folder(finished: RunDirectory, command
     assert "must be a finished run" in err
 
 
-def test_results__empty_lists_score_nothing_and_say_so(
+def test_results__empty_lists_have_zero_metrics_and_a_warning(
     results_file: Callable[[Change], Path], finished: RunDirectory, command: Command
 ) -> None:
     path, annotations = results_file(lambda results: []), ("--annotations", finished.annotations)

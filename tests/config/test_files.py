@@ -101,7 +101,7 @@ def test_load_config__finds_a_recipe_by_its_name(tmp_path: Path, monkeypatch: py
         assert load_config(Path(name)) == expected
     Path("bundled_lora").write_text("train: {steps: 3}\n")
     assert load_config(Path("bundled_lora")).train.steps == 3
-    with pytest.raises(ConfigError, match="is not there"):
+    with pytest.raises(ConfigError, match="does not exist"):
         load_config(Path("elsewhere/bundled_lora.yaml"))
 
 

@@ -1,4 +1,4 @@
-"""Methods as a configuration describes them."""
+"""Methods in a configuration."""
 
 import sys
 from pathlib import Path
@@ -57,7 +57,7 @@ vp.register_method(Mine)
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of Python modules, with `config_methods` and `config_broken`; nothing of it outlives the test."""
+    """A folder of Python modules, with `config_methods` and `config_broken`; all of it is removed after the test."""
     (tmp_path / "config_methods.py").write_text(MY_METHODS)
     (tmp_path / "config_broken.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(str(tmp_path))

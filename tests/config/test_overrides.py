@@ -1,4 +1,4 @@
-"""Words of the command line."""
+"""`key=value` overrides of the command line."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Strict YAML: what reads as what, and what is refused."""
+"""Strict YAML: values of scalars, and refused texts."""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def test_parse_yaml__reads_core_scalars_only(text: str, value: Any) -> None:
         ("1: x", ["line 1", "must be text"]),
         ("a: [1", ["not valid YAML", "line 1"]),
         ("a: !!python/object:os.system {}", ["not valid YAML"]),
-        ("[" * 5000, ["nests too deeply"]),
+        ("[" * 5000, ["nested too deeply"]),
     ],
 )
 def test_parse_yaml__refuses_by_line(text: str, words: list[str]) -> None:
@@ -53,13 +53,13 @@ def test_parse_yaml__refuses_by_line(text: str, words: list[str]) -> None:
 
 
 def test_read_yaml__names_the_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml.* is not there"):
+    with pytest.raises(ConfigError, match=r"none\.yaml.* does not exist"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(tmp_path)
     listed = tmp_path / "list.yaml"
     listed.write_text("- 1\n")
-    with pytest.raises(ConfigError, match="must hold a mapping of keys, but holds a list of 1"):
+    with pytest.raises(ConfigError, match="must contain a mapping of keys, but contains a list of 1"):
         read_yaml(listed)
     listed.write_bytes(b"a: \xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read"):

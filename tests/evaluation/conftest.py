@@ -1,4 +1,4 @@
-"""Hostile inputs for COCO evaluation, and pycocotools' own answers."""
+"""Difficult inputs for COCO evaluation, and the reference values of pycocotools."""
 
 import contextlib
 import copy
@@ -40,8 +40,11 @@ def _rle(box: tuple[int, int, int, int], size: tuple[int, int]) -> dict[str, Any
 
 
 def _adversarial_case(seed: int, num_images: int = 10) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Annotations and results with ties in score and IoU, crowds, `ignore`, areas on and beside the bounds, empty
-    images, identical objects, float32 scores and more than 100 detections of one category in one image."""
+    """Return annotations and results with many special cases.
+
+    These are ties in score and IoU, crowds, `ignore`, areas at and near the bounds of size ranges, empty images,
+    identical objects, float32 scores, and more than 100 detections of one category in one image.
+    """
     generator = np.random.default_rng(seed)
     size, num_categories = SIZES[seed % 3], (1, 3, 2)[seed % 3]
     ids = [int(number) for number in generator.permutation(np.arange(1, num_images + 1)) * 7]
@@ -69,7 +72,7 @@ def _adversarial_case(seed: int, num_images: int = 10) -> tuple[dict[str, Any], 
 
 
 def _pycocotools_evaluation(annotations: dict[str, Any], results: list[dict[str, Any]], kind: str) -> COCOeval:
-    """Return the evaluation of pycocotools, called on copies. The mask pass omits boxes."""
+    """Return the evaluation by pycocotools on copies of the arguments. The mask pass omits boxes."""
     results = copy.deepcopy(results)
     if kind == "segm":
         for result in results:
@@ -92,7 +95,7 @@ def _box(
     repeats: float,
     seed: int,
 ) -> tuple[int, int, int, int]:
-    """A rectangle in the image, or one of the earlier ones; of sizes on the bounds of COCO's ranges for odd seeds."""
+    """Return a rectangle in the image, or an earlier one. Odd seeds use sizes at the bounds of COCO's ranges."""
     if earlier and generator.random() < repeats:
         return earlier[generator.integers(len(earlier))]
     width = int(generator.choice([4, 8, 16, 32, 32, 48, 96]) if seed % 2 else generator.integers(2, 100))

@@ -1,4 +1,4 @@
-"""Directories of runs and sweeps as their commands write them, small and made without training."""
+"""Small directories of runs and sweeps, with the files of a real one but made without training."""
 
 import json
 
@@ -15,7 +15,7 @@ POLYGON = [10.0, 10.0, 40.0, 10.0, 40.0, 30.0, 10.0, 30.0]
 
 
 def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, changes=None, config=None, scores=(0.25,)):
-    """Write a run directory as `train` does, on two small images; one of their two objects is detected."""
+    """Write a run directory like `train`, for two small images with two objects, of which one is detected."""
     images = images or path / "images"
     images.mkdir(parents=True, exist_ok=True)
     path.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _write_run(path, *, images=None, name="disk & <b>box</b>", score=0.9, change
 
 
 def _write_sweep(path, *, counts=(0, 1, 2, 3), seeds=(1, 2), lost=True):
-    """Write the directory of a sweep: adapters per block over seeds, best at 2; one failed and one pruned trial."""
+    """Write a sweep directory: adapters per block and seeds, best with 2 adapters; one failed and one pruned trial."""
     trials = []
     for count in counts:
         for seed in seeds:

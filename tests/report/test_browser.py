@@ -77,7 +77,7 @@ def visit(browser, pages):
 
 
 def _column(page, table, number):
-    """Return the texts of a column of the table of this name."""
+    """Return the texts of a column of the table with this name."""
     return page.locator(f"[aria-label='{table}'] tbody tr > :nth-child({number})").all_inner_texts()
 
 
@@ -86,7 +86,7 @@ def _ground(page):
 
 
 @pytest.mark.parametrize("kind", PAGES)
-def test_page__opens_from_disk_without_a_complaint_or_a_request(browser, pages, kind):
+def test_page__opens_from_disk_without_errors_or_requests(browser, pages, kind):
     context = browser.new_context()
     page = context.new_page()
     complaints, requests = [], []
@@ -113,7 +113,7 @@ def test_table__sorts_by_click(visit):
     assert descending[-1] == NOTHING
     head.get_by_role("button").click()
     assert head.get_attribute("aria-sort") == "ascending"
-    # what is undefined stays last
+    # undefined values stay last
     assert _column(page, "Trials", 5) == [*reversed(descending[:-1]), NOTHING]
 
 
@@ -153,7 +153,7 @@ def test_dot__shows_its_configuration(visit, way):
 
 
 @pytest.mark.parametrize("way", ["click", "keyboard"])
-def test_dot__leads_to_its_run(visit, way):
+def test_dot__links_to_its_run(visit, way):
     page = visit("sweep")
     dot = page.get_by_label("adapters, count 2: mask AP").first
     if way == "click":
@@ -190,7 +190,7 @@ def test_curve__shows_the_nearest_line(visit):
     assert area.locator(".line.is-on").count() == 1
 
 
-def test_front__is_drawn_against_the_cost_that_is_chosen(visit):
+def test_front__is_drawn_against_the_chosen_cost(visit):
     page = visit("sweep")
     shown = page.locator(".choice:visible .x-label")
     assert shown.all_inner_texts() == ["trainable parameters"]
@@ -255,7 +255,7 @@ def test_page__fits_a_phone(visit, kind):
     page = visit(kind, **PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("innerWidth") == 390
-    # nothing that does not scroll by itself is cut off
+    # only elements that scroll may extend beyond the screen
     outside = page.evaluate(
         """() => [...document.querySelectorAll("main *")].filter(element =>
             element.checkVisibility() && !element.closest(".scroll, pre, .hidden, .picture, .area, nav") &&
@@ -271,7 +271,7 @@ def test_page__prints_without_controls(visit, kind):
     for control in ("button.theme", "nav", "button.copy", "button.zoom", ".switches", ".choices", "#tip"):
         assert page.locator(f"{control}:visible").count() == 0, control
     assert _ground(page) == "rgb(255, 255, 255)"
-    # the width of A4, and tables that are whole
+    # the page has the width of A4, and no table is cut off
     page.set_viewport_size({"width": 720, "height": 1000})
     assert page.evaluate("document.documentElement.scrollWidth") <= 720
     cut = "[...document.querySelectorAll('.scroll')].filter(each => each.scrollHeight > each.clientHeight + 1).length"
@@ -280,7 +280,7 @@ def test_page__prints_without_controls(visit, kind):
 
 
 @pytest.mark.parametrize("kind", PAGES)
-def test_page__is_whole_without_scripts(visit, kind):
+def test_page__is_complete_without_scripts(visit, kind):
     page = visit(kind, java_script_enabled=False)
     assert page.locator("h1").is_visible()
     assert page.locator("table:visible").count() > 0

@@ -51,7 +51,7 @@ def test_line_chart__stays_inside_its_frame(points, from_zero):
     assert [name for name, _ in chart.legend] == ["a"]
 
 
-def test_line_chart__of_nothing_is_nothing():
+def test_line_chart__without_points_is_none():
     assert line_chart([Series("a", [])], title="t") is None
 
 
@@ -78,7 +78,7 @@ def test_thinned__keeps_few_points_and_the_last():
     assert thinned(points[:50], 50) == points[:50]
 
 
-def test_placed_dots__texts_cover_neither_each_other_nor_a_dot():
+def test_placed_dots__texts_do_not_overlap_texts_or_dots():
     scale = Axis("", 0, 1)
     dots = [
         Dot(0.5, 0.5, "a", "", text="first"),
@@ -109,7 +109,7 @@ def test_placed_dots__a_phone_has_room_for_fewer_texts():
         ([1, 1], False, [1]),
     ],
 )
-def test_value_axis__has_ticks_at_what_was_chosen(values, is_log, expected):
+def test_value_axis__has_ticks_at_the_chosen_values(values, is_log, expected):
     found = value_axis(values, "")
     assert found.is_log == is_log
     assert [text for _, text in found.ticks] == [str(value) for value in expected]

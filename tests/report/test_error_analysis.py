@@ -12,7 +12,7 @@ from vispeft.report.run_contents import read_run
 
 @pytest.fixture
 def analysis(run_dir):
-    """Content that `vispeft evaluate --analysis` writes."""
+    """Content of a file of `vispeft evaluate --analysis`."""
     return analyse_results(run_dir / "annotations_val.json", run_dir / "predictions_val.json").to_dict()
 
 
@@ -33,7 +33,7 @@ def test_error_analysis_of__equals_the_analysis_of_the_command(run_dir, analysis
     )
     assert found.threshold == analysis["threshold"]
     assert found.boundary_ap == analysis["boundary"]["AP"]
-    # of two objects one is found, and nothing is near the other
+    # one of two objects is detected, and no detection overlaps the other
     (missed,) = found.errors
     assert (missed.name, missed.count, missed.share) == ("missed", "1", 1.0)
     assert missed.gain == f"{analysis['errors']['gains']['missed']:.3f}"

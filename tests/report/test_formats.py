@@ -15,12 +15,12 @@ def test_metric_text__undefined_is_a_dash(value, expected):
     ("value", "expected"),
     [(12, "12 bytes"), (1536, "1.5 kB"), (12.5 * 2**20, "12.5 MB"), (1010 * 2**20, "1,010 MB"), (None, NOTHING)],
 )
-def test_byte_size__is_in_the_unit_that_people_use(value, expected):
+def test_byte_size__is_in_a_readable_unit(value, expected):
     assert byte_size(value) == expected
 
 
 @pytest.mark.parametrize(("value", "expected"), [(61.4, "61 s"), (200, "3 min"), (7260, "2 h 01 min"), (None, NOTHING)])
-def test_duration__is_in_the_unit_that_people_use(value, expected):
+def test_duration__is_in_a_readable_unit(value, expected):
     assert duration(value) == expected
 
 

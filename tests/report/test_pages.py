@@ -45,7 +45,7 @@ def test_write_report__is_one_self_contained_page(run_dir):
     page = write_report(run_dir).read_text()
     outline = Outline(page)
     assert outline.open == []
-    # two images, and the worse of them once more
+    # two images, and the worst one again
     assert len(outline.sources) == 3
     assert all(source.startswith("data:image/jpeg;base64,") for source in outline.sources)
     assert all(link.startswith("#") and link[1:] in outline.ids for link in outline.links)
@@ -79,7 +79,7 @@ def test_write_report__shows_the_metrics_of_the_summary(run_dir):
     assert NOTHING in texts
 
 
-def test_write_report__escapes_what_the_data_says(run_dir):
+def test_write_report__escapes_names_from_the_data(run_dir):
     page = write_report(run_dir).read_text()
     assert "<b>box</b>" not in page
     assert "disk &amp; &lt;b&gt;box&lt;/b&gt;" in page
@@ -87,7 +87,7 @@ def test_write_report__escapes_what_the_data_says(run_dir):
 
 def test_write_report__draws_curves_without_missing_values(run_dir):
     page = write_report(run_dir).read_text()
-    # the loss; precision by recall at three thresholds; calibration and its ideal
+    # the loss; precision by recall at three thresholds; calibration and the ideal line
     assert page.count("<polyline") == 1 + 3 + 2
     assert "loss ends at 1.25" in page
     assert not re.search(r"\bnan\b|\binf\b|\bNone\b", " ".join(Outline(page).texts[3:-1]))
@@ -100,7 +100,7 @@ def test_write_report__of_a_run_that_has_only_begun(tmp_path):
     assert "mask_dino" in page
 
 
-def test_write_report__images_that_are_gone_are_named(run_dir):
+def test_write_report__missing_images_are_named(run_dir):
     (run_dir / "images" / "0.png").unlink()
     page = write_report(run_dir).read_text()
     assert "0.png does not exist" in page
@@ -115,7 +115,7 @@ def test_write_report__images_outside_the_folder_are_not_read(run_dir):
     document["images"][0]["file_name"] = "../0.png"
     path.write_text(json.dumps(document))
     page = write_report(run_dir).read_text()
-    assert "`../0.png` leaves the image folder" in page
+    assert "`../0.png` is outside of the image folder" in page
     assert len(Outline(page).sources) == 2
 
 
@@ -149,7 +149,7 @@ def test_write_comparison__has_a_row_and_a_panel_per_run(make_run, tmp_path):
     outline = Outline(write_comparison(runs, tmp_path / "comparison.html").read_text())
     assert outline.open == []
     assert [link for link in outline.links if not link.startswith("#")] == ["lora/report.html"]
-    # the picture of each image once, drawn again under the outlines of each run
+    # each picture is embedded once and reused under the outlines of each run
     assert len(outline.sources) == 2
     assert sum(link.startswith("#image-") for link in outline.links) == 2 * 2
     assert outline.texts.count("full") >= 3

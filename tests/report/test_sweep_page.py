@@ -18,7 +18,7 @@ def sweep_dir(make_sweep, tmp_path):
     return make_sweep(tmp_path / "sweep")
 
 
-def test_write_sweep_report__holds_every_trial_without_scripts(sweep_dir):
+def test_write_sweep_report__contains_every_trial_without_scripts(sweep_dir):
     page = write_sweep_report(sweep_dir).read_text()
     body = re.sub(r"<(script|style|template).*?</\1>", "", page, flags=re.S)
     assert body.count('<span class="state complete">') == 8
@@ -29,13 +29,13 @@ def test_write_sweep_report__holds_every_trial_without_scripts(sweep_dir):
     assert not re.search(r"https?://|url\(|@import|\bnan\b", page)
 
 
-def test_write_sweep_report__links_to_the_pages_of_runs_that_are_there(sweep_dir):
+def test_write_sweep_report__links_to_the_pages_of_existing_runs(sweep_dir):
     assert 'href="trials/0003/report.html"' not in write_sweep_report(sweep_dir).read_text()
     write_report(sweep_dir / "trials" / "0003")
     assert 'href="trials/0003/report.html"' in write_sweep_report(sweep_dir).read_text()
 
 
-def test_write_sweep_report__of_a_sweep_that_has_only_begun(tmp_path):
+def test_write_sweep_report__of_a_sweep_without_results(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps({"name": "new", "num_runs": 4, "trials": []}))
     page = write_sweep_report(tmp_path).read_text()
     assert "No trial is complete yet." in page
@@ -80,7 +80,7 @@ def test_parameter_charts__a_configuration_without_deltas_has_no_adapters(sweep_
     assert len(choice.chart.lines) == 1
 
 
-def test_parameter_charts__what_else_differs_is_not_the_same_without_deltas(sweep_dir):
+def test_parameter_charts__configurations_that_also_differ_otherwise_are_separate(sweep_dir):
     for number in ("0001", "0002"):
         path = sweep_dir / "trials" / number / "config.yaml"
         path.write_text(path.read_text() + "loss: {num_points: 7}\n")
@@ -120,7 +120,7 @@ def test_curve_charts__are_means_over_seeds(sweep_dir):
     assert [len(line["points"].split()) for line in losses.lines] == [4] * 4
 
 
-def test_curve_charts__what_was_scored_once_has_no_curve(sweep_dir):
+def test_curve_charts__a_single_evaluation_has_no_curve(sweep_dir):
     for path in (sweep_dir / "trials").glob("*/metrics.jsonl"):
         path.write_text("".join(line + "\n" for line in path.read_text().splitlines() if '"step": 8' not in line))
     sweep = read_sweep(sweep_dir)

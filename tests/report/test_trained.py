@@ -1,4 +1,4 @@
-"""Counts of what was trained are those of the file's tensors."""
+"""Counts of trained parameters, compared with the tensors in the adapter file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vispeft.report.trained import read_trained
 
 
 class Stage(nn.Module):
-    """A map, a norm with statistics, and a child whose name is a method's."""
+    """A linear map, a norm with statistics, and a child with the name of a method."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 
 def sizes(path: Path) -> dict[str, int]:
-    """Number of values of each tensor in a file."""
+    """Return the number of values of each tensor in a file."""
     with safe_open(path, "pt") as file:
         return {key: file.get_tensor(key).numel() for key in file.keys()}  # noqa: SIM118
 

@@ -1,4 +1,4 @@
-"""Sweeps of the tiny configuration, and a PostgreSQL server of our own."""
+"""Sweeps of the tiny configuration, and a temporary PostgreSQL server."""
 
 import contextlib
 import getpass
@@ -20,14 +20,14 @@ from vispeft.sweep.study import SharedStudy
 
 
 class SweepFolder:
-    """A place for sweeps: writes files, opens studies."""
+    """A folder for sweeps, with methods that write sweep files and open studies."""
 
     def __init__(self, root: Path, tiny: dict[str, Any]) -> None:
         self.root = root
         self.tiny = tiny
 
     def write(self, section: dict[str, Any], **base: Any) -> Path:
-        """A sweep file of the tiny configuration."""
+        """Write a sweep file of the tiny configuration and return its path."""
         path = self.root / "small.yaml"
         path.write_text(yaml.safe_dump({**self.tiny, **base, "sweep": section}, sort_keys=False))
         return path
@@ -46,7 +46,7 @@ def folder(tmp_path: Path, tiny: dict[str, Any]) -> SweepFolder:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """URL of an empty data base on a server that ends with the tests."""
+    """URL of an empty database on a server that is stopped after the tests."""
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'vispeft[postgresql]'")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = shutil.which("initdb") or (str(programs[-1]) if programs else None)

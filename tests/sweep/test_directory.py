@@ -30,7 +30,7 @@ def test_open__a_given_directory(folder: Any, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     assert open_sweep_directory(load_sweep(path), out).root == out
     assert open_sweep_directory(load_sweep(path), out).root == out
-    with pytest.raises(ConfigError, match=r"holds a sweep of other settings: `train\.steps` differ"):
+    with pytest.raises(ConfigError, match=r"contains a sweep with other settings: `train\.steps` differ"):
         open_sweep_directory(load_sweep(path, ["train.steps=9"]), out)
-    with pytest.raises(TrainingError, match="holds no sweep"):
+    with pytest.raises(TrainingError, match="contains no sweep"):
         open_sweep_directory(load_sweep(path), tmp_path)

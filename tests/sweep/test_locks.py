@@ -25,7 +25,7 @@ def test_study_lock__postgresql(postgresql: str) -> None:
         with StudyLock(url, "another study").held():
             pass
     with engine.connect() as other:
-        # a server notices the end of a connection a moment later; past the timeout this raises
+        # a server notices the end of a connection with a delay; after the timeout this raises
         other.execute(sqlalchemy.text("SET lock_timeout = 20000"))
         other.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": lock._key})
 

@@ -1,4 +1,4 @@
-"""Sweeps in processes that are killed: nothing is lost and nothing done twice."""
+"""Sweeps with killed processes: no trial is lost or done twice."""
 
 import json
 import os
@@ -15,7 +15,7 @@ GRID = {"space": {"train.lr": [0.001, 0.002, 0.003]}}
 
 
 def started(path: Path, *words: str) -> subprocess.Popen[str]:
-    """A sweep in a process, in the folder of its file."""
+    """Start a sweep in a process, in the folder of its file."""
     command = [sys.executable, "-m", "vispeft", "sweep", str(path), *words]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=path.parent, preexec_fn=heed_ctrl_c, **pipes)
@@ -43,7 +43,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def table(root: Path) -> list[dict[str, Any]]:
-    """A sweep's trials, but for times and places."""
+    """Return the trials of a sweep without their times and paths."""
     trials: list[dict[str, Any]] = json.loads((root / "results.json").read_text())["trials"]
     for trial in trials:
         trial.pop("directory")

@@ -42,11 +42,11 @@ def test_run_sweep__a_grid(folder: Any, tiny: dict[str, Any], tmp_path: Path) ->
         ("both", "0.001", "complete"),
         ("both", "0.01", "complete"),
     ]
-    # a trial is the run that `train` makes
+    # a trial gives the same files as `vispeft train`
     alone = RunDirectory(tmp_path / "alone")
     train_run(load_config(root / "trials" / "0004" / "config.yaml"), alone)
     assert alone.predictions.read_bytes() == (root / "trials" / "0004" / "predictions_val.json").read_bytes()
-    # one line for each trial, between the greeting and the comparison
+    # one line for each trial, between the first line and the comparison
     assert [line.split("]")[0] for line in folder.lines[1:-1]] == ["[1/4", "[2/4", "[3/4", "[4/4"]
     assert "class, train.lr=0.01, seed 7: AP 0.0" in folder.lines[-2]
     assert folder.lines[-1].startswith("Comparing 4 configurations")

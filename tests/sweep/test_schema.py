@@ -23,11 +23,11 @@ def test_parse_sweep__reads_back_what_it_dumps() -> None:
     ("section", "message"),
     [
         ([], "`sweep` must be a section"),
-        ({}, "`sweep.space` or `sweep.variants` must name something"),
+        ({}, "`sweep.space` or `sweep.variants` must not be empty"),
         ({"space": SPACE, "smapler": "tpe"}, "`sweep.smapler` is not a configuration key. Did you mean"),
         ({"space": {"train.lr": 0.1}}, r"`sweep.space.train.lr` must be a list .* but is 0.1"),
         ({"space": {"train.lr": []}}, "`sweep.space.train.lr` must have at least one value"),
-        ({"space": {"train.lr": [1, 1]}}, "none twice"),
+        ({"space": {"train.lr": [1, 1]}}, "no duplicates"),
         ({"space": {"train.lr": {"low": 1}}}, "`sweep.space.train.lr` must have a number as `high`, but it is empty"),
         ({"space": {"train.lr": {"low": 2, "high": 1}}}, "must have `low` below `high`, but they are 2 and 1"),
         ({"space": {"train.lr": {"low": 0, "high": 1, "log": True}}}, "`low` above 0 for `log`"),
@@ -39,7 +39,7 @@ def test_parse_sweep__reads_back_what_it_dumps() -> None:
         ({"space": {"train.lr": {"values": [1], "low": 1}}}, "must be a list of values"),
         ({"space": SPACE, "trials": 3}, "`sweep.trials` must be left out for a grid"),
         ({"space": SPACE, "sampler": "tpe"}, "`sweep.trials` must be set"),
-        ({"space": SPACE, "seeds": [1, 1]}, "`sweep.seeds` must have at least one seed and none twice"),
+        ({"space": SPACE, "seeds": [1, 1]}, "`sweep.seeds` must have at least one seed and no duplicates"),
         ({"space": SPACE, "objectives": ["AP"]}, "`sweep.objectives.0` must be 'segm/AP'"),
         ({"space": SPACE, "workers": 0}, "`sweep.workers` must be at least 1, but is 0"),
         (
@@ -48,6 +48,6 @@ def test_parse_sweep__reads_back_what_it_dumps() -> None:
         ),
     ],
 )
-def test_parse_sweep__names_what_is_wrong(section: object, message: str) -> None:
+def test_parse_sweep__names_the_wrong_key(section: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_sweep(section)

@@ -38,17 +38,20 @@ def test_grid__takes_conditions_into_account_and_the_last_changes_fastest() -> N
     ]
 
 
-def test_words__apply_the_variant_before_the_rest() -> None:
+def test_overrides_of__apply_the_variant_before_the_rest() -> None:
     space = space_of(**CONDITIONAL)
-    assert space.words({"variant": "lora", "peft.rank": 4}) == ['peft.train=["@heads"]', "peft.rank=4"]
-    assert space.words({"variant": "head", "peft.count": 3, "train.clip": None}) == ["peft.count=3", "train.clip=null"]
+    assert space.overrides_of({"variant": "lora", "peft.rank": 4}) == ['peft.train=["@heads"]', "peft.rank=4"]
+    assert space.overrides_of({"variant": "head", "peft.count": 3, "train.clip": None}) == [
+        "peft.count=3",
+        "train.clip=null",
+    ]
 
 
-def test_words__values_that_are_not_plain_have_text_as_label() -> None:
+def test_overrides_of__labels_of_lists_are_json_text() -> None:
     space = space_of(space={"peft.train": [["@heads"], []], "a": [True, 1, "1"]})
     assert space.grid()[0] == {"peft.train": '["@heads"]', "a": True}
-    assert [space.words(point)[0] for point in space.grid()[::3]] == ['peft.train=["@heads"]', "peft.train=[]"]
-    assert [space.words(point)[1] for point in space.grid()[:3]] == ["a=true", "a=1", 'a="1"']
+    assert [space.overrides_of(point)[0] for point in space.grid()[::3]] == ['peft.train=["@heads"]', "peft.train=[]"]
+    assert [space.overrides_of(point)[1] for point in space.grid()[:3]] == ["a=true", "a=1", 'a="1"']
 
 
 def test_grid__a_range_with_steps() -> None:
@@ -63,7 +66,7 @@ def test_grid__needs_values(entry: dict[str, Any]) -> None:
         space_of(space={"a": entry}).grid()
 
 
-def test_corners__hold_every_value_and_both_ends() -> None:
+def test_corners__contain_every_value_and_both_ends() -> None:
     corners = space_of(**CONDITIONAL).corners()
     seen = {(name, label) for point in corners for name, label in point.items()}
     assert seen >= {("peft.rank", 4), ("peft.rank", 8), ("peft.count", 1), ("peft.count", 3)}
@@ -78,12 +81,12 @@ def test_corners__hold_every_value_and_both_ends() -> None:
             r"`sweep\.space\.a\.when\.b` must name a varied key",
         ),
         ({"space": {"b": [1], "a": {"values": [1], "when": {"b": 2}}}}, "must be one of 1, but is 2"),
-        ({"space": {"a b": [1]}}, "`sweep.space.a b` must be a configuration key"),
+        ({"space": {"a b": [1]}}, "`sweep.space.a b` must be a dotted configuration key"),
         ({"space": {"sweep.trials": [1]}}, "must be a key of the configuration outside of `sweep`"),
         ({"variants": {"x": {"a b": 1}}}, r"`sweep\.variants\.x\.a b`"),
     ],
 )
-def test_build_space__names_what_is_wrong(section: dict[str, Any], message: str) -> None:
+def test_build_space__names_the_wrong_key(section: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         space_of(**section)
 

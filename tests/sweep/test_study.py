@@ -1,4 +1,4 @@
-"""Claims of trials: nothing is lost and nothing done twice, wherever a worker dies. No training here."""
+"""Claims of trials, without training: no trial is lost or done twice, at whatever point a worker dies."""
 
 from collections import Counter
 from typing import Any
@@ -31,7 +31,7 @@ def complete(shared: SharedStudy, claim: Claim) -> None:
 
 
 def die(claim: Claim) -> None:
-    """Leave a trial as a worker does whose process died: its lock is free, its state is running."""
+    """Leave a trial in the state after the death of its worker: the lock is free, the state is running."""
     claim.lock.release()
 
 
@@ -85,7 +85,7 @@ def test_take__a_dead_workers_trial_is_taken_over(folder: Any, section: dict[str
 
 
 class Dead(BaseException):
-    """A worker that ends without a word."""
+    """Error that simulates the death of a worker."""
 
 
 @pytest.mark.parametrize("section", [GRID, TPE], ids=["grid", "tpe"])
@@ -197,7 +197,7 @@ def test_postgresql__workers_on_several_machines(folder: Any, postgresql: str, m
     stays, dies = taken(here), taken(there)
     assert (stays.index, dies.index) == (0, 1)
     die(dies)
-    # the machine that died is another one: only its silence tells
+    # the machine that died is another one: its missing heartbeats are the only sign
     monkeypatch.setattr("vispeft.sweep.study.machine_id", lambda: "elsewhere")
     assert taken(here).index == 2
     _silence(there, dies, seconds=60)
@@ -208,7 +208,7 @@ def test_postgresql__workers_on_several_machines(folder: Any, postgresql: str, m
 
 
 def _silence(shared: SharedStudy, claim: Claim, *, seconds: int) -> None:
-    """As if a trial's last sign of life lay some time back."""
+    """Move the last heartbeat of a trial into the past."""
     import sqlalchemy
 
     with shared.storage.engine.begin() as connection:

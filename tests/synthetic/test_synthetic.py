@@ -21,7 +21,7 @@ def scenes(domain: str, count: int, size: int = 96):
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_render_scene__gives_arrays_of_the_told_shapes_and_types(domain):
+def test_render_scene__returns_arrays_of_the_documented_shapes_and_types(domain):
     scene = render_scene(np.random.default_rng(0), (80, 112), domain=domain)
     assert scene.image.shape == (80, 112, 3)
     assert scene.image.dtype == np.uint8
@@ -126,12 +126,12 @@ def test_texture__lies_between_0_and_1_at_any_size():
 
 
 @pytest.mark.parametrize(("domain", "size", "word"), [("brod", 96, "domain"), ("broad", 8, "size")])
-def test_render_scene__names_what_is_wrong(domain, size, word):
+def test_render_scene__names_the_wrong_argument(domain, size, word):
     with pytest.raises(DataError, match=f"`{word}` must be"):
         render_scene(np.random.default_rng(0), size, domain=domain)
 
 
-def test_write_coco__gives_a_file_that_pycocotools_reads_back_exactly(tmp_path: Path):
+def test_write_coco__masks_are_exact_when_read_by_pycocotools(tmp_path: Path):
     path = write_coco(tmp_path, num_images=4, size=(64, 96), seed=2, domain="neon")
     coco = COCO(str(path))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(DOMAINS["neon"].class_names)
@@ -161,12 +161,12 @@ def test_write_splits__are_repeatable_and_differ_from_each_other(tmp_path: Path)
     assert (images / "train_00000.png").read_bytes() != (images / "val_00000.png").read_bytes()
 
 
-def test_write_coco__refuses_to_write_nothing(tmp_path: Path):
+def test_write_coco__refuses_zero_images(tmp_path: Path):
     with pytest.raises(DataError, match="`num_images` must be at least 1, but is 0"):
         write_coco(tmp_path, num_images=0, size=64, seed=0)
 
 
-def test_write_coco__names_every_object_alike_where_asked(tmp_path: Path):
+def test_write_coco__single_class_is_the_category_of_every_object(tmp_path: Path):
     path = write_coco(tmp_path, num_images=2, size=64, seed=5, domain="inverted", single_class="object")
     annotations = json.loads(path.read_text())
     assert [category["name"] for category in annotations["categories"]] == ["object"]

@@ -1,4 +1,4 @@
-"""Error analysis of `evaluate --analysis`: the file with all its results, and tables of the most useful ones."""
+"""Error analysis of `evaluate --analysis`: the file of all results, and tables of the most useful ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 def analysis_paths(
     run: Path | None, overrides: list[str], predictions: Path | None, annotations: Path | None, out: Path | None
 ) -> tuple[Path, Path, Path]:
-    """Return the paths of the annotations, the results and analysis.json. A run's files are used as written."""
+    """Return the paths of the annotations, the results and analysis.json."""
     if predictions is not None and annotations is not None:
         return annotations, predictions, out or predictions.with_name("analysis.json")
     if run is None:
         raise typer.BadParameter("give a RUN, or both --predictions and --annotations.")
     if overrides:
-        raise typer.BadParameter("--analysis uses a run's predictions as they were written: leave out the overrides.")
+        raise typer.BadParameter("--analysis uses the predictions that the run has written: leave out the overrides.")
     return run / ANNOTATIONS_FILE, run / PREDICTIONS_FILE, out or run / "analysis.json"
 
 
@@ -47,7 +47,7 @@ def _show(analysis: ErrorAnalysis) -> None:
     rows.append(("all false positives", "", f"{errors.gain_false_positives:.3f}"))
     rows.append(("all false negatives", "", f"{errors.gain_false_negatives:.3f}"))
     title = f"Errors at IoU 0.5, where {kind} AP50 is {errors.ap50:.3f}"
-    show_table(title, ("kind", "number", "AP50 gained without"), rows)
+    show_table(title, ("kind", "count", "AP50 gain if corrected"), rows)
     interval = analysis.interval
     lines = [f"{kind} AP {interval.value:.3f}, 95 % interval {interval.low:.3f} to {interval.high:.3f}"]
     if analysis.boundary is not None:

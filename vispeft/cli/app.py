@@ -1,6 +1,6 @@
 """The command line: all commands, and their exit statuses.
 
-Commands import their packages when they run, so that help is quick.
+Commands import their packages when they run, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ app.command("doctor")(machine.doctor)
 @app.callback()
 def _options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error. Works after a command too.")
+        bool, typer.Option("--debug", help="Show the traceback of an error. Also allowed after a command.")
     ] = False,
 ) -> None:
     """Declare the options of every command. `main` removes --debug from the arguments before they are parsed."""

@@ -1,4 +1,4 @@
-"""The command `compare`: runs compared on the same images."""
+"""The command `compare`: comparison of runs on the same images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compare(
         list[Path], typer.Argument(metavar="RUN...", help="Run directories, or results files.", show_default=False)
     ],
     annotations: Annotated[
-        Path | None, typer.Option(help="COCO annotations that results files belong to.", show_default=False)
+        Path | None, typer.Option(help="COCO annotations of the results files.", show_default=False)
     ] = None,
     metric: Annotated[Metric, typer.Option(help="The metric to compare.")] = Metric.AP,
     resamples: Annotated[
@@ -40,9 +40,9 @@ def compare(
     group: Annotated[
         bool, typer.Option("--group/--no-group", help="Treat runs that differ in the seed alone as one configuration.")
     ] = True,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the comparison to this file too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the comparison to this file.")] = None,
 ) -> None:
-    """Compare runs on the same images: intervals, differences to the best, and the cheapest that equals it.
+    """Compare runs on the same images: intervals, differences to the best, and the cheapest that is equally good.
 
     Example: vispeft compare runs/quickstart/lora runs/quickstart/adapter runs/quickstart/full
     """

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Data sets: check, repair, count, show, split, convert, draw.", no_args_is_help=True)
 
 Annotations = Annotated[Path, typer.Argument(help="COCO instances file (JSON).", show_default=False)]
-Images = Annotated[Path, typer.Option(help="Folder that file_name is relative to.", show_default=False)]
-OptionalImages = Annotated[Path | None, typer.Option(help="Folder that file_name is relative to.")]
-Out = Annotated[Path, typer.Option(help="Folder to write into.", show_default=False)]
+Images = Annotated[Path, typer.Option(help="Folder of the images; file_name is relative to it.", show_default=False)]
+OptionalImages = Annotated[Path | None, typer.Option(help="Folder of the images; file_name is relative to it.")]
+Out = Annotated[Path, typer.Option(help="Output folder.", show_default=False)]
 
 
 @app.command()
@@ -27,7 +27,7 @@ def check(
     images: Images,
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the annotation file here.")] = None,
 ) -> None:
-    """Report all problems of a data set at once. The exit status is 1 exactly when training would refuse it.
+    """Report all problems of a data set at once. The exit status is 1 if training would refuse the data set, else 0.
 
     Example: vispeft data check train.json --images images
     """
@@ -77,12 +77,12 @@ def show(
     annotations: Annotations,
     images: Images,
     out: Annotated[Path, typer.Option(help="Image file to write.")] = Path("data.png"),
-    count: Annotated[int, typer.Option(min=1, help="Images to show.")] = 6,
-    augmented: Annotated[int, typer.Option(min=0, help="Augmentations beside each image.")] = 3,
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 6,
+    augmented: Annotated[int, typer.Option(min=0, help="Augmented variants beside each image.")] = 3,
     image_size: Annotated[int, typer.Option(min=32, help="Network input size of the augmentations.")] = 512,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw images with their masks, original and as augmented in training.
+    """Draw images with their masks, in the original and augmented as in training.
 
     Example: vispeft data show train.json --images images --out data.png
     """
@@ -105,7 +105,7 @@ def split(
     val_fraction: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Split a data set into train.json and val.json, every class in the same proportion.
+    """Split a data set into train.json and val.json, with every class in the same proportion.
 
     Example: vispeft data split all.json --out splits --val-fraction 0.2
     """
@@ -161,7 +161,7 @@ def masks(
     masks: Annotated[
         Path,
         typer.Option(
-            help="For a.jpg: a.png or a.tif of instance numbers, or a folder a of one mask file per instance."
+            help="For a.jpg: a.png or a.tif of instance numbers, or a folder a with one mask file per instance."
         ),
     ],
     name: Annotated[list[str], typer.Option(help="Class name; several with --classes.", show_default=False)],
@@ -181,8 +181,8 @@ def masks(
 @app.command()
 def shapes(
     out: Out,
-    train: Annotated[int, typer.Option(min=1, help="Training images.")] = 100,
-    val: Annotated[int, typer.Option(min=1, help="Validation images.")] = 40,
+    train: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 100,
+    val: Annotated[int, typer.Option(min=1, help="Number of validation images.")] = 40,
     size: Annotated[int, typer.Option(min=32, help="Side of the square images in pixels.")] = 256,
     domain: Annotated[str, typer.Option(help="Style of the scenes; an unknown name lists all.")] = "hatched",
     seed: Annotated[int, typer.Option(min=0)] = 0,

@@ -17,7 +17,7 @@ def plan(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Estimate parameters, memory, FLOPs and file size of a configuration before training. No weights are fetched.
+    """Estimate parameters, memory, FLOPs and file size of a configuration before training, without its weights.
 
     Example: vispeft plan configs/paper_maskdino_r50_lora.yaml model.image_size=512
     """
@@ -32,7 +32,7 @@ def plan(
             (f"trainable: {name}", f"{count:,}", f"{count * percent:.2f} %")
             for name, count in found.trainable_by_method.items()
         ),
-        ("trainable in all", f"{found.trainable_params:,}", f"{found.trainable_params * percent:.2f} %"),
+        ("trainable in total", f"{found.trainable_params:,}", f"{found.trainable_params * percent:.2f} %"),
         ("frozen", f"{num_frozen:,}", f"{num_frozen * percent:.2f} %"),
         ("total", f"{found.total_params:,}", "100 %"),
     ]
@@ -70,7 +70,7 @@ def sites(
 
     patterns = [word for word in words or [] if "=" not in word]
     if len(patterns) > 1:
-        raise typer.BadParameter(f"give at most one pattern, but not {len(patterns)}.")
+        raise typer.BadParameter(f"give at most one pattern, not {len(patterns)}.")
     loaded = load_config(config, [word for word in words or [] if "=" in word])
     if not patterns:
         roles = list_roles(loaded)

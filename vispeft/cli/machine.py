@@ -9,7 +9,7 @@ from vispeft.cli.terminal import console, show_table
 
 
 def methods() -> None:
-    """Show the methods, models and devices that a configuration can name.
+    """Show the available methods, models and devices.
 
     Example: vispeft methods
     """

@@ -25,12 +25,12 @@ INTERRUPTED = 130
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder of the runs; an earlier quickstart there is replaced.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder of the runs; an earlier quickstart in it is replaced.")] = Path(
         "runs/quickstart"
     ),
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each run; fewer give a quick look.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each run, fewer for a quick try.")] = None,
 ) -> None:
-    """Fine-tune the bundled model on a small synthetic set by head only, LoRA, adapters and fully, and compare.
+    """Fine-tune the bundled model on a small synthetic set: head only, LoRA, adapters and full, and compare them.
 
     Takes a few minutes on a CPU. Example: vispeft quickstart
     """
@@ -87,12 +87,12 @@ def evaluate(
     run: Annotated[Path | None, typer.Argument(help="Run directory.", show_default=False)] = None,
     overrides: Overrides = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file, instead of a run.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO annotations that --predictions belong to.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the metrics to this file too.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO annotations of --predictions.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
     analysis: Annotated[
         bool,
         typer.Option(
-            "--analysis", help="Analyse the errors too: kinds of error, boundary AP, calibration, worst images, ..."
+            "--analysis", help="Also analyse the errors: kinds of error, boundary AP, calibration, worst images, ..."
         ),
     ] = False,
     out: Annotated[
@@ -100,13 +100,13 @@ def evaluate(
         typer.Option(help="File of --analysis. Default: analysis.json in the run, or beside --predictions."),
     ] = None,
 ) -> None:
-    """COCO metrics of a run's best adapter, or of any results file.
+    """Compute COCO metrics of a run's best adapter, or of any results file.
 
     Example: vispeft evaluate runs/bundled_lora-1 --json metrics.json
     """
     checked = checked_overrides(overrides)
     if out is not None and not analysis:
-        raise typer.BadParameter("--out names the file of --analysis: give --analysis too.")
+        raise typer.BadParameter("--out is the file of --analysis: give --analysis too.")
     paths = analysis_paths(run, checked, predictions, annotations, out) if analysis else None
     _show_evaluation(_evaluate(run, checked, predictions, annotations), json_file)
     if paths is not None:
@@ -121,7 +121,7 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for overlays and predictions.json.", show_default=False)],
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score that is kept.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score of a kept instance.")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
     """Predict instances in images: write overlays, and predictions.json as COCO results.
@@ -140,7 +140,7 @@ def merge(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).", show_default=False)],
 ) -> None:
-    """Write one plain checkpoint without deltas. A run with adapters, which do not merge, is refused.
+    """Merge a run into one plain checkpoint without deltas. A run with adapters is refused: they cannot be merged.
 
     Example: vispeft merge runs/bundled_lora-1 --out model.safetensors
     """
@@ -151,7 +151,7 @@ def merge(
 
 
 def checked_overrides(overrides: list[str] | None) -> list[str]:
-    """Return the overrides; one that is not KEY=VALUE is wrong usage."""
+    """Return the overrides. Raises `typer.BadParameter` for one that is not KEY=VALUE."""
     for override in overrides or []:
         if "=" not in override:
             raise typer.BadParameter(f"{override!r} must be KEY=VALUE, such as train.steps=200.")

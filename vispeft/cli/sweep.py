@@ -1,4 +1,4 @@
-"""The command `sweep`: one configuration trained at many points of a search space."""
+"""The command `sweep`: training at many points of a search space."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def sweep(
     ],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Sweep directory. Default: the sweep's own in runs/, or a new one.")
+        Path | None,
+        typer.Option(help="Sweep directory. Default: the existing one of this sweep in runs/, or a new one."),
     ] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
 ) -> None:
-    """Train a configuration at every point of a search space and compare the runs: methods, numbers, ranks, rates.
+    """Train a configuration at many points of a search space, such as methods, ranks and rates, and compare the runs.
 
     The same command resumes a sweep that was stopped or killed. Example: vispeft sweep
     configs/sweep_adapters_per_block.yaml data.train.annotations=train.json data.train.images=images
@@ -51,7 +52,7 @@ def sweep(
 
 
 def _work(loaded: Sweep, out: Path) -> None:
-    """Run trials in a process that another call of the command started."""
+    """Run trials in a worker process that another call of the command started."""
     from vispeft.sweep import SweepDirectory, work_as_child
 
     if work_as_child(loaded, SweepDirectory(out), say):
@@ -88,7 +89,7 @@ def _conclusion(results: Results, root: Path) -> str:
 
 
 def _comparison_sentences(result: SweepResult) -> list[str]:
-    """Return conclusion and notes of comparison.json; empty unless it covers the trials that are complete now."""
+    """Return conclusion and notes of comparison.json; empty if it does not cover the trials that are complete now."""
     from vispeft.io.json_files import read_json
 
     path = result.directory.comparison

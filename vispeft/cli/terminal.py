@@ -1,4 +1,4 @@
-"""Output of commands: results on standard output, everything else on standard error."""
+"""Output of commands: results on standard output, messages on standard error."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rich.text import Text
 
 
 def console() -> Console:
-    """Return the console of results. Without a terminal, lines are not wrapped."""
+    """Return the console for results. Lines are wrapped only in a terminal."""
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def say(message: str) -> None:
-    """Print a message on standard error, apart from the results."""
+    """Print a message on standard error, separate from the results."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -74,7 +74,7 @@ def _failed(message: str, is_debug: bool) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return True for the errors by which Python, CUDA and torch report a lack of memory."""
+    """Return True for the errors with which Python, CUDA and torch report a lack of memory."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
@@ -100,5 +100,5 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning on one line, without the place in the code."""
+    """Print a warning on one line, without its source location."""
     print(f"warning: {message}", file=file or sys.stderr, flush=True)

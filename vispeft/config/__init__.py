@@ -1,4 +1,4 @@
-"""Typed, validated configuration: strict YAML, overrides, defaults scaled to the data, JSON schema."""
+"""Typed and validated configuration: strict YAML, overrides, defaults scaled to the data, JSON schema."""
 
 from vispeft.config.defaults import resolve
 from vispeft.config.files import dump_config, load_config, parse_config

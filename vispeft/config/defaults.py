@@ -1,4 +1,4 @@
-"""Defaults of keys that the user left empty, scaled to the size of the training set."""
+"""Defaults of empty configuration keys, scaled to the size of the training set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vispeft.config.schema import Config, LossConfig, TrainConfig
 DEFAULT_EPOCHS = 30
 FEWEST_STEPS = 300
 MOST_STEPS = 90_000
-# Mask DINO's points (112 x 112) and the input size that it was trained at
+# number of points (112 x 112) and input size in the training of Mask DINO
 PUBLISHED_POINTS = 12544
 PUBLISHED_SIZE = 1024
 FEWEST_POINTS = 1024
@@ -26,9 +26,9 @@ def resolve(config: Config, num_images: int, image_size: int, *, on_cpu: bool = 
     steps: 30 passes over the images, at least 300 and at most 90,000 steps; `train.epochs` becomes steps
     warmup: a twentieth of the steps, at most 500
     eval_every: a fifth of the steps; log_every: a hundredth, at most 50
-    workers: the cores that this process may use less one, at most 8; one for every 8 cores where training itself runs
-        `on_cpu`, because loading a batch is quick compared with a step there
-    num_points: Mask DINO's 12544 at 1024 pixels, in proportion to the area elsewhere, from 1024 on
+    workers: the available cores minus one, at most 8; one for every 8 cores if training runs `on_cpu`, because loading
+        a batch is fast compared with a step there
+    num_points: 12544 at 1024 pixels as in Mask DINO, otherwise in proportion to the image area, at least 1024
     """
     train = config.train
     steps = _steps(train, num_images)

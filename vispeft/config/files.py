@@ -1,4 +1,4 @@
-"""Reading a configuration from its file and the command line, and writing it back."""
+"""Reading of a configuration from a file and the command line, and its YAML dump."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def sentences(
 
     known: the dotted keys that exist
     overridden: the paths that the command line set
-    prefix: dotted path of the section that holds the keys
+    prefix: dotted path of the section with the keys
     """
     return [_sentence(details, known, overridden, prefix) for details in error.errors()]
 
@@ -58,7 +58,7 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield every dotted key of a configuration, sections included; `*` stands for a name that the user chose."""
+    """Yield every dotted key of a configuration, sections included, with `*` for a name that the user chose."""
     for name, field in schema.model_fields.items():
         yield prefix + name
         for section, infix in _sections_of(field.annotation):
@@ -66,7 +66,7 @@ def known_keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _sections_of(annotation: Any, infix: str = "") -> Iterator[tuple[type[BaseModel], str]]:
-    """Yield the sections that a field may hold, with `*.` for those in a mapping by names that the user chose."""
+    """Yield the section types of a field's annotation, with the infix `*.` for a mapping by names of the user."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, infix
     is_mapping = get_origin(annotation) is dict
@@ -79,12 +79,12 @@ def _sentence(details: ErrorDetails, known: Sequence[str], overridden: Sequence[
     key, kind, context = ".".join(path), details["type"], details.get("ctx", {})
     if kind == "extra_forbidden":
         key = next((".".join(o) for o in overridden if o[: len(path)] == path), key)
-        # a section under the user's own name is known as `*`
+        # `known` has `*` for a name that the user chose
         in_named = ".".join((*path[:-2], "*", path[-1]))
         is_named = any(candidate.startswith(in_named.removesuffix(path[-1])) for candidate in known)
         guess = nearest(in_named if is_named else key, known)
         guess = guess.replace("*", path[-2]) if guess and is_named else guess
-        # a pattern with dots, unquoted, falls apart into keys
+        # an unquoted pattern is split into keys at its dots
         remedy = f" Write a pattern with dots as `{'.'.join(path[:-2])}={{'a.b': {{...}}}}`." if is_named else ""
         return f"`{key}` is not a configuration key.{f' Did you mean `{guess}`?' if guess else ''}{remedy}"
     if kind == "missing":

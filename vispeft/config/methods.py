@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 def imported_modules(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Import the modules that register methods; return their names unchanged. Raise ConfigError for one that fails."""
+    """Import the modules that register methods. Return their names unchanged; raise ConfigError if an import fails."""
     for name in names:
         try:
             import_module(name)
         except Exception as error:  # a module of the user may raise anything
             raise ConfigError(
                 f"`peft.modules` names `{name}`, which cannot be imported: {type(error).__name__}: "
-                f"{str(error).rstrip('.')}. Give its full dotted name, and install it or put its folder on PYTHONPATH."
+                f"{str(error).rstrip('.')}. Give its full dotted name, and install it or add its folder to PYTHONPATH."
             ) from error
     return names
 
@@ -36,7 +36,7 @@ def checked_deltas(deltas: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked_rates(rates: dict[str, T]) -> dict[str, T]:
-    """Return the rates unchanged; raise ConfigError for a name that is neither a method nor `full`."""
+    """Return the rates unchanged; raise ConfigError for a name other than a method or `full`."""
     known = [*known_methods(), FULL]
     for name in rates:
         if name not in known:
@@ -46,7 +46,7 @@ def checked_rates(rates: dict[str, T]) -> dict[str, T]:
 
 
 def methods_from(value: Any, key: str) -> list[Method]:
-    """Return the methods of one pattern: `{method: lora, rank: 8}`, or a list of such. key: dotted key, for errors."""
+    """Return the methods of one pattern: `{method: lora, rank: 8}`, or a list of these. key: dotted key, for errors"""
     if isinstance(value, list) and value:
         return [_method_from(fields, f"{key}.{index}") for index, fields in enumerate(value)]
     return [_method_from(value, key)]
@@ -55,9 +55,9 @@ def methods_from(value: Any, key: str) -> list[Method]:
 def _method_from(fields: Any, key: str) -> Method:
     kinds = known_methods()
     if not isinstance(fields, dict) or "method" not in fields:
-        # an unquoted pattern on the command line falls apart at its dots and ends here
+        # an unquoted pattern on the command line is split at its dots and fails here
         raise ConfigError(
-            f"`{key}` must be like {{method: lora, rank: 8}}, with a method of {', '.join(kinds)}, "
+            f"`{key}` must be like {{method: lora, rank: 8}}, with one of the methods {', '.join(kinds)}, "
             f"but is {describe(fields)}. On the command line, put the pattern in quotes."
         )
     name = fields["method"]

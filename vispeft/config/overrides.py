@@ -1,4 +1,4 @@
-"""`key=value` words of the command line: a dotted path, keys with dots in quotes, and a value in YAML."""
+"""`key=value` overrides: a dotted path, with keys that contain dots in quotes, and a value in YAML."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _EITHER: dict[tuple[str, ...], tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Override:
-    """One assignment: the value replaces the one at the path."""
+    """A value that replaces the one at a path."""
 
     path: tuple[str, ...]
     value: Any
 
 
 def parse_override(word: str) -> Override:
-    """Return the assignment of one word of the command line, such as `peft.deltas."a.b.*".rank=8`."""
+    """Return the override of one argument of the command line, such as `peft.deltas."a.b.*".rank=8`."""
     path: list[str] = []
     position = 0
     while match := _KEY.match(word, position):
@@ -36,12 +36,12 @@ def parse_override(word: str) -> Override:
             break
         position += 1
     if not path or word[position : position + 1] != "=":
-        raise ConfigError(f"`{word}` must be `key=value`, such as train.steps=200. Put a key with dots in quotes.")
+        raise ConfigError(f"`{word}` must be `key=value`, such as train.steps=200. Quote a key that contains dots.")
     return Override(tuple(path), parse_yaml(word[position + 1 :], f"The value of `{word[:position]}`"))
 
 
 def apply_overrides(raw: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any]:
-    """Return `raw` with the assignments made, in order. Setting train.steps clears train.epochs, and vice versa."""
+    """Return a copy of `raw` with the overrides applied in order. train.steps clears train.epochs and vice versa."""
     assigned = {override.path for override in overrides}
     for override in overrides:
         raw = _assigned(raw, override.path, override.value, ())

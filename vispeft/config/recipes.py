@@ -1,4 +1,4 @@
-"""The recipes that come with the package: `configs/` of the source tree, `assets/configs` of an installed one."""
+"""Recipes of the package: `configs/` of the source tree, `assets/configs` of an installed package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def recipe_path(name: str) -> Path:
 
 
 def config_path(path: Path) -> Path:
-    """Return the recipe that `path` names, such as `bundled_lora`, if there is no such file; otherwise `path`."""
+    """Return `path` if it exists, or else the file of the recipe with this name, such as `bundled_lora`."""
     is_name = path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs"))
     if not is_name or path.exists() or path.stem not in recipe_names():
         return path

@@ -1,4 +1,4 @@
-"""Schema of a configuration: typed, frozen sections. `defaults.py` fills in keys left empty."""
+"""Schema of a configuration: typed, frozen sections. `defaults.py` fills in empty keys."""
 
 from __future__ import annotations
 
@@ -38,68 +38,68 @@ class ModelConfig(Section):
     """Base model that is adapted, and the source of its weights."""
 
     name: str = Field("mask_dino", description="Model family; see `vispeft methods`.")
-    backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or the bundled base's own.")
+    backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or that of the bundled base.")
     weights: str = Field(
         "pretrained", description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file."
     )
     backbone_weights: FilePath | None = Field(
-        None, description="A file with the backbone's weights alone, in the place of timm's download."
+        None, description="File with the weights of the backbone alone, instead of timm's download."
     )
     image_size: Count | None = Field(None, description="Longer side of the network input in pixels.")
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
     activation_checkpointing: bool = Field(
-        False, description="Keep less for the backward pass and compute it again: less memory, more time."
+        False, description="Recompute activations in the backward pass: less memory, more time."
     )
 
 
 class PeftConfig(Section):
     """Trained parts: deltas by site pattern, and parameters trained in full by pattern."""
 
-    # validated first: deltas and rates may name a method that one of these modules registers
+    # validated first, because deltas and rates may name a method that one of these modules registers
     modules: Annotated[tuple[str, ...], AfterValidator(imported_modules)] = Field(
-        (), description="Python modules that register methods of your own, imported before the plan is built."
+        (), description="Python modules that register your own methods, imported before the plan is built."
     )
     deltas: Annotated[dict[str, Any], AfterValidator(checked_deltas)] = Field(
-        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, or to a list of such."
+        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, or to a list of these."
     )
     train: tuple[str, ...] = Field((), description="Patterns of modules and parameters trained in full.")
 
 
 class SplitConfig(Section):
-    """One COCO annotation file and the folder that its file names are relative to."""
+    """One COCO annotation file and the folder of its images."""
 
     annotations: FilePath | None = Field(None, description="COCO instances file (JSON).")
-    images: FilePath | None = Field(None, description="Folder that `file_name` is relative to.")
+    images: FilePath | None = Field(None, description="Folder of the images; `file_name` is relative to it.")
 
 
 class AugmentConfig(Section):
-    """Augmentation of training images; instances and masks follow."""
+    """Augmentation of training images together with their masks and boxes."""
 
     scale: tuple[Positive, Positive] = Field(
         (0.5, 1.5), description="Range of the large-scale jitter; 1 fits the longer side to `model.image_size`."
     )
-    flip: Probability = Field(0.5, description="Probability of a mirror image.")
+    flip: Probability = Field(0.5, description="Probability of a horizontal flip.")
     vertical_flip: Probability = 0.0
     quarter_turn: Probability = 0.0
     colour: Probability = Field(0.3, description="Strength of brightness, contrast, saturation and hue changes.")
     min_pixels: Count = Field(4, description="Instances with fewer visible pixels are dropped.")
     variants: Count | None = Field(
         None,
-        description="Fixed variants of each image, an epoch for each in turn. Default: each draw is augmented anew.",
+        description="Number of fixed variants of each image, one per epoch in turn. Default: a new one for each draw.",
     )
     extra: dict[str, dict[str, Any]] = Field({}, description="Further albumentations transforms: name to options.")
 
 
 class DataConfig(Section):
-    """Data sets of training and validation, augmentation and sampling."""
+    """Training and validation sets, augmentation and sampling."""
 
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     augment: AugmentConfig = AugmentConfig()
     sampler: Literal["shuffle", "class_balanced"] = Field(
-        "shuffle", description="`class_balanced` shows images of rare classes more often."
+        "shuffle", description="`class_balanced` draws images of rare classes more often."
     )
 
 
@@ -111,9 +111,9 @@ class MethodRates(Section):
 
 
 class RegionRates(MethodRates):
-    """Rates of one region of the model, which override those of the methods in it."""
+    """Rates of one region of the model. They override the rates of methods."""
 
-    lr_scale: Positive | None = Field(None, description="Factor on the rate that the region would have otherwise.")
+    lr_scale: Positive | None = Field(None, description="Factor on the learning rate that the region has without it.")
 
 
 def checked_regions(regions: dict[str, RegionRates]) -> dict[str, RegionRates]:
@@ -133,29 +133,31 @@ class TrainConfig(Section):
     epochs: Positive | None = Field(None, description="Passes over the training set, instead of `train.steps`.")
     batch_size: Count = Field(4, description="Images per step and process.")
     accumulate: Count = Field(1, description="Batches whose gradients make one step.")
-    lr: Positive = Field(1e-3, description="Learning rate of deltas and of everything that `train.methods` leaves out.")
+    lr: Positive = Field(1e-3, description="Learning rate of all parameters without an own rate in `train.methods`.")
     weight_decay: NotNegative = 0.05
     methods: Annotated[dict[str, MethodRates], AfterValidator(checked_rates)] = Field(
-        {}, description="Rates per method: `lora`, `adapter`, ..., and `full` for what is trained in full."
+        {}, description="Rates per method: `lora`, `adapter`, ..., and `full` for parameters trained in full."
     )
     regions: Annotated[dict[str, RegionRates], AfterValidator(checked_regions)] | None = Field(
         None,
-        description="Rates by site pattern or @role, over those per method; the last pattern that names a parameter "
-        "counts. Default: 10 times the rate for a class head whose classes the weights did not bring.",
+        description="Rates by site pattern or @role, which override those per method; the last matching pattern "
+        "counts. Default: 10 times the rate for a class head that the weights file has no classes for.",
     )
     warmup: WholeNumber | None = Field(None, description="Steps of linear warm-up. Default: a twentieth of the steps.")
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: tuple[Fraction, ...] = Field(
-        (0.889, 0.963), description="Where `schedule: step` lowers the rate, as fractions of the run."
+        (0.889, 0.963), description="Points at which `schedule: step` lowers the rate, as fractions of the run."
     )
     gamma: Fraction = Field(0.1, description="Factor at each milestone.")
-    clip: Positive | None = Field(1.0, description="Largest norm of all gradients together; empty: no clipping.")
+    clip: Positive | None = Field(1.0, description="Maximum norm of all gradients together; empty: no clipping.")
     update_statistics: bool = Field(
-        False, description="Update the running statistics of BatchNorms that are trained in full. Default: kept."
+        False, description="Update the running statistics of BatchNorms that are trained in full. Default: frozen."
     )
-    ema: Fraction | None = Field(None, description="Decay of an average of the trained weights, which is what is kept.")
+    ema: Fraction | None = Field(
+        None, description="Decay of the moving average of the trained weights, which is saved."
+    )
     checkpoint_every: Count | None = Field(
-        None, description="Steps between checkpoints beside those at evaluations. Default: none beside them."
+        None, description="Steps between additional checkpoints. Default: checkpoints at evaluations only."
     )
     patience: Count | None = Field(None, description="Stop after this many evaluations without a better mask AP.")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -165,10 +167,10 @@ class TrainConfig(Section):
         "auto", description="`auto` is bf16 on a GPU that has it and fp32 elsewhere."
     )
     workers: WholeNumber | None = Field(
-        None, description="Loader processes. Default: cores less one, at most 8; on a CPU one for every 8 cores."
+        None, description="Loader processes. Default: cores minus one, at most 8; on a CPU one for every 8 cores."
     )
     feature_cache: Annotated[str, AfterValidator(checked_cache)] = Field(
-        "off", description="Where features of the frozen front are kept: `off`, `memory`, or a directory to share."
+        "off", description="Storage of the features of the frozen prefix: `off`, `memory`, or a directory to share."
     )
     eval_every: Count | None = Field(None, description="Steps between evaluations. Default: a fifth of the steps.")
     log_every: Count | None = Field(None, description="Steps between log lines. Default: a hundredth of the steps.")
@@ -193,7 +195,7 @@ class EvalConfig(Section):
     """Settings of evaluation."""
 
     max_detections: Count = Field(
-        300, description="Instances kept per image, the best first. COCO counts up to 100 of each class in an image."
+        300, description="Instances kept per image, by score. COCO counts up to 100 of each class in an image."
     )
     batch_size: Count = Field(1, description="Images per forward pass.")
 
@@ -210,5 +212,5 @@ class Config(Section):
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a configuration file, for editors that complete keys and show their meaning."""
+    """Return the JSON schema of a configuration file, for completion and hints in editors."""
     return Config.model_json_schema()

@@ -1,7 +1,7 @@
-"""YAML read strictly: duplicate keys are errors and only the YAML 1.2 core scalars are more than text.
+"""Strict YAML: duplicate keys are errors, and only the core scalars of YAML 1.2 are converted from text.
 
 PyYAML reads YAML 1.1, where `1e-3` is text, `no` is false, `010` is eight and `12:30` is 750.
-None of that happens here.
+These conversions would surprise users, so they are replaced.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not valid YAML: {_sentence(error)}") from error
     except RecursionError as error:
-        raise ConfigError(f"{source} nests too deeply to be a configuration.") from error
+        raise ConfigError(f"{source} is nested too deeply for a configuration.") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -61,14 +61,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(f"`{path}` is not there. Give the path of a configuration file.") from error
+        raise ConfigError(f"`{path}` does not exist. Give the path of a configuration file.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"`{path}` cannot be read as a configuration file: {error}") from error
     value = parse_yaml(text, f"`{path}`")
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"`{path}` must hold a mapping of keys, but holds {describe(value)}.")
+        raise ConfigError(f"`{path}` must contain a mapping of keys, but contains {describe(value)}.")
     return value
 
 
@@ -78,7 +78,7 @@ def write_yaml(value: dict[str, Any]) -> str:
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """A dumper without anchors; its text reads back to the same values."""
+    """A dumper that writes no anchors and quotes text that would otherwise be read as another type."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (PyYAML's own form)
         **yaml.SafeDumper.yaml_implicit_resolvers,
@@ -86,12 +86,12 @@ class _PlainDumper(yaml.SafeDumper):
     }
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Return True: a repeated value is written out, without an alias."""
+        """Return True, so that a repeated value is written in full instead of as an alias."""
         return True
 
 
 def describe(value: Any) -> str:
-    """Return a value as error messages show it: its text and its kind."""
+    """Return a text about a value for error messages: its content and its kind."""
     match value:
         case None:
             return "empty"

@@ -1,4 +1,4 @@
-"""One self-contained HTML page for a run, for several runs side by side, and for a sweep."""
+"""Self-contained HTML pages of a run, of a comparison of runs, and of a sweep."""
 
 from vispeft.report.comparison_page import write_comparison
 from vispeft.report.run_page import write_report

@@ -1,6 +1,6 @@
-"""Charts with positions in percent of the plot: lines scale with the page, text and points keep their size.
+"""Charts with positions in percent of the plot, so that lines scale with the page while text keeps its size.
 
-A template draws them; the colours come from the page, so that they follow its light or dark theme.
+A template draws the charts. Colours are numbers that the page's style sheet resolves, in its light or dark theme.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from vispeft.report.formats import compact
 
 NUM_COLOURS = 8
 NUM_SHAPES = 4
-# an additional colour, for lines and dots of no group
+# an additional colour, for lines and dots without a group
 QUIET = NUM_COLOURS
-# of one line; more points could not be distinguished
+# most points of one line; more could not be distinguished
 _MAX_POINTS = 200
 # values that span more than this factor need a logarithmic axis
 _LOG_SPAN = 12.0
-# chosen numbers that span this factor, such as ranks of 4 to 32, need a logarithmic axis
+# chosen numbers that span this factor, such as ranks from 4 to 32, need a logarithmic axis
 _LOG_CHOICES = 8.0
 # percent between two ticks
 _TICK_ROOM = 5.0
@@ -37,7 +37,7 @@ Rectangle = tuple[float, float, float, float]
 class Axis:
     """Scale of values along one side of a plot.
 
-    low, high: ends of the scale, which differ
+    low, high: ends of the scale, low < high
     values: positions of the ticks; empty for round numbers
     """
 
@@ -49,7 +49,7 @@ class Axis:
     values: Sequence[float] = ()
 
     def place(self, value: float) -> float:
-        """Return the position of a value in percent of the way from `low` to `high`."""
+        """Return the position of a value between `low` and `high`, in percent."""
         low, high, value = (math.log(each) if self.is_log else each for each in (self.low, self.high, value))
         return round(100 * (value - low) / (high - low), 2)
 
@@ -65,8 +65,8 @@ class Series:
     """One line of a chart.
 
     points: x and y, by ascending x
-    key: of its configuration, for highlighting and details; empty if there are none
-    colour: number of its colour, or None for its index in the chart
+    key: key of the configuration, for highlighting and details; empty if there are none
+    colour: number of the colour; None for the index in the chart
     """
 
     name: str
@@ -80,11 +80,11 @@ class Series:
 class Dot:
     """One point of a chart, with details and a link.
 
-    key: of its configuration
+    key: key of the configuration
     label: full description, for screen readers
-    low, high: its interval along y; None where there is none
-    is_strong: drawn filled, the others as outlines
-    text: written beside the dot where there is room
+    low, high: interval along y; None without one
+    is_strong: draw the dot filled instead of as an outline
+    text: text beside the dot, drawn if there is space
     """
 
     x: float
@@ -101,7 +101,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot with its axes. lines, dots: with positions in percent; legend: name and number of colour"""
+    """A plot with its axes. lines, dots: positions in percent; legend: name and colour number of each entry"""
 
     title: str
     x: Axis
@@ -146,7 +146,7 @@ def axis(values: Iterable[float], label: str, *, may_be_log: bool = False, forma
 
 
 def value_axis(values: Iterable[float], label: str) -> Axis:
-    """Return an axis for a few chosen numbers, with ticks at these and a margin at both ends."""
+    """Return an axis for a few chosen numbers, with ticks at them and a margin at both ends."""
     listed = sorted(set(values))
     low, high = listed[0], listed[-1]
     is_log = low > 0 and len(listed) > 2 and high / low >= _LOG_CHOICES
@@ -162,7 +162,7 @@ def value_axis(values: Iterable[float], label: str) -> Axis:
 
 
 def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
-    """Return a line as the template draws it: positions, and a mark for every point if there are few."""
+    """Return a line as the template needs it: positions, and a mark for every point if there are few."""
     points = thinned(line.points)
     places = [(x.place(px), round(100 - y.place(py), 2)) for px, py in points]
     return {
@@ -177,7 +177,7 @@ def placed_line(line: Series, idx: int, x: Axis, y: Axis) -> dict[str, object]:
 
 
 def placed_dots(dots: Sequence[Dot], x: Axis, y: Axis) -> list[dict[str, object]]:
-    """Return dots as the template draws them; a text that would cover an earlier text or a dot is left out."""
+    """Return dots as the template needs them, without texts that would overlap an earlier text or a dot."""
     places = [(x.place(dot.x), y.place(dot.y)) for dot in dots]
     wide, narrow = ([_square(*place, size) for place in places] for size in (_WIDE, _NARROW))
     placed: list[dict[str, object]] = []
@@ -209,9 +209,9 @@ def _free_side(
     taken: list[Rectangle],
     sides: Sequence[str] = ("left", "right"),
 ) -> str | None:
-    """Return a side of a dot where a text covers nothing, and add the text to `taken`; None if there is no such side.
+    """Return a side of a dot where a text overlaps nothing, and add the text to `taken`; None if there is no such side.
 
-    size: of the plot in pixels
+    size: size of the plot in pixels
     """
     x, y = left / 100 * size[0], bottom / 100 * size[1]
     width = min(_CHARACTER * len(text), _WIDEST_TEXT)
@@ -225,7 +225,7 @@ def _free_side(
 
 
 def _square(left: float, bottom: float, size: tuple[float, float]) -> Rectangle:
-    """Return the rectangle that a dot covers. left, bottom: in percent; size: of the plot in pixels"""
+    """Return the rectangle that a dot covers. left, bottom: in percent; size: size of the plot in pixels"""
     x, y = left / 100 * size[0], bottom / 100 * size[1]
     return x - 6, y - 6, x + 6, y + 6
 
@@ -235,7 +235,7 @@ def _overlap(first: Rectangle, second: Rectangle) -> bool:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = _MAX_POINTS) -> list[tuple[float, float]]:
-    """Return at most `most` points: means over equal stretches if there are more, with the last point unchanged."""
+    """Return at most `most` points: means over equal groups if there are more, with the last point unchanged."""
     if len(points) <= most:
         return list(points)
     edges = [round(idx * (len(points) - 1) / (most - 1)) for idx in range(most)]

@@ -19,7 +19,7 @@ from vispeft.report.run_page import category_rows
 from vispeft.report.samples import draw_samples
 
 _COLUMNS = [fact.name for fact in run_facts({})]
-# of all runs together; resampling more takes longer than a few seconds and is left to `vispeft compare`
+# limit for all runs together; to resample more takes longer than a few seconds and is left to `vispeft compare`
 _MOST_PREDICTIONS = 40_000
 
 
@@ -45,7 +45,7 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
 
 
 def _compared(runs: Mapping[str, RunContents]) -> Comparison | None:
-    """Compare the runs; None if their annotations differ, or if they have too many predictions to resample quickly."""
+    """Compare the runs. Return None if their annotations differ or if there are too many predictions to be quick."""
     num_predictions = sum(len(run.predictions) for run in runs.values())
     if len(runs) < 2 or num_predictions > _MOST_PREDICTIONS or not all(run.predictions for run in runs.values()):
         return None

@@ -14,7 +14,7 @@ from vispeft.report.page import link_to
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several charts that a reader chooses from. key: unique among these charts"""
+    """One of several charts from which a reader chooses. key: key that is unique among these charts"""
 
     key: str
     label: str
@@ -24,7 +24,7 @@ class Choice:
 def dot_of(
     configuration: Configuration, x: float, colour: int, page: Path, *, is_strong: bool = True, text: str = ""
 ) -> Dot:
-    """Return the dot of a configuration at a place of the x axis, linked to the page of its nearest run."""
+    """Return the dot of a configuration at `x`, with a link to the page of the run nearest to the mean."""
     target = run_page_of(configuration.nearest)
     interval = configuration.interval
     label = f"{configuration.title}: mask AP {metric_text(configuration.ap)}"

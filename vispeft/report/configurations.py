@@ -14,19 +14,23 @@ from vispeft.report.page import Interval
 from vispeft.report.sweep_contents import AP, SweepContents, Trial
 
 _LAST_PART = re.compile(r"[^.\"]+$")
-# of more variants, colours stand for methods
+# with more variants, colours stand for methods
 _MOST_VARIANTS = 7
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A configuration over its seeds.
+    """A configuration with all its seeds.
 
-    key: identifier within a page; number: of its first trial
-    title: short enough for a chart
-    trials: the complete ones, or all if none is complete
-    ap: mean over the seeds; interval: of AP, or None; is_over_seeds: the interval is the range of the seeds
-    labels: chosen values by name; settings: every key of the configuration with its value
+    key: identifier within a page
+    number: number of the first trial
+    title: title that is short enough for a chart
+    trials: the complete trials, or all if none is complete
+    ap: mean AP over the seeds
+    interval: interval of AP, or None
+    is_over_seeds: True if the interval is the range of the seeds
+    labels: chosen values by name
+    settings: every key of the configuration with its value
     group: value that all configurations of one colour share
     """
 
@@ -42,13 +46,13 @@ class Configuration:
     settings: Mapping[str, Any]
 
     def mean(self, name: str) -> float | None:
-        """Return the mean of a metric over its complete trials."""
+        """Return the mean of a metric over the complete trials."""
         values = [trial.metrics[name] for trial in self.trials if trial.state == "complete" and name in trial.metrics]
         return sum(values) / len(values) if values else None
 
     @property
     def nearest(self) -> Trial:
-        """Trial whose AP is nearest to the mean, which represents the configuration."""
+        """Trial with the AP nearest to the mean, which represents the configuration."""
         here = [trial for trial in self.trials if trial.path is not None] or list(self.trials)
         ap = self.ap
         return here[0] if ap is None else min(here, key=lambda trial: abs(trial.metrics.get(AP, -1.0) - ap))
@@ -67,7 +71,7 @@ def configurations_of(sweep: SweepContents) -> list[Configuration]:
 
 
 def short_names(names: Sequence[str] | Mapping[str, Any]) -> dict[str, str]:
-    """Return the last part of each dotted key, or the shortest end of it that is unique."""
+    """Return the last part of each dotted key, such as `rank`, or a longer part if several keys share it."""
     short = {}
     for name in names:
         found = _LAST_PART.search(name)
@@ -83,7 +87,7 @@ def title_of(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
 
 
 def ranked(configurations: Sequence[Configuration]) -> list[Configuration]:
-    """Return configurations by falling AP, without those that have fewer complete seeds than others."""
+    """Return the configurations with the most complete seeds, by falling AP."""
     found = with_most_seeds([one for one in configurations if one.ap is not None], lambda one: one.trials)
     return sorted(found, key=lambda configuration: -(configuration.ap or 0.0))
 
@@ -136,7 +140,7 @@ def _methods(settings: Mapping[str, Any]) -> str:
 
 
 def _group(labels: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """Return the variant, or else the first value that is no number."""
+    """Return the variant, or the first value that is not a number."""
     if "variant" in labels:
         return str(labels["variant"])
     for name, value in labels.items():

@@ -1,4 +1,4 @@
-"""Error analysis as shown on a run's page: interval of AP, precision by recall, kinds of error, confusion matrix."""
+"""Error analysis on the page of a run: interval of AP, precision by recall, kinds of error, confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vispeft.report.formats import count, defined, metric_text
 from vispeft.report.page import Cell, Interval
 from vispeft.report.run_contents import RunContents
 
-# the analysis of so many takes a second or two; of more it is left to `vispeft evaluate --analysis`
+# this many predictions are analysed in a second or two; for more, `vispeft evaluate --analysis` is needed
 MOST_PREDICTIONS = 5_000
 ERROR_MEANINGS = {
-    "missed": "false negatives that no localisation or classification error overlaps",
+    "missed": "false negatives without an overlapping localisation or classification error",
     "localisation": "right class, IoU of 0.1 to 0.5",
     "classification": "IoU of at least 0.5, wrong class",
     "both": "wrong class and IoU below 0.5",
@@ -28,14 +28,14 @@ ERROR_MEANINGS = {
 }
 CATEGORY_COLUMNS = ("category", "objects", "AP", "AP50", "AP75", "small", "medium", "large", "AR100")
 _IOUS = ("0.50", "0.75", "0.90")
-# classes in a confusion matrix; of more classes the most frequent confusions are listed
+# most classes in a confusion matrix; with more classes, the most frequent confusions are listed
 _MOST_CLASSES = 12
 _MOST_CONFUSIONS = 15
 
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """One kind of error. gain: AP50 gained by correcting it; share: gain by the largest gain, 0..1"""
+    """One kind of error. gain: AP50 gained by correcting it; share: gain relative to the largest gain, 0..1"""
 
     name: str
     meaning: str
@@ -50,7 +50,7 @@ class ConfusionTable:
 
     columns: predicted classes, and false negatives
     rows: annotated classes, and background, with count and share of the row for each column
-    confusions: in place of rows if there are many classes: annotated class, predicted class, count
+    confusions: annotated class, predicted class, count; used instead of `rows` for many classes
     """
 
     columns: Sequence[str]
@@ -60,12 +60,13 @@ class ConfusionTable:
 
 @dataclass(frozen=True)
 class ErrorAnalysisSection:
-    """Error analysis as shown on a run's page.
+    """Error analysis as shown on the page of a run.
 
-    interval: of AP; boundary_ap: None for boxes
+    interval: interval of AP
+    boundary_ap: boundary AP; None for boxes
     threshold: score threshold with the best F1
-    summary: a sentence about the kind of error with the largest gain
-    confusion: None for a single class
+    summary: sentence about the kind of error with the largest gain
+    confusion: confusion matrix; None for a single class
     categories: rows of the table of categories; empty for a single class
     """
 
@@ -80,9 +81,9 @@ class ErrorAnalysisSection:
 
 
 def error_analysis_of(run: RunContents) -> ErrorAnalysisSection | None:
-    """Return the error analysis of a run: read from its analysis.json if that is up to date, else computed.
+    """Return the error analysis of a run, read from its analysis.json if that is up to date, else computed.
 
-    None if there is no such file and there are too many predictions to analyse, or none.
+    Return None without such a file if there are no predictions, or too many to analyse quickly.
     """
     path, predictions = run.path / "analysis.json", run.path / PREDICTIONS_FILE
     if path.is_file() and predictions.is_file() and path.stat().st_mtime >= predictions.stat().st_mtime:
@@ -101,7 +102,7 @@ def _read(content: Mapping[str, Any], path: Path) -> ErrorAnalysisSection:
         return _section(content)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"`{path}` must be a file of `vispeft evaluate --analysis`, but is not. Remove it, or write it again."
+            f"`{path}` must be a file of `vispeft evaluate --analysis`, but is not. Delete it, or write it again."
         ) from error
 
 
@@ -147,7 +148,7 @@ def _calibration_chart(content: Mapping[str, Any]) -> Chart:
 
 
 def _error_kinds(content: Mapping[str, Any]) -> list[ErrorKind]:
-    """Return the kinds of error that occur, the largest loss of AP first."""
+    """Return the kinds of error that occur, the largest gain first."""
     counts, gains = content["counts"], content["gains"]
     most = max(gains.values()) or 1.0
     kinds = [

@@ -1,4 +1,4 @@
-"""Text forms of numbers and values for reports."""
+"""Formatting of numbers and values for reports."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _MAX_THRESHOLD = 0.5
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """Predictions of a run from a score threshold on. by_image: results of each image id"""
+    """Predictions of a run from a score threshold on. by_image: results by image id"""
 
     name: str
     threshold: float
@@ -28,7 +28,7 @@ class RunPredictions:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Ground truth and predictions of the validation images. folder: of the images"""
+    """Ground truth and predictions of the validation images. folder: folder of the images"""
 
     ground_truth: GroundTruth
     folder: Path
@@ -48,9 +48,9 @@ class Gallery:
         return items_of(entries, image["height"], image["width"])
 
     def detections(self, image: Mapping[str, Any], run: RunPredictions) -> tuple[list[Item], Matching]:
-        """Return a run's detections in an image and their matches.
+        """Return the detections of a run in an image and their matches.
 
-        Unmatched detections that lie in a crowd of their class are left out.
+        Unmatched detections inside a crowd of their class are left out.
         """
         items, objects = (
             items_of(run.by_image.get(image["id"], []), image["height"], image["width"]),
@@ -73,7 +73,7 @@ class Gallery:
         return kept, match(objects, kept)
 
     def spread_images(self, num_images: int) -> list[Mapping[str, Any]]:
-        """Return images with annotations, evenly spread over the file; if there are no annotations, any images."""
+        """Return images with annotations, evenly spaced over the file; without annotations, any images."""
         images = [image for image in self.ground_truth.images if image["id"] in self.annotations]
         images = images or self.ground_truth.images
         num_shown = min(num_images, len(images))
@@ -95,7 +95,7 @@ class Gallery:
 def select_predictions(
     name: str, predictions: Sequence[Mapping[str, Any]], ground_truth: GroundTruth, threshold: float | None
 ) -> RunPredictions:
-    """Return the predictions of a run from a score threshold on. threshold: None for one that fits the scores"""
+    """Return the predictions of a run from a score threshold on. threshold: None to choose one by the scores"""
     threshold = _fitting_threshold(predictions, ground_truth) if threshold is None else threshold
     known = ground_truth.category_names
     grouped: dict[int, list[Mapping[str, Any]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Parts that all pages share: facts, cells, next steps, links, and the writing of a page."""
+"""Shared parts of all pages: facts, table cells, next steps, links, and the writer of a page."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class NextStep:
-    """A recommended next step: the reason, and the command; empty if there is none."""
+    """A recommended next step with its reason. command: empty if there is none"""
 
     reason: str
     command: str = ""
@@ -52,7 +52,7 @@ class Cell:
     """A cell of a sortable table.
 
     order: sort key; None if it has no value
-    span: begin, middle and end of an interval that is drawn beside the text, in percent
+    span: start, middle and end of an interval that is drawn beside the text, in percent
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Charts of a sweep's AP against each number that was varied."""
+"""Charts of the AP of a sweep against each number that was varied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vispeft.report.configurations import Configuration, short_names
 
 # counts of a delta, by the last part of their key; a configuration without deltas has a count of 0
 _COUNTS = {"count": "adapters per block", "rank": "rank", "width": "adapter width"}
-# of more, only dots are drawn
+# with more lines, only dots are drawn
 _MOST_LINES = 8
 
 # value of the key and the configuration
@@ -115,8 +115,8 @@ def _varied(values: Sequence[Mapping[str, Any]]) -> list[str]:
 def _follows(values: Sequence[Mapping[str, Any]], key: str, other: str) -> bool:
     """Return True if `other` has one value for each value of `key`, so that it adds no information.
 
-    A key that only some configurations have does not follow: it belongs to another kind of configuration, such as one
-    with a delta at one more site.
+    A key that only some configurations have adds information: it separates kinds of configurations, such as those with
+    a delta at one more site.
     """
     if len({other in one for one in values if key in one}) > 1:
         return False

@@ -29,10 +29,10 @@ _DATA_KEYS = ("train.annotations", "train.images", "val.annotations", "val.image
 class RunContents:
     """The contents of one run directory; fields of missing files are empty.
 
-    images_path: the folder of the validation images, or None if the configuration names none
-    data: `key=value` words for the data paths of the configuration, if all are given
-    metrics: the lines of metrics.jsonl
-    ground_truth: the validation annotations that were scored
+    images_path: folder of the validation images; None if the configuration has none
+    data: `key=value` overrides for the data paths of the configuration, if all are given
+    metrics: lines of metrics.jsonl
+    ground_truth: validation annotations that were scored
     predictions: COCO results
     """
 
@@ -76,7 +76,7 @@ def read_run(run_dir: Path) -> RunContents:
 
 
 def _data_section(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the data paths that a configuration names, such as `val.images`."""
+    """Return the data paths of a configuration by key, such as `val.images`."""
     found = {}
     for key in _DATA_KEYS:
         node: Any = config

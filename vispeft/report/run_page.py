@@ -77,7 +77,7 @@ def _facts(summary: Mapping[str, Any], error_analysis: ErrorAnalysisSection | No
 
 
 def category_rows(runs: Mapping[str, RunContents]) -> list[list[Cell]]:
-    """Return category, validation instances, and mask AP in each run; categories with most instances first."""
+    """Return category, number of validation instances, and mask AP in each run; the most frequent category first."""
     first = next(iter(runs.values()))
     counts: Counter[str] = Counter()
     if first.ground_truth is not None:
@@ -143,7 +143,7 @@ def _next_steps(run: RunContents) -> list[NextStep]:
         return [_step("The run is not finished. Resume it:", *resume)]
     found = [_step("Predict your own images:", "vispeft", "predict", path, "IMAGES", "--out", "predicted")]
     if _is_best_at_end(run):
-        why = "AP was highest at the last evaluation, so that more steps may raise it:"
+        why = "AP was highest at the last evaluation, so that more steps may improve it:"
         found.append(_step(why, "vispeft", "train", f"{path}/{CONFIG_FILE}", f"train.steps={2 * run.summary['steps']}"))
     if "adapter" in methods:
         found.append(_step("Adapters do not merge into the weights; the adapter file in this directory is the result."))

@@ -1,4 +1,4 @@
-"""Pictures of validation images with ground truth and predictions, as a page shows them."""
+"""Pictures of validation images with ground truth and predictions, for a page."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from vispeft.report.run_contents import RunContents
 from vispeft.visualization.outlines import Canvas, Item, Matching, Outline, Style, draw_outlines, label_size
 
 _MAX_SIDE = 640
-# bytes of one picture in a page
+# most bytes of one picture in a page
 _MAX_BYTES = 120_000
-# the least width of a picture in its own units, so that lines and labels are fine
+# least width of a picture in its own units, for thin lines and small labels
 _MIN_UNITS = 320
 
 
 @dataclass(frozen=True)
 class Panel:
-    """The outlines over one picture. note: number of objects, or of true and false positives"""
+    """The outlines over one picture. note: number of objects, or of true and false positives, as text"""
 
     caption: str
     note: str
@@ -37,9 +37,9 @@ class Panel:
 class Sample:
     """A validation image with its ground truth and the predictions of each run.
 
-    source: a data URI with the picture
-    width, height: of the picture, in the units of the outlines
-    text_size: of labels, in those units
+    source: data URI of the picture
+    width, height: size of the picture in the units of the outlines
+    text_size: size of labels in the same units
     """
 
     file_name: str
@@ -65,7 +65,7 @@ def draw_samples(
     """Draw ground truth and predictions of images spread evenly over the validation set, the same for all runs.
 
     num_worst: number of additional images, those with the most errors of the first run
-    threshold: the score from which on predictions are drawn; None for as many as there are annotations
+    threshold: lowest score of drawn predictions; None to draw about as many as there are annotations
     """
     first = next(iter(runs.values()))
     ground_truth, folder = first.ground_truth, first.images_path
@@ -102,7 +102,7 @@ def _sample(gallery: Gallery, image: Mapping[str, Any]) -> Sample:
     file_name = str(image.get("file_name"))
     path = inner_path(gallery.folder, file_name)
     if path is None:
-        raise DataError(f"`{file_name}` leaves the image folder {gallery.folder}.")
+        raise DataError(f"`{file_name}` is outside of the image folder {gallery.folder}.")
     picture = Image.fromarray(read_picture(path).pixels)
     canvas = _canvas(picture)
     objects, names = gallery.objects(image), gallery.ground_truth.category_names
@@ -127,7 +127,7 @@ def _canvas(picture: Image.Image) -> Canvas:
 
 
 def _object_styles(objects: Sequence[Item], matching: Matching | None, names: Mapping[int, str]) -> list[Style]:
-    """Return the styles of annotated objects. matching: of the only run, or None if there are several runs"""
+    """Return the styles of annotated objects. matching: matches of a single run; None for several runs"""
     styles = []
     for index, item in enumerate(objects):
         name = names[item.category_id]
@@ -140,7 +140,7 @@ def _object_styles(objects: Sequence[Item], matching: Matching | None, names: Ma
 def _detection_styles(
     items: Sequence[Item], matching: Matching, object_styles: Sequence[Style], names: Mapping[int, str]
 ) -> list[Style]:
-    """Return the styles of a run's detections: true positives in their objects' colours, others in their own."""
+    """Return the styles of detections. A true positive has the colour of its object, others their own colour."""
     object_of = {detection: index for index, detection in enumerate(matching.detection_idx) if detection is not None}
     styles = []
     for index, (item, iou) in enumerate(zip(items, matching.iou, strict=True)):
@@ -165,7 +165,7 @@ def _note(text: str, num_left_out: int) -> str:
 
 
 def _jpeg(picture: Image.Image) -> str:
-    """Return the picture as a data URI of bounded size, no larger than a page can show."""
+    """Return the picture as a data URI of limited size, scaled down to the width of a page."""
     picture = picture.convert("RGB")
     picture.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     for quality in (84, 72, 60, 45, 30, 15):

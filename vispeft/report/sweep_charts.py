@@ -33,7 +33,7 @@ COSTS: Mapping[str, tuple[str, Format]] = {
 
 @dataclass(frozen=True)
 class Colours:
-    """A colour for each group of configurations, the largest first; from the eighth on all groups share one."""
+    """A colour for each group of configurations, the largest group first. From the eighth on, groups share one."""
 
     groups: Sequence[str]
 
@@ -68,7 +68,7 @@ def front_charts(configurations: Sequence[Configuration], colours: Colours, page
 def _front_chart(
     priced: Sequence[tuple[Configuration, float]], cost_name: str, x: Axis, colours: Colours, page: Path
 ) -> Chart:
-    """Return the chart of AP against one cost. priced: configurations with their cost; x: the axis of costs"""
+    """Return the chart of AP against one cost. priced: configurations with their cost; x: axis of the cost"""
     configurations = [one for one, _ in priced]
     y = axis([value for one in configurations for value in extent_of(one)], "mask AP")
     front = front_of(configurations, cost_name)
@@ -76,7 +76,7 @@ def _front_chart(
         dot_of(one, cost, colours.of(one), page, is_strong=one in front, text=one.title if one in front else "")
         for one, cost in priced
     ]
-    # texts are placed in this order, those of the front and of high AP first
+    # texts are placed in this order, so that the front and high AP come first
     dots.sort(key=lambda dot: (not dot.is_strong, -dot.y))
     stairs = _stairs([(one.mean(cost_name) or 0.0, one.ap or 0.0) for one in front], x.high)
     line = placed_line(Series("Pareto front", stairs, colour=QUIET, is_dashed=True), 0, x, y)
@@ -86,7 +86,7 @@ def _front_chart(
 
 
 def curve_charts(sweep: SweepContents, configurations: Sequence[Configuration], colours: Colours) -> list[Chart]:
-    """Return charts of validation AP and training loss over the steps, without curves of a single evaluation."""
+    """Return charts of validation AP and training loss over the steps, without curves of a single point."""
     charts = []
     for title, series_of in (
         ("Validation mask AP", lambda trial: trial.scores),
@@ -133,7 +133,7 @@ def _mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[f
 
 
 def _stairs(points: Sequence[tuple[float, float]], x_end: float) -> list[tuple[float, float]]:
-    """Return the Pareto front as a step line: each AP is kept up to the cost of the next."""
+    """Return the Pareto front as a step line: each AP holds up to the cost of the next."""
     stairs: list[tuple[float, float]] = []
     for x, y in points:
         if stairs:
@@ -143,7 +143,7 @@ def _stairs(points: Sequence[tuple[float, float]], x_end: float) -> list[tuple[f
 
 
 def _smooth(points: Sequence[tuple[float, float]], most: int = 60) -> list[tuple[float, float]]:
-    """Return means over equal stretches, few enough points for a chart of hundreds of lines."""
+    """Return means over equal groups of points, few enough for a chart with hundreds of lines."""
     size = -(-len(points) // most) or 1
     parts = [points[first : first + size] for first in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]

@@ -16,7 +16,7 @@ _FEWEST_SEEDS = 3
 
 
 def conclusion(sweep: SweepContents, configurations: Sequence[Configuration]) -> list[str]:
-    """Return sentences on the configurations that equal the best, and on the cheapest of these, as far as is known."""
+    """Return sentences about the best configurations and the cheapest of these, as far as results exist."""
     if sweep.comparison is not None:
         return [sweep.comparison.sentence, *sweep.comparison.notes]
     by_ap = ranked(configurations)
@@ -50,7 +50,7 @@ def equals_of(sweep: SweepContents, configurations: Sequence[Configuration]) -> 
 
 
 def num_open(sweep: SweepContents) -> int:
-    """Return the number of trials that are neither complete nor failed nor pruned."""
+    """Return the number of trials that are running or waiting."""
     done = sum(sweep.count(state) for state in ("complete", "failed", "pruned"))
     return max(0, int(sweep.results.get("num_runs", 0)) - done)
 
@@ -71,7 +71,7 @@ def next_steps(sweep: SweepContents, configurations: Sequence[Configuration]) ->
         found.append(NextStep(f"{num_left} trials are left. Resume the sweep:", shlex.join([*resume, "--out", path])))
     if sweep.count("failed"):
         retry = shlex.join([*resume, "--out", path, "--retry-failed"])
-        found.append(NextStep("Some trials failed. Once the cause is fixed, try them again:", retry))
+        found.append(NextStep("Some trials failed. Fix the cause, then run them again:", retry))
     equals = equals_of(sweep, configurations)
     if not equals or num_left:
         return found
@@ -97,7 +97,7 @@ def next_steps(sweep: SweepContents, configurations: Sequence[Configuration]) ->
 
 
 def _hints_at_bounds(best: Configuration, configurations: Sequence[Configuration]) -> list[str]:
-    """Return a hint for each number whose best value is the largest or smallest tried; a better one may lie beyond."""
+    """Return a hint for each number with its best value at the end of the tried range: a wider range may be better."""
     texts = []
     for name, value in best.labels.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Contents of a sweep's directory, read for a report: its table, and the run of each trial if it exists."""
+"""Contents of a sweep's directory, read for a report: the table, and the run of each trial if it exists."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class Trial:
 
     labels: the chosen values, the variant included
     metrics: metrics and costs by name
-    settings: every key of its configuration with its value, without `train.seed`; empty if its directory is missing
-    path: its run directory, or None
-    scores, losses: step and mask AP, step and training loss
+    settings: every key of the configuration with its value, without `train.seed`; empty if the directory is missing
+    path: run directory, or None
+    scores: step and mask AP
+    losses: step and training loss
     """
 
     number: int
@@ -46,7 +47,8 @@ class Trial:
 class SweepComparison:
     """Result of `vispeft.evaluation.statistics.compare` on a sweep's configurations.
 
-    intervals, differences: by the number of a configuration's first trial; differences to the best
+    intervals: interval of AP, by the number of a configuration's first trial
+    differences: difference to the best and its p value, by the same number
     equals: first trial numbers of the configurations that are not distinguishable from the best
     """
 
@@ -67,7 +69,7 @@ class SweepContents:
     """The contents of a sweep's directory.
 
     sweep_text: text of sweep.yaml
-    comparison: None if there is none that covers these trials
+    comparison: comparison of the configurations; None if there is none for exactly these trials
     """
 
     path: Path

@@ -18,7 +18,7 @@ from vispeft.report.sweep_contents import AP, SweepContents, Trial, read_sweep
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table. key: of its configuration; marks: labels beside its first cell; state: of a trial"""
+    """A row of a table. key: key of the configuration; marks: labels in the first cell; state: state of a trial"""
 
     key: str
     cells: Sequence[Cell]
@@ -28,7 +28,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Tooltip:
-    """Facts of a configuration, shown when the pointer is over it. key: of the configuration"""
+    """Facts of a configuration, shown when the pointer is over it. key: key of the configuration"""
 
     key: str
     title: str
@@ -44,7 +44,7 @@ TRIAL_COLUMNS = ("trial", "configuration", "seed", "state", "mask AP", "AP50", "
 def write_sweep_report(sweep_dir: Path) -> Path:
     """Write `report.html` into a sweep's directory, from its files, and return the page's path.
 
-    The page has some 5 kB for each trial: curves of at most 60 points, and a row; a thousand trials are about 5 MB.
+    The page has about 5 kB per trial: a row, and curves of at most 60 points. A thousand trials give about 5 MB.
     """
     page = sweep_dir / REPORT_FILE
     sweep = read_sweep(sweep_dir)
@@ -91,7 +91,7 @@ def _facts(sweep: SweepContents, configurations: Sequence[Configuration]) -> lis
         if sweep.comparison is not None and len(equals) > 1:
             total = sum(one.is_complete for one in configurations)
             trained = f"{count(cheapest.mean('trainable_params'))} trained"
-            found.append(Fact("not distinguishable", f"{len(equals)} of {total}", "from the best, itself included"))
+            found.append(Fact("not distinguishable", f"{len(equals)} of {total}", "from the best, which is included"))
             found.append(Fact("cheapest of these", cheapest.title, trained))
     done, total = sweep.count("complete"), sweep.results.get("num_runs", len(sweep.trials))
     states = [
@@ -135,7 +135,7 @@ def _configuration_rows(sweep: SweepContents, configurations: Sequence[Configura
 def _configuration_cells(
     configuration: Configuration, sweep: SweepContents, page: Path, ends: Sequence[float]
 ) -> list[Cell]:
-    """Return the cells of a configuration. ends: of all intervals, which are drawn on one scale"""
+    """Return the cells of a configuration. ends: ends of all intervals, which share a scale"""
     target = run_page_of(configuration.nearest)
     interval = configuration.interval
     spread = NOTHING if interval is None else f"{metric_text(interval.low)} to {metric_text(interval.high)}"
@@ -155,7 +155,7 @@ def _configuration_cells(
 
 
 def _difference_cells(difference: tuple[Interval, float] | None) -> list[Cell]:
-    """Return the difference to the best with its interval, and its p value; dashes for the best or if not compared."""
+    """Return the difference to the best with its interval, and the p value; dashes if there is no comparison."""
     if difference is None:
         return [Cell(NOTHING), Cell(NOTHING)]
     interval, p_value = difference

@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the model. num_params: trained parameters in it; share: of all trained parameters, 0..1"""
+    """A part of the model. num_params: trained parameters in it; share: their share of all trained ones, 0..1"""
 
     name: str
     num_params: int
@@ -27,7 +27,7 @@ class Region:
 
 @dataclass(frozen=True)
 class TrainedSites:
-    """Sites of one pattern with the same method. pattern: with block numbers as `*`"""
+    """Sites of one pattern with the same method. pattern: name of the sites with `*` for block numbers"""
 
     pattern: str
     how: str
@@ -58,7 +58,7 @@ def read_trained(adapter_path: Path) -> Trained | None:
     regions: Counter[str] = Counter()
     in_full = {name: sizes.pop(name, 0) for name in plan.train}
     deltas = {site: given if isinstance(given, Sequence) else (given,) for site, given in plan.deltas.items()}
-    # inner sites first, whose names may begin like a delta of an outer one
+    # inner sites first: their names may begin like a delta of an outer site
     owned = {site: _delta_sizes(site, deltas[site], sizes) for site in sorted(deltas, key=len, reverse=True)}
     for site, methods in deltas.items():
         for method, own in zip(methods, owned[site], strict=True):
@@ -80,7 +80,7 @@ def read_trained(adapter_path: Path) -> Trained | None:
 
 
 def region_of(name: str) -> str:
-    """Return the common name of the part of a model that a module or parameter belongs to."""
+    """Return the display name of the part of a model to which a module or parameter belongs."""
     first, _, rest = name.partition(".")
     if first == "decoder" and rest.split(".")[0].endswith("_embed"):
         return "heads"
@@ -90,13 +90,13 @@ def region_of(name: str) -> str:
 
 
 def describe_method(method: Method) -> str:
-    """Return a method with its values that are not defaults, such as `lora, rank 8, parts qv`."""
-    told = [
+    """Return a method with the values that are not defaults, such as `lora, rank 8`."""
+    words = [
         f"{field.name} {value}"
         for field in fields(method)
         if (value := getattr(method, field.name)) != field.default or field.default is MISSING
     ]
-    return ", ".join([method.name, *told])
+    return ", ".join([method.name, *words])
 
 
 def _delta_sizes(site: str, methods: Sequence[Method], sizes: dict[str, int]) -> list[int]:

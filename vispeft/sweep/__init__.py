@@ -1,4 +1,4 @@
-"""Sweeps: a configuration varied over a space, every point an ordinary run, in a study that workers share."""
+"""Sweeps: runs of a configuration over a search space, in a study that several workers share."""
 
 from vispeft.sweep.checks import check_plans
 from vispeft.sweep.directory import SweepDirectory, open_sweep_directory

@@ -7,7 +7,7 @@ from vispeft.engine.build import attach, build_base, check_weights_files, comple
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.sweep.sweep import Run, Sweep
 
-# a model is built for each plan; a wrong pattern usually fails in the first ones
+# each plan costs the construction of a model; a wrong pattern usually fails in one of the first plans
 _MOST_PLANS = 100
 
 

@@ -13,7 +13,7 @@ from vispeft.report.configurations import short_names, title_of
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.results import Configuration, Results
 
-# of more configurations, the correction for multiple comparisons would leave no difference significant
+# with more configurations, no difference would be significant after the correction for multiple comparisons
 _MOST_COMPARED = 24
 _AP = "segm/AP"
 
@@ -21,8 +21,8 @@ _AP = "segm/AP"
 def compare_configurations(directory: SweepDirectory, results: Results, say: Callable[[str], None]) -> None:
     """Write comparison.json, unless the existing one covers exactly the trials that are complete now.
 
-    At most the 24 configurations of highest mask AP and those of the Pareto front are compared, as far as their runs
-    are on this machine.
+    The configurations of highest mask AP, at most 24, and those of the Pareto front are compared. Those with runs on
+    other machines are left out.
     """
     complete = sorted(row.number for row in results.rows if row.state == "complete")
     if not complete:

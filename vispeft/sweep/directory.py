@@ -95,7 +95,7 @@ def _last_directory(sweep: Sweep) -> SweepDirectory | None:
 
 
 def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
-    """Return True if a directory holds this sweep."""
+    """Return True if a directory belongs to this sweep."""
     try:
         return not load_sweep(directory.sweep).differences(sweep)
     except ConfigError:
@@ -104,23 +104,23 @@ def _is_same(sweep: Sweep, directory: SweepDirectory) -> bool:
 
 
 def _given_directory(sweep: Sweep, out: Path) -> SweepDirectory | None:
-    """Return `out` if it holds this sweep, or None if it is missing or empty; raise an error for other content."""
+    """Return `out` if it belongs to this sweep, None if it is missing or empty. Raise an error for other content."""
     directory = SweepDirectory(out)
     if directory.sweep.is_file():
         different = load_sweep(directory.sweep).differences(sweep)
         if different:
             keys = ", ".join(f"`{key}`" for key in different[:6])
             raise ConfigError(
-                f"`{out}` holds a sweep of other settings: {keys} differ. Use the same values, or another --out."
+                f"`{out}` contains a sweep with other settings: {keys} differ. Use the same values, or another --out."
             )
         return directory
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"`{out}` exists already and holds no sweep. Give another --out.")
+        raise TrainingError(f"`{out}` exists already and contains no sweep. Give another --out.")
     return None
 
 
 def _create(sweep: Sweep, out: Path | None) -> SweepDirectory:
-    """Create the directory with its sweep.yaml. Two processes that do so at once get the same directory."""
+    """Create the directory with its sweep.yaml. Processes that do this at the same time get the same directory."""
     parent = RUNS if out is None else out.parent
     parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{sweep.name}-", dir=parent))

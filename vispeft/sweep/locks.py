@@ -17,7 +17,7 @@ _KEEPALIVE = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10,
 
 
 class StudyLock:
-    """Lock under which one worker at a time takes a trial from a study, across all machines that use the storage."""
+    """Lock that lets one worker at a time claim a trial of a study, across all machines that use the storage."""
 
     def __init__(self, url: sqlalchemy.URL, study_name: str) -> None:
         self._key = int.from_bytes(hashlib.sha256(study_name.encode()).digest()[:8], "big", signed=True)
@@ -30,7 +30,7 @@ class StudyLock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock in the `with` block; no other worker holds it meanwhile."""
+        """Hold the lock in the `with` block."""
         with self._in_file(self._path) if self._path is not None else self._in_server():
             yield
 

@@ -70,7 +70,7 @@ def work_as_child(sweep: Sweep, directory: SweepDirectory, say: Say) -> bool:
 
 
 def _environments(num_workers: int) -> list[Mapping[str, str]]:
-    """Return the environment variables of each worker: GPUs are assigned in turn, cores are shared equally."""
+    """Return the environment variables of each worker: GPUs are assigned in turn, cores are divided equally."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(torch.cuda.device_count())] if visible is None else visible.split(",")
     gpus = [name for name in names if name] if torch.cuda.is_available() else []
@@ -82,7 +82,7 @@ def _environments(num_workers: int) -> list[Mapping[str, str]]:
 
 
 def _end_with_parent() -> None:
-    """Stop this process by SIGTERM when its standard input is closed, which is so once the parent has ended."""
+    """Stop this process by SIGTERM when its standard input is closed, which happens when the parent ends."""
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass

@@ -47,8 +47,8 @@ class Row:
     """One run of a sweep.
 
     state: complete, pruned, failed, running or waiting
-    metrics: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned run those of its best evaluation;
-        empty while a run is waiting or running, and for a failed one
+    metrics: metrics and costs, such as `segm/AP` and `trainable_params`. A pruned run has those of its best evaluation;
+        a waiting, running or failed run has none.
     """
 
     index: int
@@ -61,13 +61,13 @@ class Row:
 
     @property
     def number(self) -> int:
-        """Number of the trial as redacted to users, counted from 1."""
+        """Number of the trial as shown to users, counted from 1."""
         return self.index + 1
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """A point of the space over its seeds. rows: complete runs; means: of each objective over these"""
+    """A point of the space with all its seeds. rows: complete runs; means: mean of each objective over them"""
 
     labels: Labels
     rows: Sequence[Row]
@@ -88,8 +88,8 @@ class Configuration:
 class Results:
     """Table of a sweep: rows in the order of their numbers.
 
-    ranked: configurations with as many complete seeds as any other, by the mean of the first objective over them
-    best: the first of these. front: the Pareto front of the objectives, the best first
+    ranked: configurations with the most complete seeds, the best mean of the first objective first
+    front: Pareto front of the objectives, the best first
     """
 
     rows: Sequence[Row]
@@ -106,7 +106,7 @@ class Results:
 
 
 def collect(shared: SharedStudy) -> Results:
-    """Return the results of the trials that the study holds now."""
+    """Return the results of the trials that are now in the study."""
     rows = [_row(shared, trial) for trial in shared.trials().values() if _is_defined(trial)]
     objectives = shared.sweep.settings.objectives
     found = _configurations(rows, objectives)
@@ -139,7 +139,7 @@ def write_results(shared: SharedStudy, results: Results) -> None:
 
 
 def _is_defined(trial: FrozenTrial) -> bool:
-    """Return True if the whole point of the trial is chosen, which is so once its owner is written."""
+    """Return True if the point of the trial is complete. The owner is written last."""
     return OWNER in trial.user_attrs or trial.state == TrialState.WAITING
 
 

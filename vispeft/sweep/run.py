@@ -24,9 +24,9 @@ class SweepResult:
 
 
 def run_sweep(sweep: Sweep, directory: SweepDirectory, say: Say, *, retries_failed: bool = False) -> SweepResult:
-    """Run the remaining trials of a sweep, on as many processes as it asks for, and write its results.
+    """Run the remaining trials of a sweep in `sweep.workers` processes and write its results.
 
-    say: receives messages on the progress, one line at a time
+    say: function that receives progress messages, one line at a time
     """
     session = uuid.uuid4().hex
     shared = SharedStudy(sweep, directory, session)
@@ -49,7 +49,7 @@ def _num_finished(shared: SharedStudy) -> int:
 
 
 def _status(shared: SharedStudy) -> str:
-    """Return a line on the state in which a sweep starts."""
+    """Return a line about the state of a sweep at the start of the command."""
     num_done, num_runs = _num_finished(shared), shared.sweep.num_runs
     name = f"{shared.directory.root}, study {shared.sweep.study_name}"
     if num_done >= num_runs:

@@ -37,9 +37,9 @@ DIRECTIONS: Mapping[str, Literal["maximize", "minimize"]] = {
 
 
 class SpaceEntry(Section):
-    """Values that one configuration key takes: those in `values`, or numbers from `low` to `high`.
+    """Values of one configuration key: those in `values`, or numbers from `low` to `high`.
 
-    when: other keys of the space, or `variant`, with their values for which this key is active
+    when: condition for this key: values of other keys of the space, or of `variant`
     """
 
     values: tuple[Any, ...] | None = None
@@ -61,10 +61,10 @@ class SpaceEntry(Section):
 
     def _check_values(self, values: tuple[Any, ...]) -> None:
         if self.log or self.step is not None:
-            raise ConfigError("takes `log` and `step` in a range only, not with values")
+            raise ConfigError("must not have `log` or `step` with a list of values, only with a range")
         labels = [json.dumps(value, sort_keys=True) for value in values]
         if not values or len(set(labels)) < len(labels):
-            raise ConfigError("must have at least one value and none twice")
+            raise ConfigError("must have at least one value and no duplicates")
 
     def _check_range(self) -> None:
         for name in ("low", "high", "step"):
@@ -84,25 +84,25 @@ class SpaceEntry(Section):
 
     @property
     def is_whole(self) -> bool:
-        """Return True if the range is one of whole numbers."""
+        """Return True for a range of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
 class SweepConfig(Section):
     """Settings of a sweep: the search space, the sampling of its points, and the storage of the study."""
 
-    name: str | None = Field(None, description="Names directory and study. Default: the file's own name.")
+    name: str | None = Field(None, description="Name of directory and study. Default: the name of the file.")
     space: dict[str, SpaceEntry] = Field({}, description="Configuration key to a list of values or a range.")
     variants: dict[str, dict[str, Any]] = Field({}, description="Name to overrides that are chosen together.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
-        None, description="Each configuration is trained with each of these. Default: `train.seed` alone."
+        None, description="Seeds with which each configuration is trained. Default: `train.seed` alone."
     )
     sampler: Literal["grid", "random", "tpe"] = "grid"
-    trials: Count | None = Field(None, description="Configurations that `random` and `tpe` try.")
+    trials: Count | None = Field(None, description="Number of configurations for `random` and `tpe`.")
     objectives: tuple[Objective, ...] = Field(
-        ("segm/AP",), description="What is optimised; several give a Pareto front."
+        ("segm/AP",), description="Metrics and costs to optimise; several give a Pareto front."
     )
-    pruner: Literal["none", "median", "asha"] = Field("none", description="Stops trials of low mask AP at evaluations.")
+    pruner: Literal["none", "median", "asha"] = Field("none", description="Stop trials of low mask AP at evaluations.")
     storage: str | None = Field(None, description="`sqlite:///FILE` or `postgresql://...`. Default: OUT/study.db.")
     workers: Count = Field(1, description="Processes on this machine; GPUs are assigned in turn.")
     heartbeat: Count = Field(
@@ -130,18 +130,18 @@ class SweepConfig(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> SweepConfig:
         if not self.space and not self.variants:
-            raise ConfigError("`sweep.space` or `sweep.variants` must name something to vary, but both are empty.")
+            raise ConfigError("`sweep.space` or `sweep.variants` must not be empty: there is nothing to vary.")
         if self.sampler == "grid" and self.trials is not None:
             raise ConfigError(
-                "`sweep.trials` must be left out for a grid, whose points give the number of trials. "
+                "`sweep.trials` must be left out for a grid, because the number of its points is fixed. "
                 "Or use sweep.sampler=random."
             )
         if self.sampler != "grid" and self.trials is None:
             raise ConfigError(f"`sweep.trials` must be set with `sweep.sampler: {self.sampler}`.")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
-            raise ConfigError("`sweep.seeds` must have at least one seed and none twice.")
+            raise ConfigError("`sweep.seeds` must have at least one seed and no duplicates.")
         if not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise ConfigError("`sweep.objectives` must have at least one entry and none twice.")
+            raise ConfigError("`sweep.objectives` must have at least one entry and no duplicates.")
         if self.pruner != "none" and len(self.objectives) > 1:
             raise ConfigError(
                 "`sweep.pruner` must be none with several objectives: a trial of low AP may be the cheapest."

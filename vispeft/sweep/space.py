@@ -21,9 +21,10 @@ Chooser = Callable[["Dimension"], Any]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One dimension of the space. Studies and tables hold labels: plain values, or the JSON text of other values.
+    """One dimension of the space. A label is a plain value, or the JSON text of a list or mapping.
 
-    overrides: `key=value` words of each label; empty for a range
+    labels: labels of all values; empty for a range
+    overrides: `key=value` overrides of each label; empty for a range
     entry: the range, or None
     when: labels of earlier dimensions for which this one is active
     """
@@ -38,10 +39,10 @@ class Dimension:
         """Return True if this dimension is active for the labels chosen so far."""
         return all(name in labels and _in(labels[name], allowed) for name, allowed in self.when.items())
 
-    def words(self, label: Any) -> tuple[str, ...]:
+    def overrides_of(self, label: Any) -> tuple[str, ...]:
         """Return the overrides of a label."""
         if self.entry is not None:
-            return (_word(self.name, label),)
+            return (_override(self.name, label),)
         index = next(i for i, known in enumerate(self.labels) if _in(label, (known,)))
         return self.overrides[index]
 
@@ -60,16 +61,16 @@ class Space:
                 labels[dimension.name] = chooser(dimension)
         return labels
 
-    def words(self, labels: Labels) -> list[str]:
-        """Return the `key=value` words of a point, in the order in which they are applied."""
-        return [word for d in self.dimensions if d.name in labels for word in d.words(labels[d.name])]
+    def overrides_of(self, labels: Labels) -> list[str]:
+        """Return the `key=value` overrides of a point, in the order in which they are applied."""
+        return [word for d in self.dimensions if d.name in labels for word in d.overrides_of(labels[d.name])]
 
     def grid(self) -> list[dict[str, Any]]:
-        """Return every point, the last dimension changing fastest."""
+        """Return every point; the last dimension changes fastest."""
         return list(self._grid({}, self.dimensions))
 
     def corners(self) -> list[dict[str, Any]]:
-        """Return points in which every value of every dimension, and both ends of every range, occur."""
+        """Return points that together contain every value of every dimension, and both ends of every range."""
         points: list[dict[str, Any]] = []
         for dimension in self.dimensions:
             for label in _ends(dimension):
@@ -95,7 +96,7 @@ def build_space(config: SweepConfig) -> Space:
     """Return the space that a sweep section describes."""
     dimensions: list[Dimension] = []
     if config.variants:
-        words = tuple(_variant_words(name, overrides) for name, overrides in config.variants.items())
+        words = tuple(_variant_overrides(name, values) for name, values in config.variants.items())
         dimensions.append(Dimension(VARIANT, tuple(config.variants), words, None, {}))
     for key, entry in config.space.items():
         when = {above: _allowed(key, above, value, dimensions) for above, value in entry.when.items()}
@@ -103,7 +104,7 @@ def build_space(config: SweepConfig) -> Space:
         if entry.values is None:
             dimensions.append(Dimension(key, (), (), entry, when))
         else:
-            words = tuple((_word(key, value),) for value in entry.values)
+            words = tuple((_override(key, value),) for value in entry.values)
             dimensions.append(Dimension(key, tuple(_label(value) for value in entry.values), words, None, when))
     return Space(tuple(dimensions))
 
@@ -119,14 +120,14 @@ def _label(value: Any) -> Any:
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _word(key: str, value: Any) -> str:
+def _override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _variant_words(name: str, overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    for key in overrides:
+def _variant_overrides(name: str, values: Mapping[str, Any]) -> tuple[str, ...]:
+    for key in values:
         _check_key(key, f"sweep.variants.{name}.")
-    return tuple(_word(key, value) for key, value in overrides.items())
+    return tuple(_override(key, value) for key, value in values.items())
 
 
 def _check_key(key: str, prefix: str = "sweep.space.") -> None:
@@ -134,7 +135,7 @@ def _check_key(key: str, prefix: str = "sweep.space.") -> None:
         path = parse_override(f"{key}=0").path
     except ConfigError as error:
         raise ConfigError(
-            f"`{prefix}{key}` must be a configuration key with dots. Put a part that has dots itself in quotes, "
+            f"`{prefix}{key}` must be a dotted configuration key. Put a part that contains dots in quotes, "
             "such as 'peft.deltas.\"@encoder.qkv\".rank'."
         ) from error
     if path[0] == "sweep":
@@ -146,9 +147,7 @@ def _allowed(key: str, above: str, value: Any, dimensions: Sequence[Dimension]) 
     known = {dimension.name: dimension for dimension in dimensions}
     if above not in known:
         known_names = ", ".join(f"`{name}`" for name in known) or "there is none"
-        raise ConfigError(
-            f"`sweep.space.{key}.when.{above}` must name a varied key that stands before `{key}`: {known_names}."
-        )
+        raise ConfigError(f"`sweep.space.{key}.when.{above}` must name a varied key above `{key}`: {known_names}.")
     labels = tuple(_label(one) for one in (value if isinstance(value, list) else [value]))
     for label in labels:
         if not _in(label, known[above].labels) and known[above].entry is None:
@@ -160,7 +159,7 @@ def _allowed(key: str, above: str, value: Any, dimensions: Sequence[Dimension]) 
 
 
 def _in(label: Any, labels: Sequence[Any]) -> bool:
-    """Return True if `label` is among `labels`; true differs from 1, but 1 equals 1.0."""
+    """Return True if `label` is among `labels`. true and 1 are different labels, 1 and 1.0 are equal."""
     return any(label == other and isinstance(label, bool) == isinstance(other, bool) for other in labels)
 
 

@@ -15,7 +15,7 @@ import sqlalchemy
 from vispeft.errors import ConfigError, TrainingError
 
 _BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-# a worker on another machine that missed so many heartbeats counts as dead
+# number of missed heartbeats after which a worker on another machine counts as dead
 _MISSED_HEARTBEATS = 4
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -41,7 +41,7 @@ def storage_url(text: str) -> sqlalchemy.URL:
 
 
 def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages.RDBStorage:
-    """Open the storage and create its tables. No connection stays open: loader processes must not inherit one."""
+    """Open the storage and create its tables. No connection stays open, because loader processes would inherit it."""
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
         Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def redacted(url: sqlalchemy.URL) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Optuna's warnings of intended uses: heartbeats without `Study.optimize`, ranges rounded to their step."""
+    """Silence Optuna's warnings about heartbeats without `Study.optimize` and ranges rounded to their step."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         warnings.filterwarnings("ignore", message="Heartbeat of storage")
@@ -89,7 +89,7 @@ def heartbeats(storage: optuna.storages.RDBStorage, trial_id: int) -> Iterator[N
 
     def beat() -> None:
         while not is_finished.wait(seconds):
-            # a server that is unavailable for a moment costs a heartbeat, not the trial
+            # a server that is unavailable for a moment must not end the trial
             with contextlib.suppress(*STORAGE_ERRORS):
                 storage.record_heartbeat(trial_id)
 

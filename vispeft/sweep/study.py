@@ -1,7 +1,7 @@
 """Study that workers share: the owner and the outcome of each trial.
 
-Optuna stores the trials. Workers claim trials under one lock of the study, and the choice depends on the trials alone,
-so that a worker may die at any point: another worker takes over its unfinished trial.
+Optuna stores the trials. Workers claim trials under one lock of the study, and the choice depends on the stored trials
+alone. A worker may therefore die at any point: another worker takes over its unfinished trial.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from vispeft.sweep.sweep import Run, Sweep
 INDEX, SEED, OWNER, SESSION = "index", "seed", "owner", "session"
 ATTEMPTS, PROGRESS = "attempts", "progress"
 METRICS, MESSAGE, DIRECTORY = "metrics", "message", "directory"
-# a session whose first trials all fail stops after so many
+# a session stops if this number of its first trials all fail
 _MAX_FIRST_FAILURES = 3
-# a trial whose process dies so often without progress counts as failed
+# a trial counts as failed if its process dies this often without progress
 _MAX_ATTEMPTS = 10
 
 
@@ -44,7 +44,7 @@ class TrialLostError(TrainingError):
 class Claim:
     """A trial that this worker runs, until its outcome is written or it is released or lost.
 
-    attempt: 1 for the first time; more after its process died without progress
+    attempt: 1, plus the number of times that its process died without progress
     """
 
     trial: optuna.Trial
@@ -61,7 +61,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Turn:
-    """Result of a request for work. claim: None if no trial is free now; is_over: no trial will become free."""
+    """Result of a request for a trial. claim: None if no trial is free now; is_over: no trial will become free"""
 
     claim: Claim | None
     is_over: bool
@@ -134,7 +134,7 @@ class SharedStudy:
         claim.lock.release(remove=True)
 
     def release(self, claim: Claim) -> None:
-        """Give a trial back for the next worker. It was stopped on purpose, so that this is no failed attempt."""
+        """Give a trial back for the next worker. This does not count as a failed attempt."""
         with self._lock.held():
             self.check_own(claim)
             claim.trial.set_user_attr(ATTEMPTS, 0)
@@ -145,7 +145,7 @@ class SharedStudy:
         """Raise `TrialLostError` if another worker owns the trial now."""
         frozen = self.storage.get_trial(claim.trial_id)
         if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != claim.owner:
-            raise TrialLostError(f"Another worker has taken over trial {claim.index}, since this worker seemed dead.")
+            raise TrialLostError(f"Another worker has taken over trial {claim.index}, because this one seemed dead.")
 
     def queue_failed(self) -> int:
         """Put every failed run back into the queue, and return the number of failed runs."""
@@ -163,7 +163,7 @@ class SharedStudy:
         return Run(self.sweep.space.choose(lambda dimension: frozen.params[dimension.name]), frozen.user_attrs[SEED])
 
     def _check_first_failures(self, trials: Sequence[FrozenTrial]) -> None:
-        """Raise a TrainingError if all trials of this session so far failed, and these are several."""
+        """Raise a TrainingError if the first trials of this session all failed."""
         own = [t for t in trials if t.user_attrs.get(SESSION) == self.session and t.state.is_finished()]
         failed = [t for t in own if t.state == TrialState.FAIL]
         if len(failed) >= _MAX_FIRST_FAILURES and len(failed) == len(own):
@@ -173,7 +173,7 @@ class SharedStudy:
             )
 
     def _taken_over(self, frozen: FrozenTrial) -> Claim | None:
-        """Claim a running trial if its worker is dead; None if the worker lives or the trial has no attempts left."""
+        """Claim a running trial of a dead worker. Return None if the worker lives or no attempt is left."""
         index = frozen.user_attrs.get(INDEX)
         owner = frozen.user_attrs.get(OWNER)
         if index is not None and owner is not None and not self._seems_dead(frozen, owner):
@@ -200,7 +200,7 @@ class SharedStudy:
         return frozen._trial_id in self.storage._get_stale_trial_ids(self.study._study_id)
 
     def _next(self, trials: Sequence[FrozenTrial]) -> Claim | None:
-        """Claim a waiting trial, or else the first run without a trial."""
+        """Claim a waiting trial, or the first run without a trial."""
         if not any(t.state == TrialState.WAITING for t in trials):
             known = _by_index(trials)
             index = next((i for i in range(self.sweep.num_runs) if i not in known), None)
@@ -276,7 +276,7 @@ class SharedStudy:
         return trial.suggest_float(dimension.name, entry.low, entry.high, step=entry.step, log=entry.log)
 
     def _sampler(self, index: int, dimension: Dimension) -> optuna.samplers.BaseSampler:
-        """Return the sampler of one choice, seeded by trial and dimension, so that a restart repeats the choice."""
+        """Return the sampler of one dimension, seeded by trial and dimension, so that a restart repeats the choice."""
         text = f"{self.sweep.settings.sampler_seed} {index} {dimension.name}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
         if self.sweep.settings.sampler == "tpe":

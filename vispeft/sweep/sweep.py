@@ -1,4 +1,4 @@
-"""A sweep: a configuration, the space over which it is varied, and the resulting runs."""
+"""A sweep: a configuration, its search space, and the resulting runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vispeft.sweep.space import Labels, Space, build_space, describe_point
 from vispeft.sweep.storage import storage_url
 
 SECTION = "sweep"
-# keys that may change when a sweep is resumed: they affect its length, workers and place, not its runs
+# keys that may change when a sweep is resumed: they affect its length, workers and storage, not its runs
 _MAY_CHANGE = {"trials", "workers", "heartbeat", "storage"}
 
 
@@ -39,10 +39,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep whose configurations have been checked.
+    """A sweep with checked configurations.
 
-    base: configuration of the file and the command line, without the section `sweep`
-    settings: that section, with its name filled in
+    base: configuration from file and command line, without the section `sweep`
+    settings: the section `sweep`, with its name filled in
     """
 
     base: Mapping[str, Any]
@@ -65,12 +65,12 @@ class Sweep:
 
     @cached_property
     def grid(self) -> tuple[Run, ...]:
-        """Every run of a grid in order, the seed changing fastest."""
+        """Every run of a grid in order; the seed changes fastest."""
         return tuple(Run(labels, seed) for labels in self.space.grid() for seed in self.seeds)
 
     @property
     def samples(self) -> Sequence[Run]:
-        """Every run of a grid; of another space, runs that cover all values and both ends of all ranges."""
+        """Every run of a grid; for other samplers, runs that cover all values and both ends of all ranges."""
         if self.settings.sampler == "grid":
             return self.grid
         return [Run(labels, self.seeds[0]) for labels in self.space.corners()]
@@ -93,14 +93,14 @@ class Sweep:
         """Name of the study in the storage: the same on every machine that runs the same sweep."""
         return f"{self.name}-{self.identity}"
 
-    def words(self, run: Run) -> list[str]:
+    def overrides_of(self, run: Run) -> list[str]:
         """Return the overrides that turn the base into the configuration of a run."""
-        return [*self.space.words(run.labels), *([] if run.seed is None else [f"train.seed={run.seed}"])]
+        return [*self.space.overrides_of(run.labels), *([] if run.seed is None else [f"train.seed={run.seed}"])]
 
     def config(self, run: Run) -> Config:
         """Return the configuration of a run; an error names the run."""
         try:
-            config = parse_config(self.base, self.words(run))
+            config = parse_config(self.base, self.overrides_of(run))
         except ConfigError as error:
             raise ConfigError(f"The sweep cannot run {run.title}: {error}") from error
         if config.train.devices > 1:
@@ -115,7 +115,7 @@ class Sweep:
         return write_yaml({**self.base, SECTION: self.settings.model_dump(mode="json", exclude_defaults=True)})
 
     def differences(self, other: Sweep) -> list[str]:
-        """Return the keys that make `other` another sweep, or one of another study."""
+        """Return the keys for which `other` is another sweep or belongs to another study."""
         own, theirs = (
             {**self.base, SECTION: _fixed_settings(self.settings)},
             {**other.base, SECTION: _fixed_settings(other.settings)},
@@ -145,7 +145,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def _check(sweep: Sweep) -> None:
-    """Check the configuration of every run of a grid, or of runs at the ends of every dimension of another space."""
+    """Check the configuration of every sample of the space."""
     if sweep.settings.seeds is not None and "train.seed" in sweep.settings.space:
         raise ConfigError("`sweep.seeds` and `sweep.space.train.seed` must not both be set. Keep `sweep.seeds`.")
     if sweep.settings.storage is not None:

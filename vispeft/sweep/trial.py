@@ -34,7 +34,8 @@ class TrialPrunedError(TrainingError):
 class Outcome:
     """Outcome of a trial. state: COMPLETE, PRUNED, FAIL, or None if it was interrupted and can be resumed.
 
-    metrics: metrics and costs, `segm/AP`, `trainable_params`, ...; for a pruned trial those of its best evaluation
+    metrics: metrics and costs, such as `segm/AP` and `trainable_params`. A pruned trial has those of its best
+        evaluation.
     """
 
     state: TrialState | None
@@ -43,11 +44,11 @@ class Outcome:
 
 
 class SharedSets:
-    """Data sets and features that the trials of one process share.
+    """Data sets and kept features that the trials of one process share.
 
     Data sets are read once for each pair of annotation files and folders.
 
-    memory: holds the features that `train.feature_cache: memory` keeps
+    memory: storage of the features for `train.feature_cache: memory`
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,7 @@ def run_trial(shared: SharedStudy, claim: Claim, sets: SharedSets, *, shows_prog
             outcome = Outcome(TrialState.PRUNED, _best_evaluation(directory), str(error))
         except KeyboardInterrupt:
             outcome = Outcome(None)
-        # any failure of one trial leaves the others untouched
+        # the failure of one trial must not stop the others
         except Exception as error:
             log_path.parent.mkdir(parents=True, exist_ok=True)
             with log_path.open("a", encoding="utf-8") as log:
@@ -144,7 +145,7 @@ def _after_evaluation(
 
 
 def _report_evaluations(claim: Claim, directory: RunDirectory) -> None:
-    """Report evaluations that the study lacks; none with several objectives, for which Optuna has no reports."""
+    """Report evaluations that are missing in the study. Optuna allows no reports with several objectives."""
     if len(claim.trial.study.directions) > 1:
         return
     known = claim.trial.storage.get_trial(claim.trial_id).intermediate_values
@@ -176,7 +177,7 @@ def _best_evaluation(directory: RunDirectory) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _log_of(path: Path, *, is_used: bool) -> Iterator[None]:
-    """Append standard error to a file in the `with` block."""
+    """Append standard error to a file during the `with` block."""
     if not is_used:
         yield
         return

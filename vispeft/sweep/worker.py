@@ -1,4 +1,4 @@
-"""A worker: runs one trial of the study after another, while other workers share the study."""
+"""Worker process of a sweep: runs trials of the study, which it shares with other workers."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def work(shared: SharedStudy, say: Say) -> bool:
                 elif turn.is_over:
                     return False
                 else:
-                    # the last trials run elsewhere; this worker takes over those whose worker dies
+                    # other workers run the last trials; this one takes over the trial of a worker that dies
                     time.sleep(_POLL_SECONDS)
         except KeyboardInterrupt:
             return True
         except STORAGE_ERRORS as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise TrainingError(
-                f"The study's storage failed: {reason} Nothing is lost: the same command resumes the sweep."
+                f"The study's storage failed: {reason} No result is lost: the same command resumes the sweep."
             ) from error
 
 
@@ -81,7 +81,7 @@ def _run_claim(shared: SharedStudy, claim: Claim, sets: SharedSets, say: Say, *,
 
 
 def _outcome_text(outcome: Outcome) -> str:
-    """Return the outcome of a trial in words, for its line of output."""
+    """Return the outcome of a trial as text for its line of output."""
     if outcome.state == TrialState.FAIL:
         return f"failed: {outcome.message}"
     metrics = outcome.metrics

@@ -1,4 +1,4 @@
-"""Synthetic instance segmentation pictures with exact masks: endless for pretraining, or written as a COCO set."""
+"""Synthetic images for instance segmentation with exact masks: an endless stream, or a COCO set on disk."""
 
 from vispeft.synthetic.coco import write_coco, write_splits
 from vispeft.synthetic.contours import SHAPE_NAMES

@@ -1,6 +1,6 @@
-"""The broad domain: kinds of scenes with the difficulties of real images.
+"""The broad domain: several kinds of scenes with the difficulties of real images.
 
-Each kind draws its colours, textures and sizes anew.
+Each scene has its own random colours, textures and sizes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SCENES: dict[str, tuple[float, Callable[[np.random.Generator, int, int], Canvas]
 
 
 def draw_broad(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """One scene of a kind drawn by the weights of `SCENES`."""
+    """Draw one scene of a random kind, chosen by the weights of `SCENES`."""
     weights = np.array([weight for weight, _ in SCENES.values()])
     kind = list(SCENES)[rng.choice(len(SCENES), p=weights / weights.sum())]
     canvas = SCENES[kind][1](rng, height, width)
@@ -37,7 +37,7 @@ def draw_broad(rng: np.random.Generator, height: int, width: int) -> Canvas:
 
 
 def _warp(rng: np.random.Generator, canvas: Canvas) -> None:
-    """Bend the picture and its instances together, in place."""
+    """Distort the image and its instances together, in place."""
     height, width = canvas.height, canvas.width
     y, x = np.mgrid[:height, :width].astype(np.float32)
     reach = np.float32(rng.uniform(0.03, 0.2) * canvas.side)

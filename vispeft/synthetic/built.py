@@ -1,4 +1,4 @@
-"""Built things: walls with windows, and circuit boards."""
+"""Scenes of built structures: walls with windows, and circuit boards."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ PARTS = ("rectangle", "rectangle", "square", "disk", "ring", "capsule", "cross",
 
 
 def _view(rng: np.random.Generator, height: int, width: int, strength: float) -> Homography:
-    """A random homography [3, 3] from the unit square to about the whole picture."""
+    """Return a random homography [3, 3] from the unit square to about the whole image."""
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
     moved = (corners + rng.uniform(-strength, strength, (4, 2))) * (width, height)
     return np.asarray(cv2.getPerspectiveTransform(corners, moved.astype(np.float32)), np.float32)
 
 
-def _seen(points: list[tuple[float, float]], view: Homography) -> Contours:
-    """A polygon of the unit square through a homography, in pixels."""
+def _project(points: list[tuple[float, float]], view: Homography) -> Contours:
+    """Map a polygon of the unit square to pixels by a homography."""
     return (np.asarray(cv2.perspectiveTransform(np.array([points], np.float32), view)[0], np.float32),)
 
 
 def _rect(left: float, top: float, right: float, bottom: float, view: Homography) -> Contours:
-    return _seen([(left, top), (right, top), (right, bottom), (left, bottom)], view)
+    return _project([(left, top), (right, top), (right, bottom), (left, bottom)], view)
 
 
 def draw_grid(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """Rows of windows on a wall, seen at an angle, with sky above and bushes before it."""
+    """Draw rows of windows on a wall in perspective, with sky above and bushes in front."""
     canvas = Canvas(ground(rng, height, width, colour(rng, (0, 0.6), (0.3, 1)), 0.1))
     view = _view(rng, height, width, rng.uniform(0, 0.25))
     wall = colour(rng, (0, 0.5), (0.2, 1))
@@ -48,7 +48,7 @@ def draw_grid(rng: np.random.Generator, height: int, width: int) -> Canvas:
 
 
 def _windows(rng: np.random.Generator, canvas: Canvas, view: Homography, wall: Image, top: float) -> None:
-    """Windows in rows and columns of the wall between `top` and 1; some are missing, some shut."""
+    """Draw windows in rows and columns of the wall between `top` and 1; some are missing, some have another colour."""
     rows, columns = int(rng.integers(1, 7)), int(rng.integers(2, 8))
     u_step, v_step = 1 / columns, (1 - top) / rows
     half_u, half_v = 0.5 * u_step * rng.uniform(0.3, 0.85), 0.5 * v_step * rng.uniform(0.3, 0.85)
@@ -74,16 +74,16 @@ def _windows(rng: np.random.Generator, canvas: Canvas, view: Homography, wall: I
 def _bars(
     canvas: Canvas, view: Homography, box: tuple[float, float, float, float], bars: tuple[int, int], tint: Image
 ) -> None:
-    """Upright and level bars across a window; `bars` counts them."""
+    """Draw vertical and horizontal bars across a window. bars: the number of each."""
     left, top, right, bottom = box
     for u in np.linspace(left, right, bars[0] + 2)[1:-1]:
-        canvas.outline(_seen([(u, top), (u, bottom)], view), tint, 1)
+        canvas.outline(_project([(u, top), (u, bottom)], view), tint, 1)
     for v in np.linspace(top, bottom, bars[1] + 2)[1:-1]:
-        canvas.outline(_seen([(left, v), (right, v)], view), tint, 1)
+        canvas.outline(_project([(left, v), (right, v)], view), tint, 1)
 
 
 def _traces(rng: np.random.Generator, canvas: Canvas, base: Image) -> None:
-    """Conductors in straight steps along the axes and diagonals."""
+    """Draw conductors as polylines along the axes and diagonals."""
     tint = [float(v) for v in near(rng, base * np.float32(rng.uniform(0.6, 1.5)), 0.05)]
     for _ in range(int(rng.integers(0, 30))):
         start = rng.uniform(0, 1, (1, 2)) * (canvas.width, canvas.height)
@@ -94,7 +94,7 @@ def _traces(rng: np.random.Generator, canvas: Canvas, base: Image) -> None:
 
 
 def draw_board(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """Chips, pads and capacitors in line with the axes on a board with traces and print."""
+    """Draw chips, pads and capacitors, aligned with the axes, on a board with traces and printed text."""
     base = colour(rng, (0.4, 1), (0.15, 0.6)) if rng.random() < 0.7 else colour(rng)
     canvas = Canvas(ground(rng, height, width, base, 0.05))
     turn = rng.uniform(-0.2, 0.2) if rng.random() < 0.4 else 0.0
@@ -121,7 +121,7 @@ def _part(
     angle: float,
     tints: tuple[Image, Image],
 ) -> None:
-    """One electronic part with shadow, print and, along a chip's sides, pins. tints: body and metal."""
+    """Draw one electronic part with shadow and printed text, and a chip with pins. tints: body and metal."""
     body, metal = tints
     contours = placed(BROAD_SHAPES[name](rng), centre, radius, angle)
     shape = canvas.stencil(contours)
@@ -139,5 +139,5 @@ def _part(
 
 
 def _pins(count: int) -> Contours:
-    """`count` short lines across the unit square from top to bottom: a chip's pins, its body hides their middle."""
+    """Return `count` vertical lines across the unit square: the pins of a chip, whose body covers their middle."""
     return tuple(np.array([[x, -0.8], [x, 0.8]], np.float32) for x in np.linspace(-0.85, 0.85, count))

@@ -10,7 +10,7 @@ from vispeft.synthetic.textures import Image, gaussian_noise, smooth_field
 
 
 def photograph(rng: np.random.Generator, image: Image) -> NDArray[np.uint8]:
-    """The scene [H, W, 3] in 0..1 as an 8-bit picture with random faults."""
+    """Return the scene [H, W, 3] in 0..1 as an 8-bit image with random degradations."""
     height, width = image.shape[:2]
     if rng.random() < 0.5:
         image = image * (1 + rng.uniform(0.1, 0.7) * (smooth_field(rng, height, width)[:, :, None] - 0.5))
@@ -38,6 +38,6 @@ def photograph(rng: np.random.Generator, image: Image) -> NDArray[np.uint8]:
 
 
 def compressed(picture: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """The picture after JPEG compression at a quality of 1..100."""
+    """Return the image after JPEG compression with a quality of 1..100."""
     _, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)

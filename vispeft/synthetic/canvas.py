@@ -1,4 +1,4 @@
-"""Canvas of a synthetic picture: paints instances over one another and records the instance of each pixel."""
+"""Canvas of a synthetic image: the painted pixels and the instance number of each pixel."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Material:
 
     low, high: RGB [3] in 0..1 at the texture's dark and bright ends
     families: texture families; empty for a plain fill
-    dome: brightness of the middle over the rim; negative for a bright rim
+    dome: brightness difference of the centre to the rim; negative for a bright rim
     slope: brightness change from one side to the other
     gloss: strength of a specular spot, 0..1
-    bumps: brightness range of an embossed relief: wrinkles, rind
-    rim: RGB [3] of an outline, or None
-    rim_width: of the outline, in pixels
-    opacity: of the fill
+    bumps: brightness range of an embossed relief, such as wrinkles
+    rim: RGB [3] of the outline, or None
+    rim_width: width of the outline, in pixels
+    opacity: opacity of the fill
     """
 
     low: Image
@@ -43,7 +43,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Stencil:
-    """Coverage of one shape: alpha [h, w] uint8 whose top left pixel is (top, left) of the picture."""
+    """Coverage of one shape: alpha [h, w] uint8 with its top left pixel at (top, left) of the image."""
 
     alpha: Alpha
     top: int
@@ -51,13 +51,13 @@ class Stencil:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the picture that the stencil covers."""
+        """Rows and columns of the image that the stencil covers."""
         h, w = self.alpha.shape
         return slice(self.top, self.top + h), slice(self.left, self.left + w)
 
 
 def stencil(contours: Contours, height: int, width: int, margin: int = 1) -> Stencil | None:
-    """Antialiased coverage of the contours (pixels, x right, y down) in a picture, or None where they lie outside."""
+    """Return the antialiased coverage of contours (pixels, x right, y down), or None outside the image."""
     low, high = contours[0].min(axis=0), contours[0].max(axis=0)
     left, top = max(int(low[0]) - margin, 0), max(int(low[1]) - margin, 0)
     right, bottom = min(int(high[0]) + 1 + margin, width), min(int(high[1]) + 1 + margin, height)
@@ -73,7 +73,7 @@ def stencil(contours: Contours, height: int, width: int, margin: int = 1) -> Ste
 
 
 class Canvas:
-    """A picture [H, W, 3] float32 in 0..1 with the instance number of each pixel (0 for the ground)."""
+    """An image [H, W, 3] float32 in 0..1 with the instance number of each pixel (0 for the background)."""
 
     def __init__(self, image: Image) -> None:
         self.image = image
@@ -95,11 +95,11 @@ class Canvas:
         return min(self.height, self.width)
 
     def stencil(self, contours: Contours, margin: int = 1) -> Stencil | None:
-        """Coverage of contours in this picture."""
+        """Return the coverage of contours in this image."""
         return stencil(contours, self.height, self.width, margin)
 
     def claim(self, shape: Stencil, label: int) -> None:
-        """Give the pixels that the stencil mostly covers to a new instance."""
+        """Assign the pixels that the stencil covers by more than half to a new instance."""
         inside = shape.alpha > 127
         self.labels.append(label)
         self.full_areas.append(int(np.count_nonzero(inside)))
@@ -111,7 +111,7 @@ class Canvas:
         region += shape.alpha[:, :, None] * np.float32(opacity / 255) * (fill - region)
 
     def shade(self, shape: Stencil, offset: tuple[int, int], sigma: float, strength: float) -> None:
-        """Darken the ground as by a soft shadow of the stencil, moved by offset (x, y) pixels."""
+        """Darken the image by a soft shadow of the stencil, shifted by offset (x, y) pixels."""
         pad = int(2 * sigma) + 1
         soft = cv2.copyMakeBorder(shape.alpha, pad, pad, pad, pad, cv2.BORDER_CONSTANT, value=0)
         soft = cv2.GaussianBlur(soft, (0, 0), sigma)
@@ -124,8 +124,7 @@ class Canvas:
             self.image[top : top + h, left : left + w] *= 1 - soft[:, :, None] * np.float32(strength / 255)
 
     def add(self, rng: np.random.Generator, contours: Contours, label: int | None, material: Material) -> None:
-        """Paint a shape; with a label it is an instance, without one it is part of the ground (its pixels keep their
-        owner)."""
+        """Paint a shape. With a label it becomes an instance; without one, its pixels keep their instance number."""
         shape = self.stencil(contours)
         if shape is None:
             return
@@ -136,7 +135,7 @@ class Canvas:
             self.claim(shape, label)
 
     def write(self, text: str, place: tuple[float, float], size: float, rgb: Image) -> None:
-        """Print text, its base line beginning at place (x, y) in pixels; a size of 1 is about 30 pixels high."""
+        """Draw text with its baseline from `place` (x, y), in pixels. A size of 1 is about 30 pixels high."""
         height, width = min(int(60 * size) + 4, self.height), min(int(26 * size * len(text)) + 4, self.width)
         alpha = np.zeros((height, width), np.uint8)
         cv2.putText(alpha, text, (1, int(0.7 * height)), cv2.FONT_HERSHEY_SIMPLEX, size, 255, 1, cv2.LINE_AA)
@@ -152,7 +151,7 @@ class Canvas:
 
 
 def _fill(rng: np.random.Generator, shape: Stencil, material: Material) -> Image:
-    """The colours [h, w, 3] that a material shows inside a stencil."""
+    """Return the colours [h, w, 3] of a material inside a stencil."""
     h, w = shape.alpha.shape
     if material.families:
         fill = blend(texture(rng, h, w, material.families), material.low, material.high)

@@ -1,4 +1,4 @@
-"""Tissue: cells divided by membranes, and organelles within them."""
+"""Scenes of tissue: cells divided by membranes, and organelles inside cells."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_REGIONS = 250
 
 
 def _regions(rng: np.random.Generator, height: int, width: int, count: int) -> NDArray[np.uint8]:
-    """A partition of the picture into about `count` cells with wavy borders, numbered from 1. Returns [H, W]."""
+    """Return a partition [H, W] of the image into about `count` cells with wavy borders, numbered from 1."""
     pitch = float(np.sqrt(height * width / count))
     seeds = np.full((height, width), 255, np.uint8)
     points = spread_points(rng, min(count, MAX_REGIONS), height, width, 0.6 * pitch).astype(int)
@@ -32,7 +32,7 @@ def _regions(rng: np.random.Generator, height: int, width: int, count: int) -> N
 
 
 def _partition(rng: np.random.Generator, height: int, width: int, count: int) -> tuple[Canvas, NDArray[np.bool_]]:
-    """Draw cells divided by membranes, without instances yet. Returns the canvas and a mask of the membranes [H, W]."""
+    """Draw cells divided by membranes, without instances. Return the canvas and the mask of the membranes [H, W]."""
     cells = _regions(rng, height, width, count)
     thickness = 2 * int(rng.integers(1, 3)) + 1
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thickness, thickness))
@@ -52,7 +52,7 @@ def _partition(rng: np.random.Generator, height: int, width: int, count: int) ->
 
 
 def draw_tissue(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """Cells that fill the picture: all are instances, or those are that look different from the others."""
+    """Draw cells that fill the image. Either all cells are instances, or only those of a different appearance."""
     canvas, wall = _partition(rng, height, width, round(log_uniform(rng, 6, 60)))
     count, number, stats, _ = cv2.connectedComponentsWithStats((~wall).astype(np.uint8), connectivity=4)
     keep = stats[:, cv2.CC_STAT_AREA] >= 20
@@ -70,12 +70,12 @@ def draw_tissue(rng: np.random.Generator, height: int, width: int) -> Canvas:
 
 
 def draw_organelles(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """Textured bodies inside cells whose walls look much like the bodies' own outlines."""
+    """Draw textured bodies inside cells. The cell walls look similar to the outlines of the bodies."""
     canvas, _ = _partition(rng, height, width, round(log_uniform(rng, 4, 30)))
     side = canvas.side
     inside = np.asarray(canvas.image.mean(axis=(0, 1)), np.float32)
-    is_like = rng.random() < 0.8
-    body = inside * np.float32(rng.uniform(0.45, 0.9)) if is_like else near(rng, inside, 0.25)
+    is_similar = rng.random() < 0.8
+    body = inside * np.float32(rng.uniform(0.45, 0.9)) if is_similar else near(rng, inside, 0.25)
     radius = log_uniform(rng, 0.03, 0.13) * side
     count = round(min(log_uniform(rng, 2, 30), 0.2 * side**2 / radius**2))
     rim = body * np.float32(rng.uniform(0.3, 0.8)) if rng.random() < 0.8 else None

@@ -1,4 +1,4 @@
-"""Synthetic sets as COCO files: pictures, masks as RLE, areas and boxes."""
+"""Writers of synthetic COCO sets: images, masks as RLE, areas and boxes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def write_coco(
     split: str = "train",
     single_class: str | None = None,
 ) -> Path:
-    """Write a COCO set: `out/images/<split>_00000.png` ... and `out/<split>.json`, whose path it returns.
+    """Write a COCO set: `out/images/<split>_00000.png` ... and `out/<split>.json`. Return the path of the latter.
 
-    Segmentations are compressed RLE, so that holes and hidden parts are exact. The same seed and split give the same
-    files. `single_class` names every object alike.
+    Segmentations are compressed RLE, so that holes and occlusions are exact. The same seed and split give the same
+    files. single_class: the one class name of all objects; None keeps the classes of the domain
     """
     if num_images < 1:
         raise DataError(f"`num_images` must be at least 1, but is {num_images}.")
@@ -65,7 +65,7 @@ def write_splits(
     domain: str = "hatched",
     single_class: str | None = None,
 ) -> tuple[Path, Path]:
-    """Write a training and a validation set into one folder. Returns the paths of `train.json` and `val.json`."""
+    """Write a training and a validation set into one folder. Return the paths of `train.json` and `val.json`."""
     train, val = (
         write_coco(out, num_images=count, size=size, seed=seed, domain=domain, split=split, single_class=single_class)
         for split, count in (("train", num_train), ("val", num_val))
@@ -74,7 +74,7 @@ def write_splits(
 
 
 def _geometry(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """COCO `segmentation`, `area` and `bbox` (x, y, width, height) of a mask [H, W], exact to the pixel."""
+    """Return COCO `segmentation`, `area` and `bbox` (x, y, width, height) of a mask [H, W], exact to the pixel."""
     rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return {
         "segmentation": {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")},

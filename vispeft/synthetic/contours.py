@@ -1,7 +1,7 @@
 """Outlines of the synthetic shapes, as closed polygons in a unit frame.
 
-A shape is one or more polygons [P, 2] float32 (x right, y down) that fit the square -1..1; a point lies inside where it
-is surrounded an odd number of times, so a second polygon within the first is a hole.
+A shape is one or more polygons [P, 2] float32 (x right, y down) in the square -1..1, filled by the even-odd rule: a
+second polygon inside the first is a hole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _polygon(xs: list[float], ys: list[float]) -> Points:
 
 
 def _polar(radius: NDArray[np.float32]) -> Points:
-    """Points at evenly spaced angles with the given radii, scaled so that the farthest lies at 1."""
+    """Return points at evenly spaced angles with the given radii, scaled to a largest radius of 1."""
     return np.asarray(_circle(len(radius)) * (radius / radius.max())[:, None], np.float32)
 
 
@@ -100,7 +100,7 @@ def _blob(rng: np.random.Generator) -> Contours:
 
 
 def _bent_bar(radius: float, bend: float) -> Points:
-    """A bar of half width `radius` along a parabola that rises by twice `bend`."""
+    """Return a bar of half width `radius` along a parabola that rises by twice `bend`."""
     x = np.linspace(-1, 1, 20)
     slope = 4 * bend * x
     normal = np.stack([-slope, np.ones_like(x)], axis=1) / np.sqrt(1 + slope**2)[:, None]
@@ -174,12 +174,12 @@ TARGET_SHAPES: dict[str, Callable[[np.random.Generator], Contours]] = {
 
 
 def shape_label(name: str) -> int:
-    """Index of a broad shape in `SHAPE_NAMES`."""
+    """Return the index of a broad shape in `SHAPE_NAMES`."""
     return SHAPE_NAMES.index(name)
 
 
 def placed(contours: Contours, centre: tuple[float, float], radius: float, angle: float) -> Contours:
-    """Unit contours turned by `angle` (radians), scaled by `radius` and moved to `centre` (x, y), in pixels."""
+    """Rotate unit contours by `angle` (radians), scale them by `radius` and move them to `centre` (x, y), in pixels."""
     c, s = radius * np.cos(angle), radius * np.sin(angle)
     turn = np.array([[c, s], [-s, c]], np.float32)
     shift = np.array(centre, np.float32)

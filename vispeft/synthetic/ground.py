@@ -12,12 +12,12 @@ from vispeft.synthetic.textures import NATURAL, REGULAR, Image, blend, colour, n
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number between low and high whose logarithm is uniform."""
+    """Draw a number from the log-uniform distribution between low and high."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def ground(rng: np.random.Generator, height: int, width: int, base: Image, spread: float) -> Image:
-    """A textured background [height, width, 3] about a base colour, sometimes of two parts."""
+    """Return a textured background [height, width, 3] around a base colour, sometimes of two parts."""
     image = _surface(rng, height, width, base, spread)
     if rng.random() < 0.15:
         other = _surface(rng, height, width, near(rng, base, 0.2), spread)
@@ -39,7 +39,7 @@ def _surface(rng: np.random.Generator, height: int, width: int, base: Image, spr
 
 
 def clutter(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
-    """Draw up to `amount` lines, letters and arcs that are no instances."""
+    """Draw up to `amount` lines, letters and arcs that are not instances."""
     side = canvas.side
     for _ in range(int(rng.integers(amount + 1))):
         tint = colour(rng)
@@ -61,7 +61,7 @@ def clutter(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
 
 
 def bushes(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
-    """Up to `amount` ragged bodies, mostly low in the picture, that occlude instances but are none themselves."""
+    """Draw up to `amount` ragged bodies that occlude instances, mostly near the lower edge. They are not instances."""
     for _ in range(int(rng.integers(amount + 1))):
         size = rng.uniform(0.08, 0.3) * canvas.side
         centre = (rng.uniform(0, canvas.width), canvas.height * rng.uniform(0.5, 1.1))
@@ -75,7 +75,7 @@ def bushes(rng: np.random.Generator, canvas: Canvas, amount: int) -> None:
 
 
 def spread_points(rng: np.random.Generator, count: int, height: int, width: int, gap: float) -> NDArray[np.float64]:
-    """Up to `count` points (x, y) in pixels, [P, 2], uniform in the picture, no two closer than `gap` pixels."""
+    """Draw up to `count` points (x, y) in pixels, [P, 2], uniform in the image and at least `gap` pixels apart."""
     candidates = rng.uniform(0, 1, (3 * count, 2)) * (width, height)
     apart = ((candidates[:, None] - candidates[None]) ** 2).sum(axis=2) >= gap * gap
     kept: list[int] = []

@@ -1,4 +1,4 @@
-"""Loose things: a few shaded objects on a table, or a field of many small grains."""
+"""Scenes of separate objects: a few shaded objects, or many small grains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUND = ("disk", "ellipse", "blob", "capsule")
 
 
 def _distinct(rng: np.random.Generator, tint: Image, ground_tint: Image) -> Image:
-    """The colour itself or, where it would vanish on the ground, a darker or lighter one."""
+    """Return the colour, or a darker or lighter one if it is too close to the background."""
     if np.abs(tint - ground_tint).max() > 0.12:
         return tint
     step = rng.uniform(0.12, 0.35)
@@ -40,7 +40,7 @@ def _object_material(rng: np.random.Generator, base: Image) -> Material:
 
 
 def draw_objects(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """One to sixteen objects, large or small, with shade and shadow, on a textured ground."""
+    """Draw 1 to 16 objects, large or small, with shading and shadows, on a textured background."""
     table = colour(rng, (0, 0.7), (0.15, 1))
     canvas = Canvas(ground(rng, height, width, table, rng.uniform(0.02, 0.2)))
     if rng.random() < 0.4:
@@ -67,7 +67,7 @@ def draw_objects(rng: np.random.Generator, height: int, width: int) -> Canvas:
 
 
 def _field_colours(rng: np.random.Generator) -> tuple[Image, Image]:
-    """Ground and grain colours: fluorescence, stain, grey, or free."""
+    """Return background and grain colours: like fluorescence, like a stain, grey, or arbitrary."""
     match int(rng.integers(6)):
         case 0 | 1:
             tint = colour(rng, (0, 1), (1, 1)) if rng.random() < 0.5 else np.ones(3, np.float32)
@@ -96,7 +96,7 @@ def _grain(rng: np.random.Generator, tint: Image, side: int) -> Material:
 
 
 def draw_field(rng: np.random.Generator, height: int, width: int) -> Canvas:
-    """Many small grains of one kind, apart or touching: nuclei, pebbles, seeds."""
+    """Draw many small grains of one kind, separate or touching, such as nuclei, pebbles or seeds."""
     base, tint = _field_colours(rng)
     canvas = Canvas(ground(rng, height, width, base, rng.uniform(0.005, 0.1)))
     side = canvas.side
@@ -119,7 +119,7 @@ def draw_field(rng: np.random.Generator, height: int, width: int) -> Canvas:
 
 
 def _veils(rng: np.random.Generator, canvas: Canvas, tint: Image, radius: float) -> None:
-    """Large translucent bodies (cytoplasm) that are not instances."""
+    """Draw large translucent bodies, such as cytoplasm, that are not instances."""
     for _ in range(int(rng.integers(2, 12))):
         size = min(radius * rng.uniform(2.5, 6), 0.4 * canvas.side)
         centre = (rng.uniform(0, canvas.width), rng.uniform(0, canvas.height))

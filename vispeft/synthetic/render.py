@@ -1,4 +1,4 @@
-"""One scene at a time: picture, masks and labels of a domain."""
+"""Rendering of one scene of a domain: image, masks and labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vispeft.synthetic.textures import Image
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and its instances.
+    """One image and its instances.
 
     image: [H, W, 3] uint8 RGB
     masks: [T, H, W] bool, the visible part of each instance; no pixel belongs to two
@@ -33,7 +33,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of synthetic pictures: its class names, how a scene is drawn and how it is photographed."""
+    """A family of synthetic images: its class names, the function that draws a scene, and its camera effects."""
 
     class_names: tuple[str, ...]
     draw: Callable[[np.random.Generator, int, int], Canvas]
@@ -56,10 +56,10 @@ MAX_TRIES = 20
 
 
 def render_scene(rng: np.random.Generator, size: int | tuple[int, int], *, domain: str = "broad") -> Scene:
-    """One random scene of a domain, with at least one instance. `size`: side, or (height, width), in pixels.
+    """Draw a random scene of a domain, with at least one instance. size: side, or (height, width), in pixels.
 
-    Instances of which occlusion leaves fewer than 10 pixels or 12 % are dropped from the masks. The same generator
-    state gives the same scene.
+    Instances with fewer than 10 visible pixels, or less than 12 % of their area visible, are dropped from the masks.
+    The same generator state gives the same scene.
     """
     height, width = (size, size) if isinstance(size, int) else size
     chosen = find_domain(domain)
@@ -73,19 +73,19 @@ def render_scene(rng: np.random.Generator, size: int | tuple[int, int], *, domai
             labels = np.array([canvas.labels[k - 1] for k in kept], np.int64)
             return Scene(chosen.finish(rng, canvas.image), masks, labels)
     raise DataError(
-        f"Domain `{domain}` gave {MAX_TRIES} scenes of {height} x {width} without an instance. Use a larger size."
+        f"{MAX_TRIES} scenes of domain `{domain}` at {height} x {width} have no instance. Use a larger size."
     )
 
 
 def find_domain(name: str) -> Domain:
-    """The domain of a name; an unknown name is an error."""
+    """Return the domain with this name. Raises `DataError` for an unknown name."""
     if name not in DOMAINS:
         raise DataError(f"`domain` must be one of {', '.join(DOMAINS)}, but is {name!r}.")
     return DOMAINS[name]
 
 
 def _visible(canvas: Canvas) -> list[int]:
-    """Numbers of the instances of which enough can be seen, in painting order."""
+    """Return the numbers of the instances that are visible enough, in painting order."""
     counts = np.bincount(canvas.ids.ravel(), minlength=len(canvas.labels) + 1)
     return [
         k

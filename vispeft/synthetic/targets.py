@@ -1,12 +1,12 @@
-"""Target domains: shapes and looks absent from the broad domain, for measuring the gain of adaptation.
+"""Target domains: shapes and appearances absent from the broad domain, for measuring the gain of adaptation.
 
-Each has the classes of `TARGET_SHAPES`, 3 to 10 instances a picture and one look:
-hatched: line texture whose direction, not brightness, tells object from ground
-neon: thin glowing outlines around see-through bodies
-camouflage: blotches of the ground's own colours, cut along the outline
-inverted: the ground's own negative inside the outline
-night: coloured bodies on rough ground, an eighth as bright as by day and all in one tint
-dotted: objects and ground are dots that differ in hue (as in colour vision plates)
+Each domain has the classes of `TARGET_SHAPES`, 3 to 10 instances per image and one appearance:
+hatched: line texture; objects and background differ in the direction of the lines, not in brightness
+neon: thin glowing outlines around transparent bodies
+camouflage: blotches in the colours of the background, with an edge at the outline
+inverted: the negative of the background inside the outline
+night: coloured bodies on a rough background, at an eighth of the brightness and in one tint
+dotted: objects and background are dots that differ in hue, as in colour vision plates
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TARGET_NAMES = tuple(TARGET_SHAPES)
 
 
 def _layout(rng: np.random.Generator, canvas: Canvas) -> list[tuple[Contours, Stencil, int]]:
-    """3 to 10 shapes with room between most of them: contours in pixels, stencil, label."""
+    """Place 3 to 10 shapes with space between most of them. Return contours in pixels, stencil and label of each."""
     side = canvas.side
     placements: list[tuple[Contours, Stencil, int]] = []
     circles: list[tuple[float, float, float]] = []
@@ -47,7 +47,7 @@ def _layout(rng: np.random.Generator, canvas: Canvas) -> list[tuple[Contours, St
 
 
 def _hatch(rng: np.random.Generator, height: int, width: int, angle: float, wavelength: float) -> Image:
-    """Slightly wavy lines [height, width] in 0..1 at an angle, `wavelength` pixels apart."""
+    """Return slightly wavy lines [height, width] in 0..1 at an angle, `wavelength` pixels apart."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     bend = np.float32(rng.uniform(0.2, 0.8)) * smooth_field(rng, height, width)
     phase = (x * np.float32(np.cos(angle)) + y * np.float32(np.sin(angle))) / np.float32(wavelength) + bend
@@ -83,7 +83,7 @@ def _neon(rng: np.random.Generator, height: int, width: int) -> Canvas:
 
 
 def _blotches(rng: np.random.Generator, height: int, width: int, tints: NDArray[np.float32]) -> Image:
-    """Hard-edged patches [height, width, 3] of a few colours."""
+    """Return hard-edged patches [height, width, 3] of a few colours."""
     field = texture(rng, height, width, ("cloud", "spots"))
     levels = np.clip((field * len(tints)).astype(np.int32), 0, len(tints) - 1)
     return np.asarray(tints[levels], np.float32)
@@ -161,7 +161,7 @@ TARGETS: dict[str, Callable[[np.random.Generator, int, int], Canvas]] = {
 
 
 def scanned(rng: np.random.Generator, image: Image) -> NDArray[np.uint8]:
-    """The picture of a target scene: slight blur and noise only, so that the look stays what it is."""
+    """Return the 8-bit image of a target scene, with slight blur and noise only: more would hide the appearance."""
     height, width = image.shape[:2]
     soft = np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.7)), np.float32)
     noisy = soft + np.float32(rng.uniform(0.005, 0.03)) * gaussian_noise(rng, height, width)

@@ -1,4 +1,4 @@
-"""Grey textures and colours for synthetic scenes, cut from banks of tiles that are made once per process."""
+"""Grey textures and colours for synthetic scenes. Textures are crops of tiles that are made once per process."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TILE = 256
 
 
 def _normalised(tile: Image) -> Image:
-    """The tile stretched to 0..1 between its 1st and 99th percentile."""
+    """Return the tile scaled from its 1st and 99th percentile to 0..1."""
     low, high = np.percentile(tile, [1, 99])
     return np.asarray(np.clip((tile - low) / max(high - low, 1e-6), 0, 1), np.float32)
 
 
 def _spectral(rng: np.random.Generator, exponent: float, stretch: float = 1.0) -> Image:
-    """Periodic noise whose amplitude falls with frequency to the power `exponent`; `stretch` makes it run along x."""
+    """Return periodic noise with amplitude 1 / frequency ** `exponent`. stretch: elongation along x"""
     fy = np.fft.fftfreq(TILE)[:, None]
     fx = np.fft.rfftfreq(TILE)[None] * stretch
     frequency = np.sqrt(fx**2 + fy**2)
@@ -31,7 +31,7 @@ def _spectral(rng: np.random.Generator, exponent: float, stretch: float = 1.0) -
 
 
 def _band(rng: np.random.Generator, wavelength: float) -> Image:
-    """Noise of one scale: spots and worms about `wavelength` pixels apart."""
+    """Return band-limited noise: spots and winding lines about `wavelength` pixels apart."""
     fy, fx = np.fft.fftfreq(TILE)[:, None], np.fft.rfftfreq(TILE)[None]
     frequency = np.sqrt(fx**2 + fy**2)
     window = np.exp(-(((frequency * wavelength - 1) / 0.35) ** 2))
@@ -74,7 +74,7 @@ def _dots(rng: np.random.Generator, wavelength: float) -> Image:
 
 
 def _cells(rng: np.random.Generator, wavelength: float) -> Image:
-    """Distance to the nearest of random points: pebbles, cell walls."""
+    """Return the distance to the nearest of random points, which looks like pebbles or cell walls."""
     seeds = np.full((TILE, TILE), 255, np.uint8)
     points = rng.integers(0, TILE, (int(TILE**2 / wavelength**2) + 2, 2))
     seeds[points[:, 0], points[:, 1]] = 0
@@ -82,14 +82,14 @@ def _cells(rng: np.random.Generator, wavelength: float) -> Image:
 
 
 def _relief(rng: np.random.Generator, exponent: float) -> Image:
-    """A rough surface lit from one side."""
+    """Return a rough surface lit from one side."""
     surface = _spectral(rng, exponent)
     return _normalised(np.asarray(np.roll(surface, (1, 2), (0, 1)) - surface, np.float32))
 
 
 @lru_cache(maxsize=1)
 def _bank() -> dict[str, tuple[Image, ...]]:
-    """Grey tiles [TILE, TILE] in 0..1 by family, the same in every process."""
+    """Return grey tiles [TILE, TILE] in 0..1 by family, the same in every process."""
     rng = np.random.default_rng(20240623)
     return {
         "cloud": tuple(_spectral(rng, e) for e in (1.2, 1.5, 1.8, 2.2, 2.6)),
@@ -107,7 +107,7 @@ def _bank() -> dict[str, tuple[Image, ...]]:
 
 @lru_cache(maxsize=1)
 def _gaussian_tile() -> Image:
-    """Unit normal noise [2 TILE, 2 TILE, 3]."""
+    """Return unit normal noise [2 TILE, 2 TILE, 3]."""
     return np.random.default_rng(7).normal(size=(2 * TILE, 2 * TILE, 3)).astype(np.float32)
 
 
@@ -116,7 +116,7 @@ REGULAR = ("stripes", "checks", "bricks", "dots")
 
 
 def texture(rng: np.random.Generator, height: int, width: int, families: tuple[str, ...] = NATURAL) -> Image:
-    """A grey texture [height, width] in 0..1 from one of the families, cut at a random place, scale and orientation."""
+    """Return a grey texture [height, width] in 0..1 of a random family, with random position, scale and orientation."""
     tiles = _bank()[families[rng.integers(len(families))]]
     tile = tiles[rng.integers(len(tiles))]
     flip = int(rng.integers(8))
@@ -130,12 +130,12 @@ def texture(rng: np.random.Generator, height: int, width: int, families: tuple[s
 
 
 def smooth_field(rng: np.random.Generator, height: int, width: int) -> Image:
-    """A slowly varying field [height, width] in 0..1: uneven light."""
+    """Return a slowly varying field [height, width] in 0..1, such as uneven light."""
     return np.asarray(cv2.resize(rng.random((4, 4), np.float32), (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 def gaussian_noise(rng: np.random.Generator, height: int, width: int) -> Image:
-    """Unit normal noise [height, width, 3], cut from a tile, which is repeated where the image is larger."""
+    """Return unit normal noise [height, width, 3], cropped from a tile, which is repeated for larger images."""
     tile = _gaussian_tile()
     size = len(tile)
     if height > size or width > size:
@@ -148,17 +148,17 @@ def gaussian_noise(rng: np.random.Generator, height: int, width: int) -> Image:
 def colour(
     rng: np.random.Generator, saturation: tuple[float, float] = (0, 1), value: tuple[float, float] = (0.1, 1)
 ) -> Image:
-    """A random RGB colour [3] in 0..1 with HSV saturation and value in the given ranges."""
+    """Return a random RGB colour [3] in 0..1 with HSV saturation and value in the given ranges."""
     hue, s, v = rng.uniform(0, 6), rng.uniform(*saturation), rng.uniform(*value)
     ramp = np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1
     return np.asarray(v * (1 - s + s * np.clip(ramp, 0, 1)), np.float32)
 
 
 def near(rng: np.random.Generator, base: Image, spread: float) -> Image:
-    """A colour [3] near `base`: its brightness and its hue moved by about `spread`."""
+    """Return a colour [3] near `base`, with brightness and hue changed by about `spread`."""
     return np.asarray(np.clip(base + rng.normal(0, spread) + rng.normal(0, spread / 2, 3), 0, 1), np.float32)
 
 
 def blend(t: Image, low: Image, high: Image) -> Image:
-    """Grey [H, W] to colour [H, W, 3]: `low` where t is 0, `high` where t is 1."""
+    """Map grey [H, W] to colour [H, W, 3]: `low` where t is 0, `high` where t is 1."""
     return np.asarray(low + t[:, :, None] * (high - low), np.float32)

@@ -1,4 +1,4 @@
-"""Folders of images and a way to see what a converter made of them."""
+"""Folders of images, and the areas that a converter writes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def add_pictures(images: Path) -> AddPictures:
-    """Writes grey images of 48 x 32 pixels under any names in the folder."""
+    """Return a function that writes grey images of 48 x 32 pixels under the given names."""
 
     def add(*names: str, **options: Any) -> None:
         for name in names:
@@ -43,7 +43,7 @@ def add_pictures(images: Path) -> AddPictures:
 
 @pytest.fixture
 def areas(out: Path) -> Areas:
-    """Reads the areas of the instances in the COCO file by the name of their image."""
+    """Return a function that reads the areas of the instances in the COCO file, by file name of the image."""
 
     def read() -> dict[str, list[float]]:
         document = json.loads(out.read_text())

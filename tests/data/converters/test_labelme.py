@@ -139,7 +139,7 @@ def test_convert_labelme__joins_shapes_of_one_label_and_group(
     assert areas() == {"a.jpg": [140, 40, 120, 100, 100], "b.jpg": [100]}
 
 
-def test_convert_labelme__takes_images_from_a_sibling_folder_when_told(
+def test_convert_labelme__reads_images_from_a_sibling_folder(
     tmp_path: Path, images: Path, out: Path, add_pictures: AddPictures, areas: Areas
 ) -> None:
     add_pictures("a.jpg")
@@ -172,7 +172,7 @@ def test_convert_labelme__keeps_images_apart_that_differ_in_letter_case(
     assert areas() == {"a.jpg": [100, 100], "A.jpg": [100]}
 
 
-def test_convert_labelme__says_that_it_takes_the_image_of_the_files_own_name(
+def test_convert_labelme__warns_when_it_uses_the_image_with_the_files_name(
     images: Path, out: Path, add_pictures: AddPictures, areas: Areas
 ) -> None:
     add_pictures("a.jpg")
@@ -192,7 +192,7 @@ def test_convert_labelme__names_a_missing_image(
         convert_labelme(images, out)
 
 
-def test_convert_labelme__passes_other_json_over(images: Path, add_pictures: AddPictures) -> None:
+def test_convert_labelme__ignores_other_json_files(images: Path, add_pictures: AddPictures) -> None:
     add_pictures("a.jpg", "b.jpg")
     write(images / "a.json", shape(), encoding="utf-8-sig")
     (images / "coco.json").write_text('{"images": [], "annotations": []}')
@@ -204,15 +204,15 @@ def test_convert_labelme__passes_other_json_over(images: Path, add_pictures: Add
         "other-json": ("coco.json", "list.json"),
         "no-labelme-file": ("b.jpg",),
     }
-    # its own file of an earlier time
+    # the output of the first run is in the same folder
     assert convert_labelme(images, out) == first
 
 
-def test_convert_labelme__never_replaces_a_labelme_file(images: Path, add_pictures: AddPictures) -> None:
+def test_convert_labelme__never_overwrites_a_labelme_file(images: Path, add_pictures: AddPictures) -> None:
     add_pictures("a.jpg")
     write(images / "a.json", shape())
     before = (images / "a.json").read_bytes()
-    with pytest.raises(DataError, match="would replace"):
+    with pytest.raises(DataError, match="would overwrite"):
         convert_labelme(images, images / "a.json")
     assert (images / "a.json").read_bytes() == before
 
@@ -224,7 +224,7 @@ def test_convert_labelme__refuses_a_damaged_file(
     add_pictures("a.jpg")
     write(images / "a.json", shape())
     (images / "b.json").write_text(content)
-    with pytest.raises(DataError, match=r"b\.json is no LabelMe file"):
+    with pytest.raises(DataError, match=r"b\.json is not a LabelMe file"):
         convert_labelme(images, out)
 
 
@@ -243,7 +243,7 @@ def test_convert_labelme__refuses_two_files_of_one_image(images: Path, out: Path
         convert_labelme(images, out)
 
 
-def test_convert_labelme__cares_for_labels(images: Path, out: Path, add_pictures: AddPictures) -> None:
+def test_convert_labelme__checks_labels(images: Path, out: Path, add_pictures: AddPictures) -> None:
     add_pictures("a.jpg")
     write(images / "a.json", shape("cow"), shape("cow "), shape("Cow"), shape(7))
     problems = {problem.kind: problem.subjects for problem in convert_labelme(images, out)}
@@ -281,7 +281,7 @@ def test_convert_labelme__reads_masks_with_colours_and_alpha(
     assert areas() == {"a.jpg": [30.0, 30.0]}
 
 
-def test_convert_labelme__takes_no_empty_group_and_none_of_its_own_words(
+def test_convert_labelme__ignores_empty_groups_and_background_labels(
     images: Path, out: Path, add_pictures: AddPictures, areas: Areas
 ) -> None:
     add_pictures("a.jpg")
@@ -299,7 +299,7 @@ def test_convert_labelme__takes_no_empty_group_and_none_of_its_own_words(
     assert read_coco(out, images).class_names == ("cow",)
 
 
-def test_convert_labelme__tells_instances_that_are_numbered_in_labels(
+def test_convert_labelme__warns_of_instances_numbered_in_labels(
     images: Path, out: Path, add_pictures: AddPictures
 ) -> None:
     add_pictures("a.jpg")

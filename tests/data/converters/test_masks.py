@@ -71,7 +71,7 @@ def test_convert_masks__takes_classes_and_leaves_unlabelled_out(folder: Path, tm
 
 def test_convert_masks__names_a_mask_of_another_size(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.ones((5, 5), np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="5x5, but its image 48x32"):
+    with pytest.raises(DataError, match="5x5, but its image is 48x32"):
         convert_masks(folder, tmp_path, tmp_path / "out.json", names=["cell"])
 
 
@@ -126,7 +126,7 @@ def test_convert_masks__refuses_soft_edges(
 
 
 @pytest.mark.parametrize("quality", [50, 75, 90, 95])
-def test_convert_masks__refuses_what_jpeg_left(
+def test_convert_masks__refuses_jpeg_artefacts(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, quality: int
 ) -> None:
     add_pictures("a.jpg")
@@ -169,7 +169,7 @@ def test_convert_masks__keeps_small_and_crowded_instances(
 
 
 @pytest.mark.parametrize("values", [BLACK_AND_WHITE, BLACK_AND_WHITE > 0], ids=["255", "1-bit"])
-def test_convert_masks__tells_a_value_of_several_parts(
+def test_convert_masks__warns_of_a_value_with_several_parts(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, areas: Areas, values: Array
 ) -> None:
     add_pictures("a.jpg")
@@ -181,7 +181,7 @@ def test_convert_masks__tells_a_value_of_several_parts(
     assert areas() == {"a.jpg": [160]}
 
 
-def test_convert_masks__tells_background_that_became_an_instance(
+def test_convert_masks__warns_of_background_that_became_an_instance(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures
 ) -> None:
     add_pictures("a.jpg", "b.jpg")
@@ -193,7 +193,7 @@ def test_convert_masks__tells_background_that_became_an_instance(
 
 
 @pytest.mark.parametrize("name", ["1_mask.png", "1-mask.png", "mask_1.png", "mask1.png", "1_labels.tif"])
-def test_convert_masks__refuses_an_image_whose_mask_has_a_like_name(
+def test_convert_masks__refuses_an_image_with_a_mask_of_a_similar_name(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, name: str
 ) -> None:
     add_pictures("1.jpg", "2.jpg")
@@ -203,7 +203,7 @@ def test_convert_masks__refuses_an_image_whose_mask_has_a_like_name(
         convert_masks(images, masks, out, names=["cell"])
 
 
-def test_convert_masks__tells_images_without_masks_and_masks_without_images(
+def test_convert_masks__warns_of_images_without_masks_and_masks_without_images(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, areas: Areas
 ) -> None:
     add_pictures("1.jpg", "2.jpg", "3.jpg")
@@ -219,18 +219,18 @@ def test_convert_masks__tells_images_without_masks_and_masks_without_images(
 
 
 @pytest.mark.parametrize("names", [["a_cp_masks.png", "b_cp_masks.png"], ["a.npy"], []])
-def test_convert_masks__says_what_it_looked_for(
+def test_convert_masks__names_the_searched_paths(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, names: list[str]
 ) -> None:
     add_pictures("a.jpg", "b.jpg")
     for name in names:
         (masks / name).write_bytes(b"anything")
     held = names[0] if names else "no file"
-    with pytest.raises(DataError, match=rf"none of the 2 images.*masks/a\.png.*masks/a/\*\.png.*holds {held}"):
+    with pytest.raises(DataError, match=rf"any of the 2 images.*masks/a\.png.*masks/a/\*\.png.*contains {held}"):
         convert_masks(images, masks, out, names=["cell"])
 
 
-def test_convert_masks__refuses_what_it_would_have_to_guess(
+def test_convert_masks__refuses_ambiguous_masks(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures
 ) -> None:
     add_pictures("a.jpg")
@@ -242,21 +242,21 @@ def test_convert_masks__refuses_what_it_would_have_to_guess(
             path.unlink()
 
     save(masks / "a.tif", LABELS.astype(np.float32) / 3)
-    refused("fractions")
+    refused("fractional")
     save(masks / "a.tif", LABELS.astype(np.int32) - 1)
     refused("value -1")
     save(masks / "a.tif", LABELS, save_all=True, append_images=[Image.fromarray(LABELS)])
     refused("several pages")
     save(masks / "a.tif", LABELS)
     save(masks / "a.png", LABELS)
-    refused("masks of one image")
+    refused("masks of the same image")
     save(masks / "a" / "0.png", LABELS)
     refused("must be one instance")
     with pytest.raises(DataError, match="two folders"):
         convert_masks(images, images, out, names=["cell"])
 
 
-def test_convert_masks__takes_no_mask_for_an_image(
+def test_convert_masks__never_reads_a_mask_as_an_image(
     images: Path, out: Path, add_pictures: AddPictures, areas: Areas
 ) -> None:
     add_pictures("a.jpg")
@@ -266,7 +266,7 @@ def test_convert_masks__takes_no_mask_for_an_image(
 
 
 @pytest.mark.parametrize("quality", [75, 95])
-def test_convert_masks__refuses_a_jpeg_whose_values_lie_in_blocks(
+def test_convert_masks__refuses_a_jpeg_with_block_artefacts(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, quality: int
 ) -> None:
     add_pictures("a.jpg")
@@ -289,7 +289,7 @@ def test_convert_masks__takes_a_jpeg_of_two_values(
 
 
 @pytest.mark.parametrize(("highest", "kinds"), [(2, ["value-255"]), (9, [])])
-def test_convert_masks__tells_255_beside_instances_from_1_on(
+def test_convert_masks__warns_of_255_beside_instances_from_1_on(
     images: Path, masks: Path, out: Path, add_pictures: AddPictures, highest: int, kinds: list[str]
 ) -> None:
     add_pictures("a.jpg")

@@ -93,7 +93,7 @@ def test_convert_yolo__reads_images_of_any_ending(
     assert areas() == {name: [AREA] for name in (*names, "f", "g.2")}
 
 
-def test_convert_yolo__tells_what_it_passes_over(
+def test_convert_yolo__reports_ignored_files(
     images: Path, labels: Path, out: Path, add_pictures: AddPictures, areas: Areas
 ) -> None:
     add_pictures("a.jpg", "b.jpg", "c.jpg")
@@ -121,11 +121,11 @@ def test_convert_yolo__tells_what_it_passes_over(
         ("a.jpg", "labels/train/a.txt", "--labels .*labels/train"),
         ("a.jpg", "pictures/a.txt", "--labels .*pictures"),
         ("train/a.jpg", "labels/a.txt", "--images .*pictures/train"),
-        ("a.jpg", "labels/b.txt", "holds b.txt"),
+        ("a.jpg", "labels/b.txt", "contains b.txt"),
         ("a.jpg", "elsewhere/a.txt", "no .txt file"),
     ],
 )
-def test_convert_yolo__says_where_label_files_are(
+def test_convert_yolo__names_the_option_for_misplaced_label_files(
     tmp_path: Path,
     images: Path,
     labels: Path,
@@ -173,10 +173,10 @@ def test_convert_yolo__reads_names(
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("nc: 2", "must hold `names`"),
+        ("nc: 2", "must contain `names`"),
         ("names: {1: cat, 2: dog}", "count from 0"),
         ("names: {a: cat}", "whole numbers"),
-        ("names: [cat, cat]", "cat comes twice"),
+        ("names: [cat, cat]", "cat occurs twice"),
         ("names: [cat, '']", "one is empty"),
         ("names: []", "there is none"),
         ("names: [cat]\nnc: 3", "`nc` is 3"),

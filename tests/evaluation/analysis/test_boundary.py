@@ -1,4 +1,4 @@
-"""Boundary AP against the definition written out: whole masks, erosion step by step, pycocotools' own evaluation."""
+"""Boundary AP compared with a direct implementation: whole masks, stepwise erosion, evaluation by pycocotools."""
 
 import contextlib
 import copy
@@ -29,7 +29,7 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 
 
 class _BoundaryEval(COCOeval):
-    """pycocotools with the lesser of both IoUs; crowds by masks alone."""
+    """pycocotools with the minimum of mask IoU and boundary IoU; for crowds the mask IoU alone."""
 
     def computeIoU(self, imgId: int, catId: int) -> Any:
         ious = super().computeIoU(imgId, catId)

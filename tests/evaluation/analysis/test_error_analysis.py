@@ -178,5 +178,5 @@ def test_analyse_results__no_results() -> None:
 
 
 def test_analyse_results__no_objects_is_refused() -> None:
-    with pytest.raises(DataError, match="no object to be found"):
+    with pytest.raises(DataError, match="no object to detect"):
         _scene([], FOUND)

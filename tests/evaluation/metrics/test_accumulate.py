@@ -1,4 +1,4 @@
-"""Every number that pycocotools computes, bit by bit, on inputs made to tell evaluators apart."""
+"""Equality with every number that pycocotools computes, bit by bit, on inputs that reveal differences."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Resampled AP is pycocotools' AP of the resampled set."""
+"""AP of image weights, compared with pycocotools on the resampled set."""
 
 import copy
 from collections.abc import Callable
@@ -20,13 +20,13 @@ def _records(annotations: dict[str, Any], results: list[dict[str, Any]], kind: s
 
 
 def _with_distinct_scores(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of equal scores in one image, copies of the image would stand in another order than weights count them."""
+    """Make all scores distinct: with ties, copies of an image would be sorted in another order than weights imply."""
     scores = np.random.default_rng(0).permutation(len(results)) / len(results)
     return [result | {"score": float(score)} for result, score in zip(results, scores, strict=True)]
 
 
 def _drawn(annotations: dict[str, Any], results: list[dict[str, Any]], weights: np.ndarray) -> tuple[Any, Any]:
-    """Return the resampled set written out: each copy of an image is a separate image."""
+    """Return the resampled set with each copy of an image as a separate image."""
     annotations, old = copy.deepcopy(annotations), annotations
     ids = sorted(image["id"] for image in old["images"])
     copies = {key: [1000 * key + n for n in range(weight)] for key, weight in zip(ids, weights.tolist(), strict=True)}

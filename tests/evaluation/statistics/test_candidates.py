@@ -18,7 +18,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path, adversarial_case: Callable[..., Any]) -> MakeRun:
-    """Function that makes a finished run directory. keep: share of the detections that it has"""
+    """Function that makes a finished run directory. keep: share of the detections that it keeps"""
     annotations, results = adversarial_case(1)
 
     def make(name: str, *, rank: int = 4, seed: int = 0, keep: float = 1.0, shift: int = 0) -> Path:
@@ -70,7 +70,7 @@ def test_read_candidates__results_files_beside_runs(make_run: MakeRun) -> None:
     candidate_set = read_candidates([folder, other / "predictions_val.json"], folder / "annotations_val.json")
     assert [one.entry.name for one in candidate_set.candidates] == ["a", "predictions_val"]
     assert candidate_set.candidates[1].mean("trainable_params") is None
-    with pytest.raises(DataError, match="--annotations must name the file"):
+    with pytest.raises(DataError, match="--annotations must name the annotation file"):
         read_candidates([other / "predictions_val.json"])
 
 
@@ -99,7 +99,7 @@ def test_read_candidates__annotations_of_boxes_compare_boxes(make_run: MakeRun) 
     assert found.results[0].estimate.value == pytest.approx(expected, abs=1e-12)
 
 
-def test_read_candidates__says_that_nothing_was_detected(make_run: MakeRun) -> None:
+def test_read_candidates__warns_that_nothing_was_detected(make_run: MakeRun) -> None:
     candidate_set = read_candidates([make_run("a"), make_run("none", rank=8, keep=0)])
     assert candidate_set.warnings == ("none: an empty list of results; nothing was detected.",)
 
@@ -113,12 +113,12 @@ def test_read_candidates__costs_that_are_no_numbers_are_unknown(make_run: MakeRu
     assert candidate.mean("adapter_bytes") is None
 
 
-def test_read_candidates__what_is_not_there(tmp_path: Path) -> None:
+def test_read_candidates__refuses_a_missing_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere` does not exist"):
         read_candidates([tmp_path / "nowhere"])
 
 
-def test_read_candidates__the_same_annotations_written_otherwise_are_the_same(make_run: MakeRun) -> None:
+def test_read_candidates__annotations_in_another_order_are_equal(make_run: MakeRun) -> None:
     folder, other = make_run("a"), make_run("b", rank=8)
     path = other / "annotations_val.json"
     path.write_text(json.dumps(json.loads(path.read_text()), indent=2))

@@ -1,4 +1,4 @@
-"""Comparisons on made-up records whose truth is known."""
+"""Comparisons of synthetic records with known quality."""
 
 import json
 from itertools import pairwise
@@ -12,7 +12,7 @@ from vispeft.evaluation.statistics.compare import Entry, compare, estimate_ap, h
 
 
 def _run(quality: float, seed: int, num_images: int = 60) -> Records:
-    """Records of one category: each of three objects per image is detected with a probability, beside three errors."""
+    """Return records of one category: 3 objects per image, each detected with probability `quality`, and 3 errors."""
     generator = np.random.default_rng(seed)
     num = 6 * num_images
     is_object = np.tile([True, True, True, False, False, False], num_images)
@@ -106,7 +106,7 @@ def test_compare__false_alarms_are_rare() -> None:
     [
         ([], {}, "at least one configuration"),
         ([Entry("a", ())], {}, "at least one run"),
-        ([Entry("a", (_run(0.5, 0),)), Entry("b", (_run(0.5, 0, 61),))], {}, "`b` was not scored on the objects"),
+        ([Entry("a", (_run(0.5, 0),)), Entry("b", (_run(0.5, 0, 61),))], {}, "`b` was not scored on the same objects"),
         ([Entry("a", (_run(0.5, 0),))], {"metric": "AR"}, "`metric` must be one of AP, AP50, AP75"),
         ([Entry("a", (_run(0.5, 0),))], {"num_resamples": 10}, "at least 100"),
     ],
@@ -119,7 +119,7 @@ def test_compare__refuses(entries: list[Entry], options: dict[str, object], mess
 def test_compare__without_objects_is_refused() -> None:
     run = _run(0.5, 0)
     empty = Records(run.image_idx, run.category_begins, run.is_true_positive, run.is_ignored, run.num_objects * 0)
-    with pytest.raises(DataError, match="no object to be found"):
+    with pytest.raises(DataError, match="no object to detect"):
         compare([Entry("a", (empty,))])
 
 

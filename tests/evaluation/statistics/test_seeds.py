@@ -1,4 +1,4 @@
-"""Groups of runs that differ in their seeds alone."""
+"""Grouping of runs that differ in their seeds alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other instance formats as COCO: YOLO polygons, LabelMe files, and folders of instance masks."""
+"""Converters to COCO from YOLO polygons, LabelMe files, and folders of instance masks."""
 
 from vispeft.data.converters.labelme import convert_labelme
 from vispeft.data.converters.masks import convert_masks

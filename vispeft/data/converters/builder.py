@@ -1,4 +1,4 @@
-"""A COCO dictionary that grows image by image, and the problems that were met on the way."""
+"""Builder of a COCO file, image by image, and helpers that the converters share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vispeft.io.json_files import write_json
 
 @dataclass
 class Builder:
-    """Collect images and instances. Category ids count from 1 in the order of `names`."""
+    """Images, instances and problems of a COCO file. Category ids count from 1 in the order of `names`."""
 
     names: list[str]
     findings: Findings = field(default_factory=Findings)
@@ -30,7 +30,7 @@ class Builder:
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
     def add_image(self, path: Path, root: Path) -> ImageHeader | None:
-        """Add an image file by its path relative to `root`. One that cannot be read is reported, and None returned."""
+        """Add an image file by its path relative to `root`. Report an unreadable file and return None for it."""
         try:
             with quiet():
                 header = read_header(path)
@@ -43,7 +43,7 @@ class Builder:
         return header
 
     def add_polygons(self, category_idx: int, parts: Sequence[NDArray[np.float64]], subject: str) -> None:
-        """Add one instance of the latest image. parts: polygons, each [P, 2] x, y in pixels; cut to the image."""
+        """Add one instance of the latest image, clipped to the image. parts: polygons, each [P, 2] x, y in pixels."""
         height, width = self.images[-1]["height"], self.images[-1]["width"]
         flat = [np.clip(points, 0, (width, height)).reshape(-1) for points in parts]
         rle = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
@@ -72,11 +72,11 @@ class Builder:
         )
 
     def write(self, out: Path, source: Path) -> tuple[Problem, ...]:
-        """Write the COCO file and return the warnings, or raise one `DataError` that tells all refusals."""
+        """Write the COCO file and return the warnings, or raise one `DataError` that lists all refusals."""
         if not self.findings.is_refused and not self.images:
-            self.findings.refuse("no-image", "holds no image to convert.", "")
+            self.findings.refuse("no-image", "contains no image to convert.", "")
         elif not self.findings.is_refused and not self.annotations:
-            self.findings.refuse("no-instance", "holds no instance to convert.", "")
+            self.findings.refuse("no-instance", "contains no instance to convert.", "")
         problems = self.findings.problems()
         CheckReport(source, problems).raise_if_refused()
         categories = [{"id": idx + 1, "name": name} for idx, name in enumerate(self.names)]
@@ -86,27 +86,27 @@ class Builder:
 
 
 def checked_names(names: Sequence[Any], source: str) -> list[str]:
-    """Return class names as text, in order. Raises `DataError` for none, an empty one, or one that comes twice."""
+    """Return class names as text, in order. Raises `DataError` for no name, an empty name, or a duplicate."""
     texts = [str(name).strip() for name in names]
-    doubled = [name for name, count in Counter(texts).items() if count > 1]
-    if not texts or not all(texts) or doubled:
-        reason = f"{show(doubled[0])} comes twice" if doubled else "one is empty" if texts else "there is none"
-        raise DataError(f"{source}: every class must have a name of its own, but {reason}.")
+    duplicates = [name for name, count in Counter(texts).items() if count > 1]
+    if not texts or not all(texts) or duplicates:
+        reason = f"{show(duplicates[0])} occurs twice" if duplicates else "one is empty" if texts else "there is none"
+        raise DataError(f"{source}: every class must have a unique name, but {reason}.")
     return texts
 
 
 def key_of(path: Path, root: Path) -> str:
-    """Return what an image and its annotations have in common: the path below `root` without an image's ending."""
+    """Return the key by which an image and its annotations match: the path below `root` without an image extension."""
     relative = path.relative_to(root).as_posix()
     return composed(relative[: -len(path.suffix)] if has_picture_ending(path) else relative)
 
 
 def composed(text: str) -> str:
-    """Return a name with composed accents: macOS decomposes them."""
+    """Return a name in Unicode form NFC: macOS writes file names with decomposed accents."""
     return unicodedata.normalize("NFC", text)
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first names of a list and the count of the others."""
+    """Return the first names of a list and the count of the others, as text."""
     listed = ", ".join(show(name) for name in names[:3])
     return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed

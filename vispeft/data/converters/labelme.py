@@ -1,4 +1,4 @@
-"""LabelMe files as COCO."""
+"""Conversion of LabelMe files to COCO."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Labelled:
 
 
 class _Pictures:
-    """The images below a folder, by their place and by the name that a LabelMe file would have."""
+    """Images below a folder, by their path and by the key of a LabelMe file with the same name."""
 
     def __init__(self, paths: Sequence[Path], root: Path) -> None:
         self.root = root
@@ -45,7 +45,7 @@ class _Pictures:
             self._folded.setdefault(place.casefold(), []).append(path)
 
     def at(self, path: Path) -> Path | None:
-        """The image at a place, or the only one there but for letter case: a.JPG may have become a.jpg on the way."""
+        """Return the image at a path, or the only one that differs in letter case, such as a.JPG for a.jpg."""
         place = composed(os.path.abspath(path))
         alike = self._folded.get(place.casefold(), [])
         return self._exact.get(place) or (alike[0] if len(alike) == 1 else None)
@@ -56,7 +56,7 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
 
     Polygons, rectangles, circles and the masks of the AI tool become instances; shapes of one label and `group_id` in
     a file are parts of one instance. Shapes without an area are left out. Returns warnings.
-    images: the folder that `file_name` shall be relative to; None for `folder`
+    images: the folder of the images, to which `file_name` is relative; None for `folder`
     """
     builder = Builder([])
     findings = builder.findings
@@ -72,8 +72,8 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
         if picture is not None:
             files.append(_Labelled(path, document, tuple(shape for shape in read if shape is not None), picture))
     builder.names[:] = sorted({shape.label for file in files for shape in file.shapes})
-    _tell_alike(builder.names, findings)
-    _tell_images(files, scan.pictures, root, findings)
+    _report_similar_labels(builder.names, findings)
+    _report_unmatched(files, scan.pictures, root, findings)
     scan.report_ignored(findings, expected=(".json",))
     for file in files:
         _add(builder, file, root)
@@ -81,24 +81,24 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
 
 
 def _documents(folder: Path, out: Path, findings: Findings) -> dict[Path, dict[str, Any]]:
-    """The LabelMe files of a folder; other JSON files are reported, except an earlier `out`."""
+    """Return the LabelMe files of a folder; other JSON files are reported, except an earlier `out`."""
     if not folder.is_dir():
-        raise DataError(f"{folder} does not exist or is no folder.")
+        raise DataError(f"{folder} does not exist or is not a folder.")
     if out.is_file() and _is_labelme(out):
-        raise DataError(f"{out} is a LabelMe file, which the COCO file would replace; name another one.")
+        raise DataError(f"{out} is a LabelMe file, which the COCO file would overwrite; choose another output path.")
     documents = {}
     for path in sorted(walk_files(folder)):
         if path.suffix.lower() != ".json" or is_sidecar(path) or path.resolve() == out.resolve():
             continue
         document = _read_document(path)
         if document is None:
-            sentence = "no LabelMe file, for it has no list `shapes`; passed over."
+            sentence = "not a LabelMe file, because it has no list `shapes`; ignored."
             findings.warn("other-json", sentence, show(path.relative_to(folder).as_posix()))
         else:
             documents[path] = document
     if not documents:
-        told = "".join(f" {problem.message}" for problem in findings.problems())
-        raise DataError(f"{folder} holds no LabelMe file.{told}")
+        details = "".join(f" {problem.message}" for problem in findings.problems())
+        raise DataError(f"{folder} contains no LabelMe file.{details}")
     return documents
 
 
@@ -113,12 +113,12 @@ def _read_document(path: Path) -> dict[str, Any] | None:
     try:
         document = load_json(path)
     except UnreadableJsonError as error:
-        raise DataError(f"{path} is no LabelMe file: it {error.sentence}. Mend it or move it away.") from error
+        raise DataError(f"{path} is not a LabelMe file: it {error.sentence}. Repair or remove it.") from error
     if not isinstance(document, dict) or "shapes" not in document:
         return None
     shapes = document["shapes"]
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise DataError(f"{path} is no LabelMe file: its `shapes` are no list of objects.")
+        raise DataError(f"{path} is not a LabelMe file: its `shapes` are not a list of objects.")
     result: dict[str, Any] = document
     return result
 
@@ -126,7 +126,7 @@ def _read_document(path: Path) -> dict[str, Any] | None:
 def _picture_of(
     path: Path, document: dict[str, Any], folder: Path, pictures: _Pictures, findings: Findings
 ) -> Path | None:
-    """The image of a LabelMe file: by `imagePath`, by its name, or the one beside it under the file's own name."""
+    """Return the image of a LabelMe file: by `imagePath`, by its file name alone, or by the LabelMe file's name."""
     raw = document.get("imagePath")
     given = PurePosixPath(raw.replace("\\", "/")) if isinstance(raw, str) else PurePosixPath()
     beside = pictures.root / path.parent.relative_to(folder)
@@ -135,7 +135,7 @@ def _picture_of(
             return found
     own = pictures.by_key.get(key_of(path.with_suffix(""), folder), [])
     if len(own) == 1:
-        sentence = "`imagePath` names no file; the image of the LabelMe file's own name is taken."
+        sentence = "`imagePath` names no existing file; the image with the name of the LabelMe file is used."
         findings.warn("image-by-name", sentence, f"{show(path.relative_to(folder).as_posix())} ({show(raw)})")
         return own[0]
     _refuse_missing(path, raw, given, beside, document, findings)
@@ -149,12 +149,12 @@ def _refuse_missing(
     elsewhere = path.parent / given
     if given.name and elsewhere.is_file():
         where = os.path.normpath(elsewhere.parent)
-        sentence = f"the image lies outside the folder; give --images with the folder of the images, such as {where}."
+        sentence = f"the image is outside the folder; give --images with the folder of the images, such as {where}."
         findings.refuse("image-outside", sentence, subject)
     elif document.get("imageData"):
         sentence = (
-            "the image is not there, only a copy inside the LabelMe file (`imageData`); write it out as a file "
-            "(`labelme_export_json`), or give --images with the folder of the images."
+            "the image file is missing, and only a copy inside the LabelMe file exists (`imageData`); export it to a "
+            "file (`labelme_export_json`), or give --images with the folder of the images."
         )
         findings.refuse("image-inside", sentence, subject)
     else:
@@ -162,23 +162,26 @@ def _refuse_missing(
         findings.refuse("image-missing", sentence, subject)
 
 
-def _tell_alike(names: Sequence[str], findings: Findings) -> None:
+def _report_similar_labels(names: Sequence[str], findings: Findings) -> None:
     alike: dict[str, list[str]] = {}
     for name in names:
-        # old versions told instances apart by numbers: cat-1, cat-2
+        # old versions of LabelMe numbered the instances of a label: cat-1, cat-2
         plain = re.sub(r"-\d+$", "", composed(name).casefold()).replace("_", " ")
         alike.setdefault(" ".join(plain.split()), []).append(name)
     for group in alike.values():
         if len(group) > 1:
-            sentence = "labels that differ in little stay separate classes; instances are told apart by `group_id`."
+            sentence = (
+                "similar labels become separate classes; rename them if they are one class (instances are "
+                "distinguished by `group_id`)."
+            )
             findings.warn("labels-alike", sentence, some(group))
 
 
-def _tell_images(files: Sequence[_Labelled], pictures: Sequence[Path], root: Path, findings: Findings) -> None:
+def _report_unmatched(files: Sequence[_Labelled], pictures: Sequence[Path], root: Path, findings: Findings) -> None:
     owners: dict[Path, Path] = {}
     for file in files:
         if file.picture in owners:
-            sentence = "LabelMe files of one image; keep one of them."
+            sentence = "LabelMe files for the same image; keep one of them."
             findings.refuse("one-image", sentence, f"{owners[file.picture]} and {file.path}")
         owners[file.picture] = file.path
     for picture in pictures:
@@ -193,7 +196,7 @@ def _add(builder: Builder, file: _Labelled, root: Path) -> None:
         return
     size = tuple(as_integer(file.document.get(key)) for key in ("imageWidth", "imageHeight"))
     if None not in size and size != (header.width, header.height):
-        sentence = "the size of the image has changed since it was labelled, so its shapes would not fit."
+        sentence = "the image size differs from the size at labelling, so the shapes would not fit; restore the image."
         subject = f"{file.path} (labelled {size[0]}x{size[1]}, file {header.width}x{header.height})"
         builder.findings.refuse("image-size", sentence, subject)
         return
@@ -208,7 +211,7 @@ def _add(builder: Builder, file: _Labelled, root: Path) -> None:
 
 
 def _instances(shapes: Sequence[Shape]) -> list[tuple[str, list[Outline]]]:
-    """Labels and outlines of the instances of a file, in order of first sight."""
+    """Return the labels and outlines of the instances of a file, in order of first occurrence."""
     instances: dict[Any, tuple[str, list[Outline]]] = {}
     for number, shape in enumerate(shapes):
         key = (shape.label, "alone", number) if shape.group is None else (shape.label, "group", str(shape.group))

@@ -16,10 +16,10 @@ from pycocotools import mask as coco_mask
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.values import as_number
 
-# oriented boxes: LabelMe's, X-AnyLabeling's and others' word for four corners
+# names of oriented boxes, stored as four corners, in LabelMe, X-AnyLabeling and other tools
 _POLYGONS = ("polygon", "oriented_rectangle", "rotated_rectangle", "rotation", "quadrilateral")
 _CIRCLE_CORNERS = 90
-# LabelMe's own words, in its converters, for what is no object
+# labels that LabelMe's own converters treat as background
 _NO_OBJECT = ("__ignore__", "_background_")
 _LEAST = {"rectangle": 2, "circle": 2, "mask": 2}
 
@@ -38,7 +38,7 @@ Outline = NDArray[np.float64] | Stamp
 
 @dataclass(frozen=True)
 class Shape:
-    """One shape. group: shapes of one label and group are parts of one instance; None stands alone."""
+    """One shape. group: shapes of one label and group are parts of one instance; None for a complete instance."""
 
     label: str
     group: Any
@@ -46,20 +46,20 @@ class Shape:
 
 
 def read_shape(raw: dict[str, Any], subject: str, findings: Findings) -> Shape | None:
-    """Return a shape that has an area, or None where it has none or is broken, which is noted."""
+    """Return a shape with an area. Report a shape without one or a broken one and return None."""
     label = raw.get("label")
     text = str(label).strip() if isinstance(label, str | int | float) and not isinstance(label, bool) else ""
     if not text:
-        findings.refuse("no-label", "shapes without a label; give them one or delete them.", subject)
+        findings.refuse("no-label", "shapes without a label; add one or delete the shape.", subject)
         return None
     if text != label and isinstance(label, str):
-        findings.warn("spaces", "blanks around the label are left out.", f"{show(label)} in {subject}")
+        findings.warn("spaces", "spaces around the label are removed.", f"{show(label)} in {subject}")
     if text in _NO_OBJECT:
-        findings.warn("no-object", "LabelMe's label for what is no object; left out.", f"{show(text)} in {subject}")
+        findings.warn("no-object", "LabelMe's label for background; left out.", f"{show(text)} in {subject}")
         return None
     kind = raw.get("shape_type") or "polygon"
     if kind not in (*_POLYGONS, "rectangle", "circle", "mask"):
-        sentence = f"shapes of type {show(kind)} have no area that is known; left out."
+        sentence = f"shapes of type {show(kind)} have no known area; left out."
         findings.warn("no-area", sentence, f"{show(text)} in {subject}")
         return None
     points = _points(raw.get("points"), _LEAST.get(kind, 3))
@@ -97,7 +97,7 @@ def _points(raw: Any, least: int) -> NDArray[np.float64] | None:
 
 
 def _outline(kind: str, points: NDArray[np.float64], mask: Any) -> Outline | str:
-    """Return the outline, or its flaw as text."""
+    """Return the outline, or a text about its fault."""
     if kind == "mask":
         return _stamp(points, mask)
     if kind == "circle":
@@ -122,9 +122,9 @@ def _stamp(points: NDArray[np.float64], encoded: Any) -> Stamp | str:
         data = base64.b64decode(encoded.rpartition("base64,")[2], validate=False)
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
             pixels = np.asarray(image)
-    # decoders raise nearly every exception there is on hostile bytes
+    # image decoders raise exceptions of many types on damaged bytes
     except Exception:
-        return "has a `mask` that is no PNG in base64"
+        return "has a `mask` that is not a PNG in base64"
     mask = _drawn(pixels)
     (left, top), (right, bottom) = np.round([points[:2].min(0), points[:2].max(0)]).astype(int)
     height, width = bottom - top + 1, right - left + 1

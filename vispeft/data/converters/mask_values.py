@@ -1,4 +1,4 @@
-"""Instance numbers in a mask file, and signs that they are none."""
+"""Instance numbers in a mask file, and checks that the values are instance numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_values(path: Path, header: ImageHeader) -> NDArray[np.int64]:
     """Return the values of a mask file, [height, width]: palette indices as such, background and unlabelled as 0."""
     stored = read_stored(path)
     if stored.is_stack:
-        raise DataError(f"{path} holds several pages or frames; save them as a folder of one mask per instance.")
+        raise DataError(f"{path} has several pages or frames; save them as a folder with one mask per instance.")
     values = stored.values
     _refuse_lossy(path, values)
     num_channels = values.shape[2] if values.ndim == 3 else 1
@@ -40,34 +40,34 @@ def read_values(path: Path, header: ImageHeader) -> NDArray[np.int64]:
         numbers = values.astype(np.int64)
     if numbers.shape != (header.height, header.width):
         _refuse_size(path, numbers.shape[1], numbers.shape[0], header)
-    # an alpha channel of nothing but 0 was never meant to hide anything
+    # an alpha channel of zeros only is an export fault: it would hide the whole mask
     if alpha is not None and alpha.any():
         numbers = np.where(alpha.astype(np.float64) < alpha.max() / 2, 0, numbers)
     return np.where(numbers == _UNLABELLED, 0, numbers) if stored.is_palette else numbers
 
 
 def _refuse_lossy(path: Path, values: NDArray[Any]) -> None:
-    """Raise `DataError` for a JPEG of more than two values: its compression leaves other values than were saved."""
+    """Raise `DataError` for a JPEG of more than two values: its compression changes values."""
     with path.open("rb") as file:
         is_jpeg = file.read(3) == b"\xff\xd8\xff"
     if is_jpeg and (num_values := len(np.unique(values))) > 2:
         raise DataError(
-            f"{path} holds {num_values} values and was saved as JPEG, which changes values, so they are no instance "
+            f"{path} has {num_values} values and was saved as JPEG, which changes values, so they are not instance "
             "numbers. Save the mask as PNG from its source; threshold a black-and-white one at half its range."
         )
 
 
 def _refuse_no_integers(path: Path, values: NDArray[Any]) -> None:
     if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.round(values)).all()):
-        raise DataError(f"{path} holds fractions, such as probabilities, and no instance numbers; threshold it.")
+        raise DataError(f"{path} has fractional values, such as probabilities, not instance numbers; threshold it.")
     if values.min() < 0 or values.max() > 2**53:
-        raise DataError(f"{path} holds the value {values.min()}; instances count from 1, and 0 is background.")
+        raise DataError(f"{path} has the value {values.min()}; number instances from 1, with 0 as background.")
 
 
 def _refuse_size(path: Path, width: int, height: int, header: ImageHeader) -> None:
     is_unturned = header.is_turned and (width, height) == (header.height, header.width)
-    hint = " (the image is turned by its EXIF orientation, the mask is not: turn it too)" if is_unturned else ""
-    raise DataError(f"{path} is {width}x{height}, but its image {header.width}x{header.height}{hint}.")
+    hint = " (the image is rotated by its EXIF orientation, the mask is not: rotate it too)" if is_unturned else ""
+    raise DataError(f"{path} is {width}x{height}, but its image is {header.width}x{header.height}{hint}.")
 
 
 def refuse_soft_edges(path: Path, values: NDArray[np.int64]) -> None:
@@ -86,14 +86,14 @@ def refuse_soft_edges(path: Path, values: NDArray[np.int64]) -> None:
     if (is_thin & is_touching).sum() < _TOUCHING_SHARE * is_thin.sum():
         return
     raise DataError(
-        f"{path} holds {num_values} values, {num_thin} of them in few scattered pixels beside others: a picture with "
-        "soft edges (drawn smooth, resized or saved as JPEG), not a label image, of which every value is one instance. "
+        f"{path} has {num_values} values, {num_thin} of them in a few scattered pixels between others: it is an image "
+        "with soft edges (antialiased, resized or saved as JPEG), but in a label image every value is one instance. "
         "Threshold a black-and-white one at half its range, number its objects if there are several; save it as PNG."
     )
 
 
 def _ranks(values: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """The values in 16 bits, 0 staying 0; large ones by their order, and the highest beyond 65534 as one."""
+    """Return the values in 16 bits. 0 stays 0; too large values become ranks, and ranks over 65534 are merged."""
     if values.max() < _HIGHEST:
         return values.astype(np.uint16)
     present, order = np.unique(values, return_inverse=True)
@@ -101,7 +101,7 @@ def _ranks(values: NDArray[np.int64]) -> NDArray[np.uint16]:
 
 
 def _is_scattered(ranks: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Pixels whose value lies in many runs of few pixels. ranks: [h, w]"""
+    """Return the mask of pixels with a value that occurs in many short runs. ranks: [h, w]"""
     padded = np.pad(ranks, 1, constant_values=_HIGHEST)
     above = (padded[:-2, :-2], padded[:-2, 1:-1], padded[:-2, 2:], padded[1:-1, :-2])
     is_start = np.logical_and.reduce([neighbour != ranks for neighbour in above])
@@ -112,7 +112,7 @@ def _is_scattered(ranks: NDArray[np.uint16]) -> NDArray[np.bool_]:
 
 
 def separate_parts(mask: NDArray[np.bool_]) -> int:
-    """Return the number of parts of a mask that lie more than two pixels apart, specks not counted."""
+    """Return the number of parts of a mask that are more than two pixels apart, without specks."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     cut = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
     near = cv2.dilate(np.pad(cut, 1), np.ones((3, 3), np.uint8))

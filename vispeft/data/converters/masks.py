@@ -1,4 +1,4 @@
-"""Folders of instance masks as COCO."""
+"""Conversion of folders of instance masks to COCO."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vispeft.data.reading.images import ImageHeader
 from vispeft.errors import ConfigError, DataError
 
 _SEVERAL_PARTS = (
-    "one value with several separate parts, of which one instance was made; if this is a semantic mask, whose values "
-    "are classes, number its objects (`scipy.ndimage.label`) or save one mask per object."
+    "one value with several separate parts, which became one instance; if this is a semantic mask (values are "
+    "classes), number its objects (`scipy.ndimage.label`) or save one mask per object."
 )
-_EMPTY = "nothing but background; no instance."
-_BACKGROUND = "a value on all corners and most of the image, of which an instance was made; a background must be 0."
+_EMPTY = "only background; no instance."
+_BACKGROUND = "a value on all corners and most of the image, which became an instance; write 0 for background."
 
 _LIKE_UNLABELLED = (
-    "the value 255 beside instances from 1 on without a gap, of which an instance was made; where it means unlabelled, "
+    "the value 255 besides consecutive instance numbers from 1 on, which became an instance; if it means unlabelled, "
     "as in Pascal VOC, write 0."
 )
 _VOID = 255
@@ -33,7 +33,7 @@ _VOID = 255
 
 @dataclass(frozen=True)
 class _Found:
-    """The mask files of one image. is_single: one file holds all instances, else each in `folder` holds one."""
+    """The mask files of one image. is_single: one file with all instances, else one file per instance in `folder`."""
 
     folder: Path
     paths: tuple[Path, ...]
@@ -55,33 +55,33 @@ class _MaskFolder:
         self._used: set[Path] = set()
 
     def of(self, key: str) -> _Found | None:
-        """The masks of an image; None without any, no file for an empty folder."""
+        """Return the masks of an image, None without any. An empty folder gives an empty list of files."""
         single = self._single.get(key, [])
         if len(single) > 1:
-            raise DataError(f"{some([str(path) for path in single])} are masks of one image; keep one.")
+            raise DataError(f"{some([str(path) for path in single])} are masks of the same image; keep one of them.")
         paths = single or self._grouped.get(key, [])
         self._used.update(paths)
         return _Found(self.folder / key, tuple(paths), bool(single)) if paths or (self.folder / key).is_dir() else None
 
     def unused(self) -> list[Path]:
-        """The files that belong to no image so far."""
+        """Return the files that belong to no image so far."""
         return [path for paths in self._single.values() for path in paths if path not in self._used]
 
 
 def convert_masks(
     images: Path, masks: Path, out: Path, *, names: Sequence[str], classes: Path | None = None
 ) -> tuple[Problem, ...]:
-    """Write instance masks as COCO. Returns warnings; what cannot be converted safely is refused.
+    """Write instance masks as COCO. Returns warnings; raises `DataError` for what cannot be converted safely.
 
-    masks: for the image `a.jpg` either `a.png` (or TIFF, BMP, GIF), in which every value but 0 (and 255 in a palette
-    file: unlabelled, as in Pascal VOC) is one instance, or a folder `a` with one file per instance
+    masks: for the image `a.jpg` either `a.png` (or TIFF, BMP, GIF), in which every value except 0 (and 255 in a
+    palette file: unlabelled, as in Pascal VOC) is one instance, or a folder `a` with one file per instance
     classes: folder of files with class values (1 for the first name), for more than one class; an instance gets the
-    value that most of its pixels have
+    most frequent value of its pixels
     """
     if classes is None and len(names) != 1:
-        raise ConfigError(f"`names` must be one class where `classes` is not given, but is {list(names)}.")
+        raise ConfigError(f"`names` must be one class without `classes`, but is {list(names)}.")
     if masks.exists() and images.exists() and masks.samefile(images):
-        raise DataError(f"{masks}: images and masks must lie in two folders, for a mask is an image too.")
+        raise DataError(f"{masks}: images and masks must be in two folders, because a mask is an image too.")
     builder = Builder(checked_names(names, "`names`"))
     others = [masks] if classes is None else [masks, classes]
     scan = find_pictures(images, skip=others)
@@ -99,7 +99,7 @@ def convert_masks(
             )
     if scan.pictures and len(bare) == len(scan.pictures):
         raise DataError(_nothing_found(images, masks, bare, found.unused() or found.ignored))
-    _tell_unmatched(builder.findings, images, masks, bare, found.unused())
+    _report_unmatched(builder.findings, images, masks, bare, found.unused())
     return builder.write(out, images)
 
 
@@ -112,7 +112,7 @@ def _add_instances(builder: Builder, files: _Found, header: ImageHeader, kinds: 
 
 
 def _instances(files: _Found, header: ImageHeader, findings: Findings) -> Iterator[tuple[NDArray[np.bool_], str]]:
-    """Yield the masks of an image and their places; note what is suspicious."""
+    """Yield the masks of an image with their origin as text; warn of suspicious ones."""
     if not files.paths:
         findings.warn("empty-mask", _EMPTY, str(files.folder))
     for path in files.paths:
@@ -123,8 +123,8 @@ def _instances(files: _Found, header: ImageHeader, findings: Findings) -> Iterat
             findings.warn("empty-mask", _EMPTY, str(path))
         if len(present) > 1 and not files.is_single:
             raise DataError(
-                f"{path} holds {len(present)} values, but a file in a folder of masks must be one instance; for a file "
-                "of several instances give it the name of its image and put it beside the folder."
+                f"{path} has {len(present)} values, but a file in a folder of masks must be one instance; give a file "
+                "of several instances the name of its image and move it out of the folder."
             )
         if files.is_single and len(present) > 1 and present[-1] == _VOID > len(present) == present[-2] + 1:
             findings.warn("value-255", _LIKE_UNLABELLED, str(path))
@@ -140,7 +140,7 @@ def _instances(files: _Found, header: ImageHeader, findings: Findings) -> Iterat
 def _class_values(kinds: _MaskFolder, path: Path, images: Path, header: ImageHeader) -> NDArray[np.int64]:
     files = kinds.of(key_of(path, images))
     if files is None or not files.is_single:
-        raise DataError(f"{kinds.folder} must hold a file of class values for {path}, named as it but for the ending.")
+        raise DataError(f"{kinds.folder} must contain a file of class values for {path}, with the same name.")
     return read_values(files.paths[0], header)
 
 
@@ -153,26 +153,26 @@ def _nothing_found(images: Path, masks: Path, bare: Sequence[Path], unused: Sequ
     place = masks / key_of(bare[0], images)
     held = some([path.relative_to(masks).as_posix() for path in unused]) if unused else "no file"
     return (
-        f"{masks}: for none of the {len(bare)} images a mask was found (looked for {place}.png, {place}.tif "
-        f"and the like, and {place}/*.png). It holds {held}; give each mask the name of its image."
+        f"{masks}: no mask was found for any of the {len(bare)} images (searched for {place}.png, {place}.tif "
+        f"and the like, and {place}/*.png). The folder contains {held}; give each mask the name of its image."
     )
 
 
-def _tell_unmatched(
+def _report_unmatched(
     findings: Findings, images: Path, masks: Path, bare: Sequence[Path], unused: Sequence[Path]
 ) -> None:
-    """Note images without a mask: refused where a mask of a like name is left, for it would become background."""
+    """Warn of images without a mask. Refuse those with an unused mask of a similar name: a typo would lose it."""
     named: set[Path] = set()
     for path in bare:
         subject = show(path.relative_to(images).as_posix())
         near = [each for each in unused if _is_named_after(each, path)]
         named.update(near)
         if near:
-            sentence = "no mask of the image's name, though one of a like name is there; rename it."
+            sentence = "no mask with the image's name, but one with a similar name exists; rename it."
             held = some([each.relative_to(masks).as_posix() for each in near])
             findings.refuse("mask-of-like-name", sentence, f"{subject} ({held})")
         else:
-            findings.warn("no-mask", "no mask; background.", subject)
+            findings.warn("no-mask", "no mask; used as background.", subject)
     for path in unused:
         if path not in named:
             sentence = "masks without an image; left out."
@@ -180,7 +180,7 @@ def _tell_unmatched(
 
 
 def _is_named_after(mask: Path, image: Path) -> bool:
-    """Tell whether an image's name is part of a mask's, as in `1_mask.png`, but not `11.png`, for `1.jpg`."""
+    """Tell whether a mask's name contains the image's as a word: for `1.jpg`, `1_mask.png` does, `11.png` does not."""
     stem = composed(image.stem).casefold()
     before, after = (r"\d" if edge.isdigit() else r"[^\W\d_]" for edge in (stem[:1], stem[-1:]))
     return re.search(f"(?<!{before}){re.escape(stem)}(?!{after})", composed(mask.stem).casefold()) is not None

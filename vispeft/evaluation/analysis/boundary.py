@@ -1,8 +1,8 @@
-"""Boundary AP: COCO's AP with IoU replaced by the lesser of mask IoU and boundary IoU.
+"""Boundary AP: COCO's AP with IoU replaced by the minimum of mask IoU and boundary IoU.
 
 Cheng et al., Boundary IoU: Improving Object-Centric Image Segmentation Evaluation, CVPR 2021. The boundary of a mask is
-its part within a distance of 2 % of the image's diagonal from its outline. Only pairs that overlap enough as masks can
-match, so that only their boundaries are computed, each within its own box.
+its part within a distance of 2 % of the image's diagonal from its outline. Only pairs with a mask IoU above the lowest
+threshold can match. Boundaries are therefore computed for these alone, each within its bounding box.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vispeft.evaluation.metrics.matching import (
 )
 
 DILATION_RATIO = 0.02
-# masks decoded together
+# number of masks that are decoded together
 _CHUNK = 1024
 
 
@@ -69,7 +69,8 @@ def boundaries(rles: list[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 def boundary_of(region: NDArray[np.uint8], height: int, width: int) -> NDArray[np.bool_]:
     """Return the part of a mask near its outline, with the image's edge as part of the outline: [h, w].
 
-    region: [h, w] 0 or 1, a rectangle that contains the whole mask; height, width: of the image
+    region: [h, w] 0 or 1, a rectangle that contains the whole mask
+    height, width: size of the image
     """
     reach = max(1, round(DILATION_RATIO * math.hypot(height, width)))
     framed = cv2.copyMakeBorder(region, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)

@@ -16,7 +16,7 @@ _LAECE_BINS = 25
 
 @dataclass(frozen=True)
 class Bin:
-    """Detections with a score from `low` to `high` (the last bin: with it).
+    """Detections with a score from `low` to below `high`; the last bin includes `high`.
 
     score: mean score; precision: share of true positives at IoU 0.5; iou: mean IoU of the true positives
     """
@@ -31,13 +31,13 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Agreement of scores with precision, over all detections, including those of very low score.
+    """Agreement of scores with precision over all detections, including those with a very low score.
 
-    d_ece: the mean distance of score and precision over the bins, weighted by their detections (Küppers et al.,
-        Multivariate Confidence Calibration for Object Detection, CVPR Workshops 2020; by score alone)
-    la_ece: the mean distance of score and precision times IoU, in 25 bins per category, mean over categories (Oksuz et
-        al., Towards Building Self-Aware Object Detectors, CVPR 2023; true positives from IoU 0.5)
-    bins: without empty bins
+    d_ece: mean absolute difference of score and precision over the bins, weighted by their detections (Küppers et al.,
+        Multivariate Confidence Calibration for Object Detection, CVPR Workshops 2020; bins of the score alone)
+    la_ece: mean absolute difference of score and precision times IoU, in 25 bins per category, mean over categories
+        (Oksuz et al., Towards Building Self-Aware Object Detectors, CVPR 2023; true positives from IoU 0.5)
+    bins: the bins that are not empty
     """
 
     d_ece: float
@@ -48,7 +48,7 @@ class Calibration:
 def calibrate(matches: Matches, pairs: Pairs) -> Calibration | None:
     """Return the calibration at IoU 0.5; None if there are no detections or a score is outside of 0..1.
 
-    pairs: of each category and image, from IoU 0.5
+    pairs: overlapping pairs of each category and image, from IoU 0.5
     """
     is_counted = ~matches.is_ignored[0, 0]
     score, is_true_positive = matches.score[is_counted], matches.is_matched[0, 0][is_counted]
@@ -67,7 +67,7 @@ def calibrate(matches: Matches, pairs: Pairs) -> Calibration | None:
 
 
 def matched_ious(matches: Matches, pairs: Pairs) -> NDArray[np.float64]:
-    """Return the IoU of each detection with its matched object at IoU 0.5, 0 where it has none: [D]."""
+    """Return the IoU of each detection with its matched object at IoU 0.5, 0 without one: [D]."""
     iou = np.zeros(len(matches.score))
     is_match = matches.object_idx[0][pairs.detection_idx] == pairs.object_idx
     iou[pairs.detection_idx[is_match]] = pairs.iou[is_match]
@@ -84,7 +84,7 @@ def best_threshold(matches: Matches, num_categories: int) -> float:
     score, num_true_positives = score[order], np.cumsum(is_true_positive[order])
     num_objects = int(count_objects(matches, num_categories)[:, 0].sum())
     f1 = 2 * num_true_positives / (np.arange(1, len(score) + 1) + num_objects)
-    is_last = np.append(score[1:] < score[:-1], True)  # of equal scores all or none are taken
+    is_last = np.append(score[1:] < score[:-1], True)  # a threshold keeps all detections of equal score, or none
     return float(score[np.argmax(np.where(is_last, f1, -1))])
 
 

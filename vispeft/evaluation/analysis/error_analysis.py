@@ -41,7 +41,7 @@ from vispeft.evaluation.statistics.significance import Estimate
 class CategoryMetrics:
     """Metrics of one category, in 0..1, -1 where undefined.
 
-    num_objects: ground-truth objects, of all sizes and then small, medium, large
+    num_objects: number of ground-truth objects: of all sizes, small, medium, large
     """
 
     name: str
@@ -57,10 +57,11 @@ class CategoryMetrics:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Precision at the 101 recalls 0, 0.01, ..., 1: objects of all sizes, 100 detections per image and category.
+    """Precision at the 101 recalls 0, 0.01, ..., 1, for objects of all sizes and 100 detections per image and category.
 
     mean: by IoU threshold ("0.50", ...), the mean over categories
-    by_category: at IoU 0.5, by category name; scores: the score at which each recall is reached there
+    by_category: precision at IoU 0.5, by category name
+    scores: the score at which each recall is reached at IoU 0.5, by category name
     """
 
     recalls: tuple[float, ...]
@@ -73,10 +74,11 @@ class PrecisionRecall:
 class ErrorAnalysis:
     """Error analysis of one results file.
 
-    kind: "segm", or "bbox" where the results or the annotations are boxes only
-    metrics: COCO's twelve metrics; boundary: the same with boundary IoU, None for boxes
-    interval: of AP, over resampled images
-    threshold: the score with the best F1 at IoU 0.5; images and confusion count detections from this score on
+    kind: "segm", or "bbox" if the results or the annotations are boxes only
+    metrics: COCO's twelve metrics
+    boundary: the same metrics with boundary IoU; None for boxes
+    interval: confidence interval of AP over resampled images
+    threshold: the score threshold with the best F1 at IoU 0.5, used for `images` and `confusion`
     worst: image ids, the worst first
     warnings: anomalies of the annotations, one sentence each
     """
@@ -109,7 +111,7 @@ def analyse_results(
 ) -> ErrorAnalysis:
     """Analyse results by their masks, or by their boxes if the results or the annotations have no masks.
 
-    num_resamples, seed: of the interval of AP
+    num_resamples, seed: resampling for the interval of AP
     """
     scored = read_scored(annotations, results)
     has_masks = scored.masks is not None and any(rle is not None for rle in scored.ground_truth.rles)
@@ -118,7 +120,7 @@ def analyse_results(
     num_images, num_categories = len(scored.image_ids), len(scored.category_ids)
     num_objects = count_objects(matches, num_categories)
     if not num_objects[:, 0].any():
-        raise DataError("The annotations hold no object to be found, so that there are no errors to analyse.")
+        raise DataError("The annotations contain no object to detect, so that there are no errors to analyse.")
     curves = accumulate(matches, num_categories)
     threshold = best_threshold(matches, num_categories)
     images = score_images(matches, scored.image_ids, threshold)
@@ -157,7 +159,7 @@ def _matched(scored: Scored, kind: str) -> tuple[Matches, Pairs, Pairs]:
 
 
 def _category(curves: Curves, index: int, name: str, num_objects: list[int]) -> CategoryMetrics:
-    """Return the metrics of one category. num_objects: by size range"""
+    """Return the metrics of one category. num_objects: number of objects by size range"""
     precision = curves.precision[:, :, index, :, -1]  # [T, R, A]
     by_size = [mean_of_defined(precision[:, :, area]) for area in range(len(AREA_NAMES))]
     return CategoryMetrics(
@@ -174,7 +176,7 @@ def _category(curves: Curves, index: int, name: str, num_objects: list[int]) -> 
 
 
 def _precision_recall(curves: Curves, names: tuple[str, ...]) -> PrecisionRecall:
-    """Return the curves. names: of the categories, by index"""
+    """Return the curves. names: category names by index"""
     precision, scores = curves.precision[:, :, :, 0, -1], curves.scores[:, :, :, 0, -1]  # [T, R, K]
     defined = np.flatnonzero(precision[0, 0] > -1)
     mean = precision[:, :, defined].mean(axis=2)

@@ -2,7 +2,7 @@
 
 Bolya et al., TIDE: A General Toolbox for Identifying Object Detection Errors, ECCV 2020: foreground from an IoU of 0.5,
 background up to 0.1. Matching and AP are COCO's at IoU 0.5 (100 detections per image and category, crowds ignored), so
-that the starting point is AP50.
+that AP without corrections is AP50.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vispeft.evaluation.metrics.accumulate import count_objects, interpolated_pr
 from vispeft.evaluation.metrics.matching import Matches, Objects, Pairs
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
-# kinds of false positives, in the order in which they are assigned; the sixth kind, missed, is one of false negatives
+# kinds of false positives, in the order in which they are assigned; the sixth kind, `missed`, is a false negative
 KINDS = ("localisation", "classification", "duplicate", "background", "both")
 
 
@@ -25,11 +25,11 @@ class Errors:
     """Errors by kind.
 
     ap50: AP50 without corrections
-    counts: detections of each kind of error, and `missed` objects: false negatives that no classification or
-        localisation error overlaps
-    gains: AP50 gained by correcting all errors of one kind: a wrong class or localisation is corrected, or removed
-        where the object has a true positive already; duplicates, background and both are removed; missed objects are
-        not counted
+    counts: number of detections of each kind of error, and of `missed` objects, which are false negatives without an
+        overlapping classification or localisation error
+    gains: AP50 gained by correcting all errors of one kind. A wrong class or localisation is corrected, or removed if
+        the object has a true positive already. Duplicates, background and both are removed. Missed objects are not
+        counted.
     gain_false_positives, gain_false_negatives: AP50 gained by ranking every false positive last, or by counting no
         false negative
     """
@@ -42,7 +42,7 @@ class Errors:
 
 
 def decompose_errors(matches: Matches, overlaps: Pairs, num_categories: int) -> Errors:
-    """Return the errors of matched results. overlaps: pairs of each image, of any categories, from IoU 0.1."""
+    """Return the errors of matched results. overlaps: pairs of each image across categories, from IoU 0.1"""
     scored, objects = _ScoredDetections.of(matches, num_categories), matches.objects
     kind, target = _kinds(matches, overlaps, scored)
     base = scored.ap50()
@@ -73,8 +73,10 @@ def decompose_errors(matches: Matches, overlaps: Pairs, num_categories: int) -> 
 class _ScoredDetections:
     """Detections scored at IoU 0.5 against objects of all sizes.
 
-    category_idx, object_idx: [D] int64; object_idx: of the matched object, -1 without one
-    score: [D]; is_true_positive, is_counted: [D] bool
+    category_idx: [D] int64
+    object_idx: [D] int64, index of the matched object, -1 without one
+    score: [D]
+    is_true_positive, is_counted: [D] bool
     num_objects: [K] int64
     """
 
@@ -124,8 +126,8 @@ def _gain_without(scored: _ScoredDetections, objects: Objects, is_removed: NDArr
 def _kinds(matches: Matches, overlaps: Pairs, scored: _ScoredDetections) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the kind of each detection's error and the object that it should have matched: [D] each.
 
-    The kind is an index into `KINDS`, -1 without error. The object is that of a classification or localisation error,
-    -1 where there is none or it has a true positive already.
+    The kind is an index into `KINDS`, -1 without error. The object is given for a classification or localisation error;
+    it is -1 for other kinds and if the object has a true positive already.
     """
     objects = matches.objects
     is_usable = ~objects.is_crowd[overlaps.object_idx]
@@ -152,19 +154,19 @@ def _kinds(matches: Matches, overlaps: Pairs, scored: _ScoredDetections) -> tupl
 def _best(
     pairs: Pairs, is_used: NDArray[np.bool_], num_detections: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the highest IoU of each detection in the used pairs, 0 without one, and the object of it: [D] each."""
+    """Return the highest IoU of each detection in the used pairs, 0 without one, and its object: [D] each."""
     best, best_object = np.zeros(num_detections), np.full(num_detections, -1)
     detection_idx, object_idx, iou = pairs.detection_idx[is_used], pairs.object_idx[is_used], pairs.iou[is_used]
-    order = np.lexsort((-object_idx, iou))  # of equal IoUs the first object is written last
+    order = np.lexsort((-object_idx, iou))  # the last write wins: the highest IoU, for ties the first object
     best[detection_idx[order]] = iou[order]
     best_object[detection_idx[order]] = object_idx[order]
     return best, best_object
 
 
 def _best_of_each_target(scored: _ScoredDetections, target: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return a mask of the detections with the highest score of all with the same target object: [D].
+    """Return a mask of the detections with the highest score for their target object: [D].
 
-    target: [D] int64, -1 where there is none
+    target: [D] int64, -1 without a target
     """
     rows = np.flatnonzero(target >= 0)
     rows = rows[np.lexsort((-scored.score[rows], target[rows]))]

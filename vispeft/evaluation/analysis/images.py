@@ -14,10 +14,10 @@ from vispeft.evaluation.metrics.matching import IOU_THRESHOLDS, Matches, Pairs
 
 @dataclass(frozen=True)
 class ImageScore:
-    """Metrics of one image, of detections from the score threshold on, at IoU 0.5.
+    """Metrics of one image at IoU 0.5, for detections from the score threshold on.
 
-    ap: COCO's AP of this image alone; -1 where it has no objects
-    f1: 2 TP / (2 TP + FP + FN); -1 where there are neither objects nor detections
+    ap: COCO's AP of this image alone; -1 without objects
+    f1: 2 TP / (2 TP + FP + FN); -1 without objects and detections
     """
 
     image_id: int
@@ -32,9 +32,9 @@ class ImageScore:
 class Confusion:
     """Confusion matrix of detections from a score threshold on, each paired with the object of highest IoU from 0.5 on.
 
-    names: of the categories, without background
-    counts: rows are annotated categories, the last row is background; columns are predicted categories, the last
-        column is false negatives
+    names: category names, without background
+    counts: rows are annotated categories and, last, background; columns are predicted categories and, last, false
+        negatives
     """
 
     names: tuple[str, ...]
@@ -92,7 +92,7 @@ def image_ap(matches: Matches, num_images: int) -> NDArray[np.float64]:
 
 
 def confuse(matches: Matches, overlaps: Pairs, names: Sequence[str], threshold: float) -> Confusion:
-    """Return the confusion matrix. overlaps: pairs of each image, of any categories"""
+    """Return the confusion matrix. overlaps: pairs of each image across categories"""
     objects, number = matches.objects, len(names)
     is_used = (matches.score >= threshold) & ~matches.is_ignored[0, 0]
     is_match = (overlaps.iou >= IOU_THRESHOLDS[0]) & is_used[overlaps.detection_idx]

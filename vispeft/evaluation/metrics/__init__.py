@@ -1,1 +1,1 @@
-"""COCO metrics: matching, accumulation, summary numbers."""
+"""COCO metrics: matching, accumulation, the twelve metrics."""

@@ -1,6 +1,6 @@
-"""Precision, recall and COCO's twelve metrics of matches, with pycocotools' arithmetic, bit for bit where it matters.
+"""Precision, recall and COCO's twelve metrics from matches, with the floating-point arithmetic of pycocotools.
 
-Precision rises only at a true positive, so that curves are computed at true positives alone.
+Precision increases only at a true positive, so that curves are computed at true positives alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100
 
 @dataclass(frozen=True)
 class Curves:
-    """pycocotools' `eval`: -1 where a category has no objects of a size.
+    """Precision-recall curves, as in pycocotools' `eval`: -1 where a category has no objects of a size.
 
     precision, scores: [T, R, K, A, M] at IoU thresholds, recalls, categories, size ranges and detections per image
     recall: [T, K, A, M]
@@ -30,7 +30,7 @@ class Curves:
     scores: NDArray[np.float64]
 
     def category_precisions(self) -> list[float]:
-        """Return the AP of each category by ascending id: all sizes, 100 detections; -1 where it has no objects."""
+        """Return the AP of each category by ascending id: all sizes, 100 detections; -1 without objects."""
         precision = np.moveaxis(self.precision[:, :, :, 0, -1], 2, 0)  # [K, T, R]
         return [mean_of_defined(category) for category in precision]
 

@@ -1,4 +1,4 @@
-"""COCO metrics for masks and boxes, equal to pycocotools' to the last digit, in a fraction of its time."""
+"""COCO metrics for masks and boxes: the exact values of pycocotools, in a fraction of its time."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class Scored:
     """Checked results with the ground truth that they are scored against.
 
     image_ids, category_ids: ascending; `image_idx` and `category_idx` of objects and detections are indices into these
-    names: of the categories, by index
-    results: as given
-    masks, mask_areas: of each result, as compressed RLE and in pixels; None if the results are boxes only
+    names: category names by index
+    results: the results as given
+    masks: compressed RLE of each result; None if the results are boxes only
+    mask_areas: mask area of each result in pixels; None if the results are boxes only
     """
 
     ground_truth: GroundTruth
@@ -105,12 +106,12 @@ class Scored:
 def evaluate_coco(
     annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
 ) -> CocoMetrics:
-    """Return the COCO metrics of results on an unmodified annotation file; neither argument is changed.
+    """Return the COCO metrics of results on an annotation file as it is. The arguments are not changed.
 
     The size of a detected mask is its mask area: pycocotools would take it from a result's `bbox`, so the mask pass
     omits `bbox`. Results that are boxes only have no mask metrics (-1).
 
-    annotations: a file, its content, or the result of `read_ground_truth`, which saves time from the second use on
+    annotations: a file, its content, or the result of `read_ground_truth`, which saves time if it is used repeatedly
     """
     scored = read_scored(annotations, results)
     warnings = list(scored.ground_truth.warnings)
@@ -134,13 +135,13 @@ def _no_objects_message(ground_truth: GroundTruth) -> str:
     crowds = (
         " Every annotation has `iscrowd` 1; set it to 0 where a mask is one object." if ground_truth.annotations else ""
     )
-    return f"The annotations hold no object to be found, so that all metrics are undefined (-1).{crowds}"
+    return f"The annotations contain no object to detect, so that all metrics are undefined (-1).{crowds}"
 
 
 def read_scored(
     annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
 ) -> Scored:
-    """Read results and annotations and check them against each other; neither argument is changed."""
+    """Read results and annotations and check them against each other. The arguments are not changed."""
     if isinstance(annotations, GroundTruth):
         ground_truth = annotations
     else:

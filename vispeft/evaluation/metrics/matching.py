@@ -1,8 +1,8 @@
 """COCO's greedy matching of detections to ground-truth objects, over all images, sizes and thresholds at once.
 
-pycocotools takes detections, best first, and matches each to the unmatched object of its image and category with the
-highest IoU, if that reaches the threshold. Only pairs that reach the lowest threshold matter, and they are few. Here
-the n-th such detections of all images and categories are matched in one step.
+pycocotools takes detections by falling score and matches each to the unmatched object of its image and category with
+the highest IoU, if that reaches the threshold. Only pairs that reach the lowest threshold matter, and they are few. The
+n-th such detections of all images and categories are matched in one step here.
 
 Letters: `D` detections, `G` ground-truth objects, `P` overlapping pairs, `A` size ranges, `T` IoU thresholds, `K`
 categories. A cell is one category in one image.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-# computed as in pycocotools, whose floating-point steps they share
+# computed as in pycocotools, for the same floating-point values
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 AREA_NAMES = ("all", "small", "medium", "large")
 AREA_RANGES: NDArray[np.float64] = np.array(
@@ -47,13 +47,13 @@ class Objects:
 
     @property
     def is_ignored(self) -> NDArray[np.bool_]:
-        """Mask of the objects that are ignored in each size range, neither true positive nor false negative: [G, A]."""
+        """Mask of the objects that are not counted in each size range: [G, A]."""
         return self.is_crowd[:, None] | _is_outside(self.area)
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Detected objects in the order of the results; fields as in `Objects`. score: [D] float64."""
+    """Detected objects in the order of the results, with fields as in `Objects`. score: [D] float64"""
 
     image_idx: NDArray[np.int64]
     category_idx: NDArray[np.int64]
@@ -64,9 +64,9 @@ class Detections:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The detections that are scored: the 100 best of every cell, by category, then image, then falling score.
+    """The detections that are scored: the best 100 of every cell, by category, then image, then falling score.
 
-    row: [D] int64, into `Detections`
+    row: [D] int64, index into `Detections`
     cell: [D] int64, ascending
     rank: [D] int64, within the cell, from 0
     """
@@ -80,8 +80,8 @@ class Ranked:
 class Pairs:
     """Detections and objects of one cell that overlap.
 
-    detection_idx: [P] int64, into `Ranked`
-    object_idx: [P] int64, into `Objects`
+    detection_idx: [P] int64, index into `Ranked`
+    object_idx: [P] int64, index into `Objects`
     iou: [P] float64
     """
 
@@ -97,8 +97,8 @@ class Matches:
     image_idx, category_idx, rank: [D] int64
     score: [D] float64
     is_matched: [A, T, D] bool
-    is_ignored: [A, T, D] bool, neither true nor false positive
-    object_idx: [T, D] int64, the matched object when objects of all sizes count, or -1
+    is_ignored: [A, T, D] bool, counted as no true and no false positive
+    object_idx: [T, D] int64, the matched object if objects of all sizes count, or -1
     objects: the ground-truth objects
     """
 
@@ -137,7 +137,7 @@ def overlapping_pairs(
     least_iou: float = IOU_THRESHOLDS[0],
     is_within_category: bool = True,
 ) -> Pairs:
-    """Return all pairs of a cell, or of an image, with at least an IoU of `least_iou`, in no particular order."""
+    """Return all pairs within each cell, or within each image, with an IoU of at least `least_iou`, unordered."""
     if is_within_category:
         place, object_place = ranked.cell, objects.category_idx * num_images + objects.image_idx
     else:
@@ -192,7 +192,7 @@ def match_pairs(objects: Objects, detections: Detections, ranked: Ranked, pairs:
 
 
 def take_rows(masks_or_boxes: MasksOrBoxes, rows: NDArray[np.int64]) -> Any:
-    """Return some of the masks or boxes, in the form that pycocotools takes."""
+    """Return some of the masks or boxes, in the form that pycocotools accepts."""
     return (
         masks_or_boxes[rows]
         if isinstance(masks_or_boxes, np.ndarray)
@@ -204,7 +204,7 @@ def take_rows(masks_or_boxes: MasksOrBoxes, rows: NDArray[np.int64]) -> Any:
 class _PairRanges:
     """Pairs of n detections, as ranges of the sorted pairs.
 
-    order: [P] int64, sorts the pairs
+    order: [P] int64, indices that sort the pairs
     begin, count: [n] int64, first position and number of each detection's pairs
     """
 

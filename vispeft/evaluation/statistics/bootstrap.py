@@ -19,11 +19,11 @@ from scipy.sparse import csr_matrix
 from vispeft.evaluation.metrics.accumulate import RECALLS
 from vispeft.evaluation.metrics.matching import IOU_THRESHOLDS, Matches
 
-# the IoU thresholds that each metric averages over
+# indices of the IoU thresholds that each metric averages over
 METRICS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
-# recalls that floating-point steps, as in pycocotools, place slightly above their hundredth
+# recalls that are slightly above their hundredth in the floating-point arithmetic of pycocotools
 _IS_LATE = np.arange(101) / 100 < RECALLS
-# resamples scored together, so that the arrays of one category fit a core's cache
+# number of resamples scored together, so that the arrays of one category fit into a core's cache
 _NUM_TOGETHER = 128
 
 
@@ -31,7 +31,7 @@ _NUM_TOGETHER = 128
 class Records:
     """Input of the AP of one results file: objects of all sizes, 100 detections per image and category.
 
-    image_idx: [D] int64, of each detection, by category and then falling score
+    image_idx: [D] int64, image of each detection, sorted by category and then falling score
     category_begins: [K + 1] int64, offset of each category's first detection
     is_true_positive, is_ignored: [T, D] bool, true positives and ignored detections; the others are false positives
     num_objects: [K, I] int64, ground-truth objects
@@ -63,7 +63,7 @@ def records_of(matches: Matches, num_images: int, num_categories: int) -> Record
 
 
 def resample_images(num_images: int, num_resamples: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return the count of each image in each resample of `num_images` images drawn with replacement: [B, I]."""
+    """Draw `num_images` images with replacement for each resample. Return the count of each image: [B, I]."""
     return generator.multinomial(num_images, np.full(num_images, 1 / num_images), size=num_resamples)
 
 
@@ -154,7 +154,7 @@ def _mean_precision(
     reached = np.floor(hundredths)
     is_exact = np.nonzero(reached == hundredths)
     is_late = _IS_LATE[reached[is_exact].astype(np.int64)]
-    reached += 1  # recalls from 0 on that have been reached
+    reached += 1  # from an index to the number of recalls reached
     reached[is_exact] -= is_late
     reached[1:] -= reached[:-1].copy()
     mean: NDArray[np.float64] = np.einsum("nb,nb->b", best_after, reached) / len(RECALLS)

@@ -1,4 +1,4 @@
-"""CandidateSet of a comparison, read from run directories and results files."""
+"""Candidates of a comparison, read from run directories and results files."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Source:
 
     annotations: the file that the results were scored on
     configuration: the configuration without the seed, as text; None for a results file
-    seed: of the training
-    summary: the content of summary.json
+    seed: seed of the training
+    summary: content of `summary.json`
     """
 
     name: str
@@ -51,7 +51,7 @@ class Candidate:
     sources: tuple[Source, ...]
 
     def mean(self, key: str) -> float | None:
-        """Return the mean of a number of summary.json over the runs; None if one run lacks it."""
+        """Return the mean of a number of `summary.json` over the runs; None if it is missing in one of them."""
         values = [source.summary.get(key) for source in self.sources]
         numbers = [value for value in values if is_number(value)]
         return sum(numbers) / len(numbers) if len(numbers) == len(values) else None
@@ -73,8 +73,8 @@ class CandidateSet:
 def read_candidates(paths: Sequence[Path], annotations: Path | None = None, *, is_grouped: bool = True) -> CandidateSet:
     """Read run directories and results files and match them to the annotations, which must be the same for all.
 
-    annotations: the annotation file of results files; run directories name their own
-    is_grouped: runs that differ in the seed alone are one configuration
+    annotations: the annotation file of results files; a run directory has its own
+    is_grouped: treat runs that differ in the seed alone as one configuration
     """
     sources = [find_source(path, annotations) for path in paths]
     names = _distinct([source.name for source in sources], [str(path) for path in paths])
@@ -103,7 +103,7 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
             raise DataError(f"`{path}` does not exist. Name a run directory, or a results file with --annotations.")
         if annotations is None:
             raise DataError(
-                f"`{path}` must be a run directory, or --annotations must name the file that these results belong to."
+                f"`{path}` must be a run directory, or --annotations must name the annotation file of these results."
             )
         return Source(path.stem, path, annotations, None, None, {})
     for name in (CONFIG_FILE, ANNOTATIONS_FILE, PREDICTIONS_FILE, SUMMARY_FILE):
@@ -138,7 +138,7 @@ def _common_ground_truth(sources: Sequence[Source]) -> GroundTruth:
 
 
 def _scored_part(ground_truth: GroundTruth) -> tuple[Any, ...]:
-    """Return the parts of the ground truth that metrics depend on."""
+    """Return the parts of the ground truth that affect metrics."""
     keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
     annotations = [tuple(entry[key] for key in keys) for entry in ground_truth.annotations]
     return (

@@ -1,4 +1,4 @@
-"""Bootstrap comparison of configurations by AP: differences to the best, their significance, and the cheapest equal.
+"""Bootstrap comparison of configurations by AP: differences to the best, significance, and the cheapest of the equals.
 
 Images of the validation set are resampled with replacement, with the same draws for every configuration, so that
 comparisons are paired. The seeds of a configuration that was trained with several seeds are resampled too,
@@ -24,7 +24,7 @@ from vispeft.evaluation.statistics.conclusion import Comparison, Result, Setting
 from vispeft.evaluation.statistics.significance import Estimate, estimate, holm, p_value
 
 DEFAULT_RESAMPLES = 1000
-# resamples for each comparison, so that the smallest p value survives Holm's correction
+# resamples per comparison, so that the smallest p value stays significant after Holm's correction
 _PER_COMPARISON = 50
 
 
@@ -52,8 +52,9 @@ def compare(
     """Compare every configuration with the best one.
 
     metric: AP, AP50 or AP75
-    num_resamples: 1,000, or 50 per comparison if that is more, unless given
-    seed: of the resampling
+    num_resamples: None for 1,000, or 50 per comparison if that is more
+    seed: seed of the resampling
+    level: level of all intervals
     """
     _check(entries, metric, num_resamples)
     num_resamples = num_resamples or max(DEFAULT_RESAMPLES, _PER_COMPARISON * (len(entries) - 1))
@@ -62,7 +63,7 @@ def compare(
     weights = resample_images(num_images, num_resamples, generator)
     seed_values = [tuple(plain_ap(run, metric) for run in entry.runs) for entry in entries]
     if np.isnan(seed_values[0][0]):
-        raise DataError("The annotations hold no object to be found, so that AP is undefined.")
+        raise DataError("The annotations contain no object to detect, so that AP is undefined.")
     samples = np.stack([_resampled(entry, weights, metric, generator) for entry in entries])  # [entries, B]
     values = np.array([np.mean(of_seeds) for of_seeds in seed_values])
     best = min(range(len(entries)), key=lambda index: (-values[index], entries[index].trainable_params or 0, index))
@@ -86,11 +87,14 @@ def _check(entries: Sequence[Entry], metric: str, num_resamples: int | None) -> 
     if num_resamples is not None and num_resamples < 100:
         raise DataError(f"`num_resamples` must be at least 100, but is {num_resamples}.")
     if not entries or not all(entry.runs for entry in entries):
-        raise DataError("A comparison needs at least one configuration, and each of them at least one run.")
+        raise DataError("A comparison needs at least one configuration, and every configuration at least one run.")
     first = entries[0].runs[0].num_objects
     for entry in entries:
         if not all(np.array_equal(run.num_objects, first) for run in entry.runs):
-            raise DataError(f"`{entry.name}` was not scored on the objects that `{entries[0].name}` was scored on.")
+            raise DataError(
+                f"`{entry.name}` was not scored on the same objects as `{entries[0].name}`. Score both on the same "
+                "annotations."
+            )
 
 
 def _resampled(
@@ -98,8 +102,8 @@ def _resampled(
 ) -> NDArray[np.float64]:
     """Return the AP of a configuration over resampled images and seeds: [B].
 
-    Of S seeds, S are drawn with replacement. That gives (S - 1) / S of their variance, so that deviations from the mean
-    over all seeds are scaled by sqrt(S / (S - 1)).
+    S of S seeds are drawn with replacement. The variance of such a mean is too small by the factor (S - 1) / S, so that
+    deviations from the mean over all seeds are scaled by sqrt(S / (S - 1)).
     """
     by_seed = np.stack([weighted_ap(run, weights, metric) for run in entry.runs])  # [S, B]
     num_seeds = len(by_seed)
@@ -144,7 +148,7 @@ def _results(
 
 
 def _best_shares(samples: NDArray[np.float64]) -> list[float]:
-    """Return the share of resamples in which each entry is the best; ties are split. samples: [entries, B]."""
+    """Return the share of resamples in which each entry is the best; ties are split. samples: [entries, B]"""
     defined = samples[:, ~np.isnan(samples).any(axis=0)]
     is_first = defined == defined.max(axis=0, initial=-np.inf)
     shares: list[float] = (is_first / np.maximum(is_first.sum(axis=0), 1)).mean(axis=1).tolist()

@@ -11,7 +11,7 @@ from vispeft.evaluation.statistics.significance import Estimate, least_p
 
 @dataclass(frozen=True)
 class Setting:
-    """Metric and resampling of a comparison. level: of all intervals."""
+    """Metric and resampling of a comparison. level: level of all intervals"""
 
     metric: str
     num_images: int
@@ -23,12 +23,13 @@ class Setting:
 class Result:
     """Result of one configuration in a comparison.
 
-    estimate: the metric, mean over its seeds
+    estimate: the metric, mean over the seeds
     seed_values: the metric of each run
-    difference: metric minus that of the best; None for the best itself
-    p_value: two-sided, of no difference to the best; corrected_p: the same after Holm's correction
-    is_distinguishable: the corrected p is below 1 - level
-    best_share: share of resamples in which it has the highest metric
+    difference: the metric minus that of the best configuration; None for the best itself
+    p_value: two-sided p value of the difference to the best
+    corrected_p: the p value after Holm's correction
+    is_distinguishable: True if the corrected p value is below 1 - level
+    best_share: share of resamples in which this configuration has the highest metric
     """
 
     name: str
@@ -46,11 +47,11 @@ class Result:
 class Comparison:
     """Configurations compared with the best of them.
 
-    results: in the order given
-    level: of all intervals
+    results: results in the order of the entries
+    level: level of all intervals
     best: name of the configuration with the highest metric
-    equals: names of those that are not distinguishable from it: the best itself, then by falling metric
-    cheapest: of those, the one with the fewest trainable parameters; None where these are unknown
+    equals: names of the configurations that are not distinguishable from the best, by falling metric, with the best
+    cheapest: name of the one among `equals` with the fewest trainable parameters; None if these are unknown
     sentence: the conclusion
     notes: limits of the conclusion, one sentence each
     """
@@ -73,7 +74,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Limit:
-    """A cause for which no difference can be significant. text: a clause; reason: with a remedy."""
+    """A reason why no difference can be significant. text: a clause for the conclusion; reason: cause and remedy"""
 
     text: str
     reason: str
@@ -99,7 +100,7 @@ def conclude(results: tuple[Result, ...], best: int, setting: Setting) -> Compar
 
 
 def _limits(num_others: int, setting: Setting) -> list[_Limit]:
-    """Return the causes for which no difference can reach significance; empty if one can."""
+    """Return the reasons why no difference can be significant; empty if one can be."""
     return [
         _Limit(
             f"{_counted(number, noun)} too few to distinguish {num_others + 1} configurations",
@@ -114,7 +115,7 @@ def _limits(num_others: int, setting: Setting) -> list[_Limit]:
 
 
 def _notes(results: Sequence[Result], num_images: int) -> list[str]:
-    """Return the limits that every comparison of so few images, or of single runs, has."""
+    """Return notes on the limits of a comparison of few images, or of configurations trained once."""
     notes = []
     if num_images < 20:
         notes.append(

@@ -17,8 +17,9 @@ def group_by_configuration(
 ) -> list[list[Run]]:
     """Return the runs of each configuration; the groups and their runs are in the order of `runs`.
 
-    configuration_of: everything but the seed; a run whose configuration is None, which means unknown, stands alone
-    seed_of: if given, two runs of one configuration with the same seed are put into different groups
+    configuration_of: function that returns everything but the seed; a run with None (unknown) forms its own group
+    seed_of: function that returns the seed; if given, two runs of one configuration with the same seed are put into
+        different groups
     """
     groups: dict[Hashable, list[Run]] = {}
     uses: dict[Hashable, int] = {}
@@ -37,12 +38,12 @@ def group_by_configuration(
 
 
 def key_of_labels(labels: Mapping[str, Any]) -> str:
-    """Return a text that is the same for labels of the same names and values, in whatever order."""
+    """Return a text that is equal for labels with the same names and values in any order."""
     return repr(sorted(labels.items(), key=lambda item: item[0]))
 
 
 def with_most_seeds(groups: Sequence[Group], runs_of: Callable[[Group], Sized]) -> list[Group]:
     """Return the groups that have as many runs as any other."""
-    # a mean over fewer seeds is not compared with one over more
+    # means over different numbers of seeds are not comparable
     most = max((len(runs_of(group)) for group in groups), default=0)
     return [group for group in groups if len(runs_of(group)) == most]

@@ -32,24 +32,24 @@ def estimate(value: float, samples: NDArray[np.float64], level: float = 0.95, *,
 
 
 def p_value(difference: float, samples: NDArray[np.float64], num_images: int) -> float:
-    """Return the two-sided p value of a difference: the probability of one at least as large if there were none.
+    """Return the two-sided p value of a difference: the probability of a difference at least as large by chance.
 
     samples: [B] resampled differences
     """
     deviations = samples[~np.isnan(samples)]
     deviations = np.abs(deviations - deviations.mean())
-    # equal ones count, rounding aside
+    # differences that are equal but for rounding count too
     num_larger = int((deviations >= abs(difference) - 1e-12).sum())
     return max((1 + num_larger) / (1 + len(deviations)), least_p(num_images))
 
 
 def least_p(num_images: int) -> float:
-    """Return the least possible p: the probability that all images agree on the better one by chance (sign test)."""
+    """Return the smallest possible p value: the probability that all images agree by chance (sign test)."""
     return 2.0 ** (1 - num_images)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p values for their number (Holm, A simple sequentially rejective multiple test procedure, 1979)."""
+    """Correct p values for multiple tests (Holm, A simple sequentially rejective multiple test procedure, 1979)."""
     corrected = [0.0] * len(p_values)
     highest = 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
