@@ -9,6 +9,8 @@ import vispeft_kernels
 import vispeft
 
 NAMES = [
+    "IA3",
+    "OFT",
     "AdaLoRA",
     "Adapter",
     "AroundDelta",
@@ -16,13 +18,11 @@ NAMES = [
     "Delta",
     "DoRA",
     "FourierFT",
-    "IA3",
     "Ladder",
     "LoHa",
     "LoKr",
     "LoRA",
     "Method",
-    "OFT",
     "Plan",
     "ScaleShift",
     "Scheduled",
