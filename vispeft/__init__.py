@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vispeft.models.roles import roles_for
     from vispeft.peft import (
         IA3,
+        VPT,
         Adapter,
         AroundDelta,
         Context,
@@ -52,6 +53,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             "IA3",
+            "VPT",
             "Adapter",
             "AroundDelta",
             "Context",
@@ -82,6 +84,7 @@ _HOMES = {
 
 __all__ = [
     "IA3",
+    "VPT",
     "Adapter",
     "AroundDelta",
     "Context",

@@ -11,6 +11,7 @@ from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, Wei
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
@@ -22,6 +23,7 @@ from vispeft.peft.targets import Names, Site
 __all__ = [
     "IA3",
     "METHODS",
+    "VPT",
     "Adapter",
     "AdapterFile",
     "AroundDelta",

@@ -14,6 +14,7 @@ from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "scale_shift": ScaleShift,
     "ia3": IA3,
     "vera": VeRA,
+    "vpt": VPT,
 }
 
 # methods of others, filled by `register_method` alone
