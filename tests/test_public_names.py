@@ -10,13 +10,18 @@ import vispeft
 
 NAMES = [
     "IA3",
+    "VPT",
     "Adapter",
+    "AroundDelta",
+    "Context",
     "Delta",
     "DoRA",
     "LoRA",
     "Method",
     "Plan",
     "ScaleShift",
+    "Scheduled",
+    "VeRA",
     "VispeftError",
     "WeightDelta",
     "build_model",
@@ -34,6 +39,7 @@ NAMES = [
     "roles_for",
     "save_adapter",
     "train_mode",
+    "update_schedules",
 ]
 
 
