@@ -51,9 +51,9 @@ def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str
     around = _failing_inputs(model, example)
     if around:
         raise PlanError(
-            f"The model runs on the example, but not with the inputs that these deltas give their sites: "
-            f"{', '.join(f'`{key}`' for key in around)}. Name sites that take such inputs, or leave the method out. "
-            f"{reason}"
+            f"The model runs on the example, but not with the inputs that these deltas give their sites: `{around[0]}`"
+            f"{f' and {len(around) - 1} more' if len(around) > 1 else ''}. Name sites that take such inputs, or leave "
+            f"the method out. {reason}"
         ) from error
     with disabled(model):
         if _works(model, example):
