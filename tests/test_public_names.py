@@ -11,6 +11,7 @@ import vispeft
 NAMES = [
     "IA3",
     "OFT",
+    "VPT",
     "AdaLoRA",
     "Adapter",
     "AroundDelta",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vispeft.peft import (
         IA3,
         OFT,
+        VPT,
         AdaLoRA,
         Adapter,
         AroundDelta,
@@ -63,6 +64,7 @@ _HOMES = {
             "LoKr",
             "FourierFT",
             "OFT",
+            "VPT",
             "Adapter",
             "AroundDelta",
             "Context",
@@ -95,6 +97,7 @@ _HOMES = {
 __all__ = [
     "IA3",
     "OFT",
+    "VPT",
     "AdaLoRA",
     "Adapter",
     "AroundDelta",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vispeft.peft import (
     IA3,
     OFT,
+    VPT,
     AdaLoRA,
     Adapter,
     DoRA,
@@ -152,6 +153,8 @@ CASES = {
     "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
     "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
     "ladder": Case("blocks.*", Ladder(width=3), merges=False, has_formula=False),
+    "vpt": Case("blocks.*", VPT(tokens=3), merges=False, has_formula=False),
+    "vpt shallow": Case("blocks.*", VPT(tokens=3, deep=False), merges=False, has_formula=False),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
     "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),

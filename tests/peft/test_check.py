@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import Adapter, LoRA, Plan, check, inject
+from vispeft.peft import VPT, Adapter, LoRA, Plan, check, inject
 
 
 @pytest.mark.parametrize("site", ["self_attn.out_proj", "reader"])
@@ -148,3 +148,21 @@ def test_check__names_a_module_whose_output_no_delta_can_follow(output: object) 
     inject(model, Plan({"0": Adapter(width=2)}))
     with pytest.raises(PlanError, match=r"A Odd with a delta must give a tensor, or a tuple that begins with one"):
         check(model, torch.ones(4))
+
+
+class FixedLength(nn.Module):
+    """A block that adds positions for four tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.map(x) + torch.ones(4, 1)
+
+
+def test_check__names_the_deltas_whose_inputs_a_module_does_not_take() -> None:
+    model = nn.Sequential(FixedLength())
+    inject(model, Plan({"0": VPT(2), "0.map": LoRA(2)}))
+    with pytest.raises(PlanError, match=r"these deltas give their sites: `0\.vpt`\. Name sites that take such inputs"):
+        check(model, torch.ones(1, 4, 8))

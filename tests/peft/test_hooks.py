@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vispeft.peft import IA3, LoRA, Plan, inject, remove
+from vispeft.errors import PlanError
+from vispeft.peft import IA3, VPT, LoRA, Plan, disabled, inject, remove
 from vispeft.peft.hooks import deltas_of, hook_of_others, hooks_before_deltas
 
 
@@ -48,3 +49,24 @@ def test_remove__takes_every_hook_out() -> None:
     model = injected()
     remove(model)
     assert not [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
+
+
+class Paired(nn.Module):
+    """A module that gets a pair of tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 4)
+
+    def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return self.map(pair[0] + pair[1])
+
+
+def test_change_input__needs_a_tensor_unless_deltas_are_disabled() -> None:
+    model, pair = nn.Sequential(Paired()), (torch.ones(1, 2, 4), torch.ones(1, 2, 4))
+    before = model(pair)
+    inject(model, Plan({"0": VPT(2)}))
+    with pytest.raises(PlanError, match="must get a tensor first, but gets a tuple"):
+        model(pair)
+    with disabled(model):
+        assert torch.equal(model(pair), before)

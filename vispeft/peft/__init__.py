@@ -16,6 +16,7 @@ from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
+from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
@@ -28,6 +29,7 @@ __all__ = [
     "IA3",
     "METHODS",
     "OFT",
+    "VPT",
     "AdaLoRA",
     "Adapter",
     "AdapterFile",

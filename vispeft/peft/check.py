@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.inject import attached, disabled, injection_of, recorded
+from vispeft.peft.inject import attached, disabled, injection_of, recorded, switched_off
+from vispeft.peft.methods.base import AroundDelta
 from vispeft.peft.wrappers import unwrapped
 
 
@@ -47,6 +48,13 @@ def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str
     ran = ", ".join(f"`{key}`" for key in sorted(finished)) or "none"
     reason = f"{type(error).__name__}: {str(error).split(chr(10))[0]}"
     form, others = _forms(example)
+    around = _failing_inputs(model, example)
+    if around:
+        raise PlanError(
+            f"The model runs on the example, but not with the inputs that these deltas give their sites: `{around[0]}`"
+            f"{f' and {len(around) - 1} more' if len(around) > 1 else ''}. Name sites that take such inputs, or leave "
+            f"the method out. {reason}"
+        ) from error
     with disabled(model):
         if _works(model, example):
             raise PlanError(
@@ -64,6 +72,13 @@ def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str
             f"Pass a tuple of arguments, a mapping of keyword arguments, or the one argument itself."
         ) from error
     error.add_note(f"The model itself fails on this example, without its deltas too. `check` called it with {form}.")
+
+
+def _failing_inputs(model: nn.Module, example: Any) -> list[str]:
+    """Return the keys of the deltas around modules, if the model runs without them; else none."""
+    around = [item for item in attached(model) if isinstance(item.delta, AroundDelta)]
+    with switched_off([item.delta for item in around]):
+        return [item.key for item in around] if around and _works(model, example) else []
 
 
 def _forms(example: Any) -> tuple[str, list[tuple[str, Any]]]:

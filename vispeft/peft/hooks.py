@@ -64,6 +64,8 @@ class SiteHooks:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Pass the first input of a module through the deltas around it, from the outermost: a forward pre-hook."""
         around = [delta for delta in deltas_of(module) if isinstance(delta, AroundDelta) and delta.is_active]
+        if not around:
+            return args, kwargs
         name = None if args else next(iter(kwargs), None)
         x = args[0] if args else kwargs.get(name or "")
         if not isinstance(x, Tensor):

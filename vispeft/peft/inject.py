@@ -8,7 +8,7 @@ both, those of the parameter come first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +121,14 @@ def remove(model: nn.Module) -> None:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
     """Switch the deltas off for the block; fully trained parameters keep their values."""
-    active = [item.delta for item in attached(model) if item.delta.is_active]
+    with switched_off([item.delta for item in attached(model)]):
+        yield
+
+
+@contextmanager
+def switched_off(deltas: Sequence[Delta | WeightDelta]) -> Iterator[None]:
+    """Switch some deltas off for the block."""
+    active = [delta for delta in deltas if delta.is_active]
     for delta in active:
         delta.is_active = False
     try:

@@ -19,6 +19,7 @@ from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
+from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
     "fourierft": FourierFT,
     "oft": OFT,
     "ladder": Ladder,
+    "vpt": VPT,
 }
 
 # methods of others, filled by `register_method` alone
