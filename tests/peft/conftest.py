@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vispeft.peft import IA3, Adapter, DoRA, LoRA, Method, Plan, ScaleShift, VeRA
+from vispeft.peft import IA3, Adapter, Convpass, DoRA, LoRA, Method, Plan, ScaleShift, VeRA
 
 
 class Attention(nn.Module):
@@ -124,6 +124,8 @@ CASES = {
     "ia3 fused k v": Case("blocks.*.attn.qkv", IA3(parts="kv")),
     "vera": Case("blocks.*.attn.qkv | blocks.*.mlp.fc1", VeRA(rank=4)),
     "vera mixed sites": Case("blocks.*.attn.proj | self_attn.in_proj_weight | reader.weight", VeRA(rank=4, start=1.0)),
+    "convpass": Case("blocks.*.mlp | self_attn", Convpass(width=3), merges=False),
+    "convpass conv": Case("grouped", Convpass(width=3, scale=0.5, activation="quick_gelu"), merges=False),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
     "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),

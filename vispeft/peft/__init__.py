@@ -9,6 +9,7 @@ from vispeft.peft.merge import merge
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
@@ -26,6 +27,7 @@ __all__ = [
     "AdapterFile",
     "AroundDelta",
     "Context",
+    "Convpass",
     "Count",
     "Delta",
     "DoRA",

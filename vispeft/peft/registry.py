@@ -12,6 +12,7 @@ from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
+from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "scale_shift": ScaleShift,
     "ia3": IA3,
     "vera": VeRA,
+    "convpass": Convpass,
 }
 
 # methods of others, filled by `register_method` alone

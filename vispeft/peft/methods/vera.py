@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, trainable
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, trainable
 from vispeft.peft.methods.context import Context
 from vispeft.peft.targets import Site
 
@@ -30,8 +30,7 @@ class VeRA(Method):
 
     def __post_init__(self) -> None:
         at_least("rank", self.rank, 1)
-        if not (math.isfinite(self.start) and self.start):
-            raise PlanError(f"`start` must be finite and not 0, or nothing would ever be learnt, but is {self.start}.")
+        not_zero("start", self.start)
 
     def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for a linear map."""
