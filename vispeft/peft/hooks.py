@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import AroundDelta, Delta
+from vispeft.peft.methods.base import AroundDelta, Delta, widths
 from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
-from vispeft.peft.methods.map_sizes import MapSize
+from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
 
 
@@ -55,8 +55,8 @@ class SiteHooks:
             if is_recomputed(module)
         ]
         if self.tables.map_sizes.is_used:
-            convolutions = [module for module in base if isinstance(module, nn.Conv2d)]
-            handles += [module.register_forward_hook(self.tables.map_sizes.new().record) for module in convolutions]
+            sizes = [(module, self.tables.map_sizes.new(widths(module).dim)) for module in base if gives_maps(module)]
+            handles += [module.register_forward_hook(size.record) for module, size in sizes]
         return handles
 
     def change_input(
