@@ -11,12 +11,17 @@ import vispeft
 NAMES = [
     "IA3",
     "Adapter",
+    "AroundDelta",
+    "Context",
+    "Convpass",
     "Delta",
     "DoRA",
     "LoRA",
     "Method",
     "Plan",
     "ScaleShift",
+    "Scheduled",
+    "VeRA",
     "VispeftError",
     "WeightDelta",
     "build_model",
@@ -34,6 +39,7 @@ NAMES = [
     "roles_for",
     "save_adapter",
     "train_mode",
+    "update_schedules",
 ]
 
 

@@ -114,7 +114,7 @@ class ConvpassDelta(Delta):
             return F.conv2d(hidden.movedim(-1, 1), weight, bias, padding=1).movedim(1, -1)
         grid = self.sizes.grid_of(hidden)
         prefix, patches = hidden[:, : grid.num_prefix], hidden[:, grid.num_prefix :]
-        maps = patches.transpose(1, 2).unflatten(2, (grid.height, grid.width))
-        patches = F.conv2d(maps, weight, bias, padding=1).flatten(2).transpose(1, 2)
+        maps = patches.mT.reshape(len(patches), -1, grid.height, grid.width)
+        patches = F.conv2d(maps, weight, bias, padding=1).flatten(2).mT
         # each prefix token is a map of one pixel, of which the convolution sees no neighbour
         return torch.cat([F.linear(prefix, weight[:, :, 1, 1], bias), patches], dim=1)
