@@ -54,10 +54,7 @@ class SiteHooks:
             for module in base
             if is_recomputed(module)
         ]
-        if self.tables.map_sizes.is_used:
-            sizes = [(module, self.tables.map_sizes.new(widths(module).dim)) for module in base if gives_maps(module)]
-            handles += [module.register_forward_hook(size.record) for module, size in sizes]
-        return handles
+        return handles + self._add_to_maps(base)
 
     def change_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -92,6 +89,20 @@ class SiteHooks:
         rest = (y, *output[1:])
         # a named tuple takes its fields one by one
         return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+
+    def _add_to_maps(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
+        """Record the sizes of maps where sites need them. base: modules in the model's order"""
+        sizes = self.tables.map_sizes
+        if not sizes.sites:
+            return []
+        positions = {module: position for position, module in enumerate(base)}
+        for site in sizes.sites:
+            site.end = max(positions[module] for module in _base_modules(site.module))
+        return [
+            module.register_forward_hook(sizes.new(channel_dim=widths(module).dim, position=positions[module]).record)
+            for module in base
+            if gives_maps(module)
+        ]
 
 
 def deltas_of(module: nn.Module) -> list[Delta]:

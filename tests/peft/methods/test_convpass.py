@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import Convpass, Plan, count, inject
+from vispeft.peft import Convpass, Plan, count, disabled, inject
 from vispeft.peft.inject import attached
 
 CASES: dict[str, tuple[str, dict[str, Any], str, tuple[int, int]]] = {
@@ -115,11 +115,14 @@ def test_convpass__counts_as_documented() -> None:
 
 
 def test_convpass__refuses_windows() -> None:
-    options = {"depths": (1, 1, 1, 1), "embed_dim": 24, "img_size": (64, 96), "window_size": 2}
+    options = {"depths": (1, 1, 1, 1), "embed_dim": 24, "img_size": (64, 64), "window_size": 2}
     model = timm.create_model("swin_tiny_patch4_window7_224", **options).eval()
-    inject(model, Plan({"layers.*.blocks.*.attn": Convpass()}))
+    inject(model, Plan({"layers.2.blocks.*.attn": Convpass()}))
+    # windows of stage 2 are as large as the map of stage 3, which is known from now on
+    with disabled(model):
+        model(torch.randn(1, 3, 64, 64))
     with pytest.raises(PlanError, match=r"A sequence of 4 tokens has no known height and width: .* whole map\."):
-        model(torch.randn(1, 3, 64, 96))
+        model(torch.randn(1, 3, 64, 64))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import vispeft as vp
 from vispeft.errors import PlanError
 from vispeft.peft import inject, remove
 from vispeft.peft.inject import attached
-from vispeft.peft.methods.map_sizes import Grid, MapSizes
+from vispeft.peft.methods.map_sizes import Grid, MapSizes, SiteSizes
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ class Stages(nn.Module):
 
     def __init__(self, *, merges: bool) -> None:
         super().__init__()
-        self.first, self.map1, self.map2 = nn.Conv2d(3, 6, 2, stride=2), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.first, self.map1 = nn.Conv2d(3, 6, 2, stride=2), nn.Linear(6, 6)
         self.second: nn.Module = nn.LayerNorm(6) if merges else nn.Conv2d(6, 6, 2, stride=2)
+        self.map2 = nn.Linear(6, 6)
         self.merges = merges
 
     def forward(self, images: Tensor) -> Tensor:
@@ -120,44 +121,53 @@ def test_grid_of__follows_stages(merges: bool) -> None:
     assert grids(model) == [2 * [Grid(0, 6, 10)], 2 * [Grid(0, 3, 5)]]
 
 
-def recorded(*maps: tuple[nn.Module, int, tuple[int, ...]]) -> MapSizes:
-    """Sizes of modules, with the dimension of their channels, after outputs of these shapes."""
+def recorded(*maps: tuple[int, tuple[int, ...]]) -> SiteSizes:
+    """Sizes at a site after modules that gave these shapes, with the dimension of their channels."""
     sizes = MapSizes()
-    for module, channel_dim, shape in maps:
-        sizes.new(channel_dim).record(module, (), torch.empty(shape))
-    return sizes
+    for channel_dim, shape in maps:
+        sizes.new(channel_dim=channel_dim, position=0).record(nn.Identity(), (), torch.empty(shape))
+    return sizes.at(nn.Identity())
 
 
 def test_grid_of__takes_the_latest_of_equal_sizes() -> None:
     sizes = MapSizes()
-    wide, high = sizes.new(1), sizes.new(1)
+    wide, high = (sizes.new(channel_dim=1, position=0) for _ in range(2))
+    site = sizes.at(nn.Identity())
     for size, shape, wanted in (
         (wide, (1, 4, 2, 6), Grid(0, 2, 6)),
         (high, (1, 4, 6, 2), Grid(0, 6, 2)),
         (wide, (1, 4, 2, 6), Grid(0, 2, 6)),
     ):
         size.record(nn.Identity(), (), torch.empty(shape))
-        assert sizes.grid_of(torch.empty(1, 12, 4)) == wanted
+        assert site.grid_of(torch.empty(1, 12, 4)) == wanted
 
 
 def test_grid_of__ignores_outputs_that_are_no_maps() -> None:
-    norm = nn.LayerNorm(4)
-    sizes = recorded((nn.Conv2d(3, 4, 1), 1, (1, 4, 3, 5)), (norm, -1, (1, 15, 4)), (norm, -1, (1, 1, 15, 4)))
+    sizes = recorded((1, (1, 4, 3, 5)), (-1, (1, 15, 4)), (-1, (1, 1, 15, 4)))
     assert sizes.grid_of(torch.empty(1, 15, 4)) == Grid(0, 3, 5)
 
 
 @pytest.mark.parametrize("length", [14, 32, 49], ids=["too few", "more than 16 prefix tokens", "no map"])
 def test_grid_of__refuses_tokens_without_a_map(length: int) -> None:
-    sizes = recorded((nn.Conv2d(3, 4, 1), 1, (1, 4, 3, 5)))
+    sizes = recorded((1, (1, 4, 3, 5)))
     with pytest.raises(PlanError, match=f"A sequence of {length} tokens has no known height and width: no convolution"):
         sizes.grid_of(torch.empty(1, length, 4))
 
 
 def test_grid_of__refuses_more_prefix_tokens_than_positions() -> None:
-    sizes = recorded((nn.Conv2d(3, 4, 1), 1, (1, 4, 2, 2)))
+    sizes = recorded((1, (1, 4, 2, 2)))
     with pytest.raises(PlanError, match="8 tokens"):
         sizes.grid_of(torch.empty(1, 8, 4))
     assert sizes.grid_of(torch.empty(1, 7, 4)) == Grid(3, 2, 2)
+
+
+def test_grid_of__ignores_modules_behind_the_site() -> None:
+    sizes = MapSizes()
+    site = sizes.at(nn.Identity())
+    site.end = 4
+    for position, shape in ((3, (1, 4, 2, 6)), (5, (1, 4, 6, 2))):
+        sizes.new(channel_dim=1, position=position).record(nn.Identity(), (), torch.empty(shape))
+    assert site.grid_of(torch.empty(1, 12, 4)) == Grid(0, 2, 6)
 
 
 def test_deepcopy__records_for_the_copy_alone() -> None:

@@ -31,11 +31,13 @@ class MapSize:
     """Height and width of the last map of one module.
 
     channel_dim: dimension of the channels, 1 or -1
+    position: of the module in the model's order
     """
 
-    def __init__(self, latest: list[MapSize], channel_dim: int) -> None:
+    def __init__(self, latest: list[MapSize], *, channel_dim: int, position: int) -> None:
         self._latest = latest
         self._channel_dim = channel_dim
+        self.position = position
         self.height = self.width = 0
 
     def record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -51,30 +53,54 @@ class MapSize:
         self._latest.append(self)
 
 
+class SiteSizes:
+    """Sizes of the maps that the tokens of one site may belong to: those of the modules before the site or inside it.
+
+    Modules that follow have their sizes from the forward pass before, which do not count. The model's order tells this,
+    and not that of the calls: the first modules may be those of a frozen prefix, which does not run each time.
+
+    end: position of the last module of the site in the model's order
+    """
+
+    def __init__(self, latest: list[MapSize], module: nn.Module) -> None:
+        self._latest = latest
+        self.module = module
+        self.end = 0
+
+    def grid_of(self, tokens: Tensor) -> Grid:
+        """Return the layout of tokens [B, N, C]. PlanError where no map before them has about N positions."""
+        length = tokens.shape[1]
+        for size in reversed(self._latest):
+            positions = size.height * size.width
+            fits = length < 2 * positions and 0 <= length - positions <= _MAX_PREFIX_TOKENS
+            if fits and size.position <= self.end:
+                return Grid(length - positions, size.height, size.width)
+        raise PlanError(
+            f"A sequence of {length} tokens has no known height and width: no convolution or LayerNorm before it in "
+            "the model gave a map of as many positions, class and register tokens aside. Name a module that sees the "
+            "whole map."
+        )
+
+
 class MapSizes:
     """Sizes of the maps that convolutions and LayerNorms of a model gave, in the order in which they ran last.
 
     Most vision transformers make their tokens by a convolution, so its size is that of the token grid. Swin makes those
     of later stages by linear maps, but has LayerNorms over maps [B, H, W, C].
+
+    sites: those that need sizes
     """
 
     def __init__(self) -> None:
-        self.is_used = False
+        self.sites: list[SiteSizes] = []
         self._latest: list[MapSize] = []
 
-    def new(self, channel_dim: int) -> MapSize:
-        """Return the record of one more module, whose maps have their channels in this dimension."""
-        self._latest.append(MapSize(self._latest, channel_dim))
-        return self._latest[-1]
+    def at(self, module: nn.Module) -> SiteSizes:
+        """Return the sizes for one more site."""
+        self.sites.append(SiteSizes(self._latest, module))
+        return self.sites[-1]
 
-    def grid_of(self, tokens: Tensor) -> Grid:
-        """Return the layout of tokens [B, N, C]. PlanError where no map of this forward pass has about N positions."""
-        length = tokens.shape[1]
-        for size in reversed(self._latest):
-            positions = size.height * size.width
-            if length < 2 * positions and 0 <= length - positions <= _MAX_PREFIX_TOKENS:
-                return Grid(length - positions, size.height, size.width)
-        raise PlanError(
-            f"A sequence of {length} tokens has no known height and width: no convolution or LayerNorm of the model "
-            "gave a map of as many positions, class and register tokens aside. Name a module that sees the whole map."
-        )
+    def new(self, *, channel_dim: int, position: int) -> MapSize:
+        """Return the record of one more module."""
+        self._latest.append(MapSize(self._latest, channel_dim=channel_dim, position=position))
+        return self._latest[-1]
