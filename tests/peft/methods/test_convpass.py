@@ -93,9 +93,10 @@ def test_convpass__passes_the_class_token_through_the_convolution_alone() -> Non
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["NCHW", "NHWC"])
-def test_convpass__keeps_the_memory_layout(memory_format: torch.memory_format) -> None:
+@pytest.mark.parametrize("size", [(5, 7), (1, 1), (1, 7)], ids=["map", "one pixel", "one row"])
+def test_convpass__keeps_the_memory_layout(memory_format: torch.memory_format, size: tuple[int, int]) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).to(memory_format=memory_format)
-    images = torch.randn(2, 3, 5, 7).to(memory_format=memory_format)
+    images = torch.randn(2, 3, *size).to(memory_format=memory_format)
     stride = model(images).stride()
     inject(model, Plan({"0": Convpass(width=2)}))
     assert model(images).stride() == stride

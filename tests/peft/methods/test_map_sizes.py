@@ -143,7 +143,7 @@ def test_grid_of__takes_the_latest_of_equal_sizes() -> None:
 
 
 def test_grid_of__ignores_outputs_that_are_no_maps() -> None:
-    sizes = recorded((1, (1, 4, 3, 5)), (-1, (1, 15, 4)), (-1, (1, 1, 15, 4)))
+    sizes = recorded((1, (1, 4, 3, 5)), (-1, (1, 15, 1)), (-1, (1, 1, 15, 4)), (-1, (1, 4)))
     assert sizes.grid_of(torch.empty(1, 15, 4)) == Grid(0, 3, 5)
 
 

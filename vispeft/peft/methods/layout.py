@@ -10,8 +10,7 @@ from vispeft.errors import PlanError
 
 def laid_out_like(y: Tensor, result: Tensor) -> Tensor:
     """Return `result` in the memory layout of `y`, by which the kernels that follow are chosen."""
-    if y.is_contiguous():
-        return result.contiguous()
+    # also where sizes of 1 make several layouts contiguous
     if result.stride() == y.stride():
         return result
     return torch.empty_like(y, dtype=result.dtype).copy_(result)
