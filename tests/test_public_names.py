@@ -16,6 +16,7 @@ NAMES = [
     "Adapter",
     "AroundDelta",
     "Context",
+    "Convpass",
     "Delta",
     "DoRA",
     "FourierFT",

@@ -24,6 +24,10 @@ LAST_BLOCK = [
     "peft.deltas={'@encoder.qkv[2:]': {method: lora, rank: 2, dropout: 0.1}, "
     "'@deformable.value_proj': {method: adapter, width: 4}}"
 ]
+# its tail needs the grid of tokens that the frozen patch convolution made
+CONVPASS = [
+    "peft.deltas={'backbone.body.model.blocks.2.attn | backbone.body.model.blocks.2.mlp': {method: convpass, width: 4}}"
+]
 # more than two epochs, so that both variants come again
 SHARED = ["data.augment.variants=2", "train.steps=7", "train.eval_every=4", "train.log_every=1"]
 
@@ -64,7 +68,7 @@ def summary(directory: RunDirectory) -> Any:
     return json.loads(directory.summary.read_text()).get("feature_cache")
 
 
-@pytest.mark.parametrize("plan", [HEADS, LAST_BLOCK], ids=["heads", "last block"])
+@pytest.mark.parametrize("plan", [HEADS, LAST_BLOCK, CONVPASS], ids=["heads", "last block", "token grid"])
 def test_train_run__is_the_same_on_kept_features(
     plan: list[str], tiny: dict[str, Any], whole: Callable[[list[str]], RunDirectory], tmp_path: Path
 ) -> None:

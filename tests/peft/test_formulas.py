@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from vispeft.peft import (
     OFT,
     AdaLoRA,
     Adapter,
+    Convpass,
     DoRA,
     FourierFT,
     LoHa,
@@ -137,6 +139,20 @@ def adapted(x: Tensor, y: Tensor, method: Adapter, own: Tensors) -> Tensor:
     return result
 
 
+def bypass(x: Tensor, method: Convpass, own: Tensors) -> Tensor:
+    """`scale * up(act(conv(act(down(x)))))` of the network's square maps. x: [B, C, H, W] or tokens [B, N, C]."""
+    if x.ndim == 3:
+        side = math.isqrt(x.shape[1])
+        return bypass(x.mT.unflatten(2, (side, side)), method, own).flatten(2).mT
+
+    def act(z: Tensor) -> Tensor:
+        return z / (1 + torch.exp(-1.702 * z)) if method.activation == "quick_gelu" else ACTIVATIONS["gelu"](z)
+
+    hidden = act(F.conv2d(x, own["down_w"][:, :, None, None], own["down_b"]))
+    hidden = act(F.conv2d(hidden, own["conv_w"], own["conv_b"], padding=1))
+    return method.scale * F.conv2d(hidden, own["up_w"][:, :, None, None], own["up_b"])
+
+
 def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The output of one delta at a module."""
     match method:
@@ -159,6 +175,8 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             if isinstance(module, nn.Conv2d):
                 return adapted(x.movedim(1, -1), y.movedim(1, -1), method, own).movedim(-1, 1)
             return adapted(x, y, method, own)
+        case Convpass():
+            return y + bypass(x, method, own)
         case _:
             raise AssertionError(method)
 
@@ -235,6 +253,7 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
 
     Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
     uniform as A.
+    In Convpass, the convolution is the identity and down Xavier-uniform.
     """
     torch.manual_seed(3)
     model = build()
@@ -246,7 +265,11 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
                 assert 0.005 < parameter.std() < 0.04
             elif kind in UNIFORM.get(item.delta.method.name, ("a", "down_w")):
                 bound = parameter[0].numel() ** -0.5
+                if isinstance(item.delta.method, Convpass):
+                    bound = (6 / sum(parameter.shape)) ** 0.5
                 assert 0.6 * bound < parameter.abs().max() <= bound
+            elif kind == "conv_w":
+                assert torch.equal(F.conv2d(planes := torch.rand(1, 3, 4, 5), parameter, padding=1), planes)
             else:
                 start = item.delta.method.start if kind == "scale_d" else 1.0 if kind == "gain" else 0.0
                 assert torch.equal(parameter, torch.full_like(parameter, start)), name

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from vispeft.engine.loaders import (
     val_loader,
 )
 from vispeft.models import SegmentationModel
+from vispeft.models.modes import evaluating
 from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.training.devices import choose_precision
 from vispeft.training.feature_cache.loader import FeatureLoader, FillReport, NoRoomError, fill
@@ -50,7 +52,13 @@ class KeptFeatures:
     report: FillReport
 
     def tail_of(self, model: SegmentationModel) -> Tail:
-        """Return the tail of `model`, which takes these features. Its frozen prefix must be the one that made them."""
+        """Return the tail of `model`, which takes these features. Its frozen prefix must be the one that made them.
+
+        The prefix runs once: deltas of the tail may need the sizes of its maps, which hooks record.
+        """
+        images = torch.zeros(1, 3, *self.prefix.padded_size, device=next(model.parameters()).device)
+        with evaluating(model):
+            self.prefix(model, images)
         return Tail(model, self.prefix)
 
     def describe(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
@@ -35,6 +36,7 @@ __all__ = [
     "AdapterFile",
     "AroundDelta",
     "Context",
+    "Convpass",
     "Count",
     "Delta",
     "DoRA",

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import AroundDelta, Delta
+from vispeft.peft.methods.base import AroundDelta, Delta, widths
 from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
-from vispeft.peft.methods.map_sizes import MapSize
+from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
 
 
@@ -54,10 +54,7 @@ class SiteHooks:
             for module in base
             if is_recomputed(module)
         ]
-        if self.tables.map_sizes.is_used:
-            convolutions = [module for module in base if isinstance(module, nn.Conv2d)]
-            handles += [module.register_forward_hook(self.tables.map_sizes.new().record) for module in convolutions]
-        return handles
+        return handles + self._add_to_maps(base)
 
     def change_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -94,6 +91,20 @@ class SiteHooks:
         rest = (y, *output[1:])
         # a named tuple takes its fields one by one
         return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+
+    def _add_to_maps(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
+        """Record the sizes of maps where sites need them. base: modules in the model's order"""
+        sizes = self.tables.map_sizes
+        if not sizes.sites:
+            return []
+        positions = {module: position for position, module in enumerate(base)}
+        for site in sizes.sites:
+            site.end = max(positions[module] for module in _base_modules(site.module))
+        return [
+            module.register_forward_hook(sizes.new(channel_dim=widths(module).dim, position=positions[module]).record)
+            for module in base
+            if gives_maps(module)
+        ]
 
 
 def deltas_of(module: nn.Module) -> list[Delta]:

@@ -13,6 +13,7 @@ from vispeft.io.names import did_you_mean
 from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
+from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "oft": OFT,
     "ladder": Ladder,
     "vpt": VPT,
+    "convpass": Convpass,
 }
 
 # methods of others, filled by `register_method` alone

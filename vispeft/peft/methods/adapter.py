@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 from vispeft_kernels.adapter import ACTIVATIONS, bottleneck_add, bottleneck_chain
 
@@ -21,11 +20,13 @@ from vispeft.peft.methods.base import (
     WeightDelta,
     at_least,
     not_zero,
+    one_of,
     reference_tensor,
     trainable,
     widths,
 )
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.layout import laid_out_like, refuse_resizing
 
 CHAINS = ("additive", "last")
 
@@ -61,11 +62,9 @@ class Adapter(Method):
         if self.reduction is not None:
             at_least("reduction", self.reduction, 1)
         at_least("count", self.count, 0)
-        if self.activation not in ACTIVATIONS:
-            raise PlanError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {self.activation!r}.")
+        one_of("activation", self.activation, ACTIVATIONS)
         not_zero("scale", self.scale)
-        if self.chain not in CHAINS:
-            raise PlanError(f"`chain` must be one of {', '.join(CHAINS)}, but is {self.chain!r}.")
+        one_of("chain", self.chain, CHAINS)
         if self.parallel and self.chain != "additive":
             raise PlanError(f"Parallel adapters are not chained: `chain` must be additive, but is {self.chain!r}.")
 
@@ -74,7 +73,7 @@ class Adapter(Method):
         if self.count == 0:
             return None
         if self.parallel and isinstance(module, nn.Conv2d):
-            _check_same_size(module)
+            refuse_resizing(module)
         return AdapterDelta(self, module)
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
@@ -128,7 +127,7 @@ class AdapterDelta(Delta):
             for adapter in adapters:
                 base_of_sum = stream if self.is_additive else start
                 stream = adapter(base_of_sum, stream if seen is None else seen, self.activation, self.scale)
-        return _laid_out_like(y, stream.movedim(-1, self.dim))
+        return laid_out_like(y, stream.movedim(-1, self.dim))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
         """Return None: an adapter is not linear."""
@@ -136,21 +135,3 @@ class AdapterDelta(Delta):
 
     def extra_repr(self) -> str:
         return repr(self.method)
-
-
-def _laid_out_like(y: Tensor, result: Tensor) -> Tensor:
-    """Return `result` in the memory layout of `y`, by which the kernels that follow are chosen."""
-    if y.is_contiguous():
-        return result.contiguous()
-    if result.stride() == y.stride():
-        return result
-    return torch.empty_like(y, dtype=result.dtype).copy_(result)
-
-
-def _check_same_size(module: nn.Conv2d) -> None:
-    """Refuse a convolution that changes the size of its map, which a parallel adapter cannot follow."""
-    spans = [rate * (kernel - 1) for rate, kernel in zip(module.dilation, module.kernel_size, strict=True)]
-    padding = (0, 0) if module.padding == "valid" else module.padding
-    keeps = padding == "same" or list(spans) == [2 * int(pad) for pad in padding]
-    if any(stride != 1 for stride in module.stride) or not keeps:
-        raise PlanError("A parallel adapter needs a convolution that keeps its map's size, but this one changes it.")

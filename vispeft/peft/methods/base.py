@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -162,6 +162,12 @@ def not_zero(name: str, value: float) -> None:
     """Refuse a factor that is 0 or not finite."""
     if not (math.isfinite(value) and value):
         raise PlanError(f"`{name}` must be finite and not 0, or nothing would ever be learnt, but is {value}.")
+
+
+def one_of(name: str, value: str, known: Collection[str]) -> None:
+    """Refuse an option that is not one of the known values."""
+    if value not in known:
+        raise PlanError(f"`{name}` must be one of {', '.join(known)}, but is {value!r}.")
 
 
 def _maps(module: nn.Module) -> Iterator[Widths]:

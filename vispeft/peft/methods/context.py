@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from vispeft.peft.methods.map_sizes import MapSizes
+from vispeft.peft.methods.map_sizes import MapSizes, SiteSizes
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 from vispeft.peft.targets import Site
 
@@ -56,7 +56,6 @@ class Context:
         shared: Shared = self._shared[0]
         return shared
 
-    def map_sizes(self) -> MapSizes:
-        """Return the sizes of the feature maps of the forward pass, which are recorded from now on."""
-        self.tables.map_sizes.is_used = True
-        return self.tables.map_sizes
+    def map_sizes(self) -> SiteSizes:
+        """Return the sizes of the feature maps before the site, which are recorded from now on."""
+        return self.tables.map_sizes.at(self.sites[self.index].module)

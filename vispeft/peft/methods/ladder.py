@@ -17,7 +17,7 @@ from vispeft_kernels.adapter import ACTIVATIONS
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.adapter import Bottleneck
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, reference_tensor, trainable, widths
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, one_of, reference_tensor, trainable, widths
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.tensor_table import TensorTable
 
@@ -40,8 +40,7 @@ class Ladder(Method):
 
     def __post_init__(self) -> None:
         at_least("width", self.width, 1)
-        if self.activation not in ACTIVATIONS:
-            raise PlanError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, but is {self.activation!r}.")
+        one_of("activation", self.activation, ACTIVATIONS)
 
     def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for any module whose output width is known."""

@@ -22,43 +22,85 @@ class Grid:
     width: int
 
 
-class MapSize:
-    """Height and width of the last map of one convolution."""
+def gives_maps(module: nn.Module) -> bool:
+    """Return True for a module whose outputs of four dimensions are maps: a convolution, or a norm over channels."""
+    return isinstance(module, nn.Conv2d) or (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1)
 
-    def __init__(self, latest: list[MapSize]) -> None:
+
+class MapSize:
+    """Height and width of the last map of one module.
+
+    channel_dim: dimension of the channels, 1 or -1
+    position: of the module in the model's order
+    """
+
+    def __init__(self, latest: list[MapSize], *, channel_dim: int, position: int) -> None:
         self._latest = latest
+        self._channel_dim = channel_dim
+        self.position = position
         self.height = self.width = 0
 
     def record(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        """Record the size of an output [B, C, H, W]: a forward hook."""
-        self.height, self.width = output.shape[-2:]
+        """Record the size of an output [B, C, H, W] or [B, H, W, C]: a forward hook. Others, as tokens, have none."""
+        if output.ndim != 4:
+            return
+        height, width = output.shape[2:] if self._channel_dim == 1 else output.shape[1:3]
+        # the norm of the queries of a single head is [B, 1, N, C]
+        if self._channel_dim == -1 and height == 1:
+            return
+        self.height, self.width = height, width
         self._latest.remove(self)
         self._latest.append(self)
 
 
-class MapSizes:
-    """Sizes of the maps that the convolutions of a model gave, in the order in which they ran last.
+class SiteSizes:
+    """Sizes of the maps that the tokens of one site may belong to: those of the modules before the site or inside it.
 
-    Every vision transformer makes its tokens by a convolution, so its size is that of the token grid.
+    Modules that follow have their sizes from the forward pass before, which do not count. The model's order tells this,
+    and not that of the calls: the first modules may be those of a frozen prefix, which does not run each time.
+
+    end: position of the last module of the site in the model's order
     """
 
-    def __init__(self) -> None:
-        self.is_used = False
-        self._latest: list[MapSize] = []
-
-    def new(self) -> MapSize:
-        """Return the record of one more convolution."""
-        self._latest.append(MapSize(self._latest))
-        return self._latest[-1]
+    def __init__(self, latest: list[MapSize], module: nn.Module) -> None:
+        self._latest = latest
+        self.module = module
+        self.end = 0
 
     def grid_of(self, tokens: Tensor) -> Grid:
-        """Return the layout of tokens [B, N, C]. PlanError where no map of this forward pass has about N positions."""
+        """Return the layout of tokens [B, N, C]. PlanError where no map before them has about N positions."""
         length = tokens.shape[1]
         for size in reversed(self._latest):
             positions = size.height * size.width
-            if length < 2 * positions and 0 <= length - positions <= _MAX_PREFIX_TOKENS:
+            fits = length < 2 * positions and 0 <= length - positions <= _MAX_PREFIX_TOKENS
+            if fits and size.position <= self.end:
                 return Grid(length - positions, size.height, size.width)
         raise PlanError(
-            f"A sequence of {length} tokens has no known height and width: no convolution of the model gave a map of "
-            "as many positions, class and register tokens aside. Name a module that sees the whole map."
+            f"A sequence of {length} tokens has no known height and width: no convolution or LayerNorm before it in "
+            "the model gave a map of as many positions, class and register tokens aside. Name a module that sees the "
+            "whole map."
         )
+
+
+class MapSizes:
+    """Sizes of the maps that convolutions and LayerNorms of a model gave, in the order in which they ran last.
+
+    Most vision transformers make their tokens by a convolution, so its size is that of the token grid. Swin makes those
+    of later stages by linear maps, but has LayerNorms over maps [B, H, W, C].
+
+    sites: those that need sizes
+    """
+
+    def __init__(self) -> None:
+        self.sites: list[SiteSizes] = []
+        self._latest: list[MapSize] = []
+
+    def at(self, module: nn.Module) -> SiteSizes:
+        """Return the sizes for one more site."""
+        self.sites.append(SiteSizes(self._latest, module))
+        return self.sites[-1]
+
+    def new(self, *, channel_dim: int, position: int) -> MapSize:
+        """Return the record of one more module."""
+        self._latest.append(MapSize(self._latest, channel_dim=channel_dim, position=position))
+        return self._latest[-1]
