@@ -26,7 +26,7 @@ from vispeft.peft.methods.base import (
     widths,
 )
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.layout import laid_out_like, refuse_resizing
+from vispeft.peft.methods.layout import ChannelDim, laid_out_like, refuse_resizing
 
 CHAINS = ("additive", "last")
 
@@ -107,7 +107,7 @@ class AdapterDelta(Delta):
         width = method.width if method.width is not None else size.outputs // cast(int, method.reduction)
         if width < 1:
             raise PlanError(f"`reduction` must be at most the site's width {size.outputs}, but is {method.reduction}.")
-        self.parallel, self.dim = method.parallel, size.dim
+        self.parallel, self.channel_dim = method.parallel, ChannelDim(size)
         self.activation, self.scale = method.activation, method.scale
         self.is_additive = method.chain == "additive"
         like = reference_tensor(base)
@@ -116,8 +116,9 @@ class AdapterDelta(Delta):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y after every adapter in turn, or with the result of every adapter on x added."""
-        start = stream = y.movedim(self.dim, -1)
-        seen = x.movedim(self.dim, -1) if self.parallel else None
+        dim = self.channel_dim.of(y)
+        start = stream = y.movedim(dim, -1)
+        seen = x.movedim(dim, -1) if self.parallel else None
         adapters = [adapter for adapter in self.children() if isinstance(adapter, Bottleneck)]
         if self.is_additive and seen is None:
             down = [one.down_w for one in adapters], [one.down_b for one in adapters]
@@ -127,7 +128,7 @@ class AdapterDelta(Delta):
             for adapter in adapters:
                 base_of_sum = stream if self.is_additive else start
                 stream = adapter(base_of_sum, stream if seen is None else seen, self.activation, self.scale)
-        return laid_out_like(y, stream.movedim(-1, self.dim))
+        return laid_out_like(y, stream.movedim(-1, dim))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
         """Return None: an adapter is not linear."""

@@ -123,11 +123,16 @@ class WeightDelta(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Widths:
-    """Input and output features of a module, and the dimension of its output that holds them: 1 or -1."""
+    """Input and output features of a module.
+
+    dim: dimension of the output of its last map that holds the features, 1 or -1
+    is_mixed: True for a module with maps of both kinds, which does not tell the dimension of its own output
+    """
 
     inputs: int
     outputs: int
     dim: int
+    is_mixed: bool = False
 
 
 def widths(module: nn.Module) -> Widths:
@@ -138,7 +143,7 @@ def widths(module: nn.Module) -> Widths:
             f"A {type(module).__name__} has no linear map, convolution or norm that tells its width. "
             f"Name a module that has one."
         )
-    return Widths(maps[0].inputs, maps[-1].outputs, maps[-1].dim)
+    return Widths(maps[0].inputs, maps[-1].outputs, maps[-1].dim, len({each.dim for each in maps}) > 1)
 
 
 def trainable(*shape: int, like: Tensor) -> nn.Parameter:

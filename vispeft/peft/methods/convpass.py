@@ -23,7 +23,7 @@ from vispeft.peft.methods.base import (
     widths,
 )
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.layout import laid_out_like, refuse_resizing
+from vispeft.peft.methods.layout import ChannelDim, laid_out_like, refuse_resizing
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -79,7 +79,8 @@ class ConvpassDelta(Delta):
     def __init__(self, method: Convpass, base: nn.Module, context: Context) -> None:
         super().__init__(method)
         size, width, like = widths(base), method.width, reference_tensor(base)
-        self.dim, self.scale, self.activation = size.dim, method.scale, ACTIVATIONS[method.activation]
+        self.channel_dim, self.scale = ChannelDim(size), method.scale
+        self.activation = ACTIVATIONS[method.activation]
         self.sizes = context.map_sizes()
         self.down_w, self.down_b = trainable(width, size.inputs, like=like), trainable(width, like=like)
         self.conv_w, self.conv_b = trainable(width, width, 3, 3, like=like), trainable(width, like=like)
@@ -89,7 +90,8 @@ class ConvpassDelta(Delta):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the bypass of x added. x, y: tokens [B, N, C] or maps [B, C, H, W] or [B, H, W, C]."""
-        seen, stream = x.movedim(self.dim, -1).to(y.dtype), y.movedim(self.dim, -1)
+        dim = self.channel_dim.of(y)
+        seen, stream = x.movedim(dim, -1).to(y.dtype), y.movedim(dim, -1)
         if seen.ndim not in (3, 4) or seen.shape[:-1] != stream.shape[:-1]:
             raise PlanError(
                 "`convpass` needs tokens or maps of the same size as input and output of its module, but they are "
@@ -98,7 +100,7 @@ class ConvpassDelta(Delta):
         hidden = self.activation(F.linear(seen, self.down_w.to(y.dtype), self.down_b.to(y.dtype)))
         hidden = self.activation(self._convolved(hidden))
         update = F.linear(hidden, self.up_w.to(y.dtype), self.up_b.to(y.dtype))
-        return laid_out_like(y, (stream + self.scale * update).movedim(-1, self.dim))
+        return laid_out_like(y, (stream + self.scale * update).movedim(-1, dim))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
         """Return None: a bypass is not linear."""

@@ -19,6 +19,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.methods.adapter import Bottleneck
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, one_of, reference_tensor, trainable, widths
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.layout import ChannelDim
 from vispeft.peft.methods.tensor_table import TensorTable
 
 
@@ -61,7 +62,8 @@ class LadderDelta(Delta):
     def __init__(self, method: Ladder, base: nn.Module, context: Context) -> None:
         super().__init__(method)
         size, like = widths(base), reference_tensor(base)
-        self.site, self.index, self.dim = context.sites[context.index].name, context.index, size.dim
+        self.site, self.index = context.sites[context.index].name, context.index
+        self.channel_dim = ChannelDim(size)
         self.activation = method.activation
         self.states = context.shared(SideStates)
         self.down_w, self.down_b = trainable(method.width, size.outputs, like=like), trainable(method.width, like=like)
@@ -72,7 +74,7 @@ class LadderDelta(Delta):
         self.up_b = trainable(size.outputs, like=like) if context.is_last else None
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y, and at the last site `y + up(h)`. y: [..., C], or [B, C, H, W] by the site's `dim`."""
+        """Return y, and at the last site `y + up(h)`. y: [..., C] or [B, C, H, W]."""
         state = self.states.before(self, x).with_output(self, y)
         if self.up_w is None or self.up_b is None:
             self.states.running = state
@@ -81,11 +83,11 @@ class LadderDelta(Delta):
         hidden = state.hidden_after_outputs()
         assert hidden is not None  # one output at least
         update = F.linear(hidden, self.up_w.to(hidden.dtype), self.up_b.to(hidden.dtype))
-        return y + update.movedim(-1, self.dim).to(y.dtype)
+        return y + update.movedim(-1, self.channel_dim.of(y)).to(y.dtype)
 
     def next_hidden(self, hidden: Tensor | None, y: Tensor) -> Tensor:
         """Return h [..., width] of this site, from that of the site before and this site's output."""
-        y = y.movedim(self.dim, -1)
+        y = y.movedim(self.channel_dim.of(y), -1)
         projected = F.linear(y, self.down_w.to(y.dtype), self.down_b.to(y.dtype))
         if hidden is None or self.gate is None or self.mix is None:
             return projected

@@ -6,6 +6,33 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
+from vispeft.peft.methods.base import Widths
+
+
+class ChannelDim:
+    """Dimension of the channels of a module's output: 1 or -1.
+
+    A module with convolutions and linear maps may give [B, C, H, W], as ConvNeXt's blocks, or [B, H, W, C]. The first
+    output that fits one of them alone decides.
+    """
+
+    def __init__(self, size: Widths) -> None:
+        self._size = size
+        self._known = None if size.is_mixed else size.dim
+
+    def of(self, y: Tensor) -> int:
+        """Return the dimension for an output. PlanError where both fit and none is known."""
+        if y.ndim != 4:
+            return self._size.dim
+        if self._known is None:
+            fitting = [dim for dim in (1, -1) if y.shape[dim] == self._size.outputs]
+            if len(fitting) != 1:
+                raise PlanError(
+                    f"An output of {list(y.shape)} does not tell which dimension holds the {self._size.outputs} "
+                    "channels. Run the model once on a map of another size, or name a module inside."
+                )
+            self._known = fitting[0]
+        return self._known
 
 
 def laid_out_like(y: Tensor, result: Tensor) -> Tensor:

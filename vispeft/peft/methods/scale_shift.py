@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, reference_tensor, trainable, widths
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.layout import ChannelDim
 from vispeft.peft.methods.qkv import check_parts, part_rows
 
 
@@ -60,7 +61,7 @@ class GainOffset(Delta):
     def __init__(self, method: Method, base: nn.Module, parts: str, *, has_offset: bool) -> None:
         super().__init__(method)
         size = widths(base)
-        self.dim = size.dim
+        self.channel_dim = ChannelDim(size)
         self.rows = part_rows(parts, size.outputs)
         features = sum(rows.stop - rows.start for rows in self.rows)
         like = reference_tensor(base)
@@ -71,7 +72,7 @@ class GainOffset(Delta):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return `y * gain + offset` on the features of its parts. y: [..., out] or [B, out, H, W]."""
-        shape = [-1] + [1] * (y.ndim - 2) if self.dim == 1 else [-1]
+        shape = [-1] + [1] * (y.ndim - 2) if self.channel_dim.of(y) == 1 else [-1]
         gain, offset = self._spread(y.dtype)
         if offset is None:
             return y * gain.view(shape)
