@@ -25,7 +25,7 @@ class Tables:
 class Context:
     """A site among all sites that a plan gives the same method with equal options.
 
-    sites: all of them, in the model's order
+    sites: all of them, in the order in which the model registers them; one that the plan names twice is in it twice
     index: position of this site
     tables: what the hooks of the injection record
     """
@@ -34,6 +34,11 @@ class Context:
     index: int = 0
     tables: Tables = field(default_factory=Tables)
     _shared: list[Any] = field(default_factory=list)  # of any type, which `shared` gives back as it was built
+
+    @property
+    def site(self) -> Site:
+        """The site itself."""
+        return self.sites[self.index]
 
     @property
     def is_first(self) -> bool:
@@ -49,7 +54,8 @@ class Context:
         """Return the one object that the deltas of all sites share; the first call builds it.
 
         A module that becomes a child of every delta is counted, trained and saved once. Its frozen tensors must be
-        buffers.
+        buffers. An object that is no module is an attribute of the deltas; where it keeps facts of a forward pass, it
+        must be empty in copies of the model (see `TensorTable`).
         """
         if not self._shared:
             self._shared.append(build())
@@ -58,4 +64,4 @@ class Context:
 
     def map_sizes(self) -> SiteSizes:
         """Return the sizes of the feature maps before the site, which are recorded from now on."""
-        return self.tables.map_sizes.at(self.sites[self.index].module)
+        return self.tables.map_sizes.at(self.site.module)

@@ -62,7 +62,7 @@ class LadderDelta(Delta):
     def __init__(self, method: Ladder, base: nn.Module, context: Context) -> None:
         super().__init__(method)
         size, like = widths(base), reference_tensor(base)
-        self.site, self.index = context.sites[context.index].name, context.index
+        self.site, self.index = context.site.name, context.index
         self.channel_dim = ChannelDim(size)
         self.activation = method.activation
         self.states = context.shared(SideStates)

@@ -1,4 +1,4 @@
-"""Gains and offsets on a module's output.
+"""Scales and offsets on a module's output.
 
 SSF: Lian et al. 2022, https://arxiv.org/abs/2210.08823. IA3: Liu et al. 2022, https://arxiv.org/abs/2205.05638.
 """
@@ -20,7 +20,7 @@ from vispeft.peft.methods.qkv import check_parts, part_rows
 
 @dataclass(frozen=True)
 class ScaleShift(Method):
-    """SSF: `y * gain + offset` per feature, from ones and zeros so that nothing changes at the start."""
+    """SSF: `y * scale + offset` per feature, from ones and zeros so that nothing changes at the start."""
 
     name: ClassVar[str] = "scale_shift"
 
@@ -35,7 +35,7 @@ class ScaleShift(Method):
 
 @dataclass(frozen=True)
 class IA3(Method):
-    """IA3: `y * gain` per feature, from ones.
+    """IA3: `y * scale` per feature, from ones.
 
     parts: of a fused query-key-value projection, those to scale ("kv", ...); empty is the whole output
     """
@@ -56,7 +56,7 @@ class IA3(Method):
 
 
 class GainOffset(Delta):
-    """`gain`, from ones, and for SSF `offset`, from zeros: one number per adapted feature of the output."""
+    """`gain`, the scales, from ones, and for SSF `offset`, from zeros: one number per adapted feature of the output."""
 
     def __init__(self, method: Method, base: nn.Module, parts: str, *, has_offset: bool) -> None:
         super().__init__(method)
@@ -71,7 +71,7 @@ class GainOffset(Delta):
         self.outputs = size.outputs
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return `y * gain + offset` on the features of its parts. y: [..., out] or [B, out, H, W]."""
+        """Return `y * scale + offset` on the features of its parts. y: [..., out] or [B, out, H, W]."""
         shape = [-1] + [1] * (y.ndim - 2) if self.channel_dim.of(y) == 1 else [-1]
         gain, offset = self._spread(y.dtype)
         if offset is None:
@@ -79,7 +79,7 @@ class GainOffset(Delta):
         return torch.addcmul(offset.view(shape), y, gain.view(shape))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Return weight rows and bias times the gain, with the offset in the bias; None for an offset without bias."""
+        """Return weight rows and bias times the scales, with offsets in the bias; None for offsets without a bias."""
         gain, offset = self._spread(self.gain.dtype)
         if bias is None and offset is not None:
             return None
@@ -93,7 +93,7 @@ class GainOffset(Delta):
         return repr(self.method)
 
     def _spread(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Return gain and offset for the whole output: those of its parts, ones elsewhere."""
+        """Return scales and offsets for the whole output: those of its parts, ones elsewhere."""
         gain = self.gain.to(dtype)
         if self.gain.shape[0] == self.outputs:
             return gain, None if self.offset is None else self.offset.to(dtype)
