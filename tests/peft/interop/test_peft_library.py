@@ -168,3 +168,10 @@ def test_save_and_load_peft__refuse_a_convolution_that_the_library_does_not_foll
     inject(model, Plan({"conv": LoRA(2)}))
     with pytest.raises(PlanError, match=r"forgets dilation and padding mode: at `conv`"):
         save_peft(model, tmp_path)
+
+
+def test_save_peft__refuses_a_convolution_with_groups(build: Build, tmp_path: Path) -> None:
+    model = build()
+    inject(model, Plan({"grouped": LoRA(2)}))
+    with pytest.raises(PlanError, match=r"other factors for convolutions with groups: `grouped` has 4"):
+        save_peft(model, tmp_path)

@@ -65,7 +65,7 @@ class AdaLoRA(LowRank):
         return delta
 
     def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
-        """Return the delta for an ungrouped convolution."""
+        """Return the delta for a convolution."""
         delta = ConvAdaLoRA(self, module)
         _allocator(self, context).join(delta, delta.triplets)
         return delta

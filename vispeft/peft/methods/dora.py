@@ -34,7 +34,7 @@ class DoRA(LowRank):
         return LinearDoRA(self, module, context.tables.recomputed_inputs)
 
     def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
-        """Return the delta for an ungrouped convolution."""
+        """Return the delta for a convolution."""
         return ConvDoRA(self, module)
 
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:

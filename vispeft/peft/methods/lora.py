@@ -32,7 +32,7 @@ class LoRA(LowRank):
         return LinearLoRA(self, module.weight, context.tables.recomputed_inputs)
 
     def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
-        """Return the delta for an ungrouped convolution."""
+        """Return the delta for a convolution."""
         return ConvLoRA(self, module)
 
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:

@@ -53,19 +53,19 @@ class LowRank(Method):
 
     @abstractmethod
     def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
-        """Return the delta for an ungrouped convolution."""
+        """Return the delta for a convolution."""
 
     @abstractmethod
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
 
     def for_module(self, module: nn.Module, context: Context) -> Delta:
-        """Return the delta for a linear map or an ungrouped convolution."""
+        """Return the delta for a linear map or a convolution."""
         match module:
             case nn.Linear():
                 return self.for_linear(module, context)
             case nn.Conv2d():
-                self._check_conv(module)
+                check_plain_conv(self.name, module)
                 return self.for_conv(module, context)
             case _:
                 kind = type(module)
@@ -92,14 +92,6 @@ class LowRank(Method):
                 f"Set it to 0, or name a module that is called."
             )
 
-    def _check_conv(self, module: nn.Conv2d) -> None:
-        check_plain_conv(self.name, module)
-        if module.groups > 1:
-            raise PlanError(
-                f"`{self.name}` serves convolutions with 1 group, but this one has {module.groups}. "
-                f"Name its `weight` parameter instead."
-            )
-
 
 class LinearFactors(Delta):
     """Factors of a linear map: `a` [parts * r, in], `b` [parts * out of a part, r]."""
@@ -122,7 +114,7 @@ class LinearFactors(Delta):
 
 
 class ConvFactors(Delta):
-    """Factors of a convolution: `a` [r, in, kh, kw] with the base's geometry, `b` [out, r, 1, 1]."""
+    """Factors of a convolution: `a` [r, in / groups, kh, kw] with the base's geometry, `b` [out, r, 1, 1]."""
 
     def __init__(self, method: LowRank, base: nn.Conv2d) -> None:
         super().__init__(method)
@@ -137,7 +129,10 @@ class ConvFactors(Delta):
         """Return y with the low-rank update by B and a. x: [B, in, H, W]; y: [B, out, h, w]; a: as A."""
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
         a, b = (factor.to(y.dtype) for factor in (a, self.b))
-        return torch.add(y, F.conv2d(self.geometry.convolve(x, a), b), alpha=self.scale)
+        groups = self.geometry.groups
+        # every group of channels has the same A
+        hidden = self.geometry.convolve(x, a if groups == 1 else a.repeat(groups, 1, 1, 1))
+        return torch.add(y, F.conv2d(hidden, b, groups=groups), alpha=self.scale)
 
     def extra_repr(self) -> str:
         return repr(self.method)
