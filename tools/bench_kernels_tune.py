@@ -42,9 +42,8 @@ def tune(device: torch.device) -> None:
         times = {name: statistics.median(each) for name, each in time_rounds(runs, settings).items()}
         separate = times.pop("separate")
         best = min(times, key=lambda name: times[name])
-        print(
-            f"{shape.key:60} separate {separate:.4f} ms, candidate {best} {times[best]:.4f} ms, {times[best] / separate:.2f}"
-        )
+        ratio = times[best] / separate
+        print(f"{shape.key:60} separate {separate:.4f} ms, candidate {best} {times[best]:.4f} ms, {ratio:.2f}")
         found.pop(shape.key, None)
         if times[best] < MARGIN * separate:
             found[shape.key] = int(best)
