@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Measure what reproducible arithmetic on a CPU costs: processor time under several values of `MKL_CBWR`.
+"""Measure the cost of reproducible arithmetic on a CPU: processor time for several values of `MKL_CBWR`.
 
     python tools/bench_arithmetic.py --json tools/results/arithmetic_cpu.json
 
-Each value gets a process of its own per round, since MKL reads it once; rounds are interleaved. One thread. Tasks are
-a matrix product and attention of a ViT-S's size, and a training step of a timm ViT-S/16 at 224 px, batch 2.
+Each value is measured in a new process per round, because MKL reads it once; rounds are interleaved. One thread is
+used. Tasks are a matrix product and attention of the size of a ViT-S, and a training step of a timm ViT-S/16 at 224 px,
+batch 2.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _median(task: Callable[[], object], count: int) -> float:
 
 
 def run_child(mode: str) -> dict[str, float | bool | str]:
-    """Return what a process measures under one value of the variable."""
+    """Return the measurements of a new process with one value of the variable."""
     environment = {key: value for key, value in os.environ.items() if key != "MKL_CBWR"}
     if mode != "unset":
         environment["MKL_CBWR"] = mode
@@ -74,7 +75,7 @@ def run_child(mode: str) -> dict[str, float | bool | str]:
 def main() -> None:
     """Parse the command line, measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the raw figures go")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,12 +1,11 @@
-"""Savings by kept features: trials of a sweep one by one without them, with them in memory, and in a directory.
+"""Measure the time saved by kept features: trials of a sweep without them, in memory, and in a directory.
 
     python tools/bench_cache.py [--images 16] [--steps 24] [--trials 3] [--json tools/results/feature_cache_cpu.json]
 
-Trials of the bundled base on synthetic shapes differ in their learning rate, as in a sweep: with the heads alone (split
-after the pixel decoder), with LoRA in the pixel decoder (after the backbone), and with adapters in the ViT's last two
-blocks (after the fourth). Times are processor seconds of whole runs in one thread, so that other work on the
-machine hardly matters: building the model, training, scoring, reports. Every run with kept features must end with the
-adapter of the run without, to the bit.
+Trials of the bundled base on synthetic images differ in their learning rate, as in a sweep. They train the heads alone
+(split point after the pixel decoder), LoRA in the pixel decoder (after the backbone), or adapters in the last two
+blocks of the ViT (after the fourth). Times are processor seconds of whole runs in one thread: building the model,
+training, evaluation, reports. Every run with kept features must give the same adapter as the run without, to the bit.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ RATES = (1e-3, 2e-3, 5e-4, 3e-3, 2e-4, 4e-3)
 
 @dataclass(frozen=True)
 class Trial:
-    """One run. cpu_s: all of it; train_s, evaluate_s: by the clock, as its summary says"""
+    """One run. cpu_s: processor time of the whole run; train_s, evaluate_s: wall time, from its summary"""
 
     cpu_s: float
     wall_s: float
@@ -53,7 +52,7 @@ class Trial:
 
 
 def configuration(folder: Path, plan: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The configuration that the trials of a plan share."""
+    """Return the configuration that the trials of a plan share."""
     return {
         "model": {"weights": "bundled", "image_size": args.size},
         "peft": {"deltas": plan, "train": ["@heads"]},
@@ -87,7 +86,7 @@ def run_trial(base: dict[str, Any], rate: float, place: str, out: Path, memory: 
 
 
 def run_plan(folder: Path, name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The trials of one plan, in each of the three ways."""
+    """Run the trials of one plan in each of the three ways and return the measurements."""
     base, rates = configuration(folder, PLANS[name], args), RATES[: args.trials]
     found: dict[str, list[Trial]] = {}
     runs = folder / "runs" / name.replace(" ", "_")
@@ -117,21 +116,21 @@ def same(one: Path, other: Path) -> bool:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=16, help="training images; half as many are scored")
+    parser.add_argument("--images", type=int, default=16, help="training images; half as many for validation")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--variants", type=int, default=2)
     parser.add_argument("--trials", type=int, default=3, choices=range(1, len(RATES) + 1))
     parser.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Runs every plan and prints what it came to."""
+    """Run every plan and print the results."""
     args = parse_arguments()
     torch.set_num_threads(1)
     settings = {key: getattr(args, key) for key in ("images", "size", "steps", "batch", "variants", "trials")}

@@ -1,8 +1,8 @@
 """Time deformable attention against `grid_sample` on the CPU: `python tools/bench_deformable.py [--json FILE]`.
 
-Both run in turn in one process, on the given number of threads; times are process time (what other programs take does
-not count), medians over rounds with the quartiles beside them. Locations are uniform over the levels, the worst case
-for caches. Kept bytes are what autograd saves for the backward pass.
+Both run in turn in one process, with the given number of threads. Times are process time, which excludes other
+programs: medians over rounds, with quartiles. Sampling locations are uniform over the levels, the worst case for
+caches. Kept bytes are those that autograd saves for the backward pass.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def make_inputs(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def make_runs(problem: Problem) -> dict[tuple[str, str], Callable[[], object]]:
-    """Functions to time, by (passes, implementation)."""
+    """Return functions to time, by (passes, implementation)."""
     value, locations, weights = make_inputs(problem)
     shapes = list(problem.shapes)
     leaves = [value.clone().requires_grad_(), locations.clone().requires_grad_(), weights.clone().requires_grad_()]
@@ -93,7 +93,7 @@ def make_runs(problem: Problem) -> dict[tuple[str, str], Callable[[], object]]:
 
 
 def count_kept_bytes(problem: Problem, attention: Attention) -> int:
-    """Bytes that autograd keeps between forward and backward, each storage once, inputs included."""
+    """Return the bytes that autograd keeps for the backward pass, each storage once, inputs included."""
     value, locations, weights = (tensor.requires_grad_() for tensor in make_inputs(problem))
     kept: dict[int, int] = {}
 
@@ -113,7 +113,7 @@ def measure(problem: Problem, rounds: int) -> list[Timing]:
         for key, run in runs.items():
             start = time.process_time()
             run()
-            if round_idx >= 2:  # the first ones warm up
+            if round_idx >= 2:  # the first rounds are warm-up
                 times[key].append(1e3 * (time.process_time() - start))
     kept = {name: count_kept_bytes(problem, attention) for name, attention in IMPLEMENTATIONS.items()}
     medians = {key: statistics.median(values) for key, values in times.items()}
@@ -129,10 +129,10 @@ def measure(problem: Problem, rounds: int) -> list[Timing]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--machine", default="", help="what to write down as the machine")
+    parser.add_argument("--machine", default="", help="name of the machine in the file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     columns = f"{'problem':28}{'passes':24}{'implementation':22}{'median ms':>10}"

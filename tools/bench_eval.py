@@ -2,11 +2,11 @@
 
     python tools/bench_eval.py [--images 5000] [--repeats 2] [--json tools/results/evaluation_cpu.json]
 
-The input is made up: 640 x 480 images with 7.2 objects on average (polygons, one in 80 a crowd), 80 categories, and 100
-detections each, half of them near an object. Both sides begin with files and end with the twelve figures of masks and
-of boxes; they take turns, each in one thread. Processor time is that of the process, wall time what the clock showed
-beside whatever else the machine did. Before anything is called faster, all figures, precisions, recalls and scores are
-compared bit by bit. The bootstrap compares two configurations and uses all cores.
+The input is synthetic: 640 x 480 images with 7.2 objects on average (polygons, one in 80 a crowd), 80 categories, and
+100 detections each, half of them near an object. Both implementations read files and return the twelve metrics of masks
+and of boxes; they run in turn, each in one thread. Processor time is that of the process; wall time also depends on
+other programs. All metrics, precisions, recalls and scores are compared bit by bit. The bootstrap compares two
+configurations and uses all cores.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ HEIGHT, WIDTH, NUM_CATEGORIES, NUM_POINTS = 480, 640, 80, 24
 
 
 def synthetic_files(folder: Path, num_images: int, detections: int = 100) -> tuple[Path, Path]:
-    """Write annotations and results with COCO val's proportions."""
+    """Write annotations and results with the proportions of COCO val."""
     rng = np.random.default_rng(0)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -85,7 +85,7 @@ def synthetic_files(folder: Path, num_images: int, detections: int = 100) -> tup
 
 
 def blobs(centre: NDArray[Any], radius: NDArray[Any], wobble: NDArray[Any]) -> NDArray[Any]:
-    """Polygons within the image: [N, points, 2]."""
+    """Return polygons within the image: [N, points, 2]."""
     angles = np.linspace(0, 2 * np.pi, NUM_POINTS, endpoint=False)
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points = centre[:, None] + (radius[:, None] * wobble)[:, :, None] * ring
@@ -94,7 +94,7 @@ def blobs(centre: NDArray[Any], radius: NDArray[Any], wobble: NDArray[Any]) -> N
 
 
 def annotation(polygon: NDArray[Any], image_id: int, category_id: int, number: int, is_crowd: bool) -> dict[str, Any]:
-    """One annotation; a crowd is an RLE with its counts as a list, as in COCO's files."""
+    """Return one annotation. A crowd is an RLE with its counts as a list, as in COCO's files."""
     rle = coco_mask.merge(coco_mask.frPyObjects([polygon.ravel().tolist()], HEIGHT, WIDTH))
     segmentation: Any = [polygon.ravel().tolist()]
     if is_crowd:
@@ -113,7 +113,7 @@ def annotation(polygon: NDArray[Any], image_id: int, category_id: int, number: i
 
 
 def by_pycocotools(annotations: Path, results: Path) -> dict[str, COCOeval]:
-    """Both passes of pycocotools, the mask pass without boxes."""
+    """Evaluate masks and boxes with pycocotools; the mask pass omits boxes."""
     found = {}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(annotations))
@@ -128,7 +128,7 @@ def by_pycocotools(annotations: Path, results: Path) -> dict[str, COCOeval]:
 
 
 def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Path) -> dict[str, bool]:
-    """Return True where metrics, precisions, recalls and scores equal pycocotools' bit by bit, for masks and boxes."""
+    """Return True for masks and boxes if metrics, precisions, recalls and scores equal pycocotools' bit by bit."""
     scored = read_scored(annotations, results)
     same = {}
     for kind, expected in reference.items():
@@ -140,7 +140,7 @@ def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Pat
 
 
 def records(annotations: Path, results: list[dict[str, Any]]) -> Records:
-    """Inputs of a comparison for one configuration."""
+    """Return the records of one configuration for a comparison."""
     scored = read_scored(annotations, results)
     return records_of(scored.match("segm"), len(scored.image_ids), len(scored.category_ids))
 
@@ -154,7 +154,7 @@ def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
 
 
 def summary(times: list[dict[str, float]]) -> dict[str, float]:
-    """Median and spread of processor time, and the median of wall time."""
+    """Return median and spread of processor time, and the median of wall time."""
     processor = [one["processor"] for one in times]
     return {
         "processor_s": round(statistics.median(processor), 2),

@@ -1,19 +1,20 @@
-"""Time every kernel of this project against the frozen limit, plain torch, `torch.compile` and public libraries.
+"""Compare every kernel of this project with plain torch, `torch.compile`, public libraries and a lower bound.
 
     python tools/bench_kernels.py                         # on a GPU: all kernels at realistic sizes, bfloat16
-    python tools/bench_kernels.py --device cpu --quick    # small sizes, for a look at whether everything runs
+    python tools/bench_kernels.py --device cpu --quick    # small sizes, to check that everything runs
     python tools/bench_kernels.py --device cpu            # on a CPU: one image, float32, one thread
     python tools/bench_kernels.py --only lora --dtypes bfloat16 float16 float32 --skip compile peft
-    python tools/bench_kernels.py --tune                  # find where the fused product wins, write its table
+    python tools/bench_kernels.py --tune                  # find where the fused product is faster, write its table
 
-Writes `tools/results/kernels_<device>.json` and a plot beside it, and prints a table and the cases that are lost. With
-`--only`, the file's figures of other kernels stay, so that a run may be made in pieces.
-Every implementation is compared with float64 first, outputs and gradients. `compile` is `torch.compile` of the plain
-formula; `peft` and `deformops` are there where they are installed. A ratio is to the frozen maps alone, with the
-gradient of their inputs, for LoRA; to the plain formula for adapters; to `grid_sample` for deformable attention. Peak
-memory is what one call takes above its inputs; kept memory what its forward pass leaves for the backward pass. The
-gradient of a sampling location jumps between pixels, so among millions of samples one that rounds to the other side
-shows as a large error, in every implementation of deformable attention.
+Writes `tools/results/kernels_<device>.json` and a plot beside it, and prints a table and the cases in which another
+implementation is faster. With `--only`, the measurements of other kernels stay in the file, so that a run can be split.
+
+Outputs and gradients of every implementation are first compared with float64. `compile` is `torch.compile` of the plain
+formula; `peft` and `deformops` are measured if they are installed. A ratio is to the baseline: for LoRA the frozen
+linear layers alone, with the gradient of their inputs; for adapters the plain formula; for deformable attention
+`grid_sample`. Peak memory is the memory of one call beyond its inputs, kept memory is what the forward pass saves for
+the backward pass. The gradient of a sampling location is discontinuous at pixel borders: among millions of samples, one
+that is rounded to the other side gives a large error, in every implementation of deformable attention.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ import bench_kernels_adapter
 import bench_kernels_deformable
 import bench_kernels_lora
 import torch
-from bench_kernels_measure import Ceilings, Figure, Settings, measure_case, measure_ceilings
-from bench_kernels_report import losses, plot, table
+from bench_kernels_measure import Ceilings, Measurement, Settings, measure_case, measure_ceilings
+from bench_kernels_report import plot, slower_cases, table
 from bench_kernels_tune import tune
 
 KERNELS = {
@@ -43,20 +44,20 @@ LIBRARIES = ("torch", "triton", "peft", "deformops")
 RESULTS = Path(__file__).parent / "results"
 
 
-def measure(kernels: list[str], settings: list[Settings], scale: str) -> tuple[list[Figure], dict[str, Ceilings]]:
-    """All measurements, printed as they come, and the ceilings by dtype."""
-    figures: list[Figure] = []
+def measure(kernels: list[str], settings: list[Settings], scale: str) -> tuple[list[Measurement], dict[str, Ceilings]]:
+    """Return all measurements, and the ceilings by dtype."""
+    measurements: list[Measurement] = []
     ceilings: dict[str, Ceilings] = {}
     for one in settings:
         found = ceilings[str(one.dtype).removeprefix("torch.")] = measure_ceilings(one)
         for kernel in kernels:
             for case in KERNELS[kernel](scale):
                 print(f"{case.kernel}: {case.name}", file=sys.stderr, flush=True)
-                figures += measure_case(case, one, found)
+                measurements += measure_case(case, one, found)
                 torch.compiler.reset()
                 if one.device.type == "cuda":
                     torch.cuda.empty_cache()
-    return figures, ceilings
+    return measurements, ceilings
 
 
 def versions() -> dict[str, str]:
@@ -69,15 +70,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def kept_figures(path: Path) -> list[Figure]:
+def read_measurements(path: Path) -> list[Measurement]:
     """Read the results of an earlier run from the file, if there is one."""
     if not path.exists():
         return []
-    return [Figure(**one) for one in json.loads(path.read_text())["figures"]]
+    return [Measurement(**one) for one in json.loads(path.read_text())["measurements"]]
 
 
 def device_name(device: torch.device) -> str:
-    """Return the device in words, and as part of a file's name."""
+    """Return the name of the device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
@@ -92,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
     parser.add_argument("--tune", action="store_true", help="write the table of the fused product and stop")
-    parser.add_argument("--output", type=Path, help="the JSON file; the plot has its name")
+    parser.add_argument("--output", type=Path, help="JSON file; the plot gets the same name")
     return parser.parse_args()
 
 
@@ -112,24 +113,24 @@ def main() -> None:
         Settings(device, getattr(torch, dtype), rounds, 1 if args.quick else 10, not args.no_graphs, skip)
         for dtype in dtypes
     ]
-    figures, ceilings = measure(
+    measurements, ceilings = measure(
         args.only, settings, "quick" if args.quick else "gpu" if device.type == "cuda" else "cpu"
     )
     name = device_name(device)
     path = args.output or RESULTS / f"kernels_{name.lower().replace(' ', '_')}.json"
-    stay = [one for one in kept_figures(path) if one.kernel not in args.only]
+    earlier = [one for one in read_measurements(path) if one.kernel not in args.only]
     report = {
         "command": " ".join(["python", "tools/bench_kernels.py", *sys.argv[1:]]),
         "device": name,
         "versions": versions(),
         "rounds": rounds,
         "ceilings": {dtype: asdict(one) for dtype, one in ceilings.items()},
-        "figures": [asdict(one) for one in stay + figures],
+        "measurements": [asdict(one) for one in earlier + measurements],
     }
     path.write_text(json.dumps(report, indent=1) + "\n")
-    plot(stay + figures, path.with_suffix(".png"), f"{name}, torch {torch.__version__}")
-    print(table(figures, ceilings))
-    print(f"\n{losses(figures)}\n\n{path}")
+    plot(earlier + measurements, path.with_suffix(".png"), f"{name}, torch {torch.__version__}")
+    print(table(measurements, ceilings))
+    print(f"\n{slower_cases(measurements)}\n\n{path}")
 
 
 if __name__ == "__main__":

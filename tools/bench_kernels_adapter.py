@@ -1,4 +1,4 @@
-"""Cases of `bench_kernels.py`: the bottleneck adapter after a map of a ViT, and adapters one after the other."""
+"""Cases of `bench_kernels.py`: the bottleneck adapter after a linear layer of a ViT, and adapters in a chain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAPS = Maps._fields
 
 @dataclass(frozen=True)
 class Size:
-    """count: adapters one after the other."""
+    """Size of a case. count: number of adapters in a chain"""
 
     name: str
     rows: int
@@ -31,8 +31,8 @@ class Size:
         maps = {name: shape[-1] ** -0.5 * torch.randn(shape, generator=generator) / 2 for name, shape in shapes.items()}
         return {"x": torch.randn(self.rows, c, generator=generator), **maps}
 
-    def least(self) -> dict[str, tuple[float, float]]:
-        """Elements moved and operations done by a kernel that reads the stream once each way, z kept."""
+    def min_work(self) -> dict[str, tuple[float, float]]:
+        """Return elements moved and operations of a kernel that reads the input once per pass and keeps z."""
         stream, kept = float(self.rows * self.channels), float(self.rows * self.width * self.count)
         flops = 4.0 * self.channels * kept
         return {
@@ -69,11 +69,11 @@ class Size:
         }
         if self.count > 1:
             entries["vispeft, chain"] = Entry(plain(chain, *trained), is_ours=True)
-        return Case("adapter", self.name, self.draw, entries, "eager", "eager", self.least())
+        return Case("adapter", self.name, self.draw, entries, "eager", "eager", self.min_work())
 
 
 def cases(scale: str) -> Iterator[Case]:
-    """After a map of a ViT with patches of 16: at 640 px, batch 5, and at 1024 px, batch 8."""
+    """Yield cases after a linear layer of a ViT with patches of 16, at 640 px, batch 5, and at 1024 px, batch 8."""
     if scale == "quick":
         yield Size("small adapter", 50, 32, 8).case()
         yield Size("small chain of 2", 50, 32, 8, 2).case()

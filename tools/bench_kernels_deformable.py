@@ -18,9 +18,11 @@ Shapes = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Size:
-    """shapes: (H, W) of each level. queries: none are the pixels of all levels, as in the encoder.
+    """Size of a case.
 
-    is_around: offsets and logits are given, as a layer's projections have them, in place of locations and weights
+    shapes: (H, W) of each level
+    queries: number of queries; None for the pixels of all levels, as in the encoder
+    from_offsets: inputs are offsets and logits, as a layer projects them, not sampling locations and attention weights
     """
 
     name: str
@@ -30,7 +32,7 @@ class Size:
     heads: int = 8
     dim: int = 32
     points: int = 4
-    is_around: bool = False
+    from_offsets: bool = False
 
     @property
     def pixels(self) -> int:
@@ -38,32 +40,32 @@ class Size:
 
     @property
     def samples(self) -> int:
-        """Of all queries, heads and images."""
+        """Number of samples of all queries, heads and images."""
         return self.batch * (self.queries or self.pixels) * self.heads * len(self.shapes) * self.points
 
     def draw(self) -> Tensors:
-        """value and, near a query's own place, locations and weights, or offsets in pixels, logits and reference."""
+        """Return value with sampling locations and attention weights near each query, or with offsets and logits."""
         generator = torch.Generator().manual_seed(0)
         queries = self.queries or self.pixels
         bags = self.batch, queries, self.heads, len(self.shapes), self.points
         value = torch.randn(self.batch, self.pixels, self.heads, self.dim, generator=generator)
         offsets, logits = 2 * torch.randn(*bags, 2, generator=generator), torch.randn(bags, generator=generator)
-        place = self._centres() if self.queries is None else torch.rand(1, queries, 2, generator=generator)
-        if self.is_around:
-            return {"value": value, "offsets": offsets, "logits": logits, "place": place}
-        locations, weights = Samples(offsets, logits, place).resolve(self.shapes)
-        return {"value": value, "locations": locations, "weights": weights}
+        reference_points = self._centres() if self.queries is None else torch.rand(1, queries, 2, generator=generator)
+        if self.from_offsets:
+            return {"value": value, "offsets": offsets, "logits": logits, "reference_points": reference_points}
+        sampling_locations, attention_weights = Samples(offsets, logits, reference_points).resolve(self.shapes)
+        return {"value": value, "sampling_locations": sampling_locations, "attention_weights": attention_weights}
 
     def _centres(self) -> Tensor:
-        """The middle of each pixel, normalised, [1, pixels, 2] in x, y."""
+        """Return the centre of each pixel, normalised: [1, pixels, 2], x and y."""
         grids = [
             torch.cartesian_prod((torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width)
             for height, width in self.shapes
         ]
         return torch.cat(grids).flip(-1)[None]
 
-    def least(self) -> dict[str, tuple[float, float]]:
-        """Elements of all tensors once, each way; four corners of each sample times its channels."""
+    def min_work(self) -> dict[str, tuple[float, float]]:
+        """Return the elements of all tensors, once per pass, and the operations of four corners per sample."""
         values = float(self.batch * self.pixels * self.heads * self.dim)
         outs = float(self.batch * (self.queries or self.pixels) * self.heads * self.dim)
         forward = values + outs + 3 * self.samples
@@ -75,14 +77,18 @@ class Size:
 
     def case(self) -> Case:
         shapes = self.shapes
-        trained = ("value", "offsets", "logits") if self.is_around else ("value", "locations", "weights")
+        trained = (
+            ("value", "offsets", "logits")
+            if self.from_offsets
+            else ("value", "sampling_locations", "attention_weights")
+        )
 
         def resolved(t: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-            if not self.is_around:
-                return t["value"], t["locations"], t["weights"]
-            sampling_locations, attention_weights = Samples(t["offsets"], t["logits"], t["place"].detach()).resolve(
-                shapes
-            )
+            if not self.from_offsets:
+                return t["value"], t["sampling_locations"], t["attention_weights"]
+            sampling_locations, attention_weights = Samples(
+                t["offsets"], t["logits"], t["reference_points"].detach()
+            ).resolve(shapes)
             return t["value"], sampling_locations, attention_weights
 
         def grid_sample(**t: Tensor) -> list[Tensor]:
@@ -90,9 +96,13 @@ class Size:
             return [deformable_attention_reference(value, shapes, sampling_locations, attention_weights)]
 
         def ours(**t: Tensor) -> list[Tensor]:
-            if self.is_around:
-                return [deformable_attention_around(t["value"], shapes, t["place"].detach(), t["offsets"], t["logits"])]
-            return [deformable_attention(t["value"], shapes, t["locations"], t["weights"])]
+            if self.from_offsets:
+                return [
+                    deformable_attention_around(
+                        t["value"], shapes, t["reference_points"].detach(), t["offsets"], t["logits"]
+                    )
+                ]
+            return [deformable_attention(t["value"], shapes, t["sampling_locations"], t["attention_weights"])]
 
         entries = {
             "grid_sample": Entry(plain(grid_sample, *trained)),
@@ -101,14 +111,14 @@ class Size:
             "vispeft": Entry(plain(ours, *trained), is_ours=True),
             "vispeft, compiled": Entry(compiled(ours, *trained), is_ours=True),
         }
-        exact = "locations", "place"
-        return Case("deformable", self.name, self.draw, entries, "grid_sample", "grid_sample", self.least(), exact)
+        exact = "sampling_locations", "reference_points"
+        return Case("deformable", self.name, self.draw, entries, "grid_sample", "grid_sample", self.min_work(), exact)
 
 
 def deformops(
     shapes: Shapes, resolved: Callable[[Tensors], tuple[Tensor, Tensor, Tensor]], trained: tuple[str, ...]
 ) -> Callable[[Tensors], Bound]:
-    """The package of that name, where it is installed; it wants Python 3.12 and torch 2.11."""
+    """Return a `bind` of the package `deformops`, which requires Python 3.12 and torch 2.11."""
 
     def bind(tensors: Tensors) -> Bound:
         from deformops.registry import msda
@@ -131,10 +141,10 @@ def pyramid(*sides: int) -> Shapes:
 
 
 def cases(scale: str) -> Iterator[Case]:
-    """Four levels at 512 px and at 800 x 1333; three, as `mask_dino` has on a ViT, at 1024 px; 300 queries."""
+    """Yield cases with four levels at 512 px and 800 x 1333, and with three levels of `mask_dino` on a ViT."""
     if scale == "quick":
         yield Size("small encoder", 1, pyramid(6, 3), heads=2, dim=8).case()
-        yield Size("small decoder, from offsets", 2, pyramid(6, 3), 5, heads=2, dim=8, is_around=True).case()
+        yield Size("small decoder, from offsets", 2, pyramid(6, 3), 5, heads=2, dim=8, from_offsets=True).case()
         return
     coco = ((100, 167), (50, 84), (25, 42), (13, 21))
     yield Size("encoder, 512 px, 5,440 queries", 1, pyramid(64, 32, 16, 8)).case()
@@ -143,6 +153,6 @@ def cases(scale: str) -> Iterator[Case]:
     if scale == "cpu":
         return
     large = pyramid(128, 64, 32)
-    yield Size("Mask DINO encoder, 1024 px, batch 2, from offsets", 2, large, is_around=True).case()
-    yield Size("Mask DINO decoder, 1024 px, batch 2, from offsets", 2, large, 300, is_around=True).case()
-    yield Size("Mask DINO encoder, 640 px, batch 2, from offsets", 2, pyramid(80, 40, 20), is_around=True).case()
+    yield Size("Mask DINO encoder, 1024 px, batch 2, from offsets", 2, large, from_offsets=True).case()
+    yield Size("Mask DINO decoder, 1024 px, batch 2, from offsets", 2, large, 300, from_offsets=True).case()
+    yield Size("Mask DINO encoder, 640 px, batch 2, from offsets", 2, pyramid(80, 40, 20), from_offsets=True).case()

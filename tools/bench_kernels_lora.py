@@ -1,4 +1,4 @@
-"""Cases of `bench_kernels.py`: the linear maps of a ViT's block with the low-rank update on all or on qkv alone."""
+"""Cases of `bench_kernels.py`: the linear layers of a ViT block with the low-rank update on all, or on qkv alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Update = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Block:
-    """The linear maps of one block. rows: tokens of the batch."""
+    """The linear layers of one block. rows: tokens of the batch"""
 
     name: str
     rows: int
@@ -33,7 +33,7 @@ class Block:
         return MAPS[site][0] * self.width, MAPS[site][1] * self.width
 
     def draw(self) -> Tensors:
-        """Of each map its input x, weight w and bias c, and of each site the factors a and b."""
+        """Return input x, weight w and bias c of each layer, and the factors a and b of each site."""
         generator = torch.Generator().manual_seed(0)
         tensors = {}
         for site in MAPS:
@@ -49,8 +49,8 @@ class Block:
     def trained(self) -> list[str]:
         return [f"x_{site}" for site in MAPS] + [f"{name}_{site}" for site in self.sites for name in "ab"]
 
-    def least(self) -> dict[str, tuple[float, float]]:
-        """Elements moved and operations done by fused kernels: y is written once and its gradient read twice."""
+    def min_work(self) -> dict[str, tuple[float, float]]:
+        """Return elements moved and operations of fused kernels: y is written once, its gradient is read twice."""
         forward = [0.0, 0.0]
         backward = [0.0, 0.0]
         for site in MAPS:
@@ -68,7 +68,7 @@ class Block:
 
 
 def by(update: Update, block: Block) -> Callable[..., list[Tensor]]:
-    """All maps of a block; weights and biases are frozen."""
+    """Return a function that runs all layers of a block with an update. Weights and biases are frozen."""
 
     def run(**t: Tensor) -> list[Tensor]:
         outs = []
@@ -81,7 +81,7 @@ def by(update: Update, block: Block) -> Callable[..., list[Tensor]]:
 
 
 def frozen(block: Block) -> Entry:
-    """The frozen maps alone, with the gradient of their inputs."""
+    """Return the entry of the frozen layers alone, with the gradient of their inputs."""
 
     def run(**t: Tensor) -> list[Tensor]:
         return [F.linear(t[f"x_{site}"], t[f"w_{site}"].detach(), t[f"c_{site}"].detach()) for site in MAPS]
@@ -90,7 +90,7 @@ def frozen(block: Block) -> Entry:
 
 
 def peft_library(block: Block) -> Callable[[Tensors], Bound]:
-    """The maps under Hugging Face's `peft`, with the same factors."""
+    """Return a `bind` of the layers with LoRA by Hugging Face's `peft`, with the same factors."""
 
     def bind(tensors: Tensors) -> Bound:
         import peft
@@ -125,7 +125,7 @@ def peft_library(block: Block) -> Callable[[Tensors], Bound]:
 
 
 def updates(dropout: float) -> dict[str, Update]:
-    """One way to add the update to a frozen linear map."""
+    """Return implementations of a frozen linear layer with the low-rank update, by name."""
 
     def eager(x: Tensor, w: Tensor, c: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return F.linear(x, w, c) + SCALE * F.linear(F.linear(F.dropout(x, dropout), a), b)
@@ -152,18 +152,18 @@ def case_of(block: Block) -> Case:
         "eager": entry(plain(by(ways["eager"], block), *trained)),
         "compile": entry(compiled(by(ways["eager"], block), *trained)),
         "peft": entry(peft_library(block)),
-        # its masks come from a generator of their own, which a CUDA graph does not know
+        # dropout masks come from a separate generator, which a CUDA graph does not register
         "vispeft, in torch": Entry(
             plain(by(ways["in torch"], block), *trained), is_ours=True, is_random=random, is_captured=not random
         ),
         "vispeft": entry(plain(by(ways["vispeft"], block), *trained), True),
         "vispeft, compiled": entry(compiled(by(ways["vispeft"], block), *trained), True),
     }
-    return Case("lora", block.name, block.draw, entries, "eager", "frozen", block.least())
+    return Case("lora", block.name, block.draw, entries, "eager", "frozen", block.min_work())
 
 
 def cases(scale: str) -> Iterator[Case]:
-    """A ViT's blocks with patches of 16: at 640 px, batch 5, and at 1024 px, batch 8, 8,000 and 32,768 tokens."""
+    """Yield cases of ViT blocks with patches of 16, at 640 px, batch 5, and at 1024 px, batch 8."""
     if scale == "quick":
         yield case_of(Block("small block", 50, 32, 4))
         yield case_of(Block("small block, dropout", 50, 32, 4, dropout=0.1))

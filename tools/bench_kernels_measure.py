@@ -1,8 +1,8 @@
 """Measurements of `bench_kernels.py`: cases, implementations, time with and without CUDA graphs, memory, ceilings.
 
-On a CUDA device a time is that of calls in a row, between two events, divided by their number: launches are in it,
-except in `graph_ms`, where one captured call is replayed. On the CPU it is the process time of one thread. Rounds go
-through all implementations, so that a slow spell of the machine falls on every one of them.
+On a CUDA device, several calls are timed between two events and divided by their number. This includes launches, except
+in `graph_ms`, for which one captured call is replayed. On the CPU, the time is the process time of one thread. Every
+round measures all implementations, so that a slow phase of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ PASSES = ("forward", "forward + backward")
 
 @dataclass(frozen=True)
 class Bound:
-    """An implementation with its inputs: `call` gives the outputs, `leaves` are what gradients are taken of.
+    """An implementation with its inputs.
 
-    frozen: other tensors that are there anyway, which do not count as kept for backward
+    call: function that returns the outputs
+    leaves: inputs that get gradients
+    frozen: other inputs; they exist anyway and do not count as kept for backward
     """
 
     call: Callable[[], list[Tensor]]
@@ -35,11 +37,11 @@ class Bound:
 class Entry:
     """One implementation of a case.
 
-    bind: raises ImportError where a library is missing; that is told in the table
-    is_limit: does less than the others and cannot be beaten, as the frozen product alone
-    is_ours: this project's; those of others are what it can lose to
-    is_random: has no truth to be compared with
-    is_captured: whether a CUDA graph of it is tried
+    bind: function that binds the inputs; raises ImportError if a library is missing, which the table shows
+    is_limit: a lower bound of the time that does less work than the others, such as the frozen product alone
+    is_ours: an implementation of this project
+    is_random: results are random, so that they are not compared with the reference
+    is_captured: try to capture a CUDA graph
     """
 
     bind: Callable[[Tensors], Bound]
@@ -53,26 +55,26 @@ class Entry:
 class Case:
     """One operation at one size.
 
-    draw: the tensors, in float32 on the CPU
-    truth: the implementation that is run in float64 to compare with
-    against: the implementation whose time counts as one
-    least: elements moved and operations done in each of PASSES at the least
-    exact: tensors that stay in float32 whatever is measured
+    draw: function that returns the tensors, in float32 on the CPU
+    reference: name of the implementation that is run in float64 for comparison
+    baseline: name of the implementation to which ratios refer
+    min_work: minimum of elements moved and of operations, for each of PASSES
+    exact: names of tensors that stay in float32 for every dtype
     """
 
     kernel: str
     name: str
     draw: Callable[[], Tensors]
     entries: Mapping[str, Entry]
-    truth: str
-    against: str
-    least: Mapping[str, tuple[float, float]]
+    reference: str
+    baseline: str
+    min_work: Mapping[str, tuple[float, float]]
     exact: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Figure:
-    """Time and memory of one implementation. MiB; errors are of the largest entry of the output or gradient."""
+class Measurement:
+    """Time and memory (MiB) of one implementation. error: relative to the largest entry of output or gradient"""
 
     kernel: str
     case: str
@@ -99,21 +101,21 @@ class Settings:
     device: torch.device
     dtype: torch.dtype
     rounds: int
-    round_ms: float  # of calls in a row, on a CUDA device
+    round_ms: float  # duration of the calls of one round, on a CUDA device
     graphs: bool
     skip: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Peak throughput of the machine in this run: a copy, read and written bytes together, and a large product."""
+    """Measured peak throughput of the machine: bytes read and written by a copy, and operations of a large product."""
 
     gigabytes_per_s: float
     teraflops: float
 
 
 def vit_sizes(scale: str) -> list[tuple[str, int, str, int]]:
-    """Model, width, image and batch in words, and tokens of the batch, with patches of 16; on the CPU one image."""
+    """Return model, width, image and batch as text, and tokens of the batch. Patches have 16 pixels."""
     if scale == "cpu":
         return [("ViT-B", 768, "640 px, batch 1", 40 * 40)]
     batches = ("640 px, batch 5", 5 * 40 * 40), ("1024 px, batch 8", 8 * 64 * 64)
@@ -121,7 +123,7 @@ def vit_sizes(scale: str) -> list[tuple[str, int, str, int]]:
 
 
 def plain(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[Tensors], Bound]:
-    """Bind a function of a case's tensors by name."""
+    """Return a `bind` for a function that takes the tensors of a case by name. trained: tensors with gradients"""
 
     def bind(tensors: Tensors) -> Bound:
         frozen = [tensor for name, tensor in tensors.items() if name not in trained]
@@ -131,12 +133,12 @@ def plain(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[Ten
 
 
 def compiled(function: Callable[..., list[Tensor]], *trained: str) -> Callable[[Tensors], Bound]:
-    """Compile a function by `torch.compile`, again for each case."""
+    """Return a `bind` like `plain`, with the function compiled anew for each case."""
     return lambda tensors: plain(torch.compile(function, dynamic=False), *trained)(tensors)
 
 
 def measure_ceilings(settings: Settings) -> Ceilings:
-    """Time a copy and a product of the largest size that is quick."""
+    """Measure a copy and a product of a large size."""
     is_cuda = settings.device.type == "cuda"
     count, side = (2**29, 8192) if is_cuda else (2**23, 1536)
     source = torch.zeros(count, dtype=settings.dtype, device=settings.device)
@@ -164,7 +166,7 @@ def time_rounds(runs: Mapping[str, Callable[[], object]], settings: Settings) ->
 
 
 def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Return the milliseconds of one call, from several in a row."""
+    """Return the milliseconds of one call, averaged over `calls`."""
     if device.type != "cuda":
         started = time.process_time()
         for _ in range(calls):
@@ -180,32 +182,32 @@ def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
     return float(begin.elapsed_time(end)) / calls
 
 
-def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Figure]:
-    """Measure a case. An implementation that fails has the reason in place of its measurements."""
+def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Measurement]:
+    """Measure a case. An implementation that fails has a reason instead of measurements."""
     inputs = {
         name: tensor.to(settings.device, torch.float32 if name in case.exact else settings.dtype)
         for name, tensor in case.draw().items()
     }
     dtype = str(settings.dtype).removeprefix("torch.")
-    grads, truth = _truth(case, inputs, settings.dtype)
+    grads, reference = _reference(case, inputs, settings.dtype)
     bound: dict[str, Bound] = {}
     errors: dict[str, float] = {}
-    figures: list[Figure] = []
+    measurements: list[Measurement] = []
     for name, entry in case.entries.items():
         if settings.skip & {name, name.split(", ")[-1]}:
             continue
         try:
             one = entry.bind(_leaves(inputs))
             found = _results(one, grads)
-        except Exception as failure:  # what a library raises is its own affair: the table tells it
+        except Exception as failure:  # a library may raise anything; the table shows it
             reason = f"{type(failure).__name__}: {failure}".splitlines()[0][:160]
-            figures.append(Figure(case.kernel, case.name, name, "", dtype, entry.is_ours, failure=reason))
+            measurements.append(Measurement(case.kernel, case.name, name, "", dtype, entry.is_ours, failure=reason))
             continue
         bound[name] = one
         if not entry.is_limit and not entry.is_random:
-            errors[name] = _error(found, truth)
+            errors[name] = _error(found, reference)
         del found
-    del truth
+    del reference
     for passes in PASSES:
         runs = {name: _run_of(one, grads, passes) for name, one in bound.items()}
         times = time_rounds(runs, settings)
@@ -215,9 +217,9 @@ def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Fig
         for name, run in runs.items():
             median = statistics.median(times[name])
             best = min(median, graphs[name] or median)
-            elements, flops = case.least[passes]
-            figures.append(
-                Figure(
+            elements, flops = case.min_work[passes]
+            measurements.append(
+                Measurement(
                     case.kernel,
                     case.name,
                     name,
@@ -228,8 +230,8 @@ def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Fig
                     median,
                     _quartiles(times[name]),
                     graphs[name],
-                    _ratio(median, times.get(case.against) and statistics.median(times[case.against])),
-                    _ratio(graphs[name], graphs.get(case.against)),
+                    _ratio(median, times.get(case.baseline) and statistics.median(times[case.baseline])),
+                    _ratio(graphs[name], graphs.get(case.baseline)),
                     _peak_mb(run, settings.device),
                     _kept_mb(bound[name]) if passes == PASSES[1] else None,
                     elements * settings.dtype.itemsize / best / 1e6 / ceilings.gigabytes_per_s,
@@ -237,12 +239,12 @@ def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Fig
                     errors.get(name),
                 )
             )
-    return figures
+    return measurements
 
 
-def _truth(case: Case, inputs: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
-    """A gradient to begin with for each output, and the outputs and gradients in float64."""
-    one = case.entries[case.truth].bind(_leaves({name: tensor.double() for name, tensor in inputs.items()}))
+def _reference(case: Case, inputs: Tensors, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+    """Return an output gradient for each output, and the outputs and input gradients in float64."""
+    one = case.entries[case.reference].bind(_leaves({name: tensor.double() for name, tensor in inputs.items()}))
     generator = torch.Generator().manual_seed(1)
     grads = [torch.randn(out.shape, generator=generator).to(out.device, dtype) for out in one.call()]
     return grads, _results(one, [grad.double() for grad in grads])
@@ -262,10 +264,10 @@ def _results(bound: Bound, grads: list[Tensor]) -> list[Tensor]:
     return [*(out.detach() for out in outs), *torch.autograd.grad(outs, bound.leaves, grads)]
 
 
-def _error(ours: list[Tensor], truth: list[Tensor]) -> float:
+def _error(ours: list[Tensor], reference: list[Tensor]) -> float:
     return max(
         float((one.double() - two).abs().max() / two.abs().max().clamp(min=1e-30))
-        for one, two in zip(ours, truth, strict=True)
+        for one, two in zip(ours, reference, strict=True)
     )
 
 
@@ -288,7 +290,7 @@ def _quartiles(times: list[float]) -> tuple[float, float]:
 
 
 def _time_graph(run: Callable[[], object], settings: Settings) -> float | None:
-    """Milliseconds of one replay of a captured call; None without graphs, or for what cannot be captured."""
+    """Return the milliseconds of one replay of a captured call; None without graphs or if the capture fails."""
     if settings.device.type != "cuda" or not settings.graphs:
         return None
     try:
@@ -308,7 +310,7 @@ def _time_graph(run: Callable[[], object], settings: Settings) -> float | None:
 
 
 def _peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
-    """Return the peak MiB above those allocated before the call; known on a CUDA device only."""
+    """Return the peak MiB above the memory before the call, on a CUDA device; None on others."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize()
@@ -320,7 +322,7 @@ def _peak_mb(run: Callable[[], object], device: torch.device) -> float | None:
 
 
 def _kept_mb(bound: Bound) -> float:
-    """MiB of distinct storages that a forward pass keeps for backward, its inputs excluded."""
+    """Return the MiB of distinct storages that a forward pass keeps for backward, without its inputs."""
     known = {leaf.untyped_storage().data_ptr() for leaf in [*bound.leaves, *bound.frozen]}
     kept: dict[int, int] = {}
 

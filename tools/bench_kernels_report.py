@@ -1,4 +1,4 @@
-"""Report of `bench_kernels.py`: a table, the cases that are lost, and a plot."""
+"""Report of `bench_kernels.py`: a table, the cases in which this project is slower, and a plot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from bench_kernels_measure import PASSES, Ceilings, Figure
+from bench_kernels_measure import PASSES, Ceilings, Measurement
 
 HEADER = (
     f"  {'':20}{'forward ms':>11}{'both ms':>9}{'quartiles':>17}{'graph':>9}{'ratio':>7}{'graph':>7}{'peak MB':>9}"
@@ -14,14 +14,14 @@ HEADER = (
 )
 
 
-def table(figures: Sequence[Figure], ceilings: dict[str, Ceilings]) -> str:
-    """One block per case. Ratios are of forward and backward, to the implementation named behind the case."""
+def table(measurements: Sequence[Measurement], ceilings: dict[str, Ceilings]) -> str:
+    """Return a table with one block per case. Ratios are of forward and backward together, to the case's baseline."""
     lines = [
         f"ceilings in {dtype}: copy {one.gigabytes_per_s:,.0f} GB/s both ways, product {one.teraflops:,.2f} TFLOP/s"
         for dtype, one in ceilings.items()
     ]
     lines += ["", HEADER]
-    for (kernel, case, dtype), group in groupby(figures, lambda one: (one.kernel, one.case, one.dtype)):
+    for (kernel, case, dtype), group in groupby(measurements, lambda one: (one.kernel, one.case, one.dtype)):
         lines += ["", f"{kernel}: {case}, {dtype}"]
         rows = list(group)
         for entry in dict.fromkeys(one.entry for one in rows):
@@ -29,11 +29,11 @@ def table(figures: Sequence[Figure], ceilings: dict[str, Ceilings]) -> str:
     return "\n".join(lines)
 
 
-def losses(figures: Sequence[Figure]) -> str:
-    """Each case, pass and way of timing in which the best of ours is slower than the best of the others."""
-    lost = []
+def slower_cases(measurements: Sequence[Measurement]) -> str:
+    """Return each case, pass and timing in which the best of our implementations is slower than the best other one."""
+    slower = []
     for timing in ("median_ms", "graph_ms"):
-        for (kernel, case, dtype), group in groupby(figures, lambda one: (one.kernel, one.case, one.dtype)):
+        for (kernel, case, dtype), group in groupby(measurements, lambda one: (one.kernel, one.case, one.dtype)):
             rows = [one for one in group if not one.failure and not one.is_limit and getattr(one, timing) is not None]
             for passes in PASSES:
                 ours = [(getattr(one, timing), one.entry) for one in rows if one.passes == passes and one.is_ours]
@@ -41,21 +41,21 @@ def losses(figures: Sequence[Figure]) -> str:
                 if ours and theirs and min(ours) > min(theirs):
                     how = " in a graph" if timing == "graph_ms" else ""
                     ratio = min(ours)[0] / min(theirs)[0]
-                    lost.append(
+                    slower.append(
                         f"  {kernel}: {case}, {dtype}, {passes}{how}: {min(ours)[1]} takes {ratio:.2f} x "
                         f"{min(theirs)[1]}"
                     )
-    return "lost:\n" + ("\n".join(lost) if lost else "  none")
+    return "slower than another implementation:\n" + ("\n".join(slower) if slower else "  none")
 
 
-def plot(figures: Sequence[Figure], path: Path, title: str) -> None:
-    """Time of forward and backward of every implementation, a panel for each kernel, relative to the case's unit."""
+def plot(measurements: Sequence[Measurement], path: Path, title: str) -> None:
+    """Plot the time of forward and backward relative to the baseline, with one panel per kernel."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [one for one in figures if one.passes == PASSES[1] and _relative(one) is not None]
+    shown = [one for one in measurements if one.passes == PASSES[1] and _relative(one) is not None]
     kernels = list(dict.fromkeys(one.kernel for one in shown))
     heights = [1 + sum(one.kernel == kernel for one in shown) * 0.22 for kernel in kernels]
     figure, axes = plt.subplots(
@@ -79,18 +79,18 @@ def plot(figures: Sequence[Figure], path: Path, title: str) -> None:
         panel.invert_yaxis()
         panel.margins(x=0.15, y=0.02)
         panel.set_title(kernel, fontsize=9)
-    figure.supxlabel("time of forward and backward, of the case's unit", fontsize=8)
+    figure.supxlabel("time of forward and backward, relative to the baseline", fontsize=8)
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _relative(one: Figure) -> float | None:
-    """Return the ratio in CUDA graphs where they were taken, since launches do not blur it."""
+def _relative(one: Measurement) -> float | None:
+    """Return the ratio in CUDA graphs if it was measured, because it is free of launch overhead."""
     return one.graph_ratio if one.graph_ratio is not None else one.ratio
 
 
-def _row(entry: str, rows: list[Figure]) -> str:
+def _row(entry: str, rows: list[Measurement]) -> str:
     failure = next((one.failure for one in rows if one.failure), "")
     if failure:
         return f"  {entry:20}{failure}"

@@ -1,4 +1,4 @@
-"""Search, shape by shape, for a fused product that is faster than the library's product with a separate update."""
+"""Search for a fused product that is faster than the library's product with a separate update, for each shape."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARGIN = 0.98  # a fused product must take less than this share of the time to b
 
 
 def shapes(arch: int) -> Iterator[configs.Shape]:
-    """Every linear map of these ViTs, forward, and backward with and without dropout."""
+    """Yield every linear layer of these ViTs: forward, and backward with and without dropout."""
     for width, rank in product(WIDTHS, RANKS):
         for features, columns in ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)):
             yield configs.Shape(arch, "forward", features, columns, rank, "bfloat16")
@@ -32,7 +32,7 @@ def shapes(arch: int) -> Iterator[configs.Shape]:
 
 
 def tune(device: torch.device) -> None:
-    """Measure every candidate at every shape and writes the winners to the table beside the kernels."""
+    """Measure every candidate at every shape and write the fastest ones to the table of the kernels."""
     if device.type != "cuda":
         raise SystemExit("`--tune` needs a CUDA device, on which the kernels run.")
     settings = Settings(device, torch.bfloat16, rounds=5, round_ms=5, graphs=False)
@@ -40,17 +40,18 @@ def tune(device: torch.device) -> None:
     for shape in shapes(capability(device)):
         runs = candidates(shape, device)
         times = {name: statistics.median(each) for name, each in time_rounds(runs, settings).items()}
-        apart = times.pop("apart")
+        separate = times.pop("separate")
         best = min(times, key=lambda name: times[name])
-        print(f"{shape.key:60} apart {apart:.4f} ms, candidate {best} {times[best]:.4f} ms, {times[best] / apart:.2f}")
+        ratio = times[best] / separate
+        print(f"{shape.key:60} separate {separate:.4f} ms, candidate {best} {times[best]:.4f} ms, {ratio:.2f}")
         found.pop(shape.key, None)
-        if times[best] < MARGIN * apart:
+        if times[best] < MARGIN * separate:
             found[shape.key] = int(best)
     configs.MEASURED.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
 
 
 def candidates(shape: configs.Shape, device: torch.device) -> dict[str, Callable[[], Tensor]]:
-    """The library's product and its update, and each fused product by its number."""
+    """Return the library's product with a separate update as `separate`, and each fused product by its number."""
     dtype = getattr(torch, shape.dtype)
     x = torch.randn(ROWS, shape.features, device=device).to(dtype)
     hidden = torch.randn(ROWS, shape.rank, device=device).to(dtype)
@@ -61,7 +62,7 @@ def candidates(shape: configs.Shape, device: torch.device) -> dict[str, Callable
     factor = torch.randn((shape.rank, shape.columns) if is_backward else (shape.columns, shape.rank), device=device)
     low_rank = LowRankProduct(hidden, factor.to(dtype), options, by_rank=is_backward)
 
-    def apart() -> Tensor:
+    def separate() -> Tensor:
         y = x @ weight if is_backward else F.linear(x, weight)
         if shape.has_dropout:
             return triton_impl.expand_(y, low_rank)
@@ -71,4 +72,4 @@ def candidates(shape: configs.Shape, device: torch.device) -> dict[str, Callable
         return lambda: triton_impl.fused_linear(x, weight, None, low_rank, config)
 
     products = configs.products(shape.rank, dtype, shape.arch, shape.has_dropout)
-    return {"apart": apart, **{str(index): fused(config) for index, config in enumerate(products)}}
+    return {"separate": separate, **{str(index): fused(config) for index, config in enumerate(products)}}

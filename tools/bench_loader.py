@@ -1,11 +1,10 @@
-"""Measure the loader: images per second of one core, stage by stage, then with worker processes.
+"""Measure the loader in images per second: each stage on one core, then the whole loader with worker processes.
 
     python tools/bench_loader.py --image-size 512 [--annotations train.json --images images] [--json results.json]
 
-Without `--annotations` a synthetic set stands in for COCO: 640 x 480 JPEGs with 7 instances each, three in
-four of them polygons.
-Stages are timed by the processor time of their one thread, so other work on the machine hardly matters; the whole
-loader by the clock. Figures are medians over `--repeats` with the spread.
+Without `--annotations`, a synthetic set replaces COCO: 640 x 480 JPEGs with 7 instances each, three quarters of them
+polygons. Stages are measured by the processor time of one thread, which excludes other programs; the whole loader is
+measured by wall time. Results are medians over `--repeats`, with the spread.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ STATISTICS: dict[str, Any] = {"pixel_mean": (123.7, 116.3, 103.5), "pixel_std": 
 
 
 def synthetic_set(folder: Path, num_images: int = 32) -> tuple[Path, Path]:
-    """A set of COCO's usual proportions. Returns the annotation file and the image folder."""
+    """Write a set with the usual proportions of COCO. Return the annotation file and the image folder."""
     rng = np.random.default_rng(0)
     angles = np.linspace(0, 2 * np.pi, 30, endpoint=False)
     images: list[dict[str, Any]] = []
@@ -62,7 +61,7 @@ def synthetic_set(folder: Path, num_images: int = 32) -> tuple[Path, Path]:
 
 
 def per_second(work: Callable[[], int], repeats: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Median and spread of `work`'s count per second of `clock`."""
+    """Return median and spread of the count of `work` per second of `clock`."""
     work()
     rates = []
     for _ in range(repeats):

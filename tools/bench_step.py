@@ -1,20 +1,21 @@
-"""Cost of one training step: time, peak memory and memory kept for the backward pass, method by method.
+"""Measure the cost of one training step by method: time, peak memory, and memory kept for the backward pass.
 
     python tools/bench_step.py                                  # timm ViT-S/16, 224 px, batch 8, rank 8
     python tools/bench_step.py --methods full lora peft_lora --repeats 5 --json FILE
     python tools/bench_step.py --model mask_dino                # this project's tiny Mask DINO on a ViT
     python tools/bench_step.py --model mask_dino --backbone vit_large_patch16_224 --size base --image-size 1024 \
-        --batch 2 --precision bf16 --device cuda                # what a GPU is asked for
+        --batch 2 --precision bf16 --device cuda                # a realistic size on a GPU
 
-Each measurement is a process of its own; rounds go through all methods, so that a slow spell of the machine falls on
-every one of them. On the CPU it has one thread, and the time is the processor time of the median step (waiting for
-other work on the machine does not count); on a GPU it is the time of the median step, from an idle device to an idle
-device. The table shows the median over rounds. `peak` is that of the process on the CPU, and of what torch allocated on
-a GPU; `+peak` is its growth over the steps. `kept` is the size of the distinct storages that autograd keeps for the
-backward pass, parameters excluded: exact, and with `--precision bf16` with the weights' 16-bit copies.
-`*_recompute` computes blocks, decoder layers and mask features again in the backward pass
-(`model.activation_checkpointing`).
-`peft_*` is LoRA and DoRA of Hugging Face's `peft` library, for comparison, where it is installed.
+Each measurement is a separate process. Every round measures all methods, so that a slow phase of the machine affects
+all of them. On the CPU, one thread is used and the time is the processor time of the median step, which excludes other
+programs. On a GPU, it is the wall time of the median step, with an idle device before and after. The table shows the
+median over rounds.
+
+`peak` is the peak memory of the process on the CPU, and of torch's allocations on a GPU; `+peak` is its growth over the
+steps. `kept` is the exact size of the distinct storages that autograd keeps for the backward pass, without parameters;
+with `--precision bf16`, it includes the 16-bit copies of the weights. `*_recompute` recomputes blocks, decoder layers
+and mask features in the backward pass (`model.activation_checkpointing`). `peft_*` is LoRA or DoRA of Hugging Face's
+`peft` library, for comparison, if it is installed.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Step:
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep freed memory: otherwise methods that free early have page faults that others do not have."""
+    """Make glibc keep freed memory, because methods that free memory early would otherwise have more page faults."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
         max_mmaps, trim_threshold = -4, -1
@@ -81,7 +82,7 @@ def status_mb(field: str) -> float:
 
 
 def kept_mb(model: nn.Module, loss: Callable[[], Tensor]) -> float:
-    """MiB of distinct storages that one forward pass keeps for backward, parameters excluded."""
+    """Return the MiB of distinct storages that one forward pass keeps for backward, without parameters."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
     alive: list[Tensor] = []
@@ -90,7 +91,7 @@ def kept_mb(model: nn.Module, loss: Callable[[], Tensor]) -> float:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters and storage.data_ptr() not in kept:
             kept[storage.data_ptr()] = storage.nbytes()
-            # a freed storage would give its address to another
+            # the address of a freed storage would be reused by another one
             alive.append(tensor)
         return tensor
 
@@ -100,14 +101,14 @@ def kept_mb(model: nn.Module, loss: Callable[[], Tensor]) -> float:
 
 
 class CpuMeter:
-    """Processor time and the peak of the process."""
+    """Processor time and peak memory of the process."""
 
     def __init__(self) -> None:
         keep_freed_memory()
         torch.set_num_threads(1)
 
     def now(self) -> float:
-        """Seconds of processor time."""
+        """Return seconds of processor time."""
         return time.process_time()
 
     def start_mb(self) -> float:
@@ -121,7 +122,7 @@ class CpuMeter:
 
 
 class CudaMeter:
-    """Time by the clock, the device idle at both ends, and the peak of what torch allocated there."""
+    """Wall time with an idle device before and after, and peak memory of torch's allocations."""
 
     def now(self) -> float:
         """Return seconds, after the device has finished its work."""
@@ -175,7 +176,7 @@ def measure(method: str, args: argparse.Namespace) -> Step:
 
 
 def run_rounds(methods: list[str], args: argparse.Namespace) -> tuple[dict[str, list[Step]], dict[str, str]]:
-    """Measure each method in its own process, round after round; return also the failures of methods left out."""
+    """Measure each method in its own process, in rounds. Also return the failure of each method that is left out."""
     found: dict[str, list[Step]] = {method: [] for method in methods}
     left_out: dict[str, str] = {}
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in OPTIONS]
@@ -196,7 +197,7 @@ def run_rounds(methods: list[str], args: argparse.Namespace) -> tuple[dict[str, 
 
 
 def table(found: dict[str, list[Step]]) -> str:
-    """Medians over the rounds, with the range of the step time; time and peak also as parts of full fine-tuning's."""
+    """Return a table of medians over the rounds, with time and peak also relative to full fine-tuning."""
     full = found.get("full", [])
     full_s, full_mb = (
         statistics.median(values) if full else float("nan")
@@ -225,9 +226,9 @@ def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT, or mask_dino")
-    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="of mask_dino: a timm ViT")
-    parser.add_argument("--size", default="tiny", help="of mask_dino's pixel decoder and decoder: tiny or base")
-    parser.add_argument("--methods", nargs="+", help="default: all of the model's that can run here")
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="backbone of mask_dino: a timm ViT")
+    parser.add_argument("--size", default="tiny", help="size of mask_dino's pixel decoder and decoder: tiny or base")
+    parser.add_argument("--methods", nargs="+", help="default: all methods of the model that can run here")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -235,16 +236,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run the rounds, or one measurement where `--child` asks for it."""
+    """Run the rounds, or one measurement in a child process."""
     args = parse_arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("`--device cuda` needs a CUDA GPU, but none is here. Leave it out to measure on the CPU.")
+        sys.exit("`--device cuda` needs a CUDA GPU, but there is none. Leave the option out to measure on the CPU.")
     if args.child:
         print(json.dumps(asdict(measure(args.child, args))))
         return
@@ -268,7 +269,7 @@ def main() -> None:
         report = {
             "command": " ".join(["python", "tools/bench_step.py", *sys.argv[1:]]),
             "machine": torch.cuda.get_device_name() if args.device == "cuda" else CPU,
-            # how many processes ran or waited over the last minute: more than cores is a busy machine
+            # mean number of running or waiting processes in the last minute; more than cores is a busy machine
             "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
             **settings,
             "rank": RANK,

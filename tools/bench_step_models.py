@@ -1,4 +1,4 @@
-"""Models that `bench_step.py` measures, by method name, each with a function that gives its loss on one batch."""
+"""Models that `bench_step.py` measures, by method name, each with a function that returns its loss on one batch."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ MASK_DINO_ATTENTION = "pixel_decoder.layers.*.self_attn | decoder.layers.*.self_
 DEFORMABLE = ("**.sampling_offsets", "**.value_proj")
 PEFT_DEFORMABLE = r".*\.(sampling_offsets|value_proj)"
 RECOMPUTE = "_recompute"
-"""Ends the name of a method with `model.activation_checkpointing`."""
+"""Suffix of the name of a method with `model.activation_checkpointing`."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A model on its device, and its loss on one batch; float32 parameters."""
+    """A model on its device with float32 parameters, and its loss on one batch."""
 
     model: nn.Module
     loss: Callable[[], Tensor]
 
 
 def blocks(sites: Sequence[str], which: str = "*", prefix: str = "") -> str:
-    """A pattern of linear maps in some of a ViT's blocks."""
+    """Return the pattern of linear layers in some blocks of a ViT."""
     return " | ".join(f"{prefix}blocks.{which}.{site}" for site in sites)
 
 
 def vit_plans() -> dict[str, Plan | None]:
-    """The plans of the timm model by method name; None marks what is no plan of ours."""
+    """Return the plans of the timm model by method name; None for a method that is not a plan."""
     head, everywhere = ("head.**",), blocks(VIT_SITES)
     return {
         "forward": None,
@@ -62,7 +62,7 @@ def vit_plans() -> dict[str, Plan | None]:
 
 
 def build_vit(method: str, args: argparse.Namespace) -> Measured:
-    """A timm classifier prepared for a method."""
+    """Build a timm classifier for a method."""
     import timm
 
     model = timm.create_model(args.model, pretrained=False, img_size=args.image_size, num_classes=10).to(args.device)
@@ -88,7 +88,7 @@ def build_vit(method: str, args: argparse.Namespace) -> Measured:
 
 
 def mask_dino_plans(num_blocks: int) -> dict[str, Plan | None]:
-    """The plans of the segmentation model on a ViT of `num_blocks` by method name."""
+    """Return the plans of the segmentation model on a ViT of `num_blocks` by method name."""
     heads = tuple(f"{head}.**" for head in MASK_DINO_HEADS)
     decoders = " | ".join(DEFORMABLE)
     everywhere = f"{decoders} | {blocks(VIT_SITES, prefix='**.')}"
@@ -111,7 +111,7 @@ def mask_dino_plans(num_blocks: int) -> dict[str, Plan | None]:
 
 
 def build_mask_dino(method: str, args: argparse.Namespace) -> Measured:
-    """Mask DINO on a timm ViT prepared for a method, with a synthetic batch."""
+    """Build Mask DINO on a timm ViT for a method, with a synthetic batch."""
     side = args.image_size
     base = build_model("mask_dino", backbone=args.backbone, num_classes=5, image_size=side, size=args.size)
     base.to(args.device)
@@ -138,7 +138,7 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> Measured:
 
 
 def scene(side: int) -> Targets:
-    """Three overlapping boxes full of object."""
+    """Return three overlapping boxes with filled masks."""
     masks = torch.zeros(3, side, side, dtype=torch.bool)
     for index in range(3):
         masks[index, index * side // 4 : (index + 2) * side // 4, side // 4 : side // 2] = True
@@ -147,20 +147,20 @@ def scene(side: int) -> Targets:
 
 
 def num_blocks(model: nn.Module) -> int:
-    """Blocks of the ViT in a model; at least one."""
+    """Return the number of blocks of the ViT in a model, at least 1."""
     indices = ["0"] + [name.split("blocks.")[1].split(".")[0] for name, _ in model.named_modules() if "blocks." in name]
     return 1 + max(map(int, indices))
 
 
 def autocast(args: argparse.Namespace) -> torch.autocast:
-    """Mixed precision where `--precision bf16` asks for it, as training has it."""
+    """Return the context of mixed precision as in training, enabled by `--precision bf16`."""
     return torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16")
 
 
 def peft_model(
     model: nn.Module, targets: str, heads: Sequence[str], dropout: float = 0.0, *, use_dora: bool = False
 ) -> nn.Module:
-    """The same LoRA or DoRA by the `peft` library; heads are trained as they are."""
+    """Add the same LoRA or DoRA with the `peft` library; heads are trained in full."""
     import peft
 
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=dropout, use_dora=use_dora, target_modules=targets)

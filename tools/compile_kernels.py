@@ -1,10 +1,10 @@
-"""Compile every configuration of every Triton kernel for GPUs that need not be there, and say what each one takes.
+"""Compile every configuration of every Triton kernel for GPUs that need not be present, and report its resources.
 
     python tools/compile_kernels.py                              # all kernels for sm_80 and sm_90
     python tools/compile_kernels.py --only lora --arch 90 --every 5 --json FILE
 
-Nothing is run. Registers, spilled bytes and the use of tensor cores are read from the machine code, with the tools in
-Triton's own wheel. The exit status is 1 if any configuration spills, needs more shared memory than a block has, or
+No kernel is run. Registers, spilled bytes and the use of tensor cores are read from the machine code with the tools in
+Triton's wheel. The exit status is 1 if a configuration spills registers, needs more shared memory than a block has, or
 multiplies half precision without tensor cores.
 """
 
@@ -64,7 +64,7 @@ OPTIONAL = {
     "reference_ptr": "REFERENCE",
 }  # None unless that is true
 DOT = r"tt\.dot|warp_group_dot"
-# sizes that nothing makes a multiple of 16 in practice
+# sizes that are in practice no multiples of 16
 ODD = ("rows", "threshold", "queries", "points", "levels", "nowhere", "reference_stride", "heads")
 
 
@@ -125,14 +125,14 @@ def compile_one(
 
 
 def type_of(key: str, dtype: torch.dtype) -> str:
-    """The Triton type of an argument, which its name tells."""
+    """Return the Triton type of an argument, which follows from its name."""
     if key.endswith("_ptr"):
         return POINTERS.get(key, f"*{TYPES[dtype]}")
     return "fp32" if key in ("scale", "unit") else "i32"
 
 
 def run_tool(name: str, *args: str) -> str:
-    """The output of one of the CUDA tools in Triton's wheel."""
+    """Return the output of one of the CUDA tools in Triton's wheel."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin" / name
     return subprocess.run([tool, *args], check=True, capture_output=True, text=True).stdout
 
@@ -158,12 +158,10 @@ def line_of(one: Resources) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=sorted(OPERATIONS), help="one operation's kernels")
-    parser.add_argument(
-        "--arch", type=int, choices=sorted(SHARED_BYTES), action="append", help="80 and 90 if not given"
-    )
-    parser.add_argument("--every", type=int, default=1, help="only each n-th configuration")
-    parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument("--only", choices=sorted(OPERATIONS), help="only the kernels of this operation")
+    parser.add_argument("--arch", type=int, choices=sorted(SHARED_BYTES), action="append", help="default: 80 and 90")
+    parser.add_argument("--every", type=int, default=1, help="only every n-th configuration")
+    parser.add_argument("--match", default="", help="only kernels with this text in their name")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found = []
@@ -171,7 +169,7 @@ def main() -> None:
         if args.only not in (None, operation):
             continue
         for arch in args.arch or (80, 90):
-            # one of each: configurations of different sizes may be the same
+            # without duplicates: different sizes may have the same configuration
             work = {f"{one}": one for one in table.every_configuration(arch) if args.match in one[0]}
             for one in list(work.values())[:: args.every]:
                 found.append(compile_one(module, *one, arch))

@@ -1,4 +1,4 @@
-"""Draw the packages of vispeft and their imports as `docs/imports.svg`, from the code itself.
+"""Draw the packages of vispeft and their imports as `docs/imports.svg`, from the source code.
 
     python tools/draw_imports.py
 
@@ -105,7 +105,7 @@ def draw_box(name: str, left: float, top: float, width: float) -> list[str]:
 
 
 def ports(graph: Graph, boxes: Mapping[str, Box]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Return the horizontal start and end of each arrow: spread over the boxes, in the order of their other ends."""
+    """Return the horizontal start and end of each arrow: spread over the box edges so that arrows cross little."""
 
     def spread(name: str, others: Sequence[str]) -> dict[str, float]:
         left, _, width = boxes[name]

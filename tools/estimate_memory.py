@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Memory of a training step of Mask DINO on a GPU, predicted without one.
+"""Predict the memory of a training step of Mask DINO on a GPU, without a GPU.
 
     python tools/estimate_memory.py                                # ViT-L, 1024 px, batch 2, bf16
     python tools/estimate_memory.py --backbone vit_base_patch16_224 --methods full lora_everywhere --json FILE
 
-The forward pass with its losses is run on torch's fake tensors, which have a shape, a dtype and a device but no data,
-under CUDA's rules of mixed precision, and every storage is counted while it lives. `held` is what is alive when it
-ends: weights, AdamW's moments and what is kept for the backward pass; `peak` is the most at any time of it. What the
-backward pass adds is not seen: gradients, of which full fine-tuning has as many as weights, and one block at a time
-where blocks are computed again. Nor are the library's workspaces. `bench_step.py --device cuda` measures all of it.
+The forward pass and the losses run on torch's fake tensors, which have a shape, a dtype and a device but no data, with
+CUDA's rules for mixed precision. Every storage is counted during its lifetime. `held` is the memory in use after the
+losses: weights, AdamW's moments, and tensors kept for the backward pass. `peak` is the maximum until then. The memory
+that the backward pass adds is not included: gradients, as many as weights for full fine-tuning, and one block at a time
+with recomputation. Workspaces of libraries are not included either. `bench_step.py --device cuda` measures all of it.
 
-Taken for granted: attention by a kernel that keeps its inputs, its output and one number per query; Triton's deformable
-attention; LoRA as torch computes it, which keeps what its Triton kernels keep. Queries are matched to the three targets
-of an image in their order, as fake costs have no values.
+Assumptions: attention by a kernel that keeps its inputs, its output and one number per query; Triton's deformable
+attention; LoRA computed by torch, which keeps the same tensors as its Triton kernels. Queries are matched to the three
+targets of an image in order, because fake costs have no values.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ METHODS = (
 
 @dataclass(frozen=True)
 class Held:
-    """MiB on the GPU in one forward pass; see the module."""
+    """MiB on the GPU in one forward pass; see the docstring of this module."""
 
     method: str
     trainable: int
@@ -68,7 +68,7 @@ class Held:
 
 
 class Alive(TorchDispatchMode):
-    """Bytes of the storages made within, while they live, and where the living ones were made; not of `others`."""
+    """Counter of the bytes in use by new storages, by the code line that created them. others: tensors to ignore"""
 
     def __init__(self, others: Iterable[Tensor]) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Alive(TorchDispatchMode):
         self.now -= self.places.pop(key)[0]
 
     def largest(self, most: int) -> list[str]:
-        """The places that hold the most."""
+        """Return the code lines with the most memory in use."""
         summed: Counter[str] = Counter()
         for size, place in self.places.values():
             summed[place] += size
@@ -105,7 +105,7 @@ class Alive(TorchDispatchMode):
 
 
 class _KeepingAttention(torch.autograd.Function):
-    """Only the forward pass is predicted, so there is no backward."""
+    """Forward pass of attention that keeps its inputs and output. There is no backward, which is not predicted."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -115,18 +115,18 @@ class _KeepingAttention(torch.autograd.Function):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Memory that a memory-efficient attention holds, in the dtype of mixed precision."""
+    """Return attention with the memory of a memory-efficient kernel, in the dtype of mixed precision."""
     out: Tensor = _KeepingAttention.apply(*(x.to(torch.get_autocast_dtype("cuda")) for x in (q, k, v)))
     return out
 
 
 class InOrder(nn.Module):
-    """Matcher of the first queries of each layer to the targets."""
+    """Matcher that assigns the first queries of each layer to the targets in order."""
 
     def forward(
         self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]
     ) -> list[list[Match]]:
-        """Match as `HungarianMatcher`, without costs."""
+        """Match like `HungarianMatcher`, but without costs."""
         return [[Match(torch.arange(len(one)), torch.arange(len(one)))] * len(layers) for one in targets]
 
 
@@ -141,27 +141,27 @@ def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
-    # it is where it shall go, and fake parameters cannot be moved
+    # the model is already on its device, and fake parameters cannot be moved
     model.to = lambda *_, **__: model
     return model
 
 
 def pretend() -> None:
-    """Patch torch and this project for fake tensors; this process does nothing else."""
+    """Patch torch and this project for fake tensors, in this process only."""
     bench_step_models.build_model = build_fake_model
     F.scaled_dot_product_attention = attention
     bench_step_models.HungarianMatcher = InOrder
     bench_step_models.autocast = lambda args: nullcontext()
     vispeft_kernels.lora._choose = lambda *_, **__: "torch"
     vispeft_kernels.deformable._choose = lambda *_, **__: "triton"
-    # torch.autocast itself asks for a device that is there
+    # torch.autocast requires a device that exists
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
-    torch.autocast_increment_nesting()  # weights' 16-bit copies live as long as within one `with`
+    torch.autocast_increment_nesting()  # keeps the 16-bit copies of weights, as within one `with`
 
 
 def predict(method: str, args: argparse.Namespace) -> tuple[Held, list[str]]:
-    """Return the memory of one method, and the code lines that hold the most."""
+    """Return the memory of one method, and the code lines with the most memory in use."""
     with FakeTensorMode():
         measured = bench_step_models.build_mask_dino(method, args)
         own = [*measured.model.parameters(), *measured.model.buffers()]
@@ -171,7 +171,7 @@ def predict(method: str, args: argparse.Namespace) -> tuple[Held, list[str]]:
         alive = Alive(own)
         with alive:
             loss = measured.loss()
-        torch.clear_autocast_cache()  # as at the end of a step's `with`
+        torch.clear_autocast_cache()  # as at the end of the `with` of a step
         held = Held(
             method,
             sum(parameter.numel() for parameter in trained),
@@ -187,14 +187,14 @@ def main() -> None:
     """Predict the memory of each method and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="vit_large_patch16_224", help="a timm ViT")
-    parser.add_argument("--size", default="base", help="of pixel decoder and decoder: tiny or base")
+    parser.add_argument("--size", default="base", help="size of pixel decoder and decoder: tiny or base")
     parser.add_argument("--image-size", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument(
-        "--places", type=int, default=0, help="print also this many code lines that hold the most memory"
+        "--places", type=int, default=0, help="also print this number of code lines with the most memory in use"
     )
-    parser.add_argument("--json", type=Path, help="write every figure to this file")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     args = parser.parse_args(namespace=argparse.Namespace(device="cuda"))
     known = [
         name for name in bench_step_models.mask_dino_plans(1) if not name.startswith("peft_") and name != "forward"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Profile of Mask DINO's time, in a training and in an evaluation step: `python tools/profile_step.py [--json F]`.
+"""Profile a training step and an evaluation step of Mask DINO: `python tools/profile_step.py [--json F]`.
 
-The bundled base with the recipe of `configs/bundled_lora.yaml` on synthetic scenes of 256 pixels, on one thread; 4
-images in a training step, 1 in an evaluation step. Seconds are processor time: of each part of a step by its own clock,
-medians over steps; of each operator by torch's profiler.
+The bundled base is trained with the recipe `configs/bundled_lora.yaml` on synthetic scenes of 256 pixels, in one
+thread, with 4 images per training step and 1 per evaluation step. Seconds are processor time: of each part of a step
+the median over steps, of each operator from torch's profiler.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PARTS = ("backbone", "pixel_decoder", "decoder")
 
 
 class Clock:
-    """Seconds of processor time by part, summed over a step and kept for each."""
+    """Seconds of processor time of each part, for every step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -51,7 +51,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Measure the code within the context."""
+        """Measure the code in the `with` block."""
         began = time.process_time()
         try:
             yield
@@ -67,13 +67,13 @@ class Clock:
         self.steps[-1][name] += time.process_time() - self._began.pop(name)
 
     def medians(self) -> dict[str, float]:
-        """Seconds by part, the median over steps."""
+        """Return the median seconds of each part over the steps."""
         names = dict.fromkeys(name for step in self.steps for name in step)
         return {name: round(statistics.median(step.get(name, 0.0) for step in self.steps), 4) for name in names}
 
 
 def operators(run: Callable[[], None], most: int = 12) -> dict[str, float]:
-    """Shares of processor time by operator, the largest first, of what `run` does."""
+    """Return the share of processor time of each operator in `run`, the largest first."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         run()
     events = seen.key_averages()
@@ -83,7 +83,7 @@ def operators(run: Callable[[], None], most: int = 12) -> dict[str, float]:
 
 
 def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]:
-    """Parts and operators of training steps, after one to warm up."""
+    """Measure parts and operators of training steps, after a warm-up step."""
     model = build_base(config, len(sets.train.categories))
     attach(model, config)
     peft.train_mode(model)
@@ -111,7 +111,7 @@ def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]
 
 
 def eval_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]:
-    """Parts and operators of evaluation steps, and the scoring of their predictions."""
+    """Measure parts and operators of evaluation steps, and the evaluation of their predictions."""
     model = build_base(config, len(sets.val.categories)).eval()
     clock, batches = Clock(), iter(val_loader(config, sets.val, model, Share()))
     for name in PARTS:

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Adapt the bundled base to real COCO sets by every method at the same budget, and write the table of results.
+"""Adapt the bundled base to real COCO sets with every method at the same budget, and write the table of results.
 
     python tools/run_recipes.py --data DIR [--sets facades ...] [--methods full ...]
 
-DIR holds one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe of
-`configs/`, the overrides listed in `METHODS` and the augmentation of the set's own recipe, where `SETS` names one; its
-`summary.json` is copied to `--out/<set>/<method>.json`. Runs that are there already are not run again. The table of all
-is written into `--page`, between its two marks, as it came out.
+DIR contains one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe
+of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has one. Its
+`summary.json` is copied to `--out/<set>/<method>.json`. Existing runs are not repeated. The table of all results is
+written into `--page`, between its two marks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapters x 3": ("bundled_adapter", ("count=3",)),
     "full": ("bundled_full", ()),
 }
-# set -> its recipe, whose augmentation all methods have
+# set -> recipe with the augmentation for all methods
 SETS = {"nuclei-histo": "nuclei_histo_lora", "facades": "facades_lora", "fruits-nuts": "fruits_nuts_lora"}
 
 
@@ -50,7 +50,7 @@ def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list
 
 
 def own(data_set: str) -> list[str]:
-    """Overrides for the augmentation that the recipe of a set has; none for a set without one."""
+    """Return overrides for the augmentation of the recipe of a set; none for a set without a recipe."""
     if data_set not in SETS:
         return []
     augment = yaml.safe_load((ROOT / "configs" / f"{SETS[data_set]}.yaml").read_text())["data"].get("augment", {})
@@ -58,13 +58,13 @@ def own(data_set: str) -> list[str]:
 
 
 def adapters(recipe: str, count: int) -> str:
-    """The recipe's deltas with another number of adapters per site, as a YAML flow mapping."""
+    """Return the deltas of a recipe with another number of adapters per site, as a YAML flow mapping."""
     deltas = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())["peft"]["deltas"]
     return json.dumps({pattern: {**method, "count": count} for pattern, method in deltas.items()})
 
 
 def table(out: Path) -> str:
-    """Every summary under `out` as a Markdown table per set."""
+    """Return a Markdown table per set with every summary under `out`."""
     lines = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):
         summaries = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
@@ -88,12 +88,12 @@ def table(out: Path) -> str:
 
 
 def main() -> None:
-    """Parse the command line, run what is missing, write the table."""
+    """Parse the command line, run the missing runs, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="where the summaries go")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="where the table goes")
-    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="where the run directories go")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the summaries")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="page of the table")
+    parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="folder of the run directories")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=200)

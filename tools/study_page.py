@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""The study as a page: the sweeps of configs/study*.yaml as tables and plots in docs/study.md.
+"""Write the tables and plots of docs/study.md from the sweeps of configs/study*.yaml.
 
-    python tools/study_page.py --sweeps runs/study-nuclei-histo runs/study-facades ...   # takes in what they came to
-    python tools/study_page.py                                                            # draws from what is there
+    python tools/study_page.py --sweeps runs/study-nuclei-histo runs/study-facades ...   # import results of sweeps
+    python tools/study_page.py                                                            # use the imported results
 
-What a sweep's directory says is copied to `--raw/<its name>.json`: every trial's figures, and the comparison with its
-intervals. QUESTIONS take configurations of several sweeps over one set; where all of them are among `--sweeps`, they
-are compared anew, as `vispeft compare` does it. Tables and plots are made from these files alone.
+The results of a sweep are copied to `--raw/<its name>.json`: the metrics of every trial, and the comparison with its
+intervals. QUESTIONS compare configurations of several sweeps on one set, as `vispeft compare` does, if all these sweeps
+are in `--sweeps`. Tables and plots are made from these files alone.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "metrics")
 
 
 def take_in(sweep: Path, raw: Path) -> None:
-    """Copy what a sweep came to, without the paths of its machine."""
+    """Copy the results of a sweep, without the paths of its machine."""
     compared_results = json.loads((sweep / "compared_results.json").read_text())
     trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in compared_results["trials"]]
     comparison = None
@@ -94,7 +94,7 @@ def take_in(sweep: Path, raw: Path) -> None:
 
 
 def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> dict[str, Any] | None:
-    """The trials of some configurations of some sweeps and their comparison; None before the sweeps are done."""
+    """Return the trials of configurations of several sweeps with their comparison; None before the sweeps are done."""
     trials: list[dict[str, Any]] = []
     directories: list[Path] = []
     for sweep, variant in members:
@@ -119,7 +119,7 @@ def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> di
 
 
 def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
-    """The figures of each variant's complete trials, in the order of the sweep."""
+    """Return the metrics of each variant's complete trials, in the order of the sweep."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for trial in content["trials"]:
         if trial["state"] == "complete":
@@ -128,14 +128,14 @@ def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def compared_results(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the place of each variant in the comparison; none before all trials are done."""
+    """Return the result of each variant in the comparison; empty before all trials are done."""
     variants = {trial["trial"]: trial["variant"] for trial in content["trials"]}
     entries = (content["comparison"] or {"results": []})["results"]
     return {variants[one["trials"][0]]: one for one in entries}
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """A row per variant: what it trains, its AP with the interval, how it differs from the best, what it takes."""
+    """Return a table with a row per variant: trained parameters, AP with interval, difference to the best, costs."""
     compared = compared_results(content)
     lines = [
         "| configuration | trained | mask AP | of each seed | to the best | corrected p | AP50 | seconds | peak MB |",
@@ -159,12 +159,12 @@ def table(content: Mapping[str, Any]) -> str:
         )
     sentence = (content["comparison"] or {}).get("sentence")
     done = sum(len(runs) for runs in complete(content).values())
-    note = sentence or f"{done} of {content['num_runs']} trials are done; intervals come when all are."
+    note = sentence or f"{done} of {content['num_runs']} trials are done; intervals follow when all are done."
     return "\n".join([*lines, "", note])
 
 
 def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Mask AP against adapters per block, one panel per set: the mean over seeds, each seed, and full fine-tuning."""
+    """Plot mask AP against adapters per block, one panel per set: mean over seeds, each seed, and full fine-tuning."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(contents), figsize=(3.4 * len(contents), 3), squeeze=False, layout="constrained")
@@ -191,7 +191,7 @@ def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_differences(content: Mapping[str, Any], path: Path) -> None:
-    """Draw how far each variant is from the best in mask AP, with the paired interval, in the order of the sweep."""
+    """Plot the difference in mask AP of each variant to the best, with paired interval, in the order of the sweep."""
     import matplotlib.pyplot as plt
 
     compared, runs = compared_results(content), complete(content)
@@ -205,13 +205,13 @@ def draw_differences(content: Mapping[str, Any], path: Path) -> None:
     percents = [runs[variant][0]["trainable_percent"] for variant in names]
     panel.set_yticks(range(len(names)), [f"{v}, {p:.2f} %" for v, p in zip(names, percents, strict=True)], fontsize=8)
     panel.axvline(0, color="0.3", linewidth=0.8)
-    panel.set_xlabel("mask AP less that of the best, 95 % interval (paired)")
+    panel.set_xlabel("mask AP minus that of the best, 95 % interval (paired)")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 
 def write(names: Iterable[str], raw: Path, page: Path) -> None:
-    """Tables into the page, and the plots that it shows beside the raw files; the same again for the same figures."""
+    """Write the tables into the page, and its plots beside the raw files. Equal results give equal files."""
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = "vispeft"
@@ -227,9 +227,9 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Parse the command line, take in the sweeps, write the page."""
+    """Parse the command line, import the sweeps, write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sweeps", type=Path, nargs="*", default=[], help="directories of sweeps to take in first")
+    parser.add_argument("--sweeps", type=Path, nargs="*", default=[], help="sweep directories to import first")
     parser.add_argument("--raw", type=Path, default=ROOT / "docs" / "study")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     args = parser.parse_args(words)

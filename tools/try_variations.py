@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train the bundled base in full on a real set under variations of the recipe, several seeds each; keep the metrics.
+"""Train the bundled base in full on a real set with variations of the recipe and several seeds; keep the metrics.
 
     python tools/try_variations.py --data DIR/fruits-nuts --out docs/results/variations
 
 The variations are the colour of the padding, the range of the scale jitter, and a smaller rate for the backbone. The
-folder holds `train.json`, `val.json` and `images/`. Each run's `summary.json` goes to `--out/<variation>/seed<n>.json`;
-runs that are there already are not run again. One thread.
+folder contains `train.json`, `val.json` and `images/`. The `summary.json` of each run is copied to
+`--out/<variation>/seed<n>.json`. Existing runs are not repeated. One thread is used.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VARIATIONS: dict[str, list[str]] = {
 
 
 def collate_on_grey(samples: Any, **options: Any) -> Batch:
-    """Return the batch of `collate` with grey padding in place of the mean colour."""
+    """Return the batch of `collate` with grey padding instead of the mean colour."""
     batch = collate(samples, **options)
     mean, std = (torch.tensor(tuple(options[key]))[:, None, None] for key in ("pixel_mean", "pixel_std"))
     for image, sample in zip(batch.images, samples, strict=True):
@@ -69,7 +69,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Parse the command line, run what is missing, print the table."""
+    """Parse the command line, run the missing runs, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "variations")
