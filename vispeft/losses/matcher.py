@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
-from vispeft.losses.points import LOGITS_AT_ONCE, cell_rows, corners, read_rows, sample_masks
+from vispeft.losses.points import LOGITS_AT_ONCE, PUBLISHED_POINTS, cell_rows, corners, read_rows, sample_masks
 from vispeft.structures import LayerPredictions, Targets
 
 _WORST_COST = 1e6
@@ -36,12 +36,17 @@ class CostWeights:
     giou: float = 2.0
 
 
-def class_costs(class_logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_class_costs(class_logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss as a positive less that as a negative. class_logits: [N, K]; labels: [T]. Returns [N, T]."""
     logits = class_logits[:, labels]
     probs = logits.sigmoid()
     positive = alpha * (1 - probs) ** gamma * F.softplus(-logits)
     return positive - (1 - alpha) * probs**gamma * F.softplus(logits)
+
+
+def softmax_class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Negated probability of the target's class. class_logits: [N, K + 1]; labels: [T]. Returns [N, T]."""
+    return -class_logits.softmax(-1)[:, labels]
 
 
 def mask_costs(mask_logits: Tensor, masks: Tensor, weights: CostWeights) -> Tensor:
@@ -74,12 +79,21 @@ class HungarianMatcher(nn.Module):
     """Matches every layer's queries to the targets by class, mask, dice, L1 and generalised IoU costs.
 
     The masks of all layers of all images are compared at the same random points, drawn anew at each call.
+
+    class_costs: costs [N, T] of class logits [N, K] and labels [T]
     """
 
-    def __init__(self, weights: CostWeights | None = None, *, num_points: int = 12544) -> None:
+    def __init__(
+        self,
+        weights: CostWeights | None = None,
+        *,
+        num_points: int = PUBLISHED_POINTS,
+        class_costs: Callable[[Tensor, Tensor], Tensor] = focal_class_costs,
+    ) -> None:
         super().__init__()
         self.weights = weights or CostWeights()
         self.num_points = num_points
+        self.class_costs = class_costs
 
     @torch.no_grad()
     def forward(
@@ -103,7 +117,7 @@ class HungarianMatcher(nn.Module):
                     embeddings[b], read_rows(cells[b], at), sample_masks(image_targets.masks, at_pixels)
                 )
                 cost += box_costs(boxes[b], image_targets.boxes, self.weights)
-                costs.append(cost + self.weights.class_ * class_costs(class_logits[b], image_targets.labels))
+                costs.append(cost + self.weights.class_ * self.class_costs(class_logits[b], image_targets.labels))
         # one transfer for the whole batch
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         per_image = flat.split_with_sizes([cost.numel() for cost in costs])
