@@ -41,7 +41,7 @@ class _Rows:
     def of(cls, layers: Sequence[LayerPredictions]) -> _Rows:
         return cls(
             torch.cat([layer.class_logits.flatten(0, 1) for layer in layers]).float(),
-            torch.cat([layer.boxes.flatten(0, 1) for layer in layers]).float(),
+            torch.cat([layer.predicted_boxes.flatten(0, 1) for layer in layers]).float(),
             torch.cat([layer.mask_embeddings.flatten(0, 1) for layer in layers]).float(),
         )
 
@@ -99,7 +99,7 @@ class Criterion(nn.Module):
             # points are read from rows of channels: brought into this order once for the matching and the losses
             features = predictions.mask_features.to(torch.float32, memory_format=torch.channels_last)
             matches = self.matcher(layers, features, targets)
-            num_queries = layers[0].boxes.shape[1]
+            num_queries = layers[0].class_logits.shape[1]
             pairs = pairs_of(matches, num_queries, [len(t) for t in targets], device, denoising=denoising)
             rows = _Rows.of(layers if denoising is None else (*layers, *denoising.layers))
             num_matching_rows = len(layers) * len(targets) * num_queries

@@ -209,7 +209,7 @@ class MaskDINODecoder(nn.Module):
         masks = torch.einsum("bqd,bdhw->bqhw", embeddings, mask_features.to(embeddings)) > 0
         boxes = masks_to_boxes(masks, inclusive_end=self.inclusive_boxes)
         is_empty = ~masks.flatten(2).any(-1)
-        return torch.where(is_empty[..., None], proposals.boxes, boxes)
+        return torch.where(is_empty[..., None], proposals.predicted_boxes, boxes)
 
     def _refine(
         self,
@@ -265,7 +265,7 @@ class MaskDINODecoder(nn.Module):
 
 
 def _slice(layer: LayerPredictions, part: slice) -> LayerPredictions:
-    return LayerPredictions(layer.class_logits[:, part], layer.boxes[:, part], layer.mask_embeddings[:, part])
+    return LayerPredictions(layer.class_logits[:, part], layer.predicted_boxes[:, part], layer.mask_embeddings[:, part])
 
 
 def _cell_anchors(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

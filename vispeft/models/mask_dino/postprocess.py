@@ -37,7 +37,7 @@ def _image_instances(
 ) -> Instances:
     """Return the instances of one image of the batch."""
     layer = predictions.final
-    boxes = layer.boxes[image_idx].float()  # [Q, 4]
+    boxes = layer.predicted_boxes[image_idx].float()  # [Q, 4]
     probs = layer.class_logits[image_idx].float().sigmoid().nan_to_num(0.0)  # [Q, K]
     probs = probs * boxes.isfinite().all(dim=-1, keepdim=True)
     class_scores, pair_idx = probs.flatten().topk(min(limits.max_detections, probs.numel()))
