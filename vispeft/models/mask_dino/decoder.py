@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +14,10 @@ from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.layers.deformable_attention import DeformableAttention
 from vispeft.models.layers.denoising import DenoisingQueries, make_denoising_queries
 from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes, sine_embedding
+from vispeft.models.layers.mlp import MLP
 from vispeft.models.layers.relu import relu_before
 from vispeft.models.mask_dino.pixel_decoder import PixelFeatures
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
-        super().__init__()
-        widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [..., out_dim]. x: [..., in_dim]"""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        y: Tensor = self.layers[-1](x)
-        return y
 
 
 class SelfAttention(nn.Module):
