@@ -9,7 +9,8 @@ from torch import Tensor
 from vispeft.losses import HungarianMatcher
 from vispeft.losses.points import PUBLISHED_POINTS
 from vispeft.models.backbones.input_size import check_image_size
-from vispeft.models.backbones.timm_encoder import Backbone, check_size
+from vispeft.models.backbones.timm_encoder import Backbone
+from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
