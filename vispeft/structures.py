@@ -1,7 +1,7 @@
 """Data structures shared by all parts, from images to predictions. Shapes are defined here once.
 
-Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (a quarter of it), `T` targets
-of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Box names
+Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (about a quarter of it), `T`
+targets of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Box names
 tell their form; "normalised" means divided by the padded input's width and height. Padding is at the right and
 bottom.
 """
@@ -116,14 +116,22 @@ AnyBatch = Batch | FeatureBatch
 class LayerPredictions:
     """Predictions of one decoder layer for all queries.
 
-    class_logits: [B, Q, K], one sigmoid per class
-    boxes: [B, Q, 4] cxcywh, normalised, in 0..1
+    class_logits: [B, Q, K], one sigmoid per class; or [B, Q, K + 1], a softmax whose last entry is "no object"
+    boxes: [B, Q, 4] cxcywh, normalised, in 0..1; None in families without a box head
     mask_embeddings: [B, Q, D]; mask logits are their product with the mask features
+    mask_features: [B, D, h, w] of this layer, in families whose layers change them; None: those of `Predictions`
     """
 
     class_logits: Tensor
-    boxes: Tensor
+    boxes: Tensor | None
     mask_embeddings: Tensor
+    mask_features: Tensor | None = None
+
+    @property
+    def predicted_boxes(self) -> Tensor:
+        """Return the boxes, for code of families with a box head."""
+        assert self.boxes is not None
+        return self.boxes
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vispeft.losses.matcher import CostWeights, HungarianMatcher, Match, assign, box_costs, class_costs, mask_costs
+from vispeft.losses.matcher import (
+    CostWeights,
+    HungarianMatcher,
+    Match,
+    assign,
+    box_costs,
+    focal_class_costs,
+    mask_costs,
+    softmax_class_costs,
+)
 from vispeft.structures import LayerPredictions, Targets
 
 NUM_QUERIES, NUM_CLASSES, WIDTH = 8, 3, 6
@@ -150,10 +159,15 @@ def test_assign__pairs_all_despite_costs_that_are_not_finite() -> None:
     assert dict(zip(match.target_idx.tolist(), match.query_idx.tolist(), strict=True)) == {0: 1, 1: 0}
 
 
-def test_class_costs__is_the_focal_loss_as_positive_less_as_negative() -> None:
-    costs = class_costs(torch.tensor([[0.0, 9.0]]), torch.tensor([0]))
+def test_focal_class_costs__is_the_focal_loss_as_positive_less_as_negative() -> None:
+    costs = focal_class_costs(torch.tensor([[0.0, 9.0]]), torch.tensor([0]))
     expected = (0.25 - 0.75) * 0.25 * math.log(2)
     torch.testing.assert_close(costs, torch.tensor([[expected]]))
+
+
+def test_softmax_class_costs__is_the_probability_negated() -> None:
+    logits = torch.tensor([[0.2, 0.5, 0.3]]).log()
+    torch.testing.assert_close(softmax_class_costs(logits, torch.tensor([1, 0, 1])), torch.tensor([[-0.5, -0.2, -0.5]]))
 
 
 def test_mask_costs__is_cross_entropy_and_dice_of_every_pair() -> None:

@@ -6,7 +6,7 @@ or a polygon a million pixels wide, end in a crash or in an endless allocation r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,13 @@ def compress(rle: dict[str, Any]) -> dict[str, Any]:
     if isinstance(counts, list):
         counts = mask_utils.frPyObjects(rle, height, width)["counts"]
     return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def boxes_of(rles: Sequence[Mapping[str, Any]]) -> NDArray[np.float32]:
+    """Return the boxes that enclose masks, [N, 4] xyxy in pixels; zeros for an empty mask. rles: compressed"""
+    boxes = np.asarray(mask_utils.toBbox(list(rles)), dtype=np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -14,7 +14,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vispeft.losses.points import LOGITS_AT_ONCE, Corners, PointPlan, read_rows, spread_rows
+from vispeft.losses.pairs import Pairs
+from vispeft.losses.points import (
+    LOGITS_AT_ONCE,
+    Corners,
+    PointPlan,
+    cell_rows,
+    corners,
+    read_rows,
+    sample_masks,
+    spread_rows,
+)
+from vispeft.structures import Targets
 
 
 @dataclass(frozen=True)
@@ -132,3 +143,28 @@ def mask_losses(
     """
     losses: tuple[Tensor, Tensor] = _MaskLosses.apply(embeddings, cells, masks, target_idx, at, tuple(counts), plan)
     return losses
+
+
+def paired_mask_losses(
+    embeddings: Tensor, mask_features: Tensor, pairs: Pairs, targets: Sequence[Targets], plan: PointPlan
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice losses, summed over pairs, at the points where each mask is least certain and at random.
+
+    The candidates are drawn once for the batch: the points of one mask are distributed as in PointRend.
+
+    embeddings: [R, D] float32, of all rows of `pairs`
+    mask_features: [B, D, h, w] float32
+    """
+    points = torch.rand(plan.num_drawn, 2, device=mask_features.device)
+    at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
+    masks = torch.cat([sample_masks(t.masks, at_pixels) for t in targets])  # [sum T, P]
+    cross_entropy, dice = mask_losses(
+        embeddings.index_select(0, pairs.rows),
+        cell_rows(mask_features),
+        masks,
+        pairs.targets,
+        at=at,
+        counts=pairs.counts,
+        plan=plan,
+    )
+    return pairs.weights @ cross_entropy, pairs.weights @ dice

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
-from vispeft.losses.points import LOGITS_AT_ONCE, cell_rows, corners, read_rows, sample_masks
+from vispeft.losses.points import LOGITS_AT_ONCE, PUBLISHED_POINTS, cell_rows, corners, read_rows, sample_masks
 from vispeft.structures import LayerPredictions, Targets
 
 _WORST_COST = 1e6
@@ -36,12 +36,17 @@ class CostWeights:
     giou: float = 2.0
 
 
-def class_costs(class_logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+def focal_class_costs(class_logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss as a positive less that as a negative. class_logits: [N, K]; labels: [T]. Returns [N, T]."""
     logits = class_logits[:, labels]
     probs = logits.sigmoid()
     positive = alpha * (1 - probs) ** gamma * F.softplus(-logits)
     return positive - (1 - alpha) * probs**gamma * F.softplus(logits)
+
+
+def softmax_class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Negated probability of the target's class. class_logits: [N, K + 1]; labels: [T]. Returns [N, T]."""
+    return -class_logits.softmax(-1)[:, labels]
 
 
 def mask_costs(mask_logits: Tensor, masks: Tensor, weights: CostWeights) -> Tensor:
@@ -73,37 +78,48 @@ def assign(costs: Tensor) -> tuple[Match, ...]:
 class HungarianMatcher(nn.Module):
     """Matches every layer's queries to the targets by class, mask, dice, L1 and generalised IoU costs.
 
-    The masks of all layers of all images are compared at the same random points, drawn anew at each call.
+    Layers without boxes have no L1 and generalised IoU costs. The masks of all layers of all images are compared
+    at the same random points, drawn anew at each call.
+
+    class_costs: costs [N, T] of class logits [N, K] and labels [T]
     """
 
-    def __init__(self, weights: CostWeights | None = None, *, num_points: int = 12544) -> None:
+    def __init__(
+        self,
+        weights: CostWeights | None = None,
+        *,
+        num_points: int = PUBLISHED_POINTS,
+        class_costs: Callable[[Tensor, Tensor], Tensor] = focal_class_costs,
+    ) -> None:
         super().__init__()
         self.weights = weights or CostWeights()
         self.num_points = num_points
+        self.class_costs = class_costs
 
     @torch.no_grad()
     def forward(
         self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]
     ) -> tuple[tuple[Match, ...], ...]:
         """Return the pairs of each image (outer) and layer (inner). mask_features: [B, D, h, w]."""
-        L, Q = len(layers), layers[0].boxes.shape[1]
+        L, Q = len(layers), layers[0].class_logits.shape[1]
         with torch.autocast(mask_features.device.type, enabled=False):
             points = torch.rand(self.num_points, 2, device=mask_features.device)
             at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
             cells = cell_rows(mask_features)
             class_logits = torch.cat([layer.class_logits for layer in layers], dim=1).float()  # [B, L Q, K]
-            boxes = torch.cat([layer.boxes for layer in layers], dim=1).float()
+            boxes = _boxes_of(layers)
             embeddings = torch.cat([layer.mask_embeddings for layer in layers], dim=1).float()
             costs = []
             for b, image_targets in enumerate(targets):
                 if not len(image_targets):
-                    costs.append(boxes.new_zeros(L * Q, 0))
+                    costs.append(class_logits.new_zeros(L * Q, 0))
                     continue
                 cost = self._mask_costs(
                     embeddings[b], read_rows(cells[b], at), sample_masks(image_targets.masks, at_pixels)
                 )
-                cost += box_costs(boxes[b], image_targets.boxes, self.weights)
-                costs.append(cost + self.weights.class_ * class_costs(class_logits[b], image_targets.labels))
+                if boxes is not None:
+                    cost += box_costs(boxes[b], image_targets.boxes, self.weights)
+                costs.append(cost + self.weights.class_ * self.class_costs(class_logits[b], image_targets.labels))
         # one transfer for the whole batch
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         per_image = flat.split_with_sizes([cost.numel() for cost in costs])
@@ -113,3 +129,10 @@ class HungarianMatcher(nn.Module):
         """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""
         pieces = torch.split(embeddings, max(1, LOGITS_AT_ONCE // len(features)))
         return torch.cat([mask_costs(piece @ features.T, masks, self.weights) for piece in pieces])
+
+
+def _boxes_of(layers: Sequence[LayerPredictions]) -> Tensor | None:
+    """Return the boxes of all layers, [B, L Q, 4] float32; None in families without a box head."""
+    if any(layer.boxes is None for layer in layers):
+        return None
+    return torch.cat([layer.predicted_boxes for layer in layers], dim=1).float()

@@ -7,14 +7,17 @@ encoded at once, so that validation stays within the memory of training.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vispeft.coco.rle import encode_region
-from vispeft.structures import ImageMeta, Predictions
+from vispeft.coco.rle import boxes_of, encode_region
+from vispeft.errors import VispeftError
+from vispeft.models.base import DetectionLimits
+from vispeft.structures import ImageMeta, Instances, Predictions
 
 # logit above which a pixel belongs to a mask
 _MASK_THRESHOLD = 0.0
@@ -51,6 +54,48 @@ class QueryMask:
 
     rle: dict[str, Any] | None
     quality: float
+
+
+def check_metas(predictions: Predictions, metas: Sequence[ImageMeta]) -> None:
+    """Raise VispeftError where the sizes are not those of as many images as the predictions are for."""
+    if len(metas) != len(predictions.mask_features):
+        raise VispeftError(f"`metas` must name {len(predictions.mask_features)} images, but names {len(metas)}.")
+
+
+def best_instances(
+    predictions: Predictions,
+    image_idx: int,
+    class_probs: Tensor,
+    meta: ImageMeta,
+    *,
+    padded_size: tuple[int, int],
+    limits: DetectionLimits,
+    boxes_xyxy: Tensor | None = None,
+) -> Instances:
+    """Return the instances of one image of a batch, best first, in original pixels; empty masks are left out.
+
+    A score is the class probability times the mean probability of the mask's own pixels, as in the official inference
+    of Mask2Former and Mask DINO. `max_detections` (query, class) pairs are kept before masks are made.
+
+    class_probs: [Q, K], of the classes without "no object", finite
+    padded_size: H and W
+    boxes_xyxy: [Q, 4] in original pixels; None: the boxes that enclose the masks
+    """
+    class_scores, pair_idx = class_probs.flatten().topk(min(limits.max_detections, class_probs.numel()))
+    is_kept = (class_scores >= limits.score_threshold) & (class_scores > 0)
+    class_scores, pair_idx = class_scores[is_kept], pair_idx[is_kept]
+    query_idx, labels = pair_idx // class_probs.shape[1], pair_idx % class_probs.shape[1]
+
+    unique_query_idx, mask_idx = torch.unique(query_idx, return_inverse=True)
+    masks = query_masks(predictions, image_idx, unique_query_idx, meta, padded_size=padded_size)
+    quality = torch.tensor([mask.quality for mask in masks], device=class_probs.device)
+    has_mask = torch.tensor([mask.rle is not None for mask in masks], dtype=torch.bool, device=class_probs.device)
+    scores = class_scores * quality[mask_idx]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[(has_mask[mask_idx] & (scores >= limits.score_threshold))[order]]
+    rles = [dict(rle) for idx in mask_idx[order].tolist() if (rle := masks[idx].rle) is not None]
+    boxes = torch.from_numpy(boxes_of(rles)) if boxes_xyxy is None else boxes_xyxy[query_idx[order]].cpu()
+    return Instances(scores[order].cpu(), labels[order].cpu(), boxes, rles)
 
 
 def query_masks(

@@ -176,6 +176,7 @@ def _are_same(one: Predictions, other: Predictions) -> bool:
 
 def _tensors(predictions: Predictions) -> list[Tensor]:
     def of(layer: LayerPredictions) -> list[Tensor]:
-        return [layer.class_logits, layer.boxes, layer.mask_embeddings]
+        tensors = (layer.class_logits, layer.boxes, layer.mask_embeddings, layer.mask_features)
+        return [tensor for tensor in tensors if tensor is not None]
 
     return [predictions.mask_features, *(tensor for layer in predictions.layers for tensor in of(layer))]

@@ -56,4 +56,10 @@ def _maps_in_float32(maps: Tensor) -> Tensor:
 
 
 def _layer_in_float32(layer: LayerPredictions) -> LayerPredictions:
-    return LayerPredictions(layer.class_logits.float(), layer.boxes.float(), layer.mask_embeddings.float())
+    boxes, features = layer.boxes, layer.mask_features
+    return LayerPredictions(
+        layer.class_logits.float(),
+        None if boxes is None else boxes.float(),
+        layer.mask_embeddings.float(),
+        None if features is None else _maps_in_float32(features),
+    )

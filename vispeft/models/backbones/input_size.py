@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vispeft.errors import ConfigError
-from vispeft.models.backbones.timm_encoder import Backbone, first_line, padded_side
+from vispeft.models.backbones.timm_encoder import Backbone
+from vispeft.models.backbones.timm_models import first_line, padded_side
 from vispeft.models.modes import evaluating
 
 # about two seconds on one core; of larger models shapes alone are computed

@@ -33,23 +33,23 @@ def read_backbone_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def create_with_weights(name: str, path: Path, options: Mapping[str, Any]) -> Any:
-    """Return timm's feature backbone with the weights of a file; timm converts names and resizes position embeddings.
+def create_with_weights(name: str, path: Path, options: Mapping[str, Any], *, form: Mapping[str, Any]) -> Any:
+    """Return a timm model with the weights of a file; timm converts names and resizes position embeddings.
 
     Classifier and other parts that give no features may be in the file or not. Raises CheckpointError where anything
     else is missing, unknown or of another shape.
+
+    options, form: see `timm_models.create`
     """
     # no number of classes fits: timm then loads what there is and reports the rest
     overlay = {"state_dict": read_backbone_state(path), "num_classes": -1, "source": ""}
     logged: dict[str, list[str]] = {"Missing": [], "Unexpected": []}
     try:
         with _listening(logged):
-            body: Any = timm.create_model(
-                name, pretrained=True, features_only=True, pretrained_cfg_overlay=overlay, **options
-            )
+            body: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **form, **options)
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # timm's own error if the model cannot be built at all
-        timm.create_model(name, features_only=True, **options)
+        timm.create_model(name, **form, **options)
         raise CheckpointError(f"{_unfit(path, name)}: {unfit_tensor(error)}. {_REMEDY}") from error
     _forget_state(body)
     own = {_top(key) for key in body.state_dict()}

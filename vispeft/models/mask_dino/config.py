@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 from vispeft.errors import ConfigError
-from vispeft.io.names import did_you_mean
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.base import ModelArguments
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.model import MaskDINO
 from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
+from vispeft.models.sizes import size_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def build_mask_dino(arguments: ModelArguments) -> MaskDINO:
 
     Raises ConfigError for an unknown size, backbone or option.
     """
-    size = _size(arguments.size, arguments.options)
+    size = size_of(SIZES, arguments)
     encoder = Backbone(
         arguments.backbone,
         pretrained=arguments.pretrained,
@@ -112,15 +110,3 @@ def _joined(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO
         **shared,
     )
     return MaskDINO(encoder, pixel_decoder, decoder)
-
-
-def _size(name: str, options: Mapping[str, Any]) -> MaskDINOSize:
-    if name not in SIZES:
-        raise ConfigError(f"`size` must be one of {', '.join(SIZES)}, but is {name!r}.{did_you_mean(name, SIZES)}")
-    known = {field.name for field in fields(MaskDINOSize)}
-    for key in options:
-        if key not in known:
-            raise ConfigError(
-                f"`options` has no {key!r}.{did_you_mean(key, known)} It takes {', '.join(sorted(known))}."
-            )
-    return replace(SIZES[name], **options)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +14,10 @@ from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.layers.deformable_attention import DeformableAttention
 from vispeft.models.layers.denoising import DenoisingQueries, make_denoising_queries
 from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes, sine_embedding
+from vispeft.models.layers.mlp import MLP
 from vispeft.models.layers.relu import relu_before
 from vispeft.models.mask_dino.pixel_decoder import PixelFeatures
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
-
-
-class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int) -> None:
-        super().__init__()
-        widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
-        self.layers = nn.ModuleList(nn.Linear(n, m) for n, m in pairwise(widths))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [..., out_dim]. x: [..., in_dim]"""
-        for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
-        y: Tensor = self.layers[-1](x)
-        return y
 
 
 class SelfAttention(nn.Module):
@@ -209,7 +193,7 @@ class MaskDINODecoder(nn.Module):
         masks = torch.einsum("bqd,bdhw->bqhw", embeddings, mask_features.to(embeddings)) > 0
         boxes = masks_to_boxes(masks, inclusive_end=self.inclusive_boxes)
         is_empty = ~masks.flatten(2).any(-1)
-        return torch.where(is_empty[..., None], proposals.boxes, boxes)
+        return torch.where(is_empty[..., None], proposals.predicted_boxes, boxes)
 
     def _refine(
         self,
@@ -265,7 +249,7 @@ class MaskDINODecoder(nn.Module):
 
 
 def _slice(layer: LayerPredictions, part: slice) -> LayerPredictions:
-    return LayerPredictions(layer.class_logits[:, part], layer.boxes[:, part], layer.mask_embeddings[:, part])
+    return LayerPredictions(layer.class_logits[:, part], layer.predicted_boxes[:, part], layer.mask_embeddings[:, part])
 
 
 def _cell_anchors(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

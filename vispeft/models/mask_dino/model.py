@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from vispeft.losses import HungarianMatcher
+from vispeft.losses.points import PUBLISHED_POINTS
 from vispeft.models.backbones.input_size import check_image_size
-from vispeft.models.backbones.timm_encoder import Backbone, check_size
+from vispeft.models.backbones.timm_encoder import Backbone
+from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
-from vispeft.models.mask_dino.criterion import PUBLISHED_POINTS, Criterion
+from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.postprocess import postprocess
