@@ -25,6 +25,7 @@ NAMES = [
     "LoKr",
     "LoRA",
     "Method",
+    "Mona",
     "Plan",
     "ScaleShift",
     "Scheduled",

@@ -25,6 +25,7 @@ from vispeft.peft import (
     LoKr,
     LoRA,
     Method,
+    Mona,
     Plan,
     ScaleShift,
     VeRA,
@@ -153,6 +154,37 @@ def bypass(x: Tensor, method: Convpass, own: Tensors) -> Tensor:
     return method.scale * F.conv2d(hidden, own["up_w"][:, :, None, None], own["up_b"])
 
 
+def cognitive(y: Tensor, own: Tensors) -> Tensor:
+    """Mona's addition to the network's square maps. y: [B, C, H, W] or tokens [B, N, C]."""
+    if y.ndim == 3:
+        side = math.isqrt(y.shape[1])
+        return cognitive(y.mT.unflatten(2, (side, side)), own).flatten(2).mT
+
+    def pointwise(z: Tensor, name: str) -> Tensor:
+        return F.conv2d(z, own[f"{name}_w"][:, :, None, None], own[f"{name}_b"])
+
+    centred = (y - y.mean(1, keepdim=True)) / (y.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
+    names = ("norm_w", "norm_b", "norm_scale", "input_scale")
+    norm_w, norm_b, s1, s2 = (own[name][:, None, None] for name in names)
+    down = pointwise(s1 * (norm_w * centred + norm_b) + s2 * y, "down")
+    filtered = [
+        F.conv2d(down, own[f"conv{k}_w"], own[f"conv{k}_b"], padding=k // 2, groups=len(own["down_w"]))
+        for k in (3, 5, 7)
+    ]
+    hidden = down + sum(filtered) / 3
+    return pointwise(F.gelu(hidden + pointwise(hidden, "project")), "up")
+
+
+def mona_start(own: Tensors) -> None:
+    """Assert that `up` and the LayerNorm's bias are zero, s1 is 1e-6, and maps are uniform as torch's own layers."""
+    for name, value in {"up_w": 0, "up_b": 0, "norm_b": 0, "norm_w": 1, "norm_scale": 1e-6, "input_scale": 1}.items():
+        assert torch.equal(own[name], torch.full_like(own[name], value)), name
+    for name in ("down", "conv3", "conv5", "conv7", "project"):
+        bound = own[f"{name}_w"][0].numel() ** -0.5
+        assert 0.6 * bound < own[f"{name}_w"].abs().max() <= bound, name
+        assert 0 < own[f"{name}_b"].abs().max() <= bound, name
+
+
 def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The output of one delta at a module."""
     match method:
@@ -177,6 +209,8 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             return adapted(x, y, method, own)
         case Convpass():
             return y + bypass(x, method, own)
+        case Mona():
+            return y + cognitive(y, own)
         case _:
             raise AssertionError(method)
 
@@ -253,12 +287,15 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
 
     Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
     uniform as A.
-    In Convpass, the convolution is the identity and down Xavier-uniform.
+    In Convpass, the convolution is the identity and down Xavier-uniform. Mona has a start of its own.
     """
     torch.manual_seed(3)
     model = build()
     inject(model, formula_case.plan)
     for item in attached(model):
+        if isinstance(item.delta.method, Mona):
+            mona_start(dict(item.delta.named_parameters()))
+            continue
         for name, parameter in item.delta.named_parameters():
             kind = name.rpartition(".")[2]
             if kind in "ab" and isinstance(item.delta.method, AdaLoRA):

@@ -15,6 +15,7 @@ from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.mona import Mona
 from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
@@ -46,6 +47,7 @@ __all__ = [
     "LoKr",
     "LoRA",
     "Method",
+    "Mona",
     "Names",
     "Plan",
     "ScaleShift",

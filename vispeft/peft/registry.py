@@ -18,6 +18,7 @@ from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.mona import Mona
 from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
@@ -39,6 +40,7 @@ METHODS: dict[str, type[Method]] = {
     "ladder": Ladder,
     "vpt": VPT,
     "convpass": Convpass,
+    "mona": Mona,
 }
 
 # methods of others, filled by `register_method` alone

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import Adapter, Convpass, Ladder, Method, Plan, ScaleShift, check, inject
+from vispeft.peft import Adapter, Convpass, Ladder, Method, Mona, Plan, ScaleShift, check, inject
 from vispeft.peft.methods.base import widths
 from vispeft.peft.methods.layout import ChannelDim
 
@@ -38,7 +38,7 @@ def test_channel_dim__of_a_mixed_module_is_decided_by_the_first_output_that_tell
         ChannelDim(widths(Mixed())).of(square)
 
 
-@pytest.mark.parametrize("method", [Adapter(width=4), ScaleShift(), Convpass(width=2), Ladder(width=4)])
+@pytest.mark.parametrize("method", [Adapter(width=4), ScaleShift(), Convpass(width=2), Ladder(width=4), Mona(width=2)])
 def test_methods__change_the_channels_of_convnext_blocks(method: Method) -> None:
     torch.manual_seed(0)
     model = timm.create_model(

@@ -129,6 +129,27 @@ def recorded(*maps: tuple[int, tuple[int, ...]]) -> SiteSizes:
     return sizes.at(nn.Identity())
 
 
+@pytest.mark.parametrize("num_prefix", [0, 2])
+def test_apply_to_map__gives_rows_of_tokens_as_a_map_and_prefix_tokens_apart(num_prefix: int) -> None:
+    tokens = torch.arange(2 * (num_prefix + 12) * 3).view(2, -1, 3)
+    seen = []
+
+    def reversed_rows(maps: Tensor) -> Tensor:
+        seen.append(maps)
+        return maps.flip(2)
+
+    result = recorded((1, (2, 5, 3, 4))).apply_to_map(tokens, reversed_rows, lambda prefix: -prefix)
+    rows = tokens[:, num_prefix:].unflatten(1, (3, 4))
+    assert torch.equal(seen[0], rows.permute(0, 3, 1, 2))
+    assert torch.equal(result, torch.cat([-tokens[:, :num_prefix], rows.flip(1).flatten(1, 2)], 1))
+
+
+def test_apply_to_map__needs_no_size_for_a_map() -> None:
+    maps = torch.rand(2, 3, 4, 5)  # [B, H, W, C]
+    result = recorded().apply_to_map(maps, lambda channels_first: channels_first.flip(2), lambda prefix: prefix)
+    assert torch.equal(result, maps.flip(1))
+
+
 def test_grid_of__takes_the_latest_of_equal_sizes() -> None:
     sizes = MapSizes()
     wide, high = (sizes.new(channel_dim=1, position=0) for _ in range(2))

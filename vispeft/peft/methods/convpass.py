@@ -23,7 +23,7 @@ from vispeft.peft.methods.base import (
     widths,
 )
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.layout import ChannelDim, laid_out_like, refuse_resizing
+from vispeft.peft.methods.layout import ChannelDim, laid_out_like, refuse_resizing, refuse_sequence_first
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -58,11 +58,7 @@ class Convpass(Method):
         """Return the bypass of any module whose widths are known and that sees tokens or a map."""
         if isinstance(module, nn.Conv2d):
             refuse_resizing(module)
-        if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
-            raise PlanError(
-                "`convpass` needs tokens [B, N, C], but this nn.MultiheadAttention gets [N, B, C]. Build it with "
-                "`batch_first=True`."
-            )
+        refuse_sequence_first(module, self.name)
         return ConvpassDelta(self, module, context)
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
@@ -112,11 +108,9 @@ class ConvpassDelta(Delta):
     def _convolved(self, hidden: Tensor) -> Tensor:
         """Return tokens [B, N, w] or a map [B, H, W, w] after the convolution."""
         weight, bias = self.conv_w.to(hidden.dtype), self.conv_b.to(hidden.dtype)
-        if hidden.ndim == 4:
-            return F.conv2d(hidden.movedim(-1, 1), weight, bias, padding=1).movedim(1, -1)
-        grid = self.sizes.grid_of(hidden)
-        prefix, patches = hidden[:, : grid.num_prefix], hidden[:, grid.num_prefix :]
-        maps = patches.mT.reshape(len(patches), -1, grid.height, grid.width)
-        patches = F.conv2d(maps, weight, bias, padding=1).flatten(2).mT
-        # each prefix token is a map of one pixel, of which the convolution sees no neighbour
-        return torch.cat([F.linear(prefix, weight[:, :, 1, 1], bias), patches], dim=1)
+        return self.sizes.apply_to_map(
+            hidden,
+            lambda maps: F.conv2d(maps, weight, bias, padding=1),
+            # each prefix token is a map of one pixel, without neighbours
+            lambda prefix: F.linear(prefix, weight[:, :, 1, 1], bias),
+        )

@@ -52,3 +52,12 @@ def refuse_resizing(module: nn.Conv2d) -> None:
         raise PlanError(
             "A delta parallel to a convolution needs one that keeps its map's size, but this one changes it."
         )
+
+
+def refuse_sequence_first(module: nn.Module, method: str) -> None:
+    """Refuse an attention over tokens [N, B, C], which a method that needs the map of each image cannot read."""
+    if isinstance(module, nn.MultiheadAttention) and not module.batch_first:
+        raise PlanError(
+            f"`{method}` needs tokens [B, N, C], but this nn.MultiheadAttention gets [N, B, C]. Build it with "
+            "`batch_first=True`."
+        )

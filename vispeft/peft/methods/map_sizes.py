@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
@@ -80,6 +82,22 @@ class SiteSizes:
             "the model gave a map of as many positions, class and register tokens aside. Name a module that sees the "
             "whole map."
         )
+
+    def apply_to_map(
+        self, features: Tensor, on_map: Callable[[Tensor], Tensor], on_prefix: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return features after a function of their map, in their own layout. PlanError for tokens of unknown size.
+
+        features: tokens [B, N, C] or a map [B, H, W, C]
+        on_map: function of a map [B, C, H, W] that keeps height and width
+        on_prefix: function of the prefix tokens [B, num_prefix, C], which may be none
+        """
+        if features.ndim == 4:
+            return on_map(features.movedim(-1, 1)).movedim(1, -1)
+        grid = self.grid_of(features)
+        prefix, patches = features[:, : grid.num_prefix], features[:, grid.num_prefix :]
+        maps = patches.mT.reshape(len(patches), -1, grid.height, grid.width)
+        return torch.cat([on_prefix(prefix), on_map(maps).flatten(2).mT], dim=1)
 
 
 class MapSizes:
