@@ -154,7 +154,7 @@ class Predictions:
     `einsum("bqd,bdhw->bqhw", mask_embeddings, mask_features)`, taken where they are needed.
 
     layers: from the initial prediction (before the first decoder layer) to the final one; the last counts at inference
-    mask_features: [B, D, h, w]
+    mask_features: [B, D, h, w], of the final layer and of all layers without their own
     proposals: the two-stage encoder's own predictions for the selected queries, or None
     denoising: only in training, where there were targets
     """
@@ -168,6 +168,10 @@ class Predictions:
     def final(self) -> LayerPredictions:
         """The last decoder layer's predictions."""
         return self.layers[-1]
+
+    def mask_features_of(self, layer: LayerPredictions) -> Tensor:
+        """Return the mask features that go with the embeddings of one of `layers`: [B, D, h, w]."""
+        return self.mask_features if layer.mask_features is None else layer.mask_features
 
     def mask_logits(self, image_idx: int, query_idx: Tensor) -> Tensor:
         """Mask logits of some queries of one image. query_idx: [N] int64. Returns [N, h, w]."""

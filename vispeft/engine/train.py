@@ -41,7 +41,7 @@ from vispeft.engine.settings import (
 from vispeft.errors import TrainingError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json, write_json
-from vispeft.models import SegmentationModel
+from vispeft.models import FollowsProgress, SegmentationModel
 from vispeft.peft.checkpoint import check_base
 from vispeft.report import write_report
 from vispeft.structures import AnyBatch
@@ -192,6 +192,7 @@ def _features(run: _Run, memory: FeatureMemory) -> KeptFeatures | None:
 def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     config, model, checkpoint = run.config, run.model, run.checkpoint
     tail, batches = run.training()
+    callbacks = [Callback(on_step=partial(peft.update_schedules, model)), *_progress_of(run), *callbacks]
     optimizer, schedule = optimizer_of(config.train, model), schedule_of(config.train)
     log = RunLog(
         run.directory.root,
@@ -208,8 +209,16 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
             fabric=run.fabric,
             evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_while_training else None,
             resume=checkpoint,
-            callbacks=[Callback(on_step=partial(peft.update_schedules, model)), *callbacks],
+            callbacks=callbacks,
         )
+
+
+def _progress_of(run: _Run) -> list[Callback]:
+    """Tell the progress to a model that follows it; return the callback that does so after every step."""
+    if not isinstance(run.model, FollowsProgress):
+        return []
+    run.model.on_progress(run.start_step, run.config.train.steps or 0)
+    return [Callback(on_step=run.model.on_progress)]
 
 
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:

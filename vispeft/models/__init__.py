@@ -1,7 +1,9 @@
 """Segmentation models as plain modules. Nothing here knows of parameter-efficient fine-tuning."""
 
-from vispeft.models.base import DetectionLimits, LossSettings, ModelArguments, SegmentationModel
+from vispeft.models.base import DetectionLimits, FollowsProgress, LossSettings, ModelArguments, SegmentationModel
 from vispeft.models.bundled import bundled_path, load_bundled, save_bundled
+from vispeft.models.eomt.config import EoMTSize
+from vispeft.models.eomt.model import EoMT
 from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
@@ -10,6 +12,9 @@ from vispeft.models.weight_files import load_weights
 __all__ = [
     "FAMILIES",
     "DetectionLimits",
+    "EoMT",
+    "EoMTSize",
+    "FollowsProgress",
     "LossSettings",
     "MaskDINO",
     "MaskDINOSize",

@@ -162,3 +162,18 @@ class SegmentationModel(nn.Module, ABC):
 
         Raises ConfigError where the encoder has no such mode.
         """
+
+
+class FollowsProgress(ABC):
+    """A model that changes with the progress of training. A family that does inherits this beside `SegmentationModel`.
+
+    The change must depend on nothing but the numbers given, so that a resumed run needs no more than them.
+    """
+
+    @abstractmethod
+    def on_progress(self, step: int, num_steps: int) -> None:
+        """React to the progress, in every process. Training calls it before its first step and after every step.
+
+        step: steps done; that of the checkpoint where a run is resumed
+        num_steps: steps of the whole run
+        """

@@ -10,8 +10,12 @@ from typing import Any
 from vispeft.errors import ConfigError
 from vispeft.io.names import did_you_mean
 from vispeft.models.base import ModelArguments, SegmentationModel
-from vispeft.models.mask_dino.config import SIZES, build_mask_dino
-from vispeft.models.mask_dino.weights import num_classes_in
+from vispeft.models.eomt import weights as eomt_weights
+from vispeft.models.eomt.config import SIZES as EOMT_SIZES
+from vispeft.models.eomt.config import build_eomt
+from vispeft.models.mask_dino import weights as mask_dino_weights
+from vispeft.models.mask_dino.config import SIZES as MASK_DINO_SIZES
+from vispeft.models.mask_dino.config import build_mask_dino
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class ModelFamily:
 
 
 FAMILIES: dict[str, ModelFamily] = {
-    "mask_dino": ModelFamily(build_mask_dino, num_classes_in, tuple(SIZES)),
+    "mask_dino": ModelFamily(build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES)),
+    "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
 }
 
 
@@ -53,14 +58,14 @@ def build_model(
     backbone_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> SegmentationModel:
-    """Return a segmentation model over any timm backbone.
+    """Return a segmentation model over a timm backbone.
 
-    name: "mask_dino"
+    name: "mask_dino", over any backbone, or "eomt", over a plain ViT (`vit_*`)
     backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
     backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
     options: `size`, such as "base" (the default, published R50), "large" (published Swin-L) or "tiny" of Mask DINO, and
-        single fields of the family's sizes (`MaskDINOSize`)
+        single fields of the family's sizes (`MaskDINOSize`, `EoMTSize`)
 
     Raises ConfigError for an unknown name, size, backbone or option.
     """

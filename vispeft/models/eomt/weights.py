@@ -1,0 +1,56 @@
+"""Weights of EoMT: whole models by our own names, and class heads of another size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from vispeft.models.weight_files import load_state, read_state
+
+_CLASS_WEIGHT = "predictor.class_embed.weight"
+_CLASS_BIAS = "predictor.class_embed.bias"
+
+
+def load_eomt(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Load a whole model's tensors by its own names, in place. A class head of another size is fitted.
+
+    Raises CheckpointError naming the tensors that are missing, unknown or of another shape; the model is unchanged
+    then.
+
+    source: name of the file, for errors
+    """
+    num_classes = len(model.get_parameter(_CLASS_WEIGHT)) - 1
+    load_state(model, fit_class_head(tensors, num_classes), source=source)
+
+
+def num_classes_in(path: str | Path) -> int | None:
+    """Return the number of classes that a weights file has a head for; None where it has none of EoMT's.
+
+    Raises CheckpointError where the file is missing, not readable or holds no tensors.
+    """
+    state = read_state(path)
+    return len(state[_CLASS_WEIGHT]) - 1 if _CLASS_WEIGHT in state else None
+
+
+def fit_class_head(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
+    """Return the state with class rows for `num_classes` classes.
+
+    Where the number differs, every new class starts as the mean of the old ones, with the odds of all classes together
+    against "no object", the last row, kept. Equal numbers are left alone.
+    """
+    fitted = dict(state)
+    if _CLASS_WEIGHT not in state or _CLASS_BIAS not in state or len(state[_CLASS_WEIGHT]) == num_classes + 1:
+        return fitted
+    given = len(state[_CLASS_WEIGHT]) - 1
+    for name in (_CLASS_WEIGHT, _CLASS_BIAS):
+        rows = state[name].float()
+        classes, no_object = rows[:given], rows[given:]
+        mean = classes.mean(0, keepdim=True)
+        if name == _CLASS_BIAS:
+            mean = mean - math.log(num_classes / given)
+        fitted[name] = torch.cat((mean.expand(num_classes, *mean.shape[1:]), no_object))
+    return fitted
