@@ -16,6 +16,7 @@ from vispeft.config import Config, load_config, parse_config
 from vispeft.config.messages import known_keys
 from vispeft.config.strict_yaml import parse_yaml
 from vispeft.models import bundled_path
+from vispeft.models.roles.eomt import EOMT, decoder_roles
 from vispeft.models.roles.mask_dino import MASK_DINO
 from vispeft.models.roles.timm import FAMILIES
 from vispeft.peft import METHODS
@@ -27,7 +28,8 @@ PAGES = (
     *("docs/sweeps.md", "docs/evaluation.md", "docs/results.md", "docs/base.md", "docs/study.md"),
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
-ROLES = {"new", *MASK_DINO, *(f"encoder.{role}" for family in FAMILIES.values() for role in family)}
+ENCODER_ROLES = {f"encoder.{role}": "" for family in FAMILIES.values() for role in family}
+ROLES = {"new", *MASK_DINO, *EOMT, *ENCODER_ROLES, *decoder_roles(ENCODER_ROLES, 1)}
 FILE_ENDINGS = (".yaml", ".json", ".png", ".safetensors")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.rle import check_counts, decode_columns, encode_region, run_lengths, to_rle
+from vispeft.coco.rle import boxes_of, check_counts, decode_columns, encode_region, run_lengths, to_rle
 
 
 def _encoded(mask):
@@ -130,3 +130,12 @@ def test_run_lengths__of_text_and_of_a_list_give_pycocotools_mask(size: tuple[in
     np.testing.assert_array_equal(run_lengths(runs.tolist()), runs)
     for left in range(size[1]):
         np.testing.assert_array_equal(decode_columns(runs, size[0], left, size[1]), mask[:, left:])
+
+
+def test_boxes_of__enclose_the_masks():
+    mask = np.zeros((9, 7), dtype=bool)
+    mask[2:5, 3], mask[4, 5] = True, True
+    boxes = boxes_of([_encoded(mask), _encoded(np.zeros((9, 7), dtype=bool))])
+    assert boxes.dtype == np.float32
+    assert boxes.tolist() == [[3, 2, 6, 5], [0, 0, 0, 0]]
+    assert boxes_of([]).shape == (0, 4)

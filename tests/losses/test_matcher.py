@@ -153,6 +153,17 @@ def test_matcher__is_the_same_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(torch.equal(a, b) for a, b in zip(match(), whole, strict=True))
 
 
+def test_matcher__without_boxes_compares_class_and_mask() -> None:
+    torch.manual_seed(0)
+    layers, features, target = make_layers(1), torch.randn(1, WIDTH, 4, 4), make_targets(4)
+    bare = tuple(LayerPredictions(x.class_logits, None, x.mask_embeddings) for x in layers)
+    pairs = []
+    for given, weights in ((bare, CostWeights()), (layers, CostWeights(box=0.0, giou=0.0))):
+        torch.manual_seed(1)
+        pairs.append(HungarianMatcher(weights, num_points=64)(given, features, [target])[0])
+    assert all(torch.equal(one.query_idx, other.query_idx) for one, other in zip(*pairs, strict=True))
+
+
 def test_assign__pairs_all_despite_costs_that_are_not_finite() -> None:
     costs = torch.tensor([[[math.nan, 1.0], [0.0, math.inf], [-math.inf, math.nan]]])
     (match,) = assign(costs)

@@ -1,85 +1,75 @@
-"""The loss of EoMT against Mask2Former's formulas, written out in plain torch."""
+"""The criterion of EoMT against the published formulas."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch.nn import functional as F
 
 from vispeft.losses.pairs import Pairs
 from vispeft.models.eomt.criterion import Criterion, class_loss
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 
-def targets_of(*labels: int) -> Targets:
-    """Squares in different corners of an image of 32 pixels."""
-    masks = torch.zeros(len(labels), 32, 32, dtype=torch.bool)
-    for i in range(len(labels)):
-        masks[i, 16 * (i // 2) : 16 * (i // 2) + 16, 16 * (i % 2) : 16 * (i % 2) + 16] = True
-    return Targets(torch.tensor(labels, dtype=torch.int64), torch.full((len(labels), 4), 0.5), masks)
+def halves() -> Targets:
+    """Two targets, the upper and the lower half of an image."""
+    masks = torch.zeros(2, 16, 16, dtype=torch.bool)
+    masks[0, :8], masks[1, 8:] = True, True
+    return Targets(torch.tensor([2, 0]), torch.rand(2, 4), masks)
 
 
-def perfect(targets: Targets, num_queries: int, num_classes: int) -> LayerPredictions:
-    """Predictions that are right and certain: query i is target i, the others are no object."""
-    classes = torch.full((num_queries,), num_classes)
-    classes[: len(targets)] = targets.labels
-    features = 40 * F.avg_pool2d(targets.masks[None].float(), 4) - 20  # [1, T, 8, 8]
-    embeddings = torch.eye(num_queries, len(targets))
-    return LayerPredictions(
-        30 * F.one_hot(classes, num_classes + 1).float()[None], None, embeddings[None], features.contiguous()
-    )
+def right(targets: Targets) -> LayerPredictions:
+    """A layer whose queries 1 and 2 give the targets, and query 0 nothing."""
+    class_logits = torch.full((1, 3, 4), -20.0)
+    class_logits[0, [0, 1, 2], [3, *targets.labels.tolist()]] = 20
+    embeddings = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    return LayerPredictions(class_logits, None, embeddings, 60 * targets.masks[None].float() - 30)
 
 
-def total(layers: tuple[LayerPredictions, ...], targets: list[Targets]) -> dict[str, Tensor]:
-    features = layers[-1].mask_features
-    assert features is not None
-    return Criterion(num_points=512)(Predictions(layers, features), targets)
-
-
-def test_class_loss__is_the_weighted_cross_entropy() -> None:
+def test_class_loss__is_the_mean_weighted_by_class() -> None:
     torch.manual_seed(0)
-    logits = torch.randn(6, 4)  # 3 classes and "no object"
-    pairs = Pairs(torch.tensor([1, 4]), torch.tensor([0, 1]), torch.ones(2), (2,))
-    targets = [targets_of(2, 0)]
+    logits, targets = torch.randn(6, 4), halves()
+    pairs = Pairs(torch.tensor([4, 1]), torch.tensor([0, 1]), torch.ones(2), (2,))
     log_probs = logits.log_softmax(-1)
-    labels = [3, 2, 3, 3, 0, 3]
-    weights = [0.1 if label == 3 else 1.0 for label in labels]
-    expected = -sum(w * log_probs[i, label] for i, (w, label) in enumerate(zip(weights, labels, strict=True)))
-    torch.testing.assert_close(class_loss(logits, pairs, targets), expected / sum(weights))
+    expected = -(log_probs[4, 2] + log_probs[1, 0] + 0.1 * log_probs[[0, 2, 3, 5], 3].sum()) / (2 + 0.4)
+    torch.testing.assert_close(class_loss(logits, pairs, [targets]), expected)
 
 
-def test_criterion__is_small_for_certain_and_right_predictions() -> None:
-    """Not zero: the points are sought where masks are uncertain, which is at their edges."""
+def test_criterion__is_small_for_right_predictions_and_large_for_wrong_ones() -> None:
     torch.manual_seed(0)
-    targets = targets_of(1, 0, 2)
-    right = perfect(targets, 5, 3)
-    losses = total((right,), [targets])
-    assert losses.keys() == {"class", "mask", "dice"}
-    assert float(losses["class"]) == 0
-    wrong = LayerPredictions(right.class_logits.roll(1, -1), None, -right.mask_embeddings, right.mask_features)
-    for name, loss in total((wrong,), [targets]).items():
-        assert float(loss) > 5 * float(losses[name]), name
+    targets = halves()
+    layer = right(targets)
+    assert layer.mask_features is not None
+    # left and right halves, whose every second pixel is in the target
+    wrong = LayerPredictions(-layer.class_logits, None, layer.mask_embeddings, layer.mask_features.mT.contiguous())
+    small, large = (
+        Criterion(num_points=256)(Predictions((x,), layer.mask_features), [targets]) for x in (layer, wrong)
+    )
+    assert small["class"] < 1e-6
+    assert large["class"] > 2
+    # the points of a mask are mostly at its border, where bilinear reading is uncertain
+    assert all(small[name] < 0.5 * large[name] for name in ("mask", "dice"))
 
 
-def test_criterion__sums_over_layers_with_mask_features_of_their_own() -> None:
+def test_criterion__adds_the_layers_each_with_its_own_features() -> None:
     torch.manual_seed(0)
-    targets = targets_of(1, 0)
-    right = perfect(targets, 4, 2)
-    assert right.mask_features is not None
-    wrong = LayerPredictions(right.class_logits, None, right.mask_embeddings, -right.mask_features)
-    one, both = total((right,), [targets]), total((wrong, right), [targets])
-    assert float(both["mask"]) > 3 * float(one["mask"])
-    twice = total((right, right), [targets])
-    torch.testing.assert_close(twice["class"], 2 * one["class"])
+    targets = halves()
+    layer = right(targets)
+    # undecided everywhere, so that the points do not matter
+    undecided = LayerPredictions(layer.class_logits, None, layer.mask_embeddings, torch.zeros(1, 2, 16, 16))
+    one = Criterion(num_points=64)(Predictions((undecided,), torch.zeros(1, 2, 16, 16)), [targets])
+    two = Criterion(num_points=64)(Predictions((undecided, undecided), torch.zeros(1, 2, 16, 16)), [targets])
+    torch.testing.assert_close(one["mask"], torch.tensor(5 * math.log(2)))
+    torch.testing.assert_close(two["mask"], 2 * one["mask"])
 
 
-def test_criterion__of_images_without_objects_is_finite_and_depends_on_everything() -> None:
+def test_criterion__without_objects_is_the_no_object_loss() -> None:
     torch.manual_seed(0)
-    logits, embeddings = torch.randn(2, 4, 3).requires_grad_(), torch.randn(2, 4, 8).requires_grad_()
-    features = torch.randn(2, 8, 8, 8).requires_grad_()
-    layer = LayerPredictions(logits, None, embeddings, features)
-    losses = total((layer,), [targets_of(), targets_of()])
-    loss = torch.stack(list(losses.values())).sum()
-    assert loss.isfinite()
-    loss.backward()
-    assert all(tensor.grad is not None for tensor in (logits, embeddings, features))
+    logits, features = torch.randn(2, 3, 4), torch.randn(2, 5, 4, 4)
+    empty = Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), torch.zeros(0, 16, 16, dtype=torch.bool))
+    predictions = Predictions((LayerPredictions(logits, None, torch.randn(2, 3, 5)),), features)
+    losses = Criterion(num_points=16)(predictions, [empty, empty])
+    expected = 2 * F.cross_entropy(logits.flatten(0, 1), torch.full((6,), 3))
+    torch.testing.assert_close(losses["class"], expected)
+    assert losses["mask"] == losses["dice"] == 0

@@ -1,171 +1,193 @@
-"""EoMT: shapes, masks of the attention, sizes, weights and roles."""
+"""EoMT as a whole, at a size that a test can afford."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from vispeft import peft
-from vispeft.errors import ConfigError
-from vispeft.models import DetectionLimits, EoMT, LossSettings, build_model, load_weights
+from vispeft.errors import CheckpointError, ConfigError
+from vispeft.models import EoMT, LossSettings, build_model, load_weights
+from vispeft.models.backbones.plain_vit import PlainViT
 from vispeft.models.eomt.model import _attention_mask
-from vispeft.models.eomt.weights import fit_class_head
+from vispeft.models.registry import family_of
 from vispeft.models.split import SplitPointError
-from vispeft.structures import ImageMeta, LayerPredictions, Targets
+from vispeft.peft import LoRA, Names, Plan, check, inject
+from vispeft.structures import LayerPredictions, Targets
+
+VIT = {"depth": 3, "embed_dim": 48, "num_heads": 3}
+PLAIN, REGISTERS = "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"
 
 
-def build(num_classes: int = 3, backbone: str = "vit_tiny_patch16_224", **options: Any) -> EoMT:
+def small(backbone: str = PLAIN, num_classes: int = 3, **options: object) -> EoMT:
     torch.manual_seed(0)
-    backbone_options = {"depth": 4, "embed_dim": 48, "num_heads": 3, **options.pop("backbone_options", {})}
-    model = build_model(
+    return build_model(
         "eomt",
         backbone=backbone,
+        backbone_options=VIT,
         num_classes=num_classes,
-        pretrained=False,
-        image_size=64,
-        backbone_options=backbone_options,
-        **{"num_queries": 7, "num_blocks": 2, **options},
+        size="tiny",
+        num_queries=12,
+        **options,
     )
-    assert isinstance(model, EoMT)
-    return model
 
 
-def images(height: int = 64, width: int = 96) -> torch.Tensor:
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
+def targets(counts: tuple[int, ...], side: int = 64) -> list[Targets]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Targets(
+            torch.randint(0, 3, (count,), generator=generator),
+            torch.rand(count, 4, generator=generator) * 0.3 + 0.2,
+            torch.rand(count, side, side, generator=generator) > 0.5,
+        )
+        for count in counts
+    ]
 
 
-@pytest.mark.parametrize(
-    ("backbone", "divisor", "doublings"),
-    [("vit_tiny_patch16_224", 16, 2), ("vit_small_patch14_reg4_dinov2", 14, 1)],
-    ids=["vit", "dinov2"],
-)
-def test_eomt__predicts_from_every_last_block_in_training_and_once_at_inference(
-    backbone: str, divisor: int, doublings: int
+@pytest.mark.parametrize(("backbone", "size", "cells"), [(PLAIN, (64, 96), (16, 24)), (REGISTERS, (56, 84), (8, 12))])
+def test_forward__gives_the_shapes_that_structures_tell(
+    backbone: str, size: tuple[int, int], cells: tuple[int, int]
 ) -> None:
-    model = build(backbone=backbone)
-    x = images(4 * divisor, 6 * divisor)
-    predictions = model.train()(x)
-    assert len(predictions.layers) == 3  # before each of the two last blocks, and after them
-    assert [layer.mask_features is None for layer in predictions.layers] == [False, False, True]
-    assert predictions.final.class_logits.shape == (2, 7, 4)
-    assert predictions.final.mask_embeddings.shape == (2, 7, 48)
-    assert predictions.mask_features.shape[-2:] == (4 * 2**doublings, 6 * 2**doublings)
-    assert len(model.eval()(x).layers) == 1
+    model = small(backbone)
+    predictions = model.train()(torch.randn(2, 3, *size))
+    assert [layer.class_logits.shape for layer in predictions.layers] == [(2, 12, 4)] * 3
+    assert all(predictions.mask_features_of(layer).shape == (2, 48, *cells) for layer in predictions.layers)
+    assert predictions.mask_logits(1, torch.tensor([3, 5])).shape == (2, *cells)
+    assert all(layer.boxes is None for layer in predictions.layers)
 
 
-def test_eomt__runs_the_encoder_as_timm_does_without_queries() -> None:
-    model = build(num_queries=1).eval()
-    encoder = model.encoder
-    x = encoder.first_tokens(images())
-    for block in encoder.last_blocks:
-        x = encoder.run_block(block, x, None)
-    torch.testing.assert_close(encoder.norm(x), encoder.body.forward_features(images()))
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0), (20, 1)], ids=["one empty", "all empty", "more than queries"])
+def test_criterion__is_finite_and_gives_every_parameter_a_gradient(counts: tuple[int, ...]) -> None:
+    model = small().train()
+    given = targets(counts)
+    loss = torch.stack(list(model.criterion(LossSettings(64))(model(torch.randn(2, 3, 64, 64)), given).values())).sum()
+    loss.backward()
+    assert loss.isfinite()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_eomt__masks_change_training_until_they_are_annealed() -> None:
-    model = build().train()
-    masked = model(images()).final.class_logits
-    model.on_progress(10, 10)
-    assert model.mask_probs == (0.0, 0.0)
-    free = model(images()).final.class_logits
-    assert not torch.allclose(masked, free)
-    assert torch.equal(free, model.eval()(images()).final.class_logits)
+def test_first_tokens__with_the_last_blocks_is_timms_own_model() -> None:
+    torch.manual_seed(0)
+    encoder = PlainViT(REGISTERS, num_last=2, options=VIT).eval()
+    images = torch.randn(1, 3, 56, 84)
+    with torch.no_grad():
+        x = encoder.first_tokens(images)
+        for block in encoder.last_blocks:
+            x = encoder.run_block(block, x, None)
+        torch.testing.assert_close(encoder.norm(x), encoder.body.forward_features(images))
 
 
-def test_attention_mask__lets_queries_see_their_mask_the_prefix_and_each_other() -> None:
-    # 2 queries, 1 prefix token, 2 x 2 patches; the first mask is the left column, the second is empty
-    features = torch.tensor([[[1.0, -1.0], [1.0, -1.0]]])[None]
-    layer = LayerPredictions(torch.zeros(1, 2, 2), None, torch.tensor([[[1.0], [0.0]]]), features)
-    mask = _attention_mask(layer, (2, 2), 1.0, num_tokens=7)
+def test_forward__in_eval_mode_needs_no_masks() -> None:
+    model, images = small().eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        before = model(images)
+        model.on_progress(10, 10)
+        after = model(images)
+        unmasked = model.train()(images)
+    assert len(before.layers) == 1
+    assert torch.equal(before.final.class_logits, after.final.class_logits)
+    torch.testing.assert_close(unmasked.final.class_logits, before.final.class_logits)
+    model.on_progress(0, 10)
+    with torch.no_grad():
+        masked = model(images)
+    assert not torch.allclose(masked.final.class_logits, before.final.class_logits)
+
+
+def test_forward__with_activation_checkpointing_has_the_same_gradients() -> None:
+    def gradients(model: nn.Module) -> list[Tensor]:
+        predictions = model(images)
+        sum(layer.class_logits.square().sum() + layer.mask_embeddings.sum() for layer in predictions.layers).backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    images = torch.randn(1, 3, 64, 64)
+    kept, recomputing = small().train(), small().train()
+    recomputing.set_activation_checkpointing()
+    for one, other in zip(gradients(kept), gradients(recomputing), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_attention_mask__keeps_queries_to_the_patches_of_their_own_mask() -> None:
+    features = torch.zeros(1, 2, 4, 4)
+    features[0, 0, :2], features[0, 0, 2:], features[0, 1] = 1, -1, -1
+    layer = LayerPredictions(torch.zeros(1, 2, 4), None, torch.eye(2)[None], features)
+    mask = _attention_mask(layer, (2, 2), 1.0, num_tokens=2 + 1 + 4)
     assert mask is not None
-    assert mask.shape == (1, 1, 7, 7)
-    assert mask[0, 0, 0].tolist() == [True] * 3 + [True, False, True, False]
-    assert mask[0, 0, 1].tolist() == [True] * 3 + [False] * 4
-    assert bool(mask[0, 0, 2:].all())
+    expected = torch.ones(7, 7, dtype=torch.bool)
+    expected[0, 5:] = False  # the upper half is the first query's
+    expected[1, 3:] = False  # the second query has no mask: queries and prefix are left
+    assert torch.equal(mask[0, 0], expected)
     assert _attention_mask(layer, (2, 2), 0.0, num_tokens=7) is None
 
 
-def test_attention_mask__frees_queries_by_the_probability() -> None:
+def test_attention_mask__masks_a_share_of_the_queries() -> None:
     torch.manual_seed(0)
-    layer = LayerPredictions(torch.zeros(1, 1000, 2), None, torch.zeros(1, 1000, 1), torch.ones(1, 1, 2, 2))
-    mask = _attention_mask(layer, (2, 2), 0.3, num_tokens=1004)
+    layer = LayerPredictions(torch.zeros(1, 2000, 4), None, torch.ones(1, 2000, 1), -torch.ones(1, 1, 2, 2))
+    mask = _attention_mask(layer, (1, 1), 0.25, num_tokens=2001)
     assert mask is not None
-    is_masked = ~mask[0, 0, :1000, -4:].any(-1)
-    assert 0.25 < float(is_masked.float().mean()) < 0.35
+    assert 0.2 < (~mask[0, 0, :2000, -1]).float().mean() < 0.3
 
 
-def test_eomt__loss_reaches_every_parameter() -> None:
-    model = build().train()
-    masks = torch.zeros(2, 64, 96, dtype=torch.bool)
-    masks[0, :30, :30], masks[1, 30:, 40:] = True, True
-    targets = [
-        Targets(torch.tensor([0, 2]), torch.full((2, 4), 0.5), masks),
-        Targets(*(t[:0] for t in (torch.tensor([0]), torch.zeros(1, 4), masks))),
-    ]
-    losses = model.criterion(LossSettings(num_points=128))(model(images(), targets), targets)
-    torch.stack(list(losses.values())).sum().backward()
-    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+@pytest.mark.parametrize("name", ["resnet50", "vit_small_patch16_rope_224", "vit_small_patch16_dinov3"])
+def test_build_model__refuses_what_is_no_plain_vit(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"`backbone` must be a plain ViT.*{name}"):
+        build_model("eomt", backbone=name)
 
 
-def test_eomt__recomputing_gives_the_same_gradients() -> None:
-    gradients = []
-    for enable in (False, True):
-        model = build().train()
-        model.set_activation_checkpointing(enable)
-        model(images()).mask_features.square().sum().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        assert (gradient is None) == (gradients[1][name] is None)
-        if gradient is not None:
-            torch.testing.assert_close(gradient, gradients[1][name])
+@pytest.mark.parametrize("num_blocks", [0, 3])
+def test_build_model__leaves_blocks_to_the_image_alone(num_blocks: int) -> None:
+    with pytest.raises(ConfigError, match=r"`options.num_blocks` must be in 1\.\.2"):
+        small(num_blocks=num_blocks)
 
 
-def test_eomt__gives_instances_with_boxes_around_their_masks() -> None:
-    model = build().eval()
-    metas = [ImageMeta(i, f"{i}.png", 50, 70, 60, 84) for i in range(2)]
+def test_backbone_weights__are_loaded_by_timms_names(tmp_path) -> None:
+    torch.manual_seed(1)
+    saved = timm.create_model(PLAIN, **VIT)
+    save_file(saved.state_dict(), tmp_path / "vit.safetensors")
+    model = small(backbone_weights=tmp_path / "vit.safetensors")
+    assert torch.equal(model.encoder.body.blocks[2].attn.qkv.weight, saved.blocks[2].attn.qkv.weight)
+    assert torch.equal(model.encoder.body.norm.weight, saved.norm.weight)
+
+
+def test_roles__name_sites_and_every_delta_runs() -> None:
+    model = small()
+    names = Names(model)
+    assert {role: len(names.sites(pattern)) for role, pattern in model.roles().items()}["decoder.qkv"] == 2
+    deltas = {"@encoder.qkv": LoRA(2), "predictor.mask_embed.layers.*": LoRA(2)}
+    inject(model, Plan(deltas, train=["@new"]), roles=model.roles())
+    check(model, torch.zeros(1, 3, 64, 64))
+
+
+def test_split__is_refused() -> None:
+    with pytest.raises(SplitPointError):
+        small().split(torch.zeros(1, 3, 64, 64))
+
+
+def test_check_image_size__names_the_size() -> None:
+    small().check_image_size(70)
+    options = {**VIT, "dynamic_img_size": False, "img_size": 64}
+    fixed = build_model("eomt", backbone=PLAIN, backbone_options=options, size="tiny")
+    with pytest.raises(ConfigError, match="`image_size` 96"):
+        fixed.check_image_size(96)
+
+
+def test_load_weights__keeps_the_odds_of_no_object_for_other_classes(tmp_path) -> None:
+    source, model = small(num_classes=3), small(num_classes=6)
     with torch.no_grad():
-        predictions = model(images())
-    found = model.instances(predictions, metas, padded_size=(64, 96), limits=DetectionLimits(max_detections=5))
-    for instances in found:
-        assert len(instances.scores) <= 5
-        assert instances.scores.tolist() == sorted(instances.scores.tolist(), reverse=True)
-        assert set(instances.labels.tolist()) <= {0, 1, 2}
-        assert all(rle["size"] == [50, 70] for rle in instances.rles)
+        source.predictor.class_embed.weight[:3] = source.predictor.class_embed.weight[0]
+        source.predictor.class_embed.bias[:3] = 0.5
+    save_file(source.state_dict(), tmp_path / "whole.safetensors")
+    load_weights(model, tmp_path / "whole.safetensors")
+    assert family_of("eomt").num_classes_in(tmp_path / "whole.safetensors") == 3
+    x = torch.randn(5, 48)
+    one, other = (m.predictor.class_embed(x).softmax(-1)[:, -1] for m in (source, model))
+    torch.testing.assert_close(one, other)
 
 
-def test_eomt__refuses_what_it_cannot_run() -> None:
-    with pytest.raises(ConfigError, match=r"must be a plain ViT of timm with learned positions .* 'resnet18'"):
-        build(backbone="resnet18", backbone_options={})
-    with pytest.raises(ConfigError, match=r"`options.num_blocks` must be in 1..3"):
-        build(num_blocks=4)
-    with pytest.raises(ConfigError, match="must be multiples of 16"):
-        build()(images(60, 96))
-    with pytest.raises(SplitPointError, match="no split point"):
-        build().split(images())
-
-
-def test_eomt__loads_its_own_weights_and_fits_the_class_head(tmp_path: Path) -> None:
-    model, other = build(3), build(5)
-    save_file({name: t.contiguous() for name, t in model.state_dict().items()}, tmp_path / "eomt.safetensors")
-    load_weights(other, tmp_path / "eomt.safetensors")
-    assert torch.equal(other.queries, model.queries)
-    old, new = model.predictor.class_embed, other.predictor.class_embed
-    assert torch.equal(new.weight[-1], old.weight[-1])
-    torch.testing.assert_close(new.weight[0], old.weight[:3].mean(0))
-    # the odds of an object against none stay those of equal logits
-    state = {"predictor.class_embed.weight": torch.zeros(4, 8), "predictor.class_embed.bias": torch.zeros(4)}
-    fitted = fit_class_head(state, 6)["predictor.class_embed.bias"]
-    assert fitted.softmax(0)[-1] == pytest.approx(0.25)
-
-
-def test_eomt__has_roles_for_its_encoder_its_last_blocks_and_its_heads() -> None:
-    model = build()
-    names = peft.Names(model)
-    for role in model.roles():
-        assert names.sites(f"@{role}", model.roles()), role
-    last = {site.name for site in names.sites("@decoder.qkv", model.roles())}
-    assert last == {"encoder.body.blocks.2.attn.qkv", "encoder.body.blocks.3.attn.qkv"}
+def test_load_weights__names_what_is_missing(tmp_path) -> None:
+    state = small().state_dict()
+    del state["queries"]
+    save_file(state, tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match="lacks queries"):
+        load_weights(small(), tmp_path / "part.safetensors")
