@@ -78,15 +78,15 @@ KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "metrics")
 
 def take_in(sweep: Path, raw: Path) -> None:
     """Copy the results of a sweep, without the paths of its machine."""
-    compared_results = json.loads((sweep / "compared_results.json").read_text())
-    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in compared_results["trials"]]
+    found = json.loads((sweep / "results.json").read_text())
+    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in found["trials"]]
     comparison = None
     if (sweep / "comparison.json").is_file():
         comparison = json.loads((sweep / "comparison.json").read_text())
     environment = json.loads(next((sweep / "trials").glob("*/environment.json")).read_text())
     machine = {key: environment[key] for key in ("device", "seed", "versions", "packages") if key in environment}
     machine.pop("seed", None)
-    content = {"sampler": compared_results["sampler"], "num_runs": compared_results["num_runs"], "machine": machine}
+    content = {"sampler": found["sampler"], "num_runs": found["num_runs"], "machine": machine}
     raw.mkdir(parents=True, exist_ok=True)
     (raw / f"{sweep.name}.json").write_text(
         json.dumps({**content, "trials": trials, "comparison": comparison}, indent=1) + "\n"
@@ -98,16 +98,16 @@ def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> di
     trials: list[dict[str, Any]] = []
     directories: list[Path] = []
     for sweep, variant in members:
-        compared_results = json.loads((sweeps[sweep] / "compared_results.json").read_text())
-        done = [one for one in compared_results["trials"] if one["state"] == "complete"]
-        if len(done) < compared_results["num_runs"]:
+        found = json.loads((sweeps[sweep] / "results.json").read_text())
+        done = [one for one in found["trials"] if one["state"] == "complete"]
+        if len(done) < found["num_runs"]:
             return None
         for one in (one for one in done if one["variant"] == variant):
             directories.append(sweeps[sweep] / "trials" / f"{one['trial']:04d}")
             source = {"sweep": sweep, "trial_of_sweep": one["trial"]}
             trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories)} | source)
     candidates = read_candidates(directories).candidates
-    numbers = [[1 + directories.index(source.compared_results.parent) for source in one.sources] for one in candidates]
+    numbers = [[1 + directories.index(source.results.parent) for source in one.sources] for one in candidates]
     entries = [
         replace(candidate.entry, name=trials[group[0] - 1]["variant"])
         for candidate, group in zip(candidates, numbers, strict=True)
