@@ -133,6 +133,3 @@ class AdapterDelta(Delta):
     def merged(self, weight: Tensor, bias: Tensor | None) -> None:
         """Return None: an adapter is not linear."""
         return
-
-    def extra_repr(self) -> str:
-        return repr(self.method)

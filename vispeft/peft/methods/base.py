@@ -80,6 +80,9 @@ class Delta(nn.Module, ABC):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """Return weight and bias with which the frozen module alone computes the same; None if there are none."""
 
+    def extra_repr(self) -> str:
+        return repr(self.method)
+
 
 class AroundDelta(Delta):
     """A delta that changes the input of its module too.
@@ -120,6 +123,9 @@ class WeightDelta(nn.Module, ABC):
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """Return the value that replaces the parameter."""
+
+    def extra_repr(self) -> str:
+        return repr(self.method)
 
 
 @dataclass(frozen=True)

@@ -102,9 +102,6 @@ class ConvpassDelta(Delta):
         """Return None: a bypass is not linear."""
         return
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
     def _convolved(self, hidden: Tensor) -> Tensor:
         """Return tokens [B, N, w] or a map [B, H, W, w] after the convolution."""
         weight, bias = self.conv_w.to(hidden.dtype), self.conv_b.to(hidden.dtype)

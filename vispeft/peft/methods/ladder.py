@@ -104,9 +104,6 @@ class LadderDelta(Delta):
         """Return None: a ladder reads several modules."""
         return
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 @dataclass(frozen=True)
 class Output:

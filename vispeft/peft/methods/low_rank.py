@@ -109,9 +109,6 @@ class LinearFactors(Delta):
         """Dropout rate of this call: 0 outside of training."""
         return self.dropout if self.training else 0.0
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 class ConvFactors(Delta):
     """Factors of a convolution: `a` [r, in / groups, kh, kw] with the base's geometry, `b` [out, r, 1, 1]."""
@@ -134,9 +131,6 @@ class ConvFactors(Delta):
         hidden = self.geometry.convolve(x, a if groups == 1 else a.repeat(groups, 1, 1, 1))
         return torch.add(y, F.conv2d(hidden, b, groups=groups), alpha=self.scale)
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 class WeightFactors(WeightDelta):
     """Factors of a parameter [out, in] or [out, in, kh, kw], shaped as those of a linear map or a convolution."""
@@ -146,9 +140,6 @@ class WeightFactors(WeightDelta):
         self.outputs, self.rows = weight.shape[0], part_rows(method.parts, weight.shape[0])
         self.scale = method.scale
         self.a, self.b = _factors(method.rank, self.rows, weight)
-
-    def extra_repr(self) -> str:
-        return repr(self.method)
 
 
 def add_product(weight: Tensor, a: Tensor, b: Tensor, scale: float, rows: list[slice]) -> Tensor:

@@ -94,9 +94,6 @@ class MonaDelta(Delta):
         """Return None: the adapter is not linear."""
         return
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
     def _map(self, name: str) -> tuple[Tensor, Tensor]:
         """Return weight and bias of one map."""
         return self.get_parameter(f"{name}_w"), self.get_parameter(f"{name}_b")

@@ -99,9 +99,6 @@ class ModuleOFT(Delta):
             bias = (bias + self.rotations.turned(changed.to(self.rotations.q.dtype))).to(bias.dtype)
         return _rotated(weight, self.rotations), bias
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 class WeightOFT(WeightDelta):
     """Rotation of the rows of a parameter."""
@@ -113,9 +110,6 @@ class WeightOFT(WeightDelta):
     def forward(self, weight: Tensor) -> Tensor:
         """Return `R W`."""
         return _rotated(weight, self.rotations)
-
-    def extra_repr(self) -> str:
-        return repr(self.method)
 
 
 def _rotated(weight: Tensor, rotations: Rotations) -> Tensor:

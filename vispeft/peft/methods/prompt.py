@@ -96,9 +96,6 @@ class Prompts(AroundDelta):
         """Return None: tokens are no part of a weight."""
         return
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 def _new_prompts(tokens: int, width: int, like: Tensor) -> nn.Parameter:
     """Return prompts [T, C], uniform in +-sqrt(6 / (C + C)).

@@ -89,9 +89,6 @@ class GainOffset(Delta):
         shifted = bias.to(gain.dtype) * gain
         return scaled, (shifted if offset is None else shifted + offset).to(bias.dtype)
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
     def _spread(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Return scales and offsets for the whole output: those of its parts, ones elsewhere."""
         gain = self.gain.to(dtype)

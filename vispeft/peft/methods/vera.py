@@ -85,9 +85,6 @@ class LinearVeRA(Delta):
         """Return `W + (b B)(d A)`, and the bias as it is."""
         return _updated(weight, self.projections, self.scale_d, self.scale_b), bias
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 class WeightVeRA(WeightDelta):
     """Scales of a matrix: `scale_d` [r] and `scale_b` [out]."""
@@ -100,9 +97,6 @@ class WeightVeRA(WeightDelta):
     def forward(self, weight: Tensor) -> Tensor:
         """Return `W + (b B)(d A)`."""
         return _updated(weight, self.projections, self.scale_d, self.scale_b)
-
-    def extra_repr(self) -> str:
-        return repr(self.method)
 
 
 def _scales(method: VeRA, weight: Tensor) -> tuple[nn.Parameter, nn.Parameter]:

@@ -70,9 +70,6 @@ class LinearUpdate(Delta):
         """Return `W + update`, and the bias as it is."""
         return _updated(weight, self.update()), bias
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 class ConvUpdate(Delta):
     """Update of a convolution."""
@@ -90,9 +87,6 @@ class ConvUpdate(Delta):
         """Return `W + update`, and the bias as it is."""
         return _updated(weight, self.update()), bias
 
-    def extra_repr(self) -> str:
-        return repr(self.method)
-
 
 class ParameterUpdate(WeightDelta):
     """Update of a parameter."""
@@ -104,9 +98,6 @@ class ParameterUpdate(WeightDelta):
     def forward(self, weight: Tensor) -> Tensor:
         """Return `W + update`."""
         return _updated(weight, self.update())
-
-    def extra_repr(self) -> str:
-        return repr(self.method)
 
 
 def _updated(weight: Tensor, update: Tensor) -> Tensor:
