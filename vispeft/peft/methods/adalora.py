@@ -11,11 +11,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Scheduled, WeightDelta, at_least, trainable
-from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
@@ -185,21 +183,7 @@ class LinearAdaLoRA(LinearFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update on the rows of its parts. x: [..., in]; y: [..., out]."""
-        a, offsets, dropout = _scaled_rows(self.a, self.e), self.column_offsets, self.active_dropout
-        if base is None or not is_plain_linear(base):
-            return lora_add(y, x, a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
-        return lora_update(
-            y,
-            x,
-            base.weight,
-            base.bias,
-            a,
-            self.b,
-            self.scale,
-            column_offsets=offsets,
-            dropout=dropout,
-            recompute=self.recomputed_inputs.recompute_of(x),
-        )
+        return self.update(x, y, base, _scaled_rows(self.a, self.e))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B diag(e) A`, and the bias as it is."""

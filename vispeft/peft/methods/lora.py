@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.peft.methods.base import Delta, WeightDelta
-from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
 
@@ -45,21 +43,7 @@ class LinearLoRA(LinearFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the low-rank update on the rows of its parts. x: [..., in]; y: [..., out]."""
-        offsets, dropout = self.column_offsets, self.active_dropout
-        if base is None or not is_plain_linear(base):
-            return lora_add(y, x, self.a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
-        return lora_update(
-            y,
-            x,
-            base.weight,
-            base.bias,
-            self.a,
-            self.b,
-            self.scale,
-            column_offsets=offsets,
-            dropout=dropout,
-            recompute=self.recomputed_inputs.recompute_of(x),
-        )
+        return self.update(x, y, base, self.a)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B A`, and the bias as it is."""

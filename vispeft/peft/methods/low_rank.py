@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, trainable
+from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
 from vispeft.peft.methods.qkv import check_parts, part_rows
@@ -108,6 +110,27 @@ class LinearFactors(Delta):
     def active_dropout(self) -> float:
         """Dropout rate of this call: 0 outside of training."""
         return self.dropout if self.training else 0.0
+
+    def update(self, x: Tensor, y: Tensor, base: nn.Module | None, a: Tensor) -> Tensor:
+        """Return y with the low-rank update by B and a on the rows of its parts.
+
+        x: [..., in]; y: [..., out]; base: as in `Delta.forward`; a: as A
+        """
+        offsets, dropout = self.column_offsets, self.active_dropout
+        if base is None or not is_plain_linear(base):
+            return lora_add(y, x, a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
+        return lora_update(
+            y,
+            x,
+            base.weight,
+            base.bias,
+            a,
+            self.b,
+            self.scale,
+            column_offsets=offsets,
+            dropout=dropout,
+            recompute=self.recomputed_inputs.recompute_of(x),
+        )
 
 
 class ConvFactors(Delta):
