@@ -11,6 +11,7 @@ import pytest
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run
 from vispeft.engine.estimate import estimate
+from vispeft.errors import PlanError
 from vispeft.io.metrics_file import read_metrics
 from vispeft.models import EoMT
 from vispeft.training.callbacks.base import Callback
@@ -69,3 +70,20 @@ def test_estimate__counts_eomt(eomt: dict[str, Any]) -> None:
     # 3 blocks, q and v of width 48, rank 2
     assert counted.trainable_by_method["lora"] == 3 * 2 * 2 * (48 + 48)
     assert counted.forward_flops > 0
+
+
+@pytest.mark.parametrize(
+    ("deep", "message"),
+    [
+        (False, "added 2 prompts to 17 tokens, but its last one gets 31"),
+        (True, "not with the inputs that these deltas"),
+    ],
+    ids=["shallow", "deep"],
+)
+def test_train_run__refuses_prompts_in_the_blocks_of_the_queries(
+    eomt: dict[str, Any], tmp_path: Path, deep: bool, message: str
+) -> None:
+    vpt = {"method": "vpt", "tokens": 2, "deep": deep}
+    config = parse_config({**eomt, "peft": {"deltas": {"@encoder.blocks": vpt}, "train": ["@new"]}})
+    with pytest.raises(PlanError, match=message):
+        train_run(config, RunDirectory(tmp_path / "run"))

@@ -13,18 +13,21 @@ from torch import nn
 from vispeft.errors import PlanError
 from vispeft.peft.inject import attached, disabled, injection_of, recorded, switched_off
 from vispeft.peft.methods.base import AroundDelta
+from vispeft.peft.modes import train_mode
 from vispeft.peft.wrappers import unwrapped
 
 
-def check(model: nn.Module, example: Any) -> None:
-    """Run the model once in eval mode, without gradients; PlanError names every delta that did not run.
+def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
+    """Run the model once, without gradients; PlanError names every delta that did not run.
 
+    training: run in the mode of `train_mode` and not in eval mode, for models that compute something else there; the
+        random generators are left as they were
     example: a tuple is passed as the arguments, a mapping as keyword arguments, and anything else, a list or a named
         tuple too, as the one argument: `check(detector, [image])` calls `detector([image])`
     """
     model = unwrapped(model)
     injection_of(model)
-    with recorded(model) as (finished, running), _evaluating(model), torch.no_grad():
+    with recorded(model) as (finished, running), _in_mode(model, training), torch.no_grad():
         try:
             _call(model, example)
         except Exception as error:
@@ -129,12 +132,17 @@ def _misfit(model: nn.Module, example: Any) -> str | None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in eval mode for the block; afterwards every module is in its own mode again."""
+def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put the model in eval mode or train mode for the block; afterwards modes and random generators are as before."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    gpus = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     try:
-        yield
+        with torch.random.fork_rng(devices=gpus, enabled=training):
+            if training:
+                train_mode(model)
+            else:
+                model.eval()
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from vispeft.errors import PlanError
 from vispeft.peft.build import build_deltas
 from vispeft.peft.hooks import SiteHooks, deltas_of
-from vispeft.peft.methods.base import Delta, WeightDelta
+from vispeft.peft.methods.base import Delta, WeightDelta, full_precision
 from vispeft.peft.plan import Plan
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized
@@ -69,10 +69,11 @@ class WeightForm(nn.Module):
         self.order = order
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The parameter through its deltas in turn."""
-        for delta in self.children():
-            if delta.is_active:
-                weight = delta(weight)
+        """Return the parameter after its deltas in turn, in its own precision also under autocast."""
+        with full_precision(weight):
+            for delta in self.children():
+                if delta.is_active:
+                    weight = delta(weight)
         return weight
 
 

@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import AdaLoRA, Plan, inject, save_adapter, update_schedules
+from vispeft.peft import AdaLoRA, Plan, inject, load_adapter, save_adapter, update_schedules
 from vispeft.peft.inject import attached
+from vispeft.training.callbacks.ema import Ema
 from vispeft.training.trained_tensors import restore_tensors, trained_tensors
 
 STEPS = 40
@@ -106,7 +107,8 @@ def test_adalora__leaves_its_importances_out_of_the_file(tmp_path: Path) -> None
     model = maps()
     inject(model, Plan({"0": AdaLoRA(2)}))
     save_adapter(model, tmp_path / "a.safetensors")
-    assert sorted(load_file(tmp_path / "a.safetensors")) == ["0.adalora.a", "0.adalora.b", "0.adalora.e"]
+    names = ["a", "b", "e", "triplets.is_kept"]
+    assert sorted(load_file(tmp_path / "a.safetensors")) == [f"0.adalora.{name}" for name in names]
 
 
 def test_adalora__ignores_gradients_that_are_not_finite() -> None:
@@ -115,8 +117,30 @@ def test_adalora__ignores_gradients_that_are_not_finite() -> None:
     run(model, last=5)
     before = copy.deepcopy(trained_tensors(model))
     attached(model)[0].delta.e.grad[0] = float("inf")
-    update_schedules(model, 28, STEPS)
+    update_schedules(model, 7, STEPS)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained_tensors(model).items())
+    # the last choice is made all the same
+    update_schedules(model, 28, STEPS)
+    assert sum(int(item.delta.triplets.is_kept.sum()) for item in attached(model)) == 3
+
+
+def test_adalora__an_average_of_the_weights_keeps_the_budget(tmp_path: Path) -> None:
+    model, fresh = maps(), maps()
+    inject(model, plan(target_rank=1))
+    x = torch.randn(4, 6)
+    ema = Ema(model, decay=0.999)
+    for step in range(1, STEPS + 1):
+        run(model, step, step)
+        ema.update()
+    with ema.swapped_in():
+        assert sum(int((item.delta.e != 0).sum()) for item in attached(model)) > 3
+        for item in attached(model):
+            rows = item.delta.triplets.scaled_rows().flatten(1)
+            assert int(rows.any(1).sum()) == int(item.delta.triplets.is_kept.sum())
+        # and so does the model that is saved with it
+        save_adapter(model, tmp_path / "a.safetensors")
+        load_adapter(fresh, tmp_path / "a.safetensors")
+        assert torch.equal(fresh[2](x), model[2](x))
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def num_classes_in(path: str | Path) -> int | None:
 def fit_class_head(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:
     """Return the state with class rows for `num_classes` classes.
 
-    Where the number differs, every new class starts as the mean of the old ones, with the odds of all classes together
-    against "no object", the last row, kept. Equal numbers are left alone.
+    Where the number differs, every new class starts with the mean weights of the old ones. Its bias keeps the odds of
+    all classes together against "no object", the last row, for features of zero. Equal numbers are left alone.
     """
     fitted = dict(state)
     if _CLASS_WEIGHT not in state or _CLASS_BIAS not in state or len(state[_CLASS_WEIGHT]) == num_classes + 1:
@@ -49,8 +49,9 @@ def fit_class_head(state: Mapping[str, Tensor], num_classes: int) -> dict[str, T
     for name in (_CLASS_WEIGHT, _CLASS_BIAS):
         rows = state[name].float()
         classes, no_object = rows[:given], rows[given:]
-        mean = classes.mean(0, keepdim=True)
         if name == _CLASS_BIAS:
-            mean = mean - math.log(num_classes / given)
-        fitted[name] = torch.cat((mean.expand(num_classes, *mean.shape[1:]), no_object))
+            start = classes.logsumexp(0, keepdim=True) - math.log(num_classes)
+        else:
+            start = classes.mean(0, keepdim=True)
+        fitted[name] = torch.cat((start.expand(num_classes, *start.shape[1:]), no_object))
     return fitted

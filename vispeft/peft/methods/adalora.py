@@ -79,7 +79,8 @@ class Triplets(nn.Module):
     """Entries of e with their rows of A and columns of B at one site, and the importance of each.
 
     delta: has a [parts * r, ...], e [parts * r] and b [parts * rows of a part, r, ...]
-    The buffers are part of the state of a run, but not of an adapter file.
+    is_kept: [parts * r] bool, the last choice; until then all True
+    The other buffers are part of the state of a run, but not of an adapter file.
     """
 
     def __init__(self, delta: nn.Module, smoothing: float) -> None:
@@ -89,7 +90,7 @@ class Triplets(nn.Module):
         self.smoothing = smoothing
         a, e, b = self.factors()
         self.num_parts = e.numel() // b.shape[1]
-        self.register_buffer("is_kept", torch.ones_like(e, dtype=torch.bool), persistent=False)
+        self.register_buffer("is_kept", torch.ones_like(e, dtype=torch.bool))
         for name, factor in zip("aeb", (a, e, b), strict=True):
             self.register_buffer(f"{name}_sensitivity", torch.zeros_like(factor), persistent=False)
             self.register_buffer(f"{name}_uncertainty", torch.zeros_like(factor), persistent=False)
@@ -114,13 +115,20 @@ class Triplets(nn.Module):
         columns = [part.flatten(2).mean((0, 2)) if part.ndim > 2 else part.mean(0) for part in b.chunk(self.num_parts)]
         return e + a.flatten(1).mean(1) + torch.cat(columns)
 
-    def keep(self, is_kept: Tensor) -> None:
-        """Choose the triplets that are kept, [parts * r]."""
-        self.get_buffer("is_kept").copy_(is_kept)
+    def choose(self, chosen: Tensor, *, is_last: bool) -> None:
+        """Set e to zero where a triplet is not chosen, in place; after the last choice for good.
 
-    def drop(self) -> None:
-        """Set e to zero where a triplet is not kept."""
-        self._owner[0].get_parameter("e").masked_fill_(~self.get_buffer("is_kept"), 0)
+        chosen: [parts * r] bool
+        """
+        self._owner[0].get_parameter("e").masked_fill_(~chosen, 0)
+        if is_last:
+            self.get_buffer("is_kept").copy_(chosen)
+
+    def scaled_rows(self) -> Tensor:
+        """Return `diag(e) A`, of the kept triplets. An average of e over steps may have values for the others too."""
+        a, e, _ = self.factors()
+        e_kept = e.masked_fill(~self.get_buffer("is_kept"), 0)
+        return a * e_kept.view(-1, *(1 for _ in a.shape[1:]))
 
 
 class RankAllocator(nn.Module, Scheduled):
@@ -139,22 +147,22 @@ class RankAllocator(nn.Module, Scheduled):
 
     @torch.no_grad()
     def on_step(self, step: int, num_steps: int) -> None:
-        """Update the importances, choose the triplets where that is due, and keep the last choice at the end."""
+        """Update the importances, and choose the triplets where that is due."""
         # steps that fp16 loss scaling skips have gradients that are not finite
         gradients = [factor.grad for site in self.sites for factor in site.factors() if factor.grad is not None]
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
-            return
-        for site in self.sites:
-            site.update()
-        first, last = round(self.method.warmup * num_steps), round((1 - self.method.final) * num_steps)
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            for site in self.sites:
+                site.update()
+        first, last = round(self.method.warmup * num_steps), max(1, round((1 - self.method.final) * num_steps))
         if step == last or (first <= step < last and step % self.method.every == 0):
             self._choose((last - step) / max(last - first, 1))
-            self._drop()
         elif step > last:
-            self._drop()
+            # the optimizer's momentum moves e although it has no gradient
+            for site in self.sites:
+                site.choose(site.get_buffer("is_kept"), is_last=False)
 
     def _choose(self, remaining: float) -> None:
-        """Keep the most important triplets of all sites.
+        """Choose the most important triplets of all sites.
 
         remaining: part of the steps of the cubic schedule that are to come, from 1 to 0
         """
@@ -162,15 +170,11 @@ class RankAllocator(nn.Module, Scheduled):
         target = self.method.target_rank if self.method.target_rank is not None else self.method.rank / 2
         end = round(target * sum(site.num_parts for site in self.sites))
         budget = round(end + (importance.numel() - end) * remaining**3)
-        is_kept = torch.zeros_like(importance, dtype=torch.bool)
-        is_kept[importance.argsort(descending=True, stable=True)[:budget]] = True
+        chosen = torch.zeros_like(importance, dtype=torch.bool)
+        chosen[importance.argsort(descending=True, stable=True)[:budget]] = True
         sizes = [site.get_buffer("is_kept").numel() for site in self.sites]
-        for site, chosen in zip(self.sites, torch.split(is_kept, sizes), strict=True):
-            site.keep(chosen)
-
-    def _drop(self) -> None:
-        for site in self.sites:
-            site.drop()
+        for site, of_site in zip(self.sites, torch.split(chosen, sizes), strict=True):
+            site.choose(of_site, is_last=remaining == 0)
 
 
 class LinearAdaLoRA(LinearFactors):
@@ -183,11 +187,11 @@ class LinearAdaLoRA(LinearFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update on the rows of its parts. x: [..., in]; y: [..., out]."""
-        return self.update(x, y, base, _scaled_rows(self.a, self.e))
+        return self.update(x, y, base, self.triplets.scaled_rows())
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B diag(e) A`, and the bias as it is."""
-        return add_product(weight, _scaled_rows(self.a, self.e), self.b, self.scale, self.rows), bias
+        return add_product(weight, self.triplets.scaled_rows(), self.b, self.scale, self.rows), bias
 
 
 class ConvAdaLoRA(ConvFactors):
@@ -200,11 +204,11 @@ class ConvAdaLoRA(ConvFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update. x: [B, in, H, W]; y: [B, out, h, w]."""
-        return self.update(x, y, _scaled_rows(self.a, self.e))
+        return self.update(x, y, self.triplets.scaled_rows())
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B diag(e) A` over flattened kernels, and the bias as it is."""
-        return add_product(weight, _scaled_rows(self.a, self.e), self.b, self.scale, self.rows), bias
+        return add_product(weight, self.triplets.scaled_rows(), self.b, self.scale, self.rows), bias
 
 
 class WeightAdaLoRA(WeightFactors):
@@ -217,7 +221,7 @@ class WeightAdaLoRA(WeightFactors):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return `W + scale * B diag(e) A` on the rows of its parts."""
-        return add_product(weight, _scaled_rows(self.a, self.e), self.b, self.scale, self.rows)
+        return add_product(weight, self.triplets.scaled_rows(), self.b, self.scale, self.rows)
 
 
 def _allocator(method: AdaLoRA, context: Context) -> RankAllocator:
@@ -229,8 +233,3 @@ def _random_factors(a: nn.Parameter, b: nn.Parameter) -> nn.Parameter:
     for factor in (a, b):
         nn.init.normal_(factor, std=_STD)
     return trainable(a.shape[0], like=a)
-
-
-def _scaled_rows(a: Tensor, e: Tensor) -> Tensor:
-    """Return `diag(e) A` for a [r, ...] and e [r]."""
-    return a * e.view(-1, *(1 for _ in a.shape[1:]))

@@ -12,6 +12,7 @@ import math
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self
 
@@ -162,6 +163,12 @@ def trainable(*shape: int, like: Tensor) -> nn.Parameter:
 def reference_tensor(module: nn.Module) -> Tensor:
     """Return a parameter of the module, for device and precision; an empty CPU tensor where it has none."""
     return next(module.parameters(), torch.empty(0))
+
+
+def full_precision(tensor: Tensor) -> AbstractContextManager[None]:
+    """Return a context in which autocast leaves the precision of operations on a tensor's device alone."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def at_least(name: str, value: float, bound: float) -> None:

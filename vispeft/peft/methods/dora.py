@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from vispeft_kernels.lora import lora_add, lora_update, scaled
 
-from vispeft.peft.methods.base import Delta, WeightDelta, trainable
+from vispeft.peft.methods.base import Delta, WeightDelta, full_precision, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
@@ -134,7 +134,7 @@ def _line(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, T
 
     By `||V||^2 = ||W||^2 + s B . (2 W A^T + s B A A^T)`, so no tensor of W's size is made.
     """
-    with torch.autocast(weight.device.type, enabled=False):
+    with full_precision(weight):
         length = torch.linalg.vector_norm(weight, dim=1, dtype=a.dtype)
         cross = (weight @ a.to(weight.dtype).t()).to(a.dtype)
         change = scale * (b * torch.addmm(cross, b, a @ a.t(), beta=2, alpha=scale)).sum(1)

@@ -66,8 +66,9 @@ class Spectrum(Update):
         self.spectrum = trainable(method.frequencies, like=weight)
 
     def forward(self) -> Tensor:
-        """Return the update [out, in]."""
-        dense = self.spectrum.new_zeros(self.shape[0] * self.shape[1])
-        dense = dense.index_copy(0, self.places.get_buffer(self.name), self.spectrum)
+        """Return the update [out, in], in float32 at least: half precisions have no transform of every size."""
+        spectrum = self.spectrum if self.spectrum.dtype == torch.float64 else self.spectrum.float()
+        dense = spectrum.new_zeros(self.shape[0] * self.shape[1])
+        dense = dense.index_copy(0, self.places.get_buffer(self.name), spectrum)
         update: Tensor = torch.fft.ifft2(dense.view(self.shape)).real
         return self.scale * update

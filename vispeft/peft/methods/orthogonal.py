@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, reference_tensor, trainable, widths
+from vispeft.peft.methods.base import (
+    Delta,
+    Method,
+    WeightDelta,
+    at_least,
+    full_precision,
+    reference_tensor,
+    trainable,
+    widths,
+)
 from vispeft.peft.methods.context import Context
 
 
@@ -52,25 +61,26 @@ class Rotations(nn.Module):
         if features % size:
             raise PlanError(f"`block` must divide the site's {features} outputs, but is {size}.")
         self.q = trainable(features // size, size * (size - 1) // 2, like=like)
-        self.register_buffer("upper", torch.triu_indices(size, size, 1, device=like.device), persistent=False)
-        self.register_buffer("identity", torch.eye(size, device=like.device, dtype=self.q.dtype), persistent=False)
+        self.size = size
 
     def turned(self, values: Tensor) -> Tensor:
         """Return `(R - I) values` for values [..., features], in their dtype."""
-        change = self._rotation() - self.get_buffer("identity")
+        change = self._change()
         blocks = values.view(*values.shape[:-1], change.shape[0], change.shape[1])
         return torch.einsum("bij,...bj->...bi", change.to(values.dtype), blocks).flatten(-2)
 
-    def _rotation(self) -> Tensor:
-        """Return R [blocks, block, block]."""
-        identity = self.get_buffer("identity")
-        rows, columns = self.get_buffer("upper")
-        upper = self.q.new_zeros(self.q.shape[0], *identity.shape)
-        upper[:, rows, columns] = self.q
-        skew = upper - upper.mT
-        # (I - Q)^-1 and I + Q commute
-        rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew)
-        return rotation
+    def _change(self) -> Tensor:
+        """Return R - I [blocks, block, block], in float32 at least: half precisions have no solver."""
+        with full_precision(self.q):
+            q = self.q if self.q.dtype == torch.float64 else self.q.float()
+            identity = torch.eye(self.size, dtype=q.dtype, device=q.device)
+            rows, columns = torch.triu_indices(self.size, self.size, 1, device=q.device)
+            upper = q.new_zeros(len(q), self.size, self.size)
+            upper[:, rows, columns] = q
+            skew = upper - upper.mT
+            # (I - Q)^-1 and I + Q commute
+            rotation: Tensor = torch.linalg.solve(identity - skew, identity + skew)
+            return rotation - identity
 
 
 class ModuleOFT(Delta):

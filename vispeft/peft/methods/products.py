@@ -83,7 +83,10 @@ class LoKr(UpdateMethod):
 
 
 class KroneckerFactors(Update):
-    """Factors `c` [out1, in1], `a` [r, in2] and `b` [out2, r], with `out1 * out2 = out` and `in1 * in2 = in`."""
+    """Factors `c` [out1, in1], `a` [r, in2] and `b` [out2, r], with `out1 * out2 = out` and `in1 * in2 = in`.
+
+    Of a convolution, `in` is the size of a flattened kernel, `in * kh * kw`.
+    """
 
     def __init__(self, method: LoKr, weight: Tensor) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,14 +43,15 @@ class VPT(Method):
         """Return the prompts of a block; None for a shallow plan's blocks between the first and the last."""
         _check_block(module)
         if self.deep:
-            return Prompts(self, module, adds=True, removes=True)
+            return Prompts(self, module, SequenceLength(), adds=True, removes=True)
         if len({site.name.rpartition(".")[0] for site in context.sites}) > 1:
             raise PlanError(
                 "Shallow prompts pass through the blocks of one list, but the plan's sites are in several. Name the "
                 "blocks of one list, such as `blocks.*`, or set `deep` to true."
             )
         if context.is_first or context.is_last:
-            return Prompts(self, module, adds=context.is_first, removes=context.is_last)
+            length = context.shared(SequenceLength)
+            return Prompts(self, module, length, adds=context.is_first, removes=context.is_last)
         return None
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
@@ -58,11 +59,23 @@ class VPT(Method):
         raise PlanError("`vpt` serves blocks, but this is a parameter. Name the block, such as `blocks.0`.")
 
 
+class SequenceLength:
+    """Number of tokens to which prompts were added last, for the block that removes them."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        # a copied model has seen no tokens yet
+        return type(self), ()
+
+
 class Prompts(AroundDelta):
     """The trained tokens `prompts` [T, C] of a block; None at the last block of a shallow plan, which removes them."""
 
-    def __init__(self, method: VPT, block: nn.Module, *, adds: bool, removes: bool) -> None:
+    def __init__(self, method: VPT, block: nn.Module, length: SequenceLength, *, adds: bool, removes: bool) -> None:
         super().__init__(method)
+        self.length = length
         self.num_prompts, self.removes = method.tokens, removes
         width = widths(block).inputs
         self.prompts = _new_prompts(method.tokens, width, reference_tensor(block)) if adds else None
@@ -77,6 +90,7 @@ class Prompts(AroundDelta):
                 f"`vpt` needs a module that gets tokens [B, N, {width}], but this one gets {list(x.shape)}. Name the "
                 "blocks of a plain vision transformer."
             )
+        self.length.value = x.shape[1]
         return torch.cat([self.prompts.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
@@ -88,6 +102,12 @@ class Prompts(AroundDelta):
                 f"`vpt` needs a module whose output has the shape of its input, but this one makes {list(y.shape)} "
                 f"from {list(x.shape)}. Name blocks that keep their tokens; of methods that add tokens at one site, "
                 "keep one."
+            )
+        if x.shape[1] != self.num_prompts + self.length.value:
+            raise PlanError(
+                f"The first site of `vpt` added {self.num_prompts} prompts to {self.length.value} tokens, but its last "
+                f"one gets {x.shape[1]} tokens: the model adds or drops some in between. Set `deep` to true, or name "
+                "blocks between which it does not."
             )
         # contiguous, as the block's output is without prompts, for callers that `view` it
         return y[:, self.num_prompts :].contiguous()
