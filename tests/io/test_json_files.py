@@ -16,7 +16,7 @@ from vispeft.io.json_files import UnreadableJsonError, load_json, read_json, rea
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (gzip.compress(b"{}"), "compressed file; unpack it first"),
+        (gzip.compress(b"{}", mtime=0), "compressed file; unpack it first"),
         (b'{"a": [1, 2', r"line 1, column 12 .* cut off"),
         (b'{"a": "b', "cut off"),
         (b'{"a": 1,, "b": 2}', r"line 1, column 9 \(character 8\)\.$"),
