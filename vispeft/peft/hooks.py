@@ -22,6 +22,7 @@ from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
+from vispeft.peft.relu_signs import ReLUSigns, keeps_its_output
 
 
 class SiteHooks:
@@ -30,6 +31,7 @@ class SiteHooks:
     def __init__(self) -> None:
         self.tables = Tables()
         self.bypassed_inputs = BypassedInputs()
+        self.relu_signs = ReLUSigns()
 
     def add_to_site(self, module: nn.Module, delta: Delta, before: Sequence[Delta]) -> list[RemovableHandle]:
         """Make a module run a new delta from now on. Returns the handles of the hooks that this needs.
@@ -54,7 +56,7 @@ class SiteHooks:
             for module in base
             if is_recomputed(module)
         ]
-        return handles + self._add_to_maps(base)
+        return handles + self._add_to_relus(base) + self._add_to_maps(base)
 
     def change_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -80,6 +82,8 @@ class SiteHooks:
         y = output if isinstance(output, Tensor) else _first(module, output)
         base = None if torch.compiler.is_compiling() or hooks_before_deltas(module) else module
         deltas = [delta for delta in deltas_of(module) if delta.is_active]
+        if not torch.compiler.is_compiling():
+            self.relu_signs.need(x)
         if (bypassed := self.bypassed_inputs.take(args)) is not None:
             x, y = bypassed, fused_forward(module, bypassed)
             deltas, base = deltas[1:], None
@@ -91,6 +95,19 @@ class SiteHooks:
         rest = (y, *output[1:])
         # a named tuple takes its fields one by one
         return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+
+    def _add_to_relus(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
+        """Let ReLU modules keep signs where nothing needs their outputs."""
+        signs = self.relu_signs
+        relus = [module for module in base if keeps_its_output(module)]
+        if not relus:
+            return []
+        trained = [module for module in base if any(p.requires_grad for p in module.parameters(recurse=False))]
+        return [
+            *(module.register_forward_pre_hook(signs.detach_input) for module in relus),
+            *(module.register_forward_hook(signs.keep_signs) for module in relus),
+            *(module.register_forward_pre_hook(signs.need_input) for module in trained),
+        ]
 
     def _add_to_maps(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Record the sizes of maps where sites need them. base: modules in the model's order"""
@@ -118,7 +135,7 @@ def hooks_before_deltas(module: nn.Module) -> list[Callable[..., Any]]:
     for hook in module._forward_hooks.values():
         if _is_method_of(hook, SiteHooks):
             break
-        if not _is_method_of(hook, RecomputedInputs, MapSize):
+        if not _is_method_of(hook, RecomputedInputs, ReLUSigns, MapSize):
             before.append(hook)
     return before
 
@@ -128,7 +145,11 @@ def hook_of_others(module: nn.Module) -> str | None:
 
     Hooks that get the output after the deltas change nothing between the module and them.
     """
-    before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, BypassedInputs, SiteHooks)]
+    before = [
+        hook
+        for hook in module._forward_pre_hooks.values()
+        if not _is_method_of(hook, BypassedInputs, ReLUSigns, SiteHooks)
+    ]
     others = [*before, *hooks_before_deltas(module)]
     return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
 
