@@ -51,7 +51,8 @@ def forward(
         rows, columns = x.reshape(-1, x.shape[-1]), stream.shape[-1]
         chosen = IMPLEMENTATIONS[implementation]
         out, z = chosen.forward(stream.reshape(-1, columns), rows, maps.to(x.dtype), options)
-    return out.view(stream.shape), z
+    # not a view, which in-place operations on the output would be refused
+    return torch.ops.aten._unsafe_view(out, stream.shape), z
 
 
 def gradients(grad: Tensor, kept: Kept, options: AdapterOptions, implementation: str, needs_x: bool) -> Gradients:

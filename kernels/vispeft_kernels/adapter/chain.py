@@ -50,7 +50,9 @@ class _Chain(torch.autograd.Function):
             out.addmm_(hidden, up.t(), alpha=scale)
         ctx.save_for_backward(x, z, down_w, up_w, up_b)
         ctx.options, ctx.down_b_dtype = options, down_b.dtype
-        return out.view(x.shape)
+        # not a view, which in-place operations on the output would be refused
+        output: Tensor = torch.ops.aten._unsafe_view(out, x.shape)
+        return output
 
     @staticmethod
     @once_differentiable
