@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
 from vispeft.peft import VPT, Adapter, LoRA, Plan, check, inject
@@ -166,3 +167,38 @@ def test_check__names_the_deltas_whose_inputs_a_module_does_not_take() -> None:
     inject(model, Plan({"0": VPT(2), "0.map": LoRA(2)}))
     with pytest.raises(PlanError, match=r"these deltas give their sites: `0\.vpt`\. Name sites that take such inputs"):
         check(model, torch.ones(1, 4, 8))
+
+
+class Tower(nn.Module):
+    """A frozen tower that the model runs without gradients, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.tower(x)
+        y: Tensor = self.head(features)
+        return y
+
+
+@pytest.mark.parametrize("site", ["tower", "tower.weight"])
+def test_check__names_deltas_in_a_part_that_the_model_runs_without_gradients(site: str) -> None:
+    model = Tower()
+    inject(model, Plan({site: LoRA(rank=1), "head": LoRA(rank=1)}))
+    with pytest.raises(PlanError, match=rf"without gradients.*: `{site}.lora`\."):
+        check(model, torch.zeros(2, 4))
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" in name]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_check__knows_activation_checkpointing(reentrant: bool) -> None:
+    class Checkpointed(Tower):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = checkpoint(lambda x: self.head(self.tower(x)), x, use_reentrant=reentrant)
+            return y
+
+    model = Checkpointed()
+    inject(model, Plan({"tower": LoRA(rank=1), "head": LoRA(rank=1)}))
+    check(model, torch.zeros(2, 4))

@@ -139,11 +139,24 @@ def test_inject__low_rank_methods_keep_no_more_for_backward_than_an_input_gradie
     assert kept_mb(model, images.clone().requires_grad_()) <= floor + (6 * rows + gains) * 4
 
 
-def test_inject__an_earlier_hook_keeps_what_it_saw(build: Build, images: Tensor, shake: Shake) -> None:
+def test_inject__a_hook_that_was_there_before_sees_the_output_of_the_deltas(
+    build: Build, images: Tensor, shake: Shake
+) -> None:
+    """As it must be for the hooks with which transformers keeps features."""
     model = build()
     seen: list[Tensor] = []
     model.head.register_forward_hook(lambda module, args, output: seen.append(output))
     inject(model, Plan({"head": LoRA(2)}))
+    shake(model)
+    output = model(images)
+    assert seen[0] is output
+
+
+def test_inject__a_hook_put_before_the_deltas_keeps_what_it_saw(build: Build, images: Tensor, shake: Shake) -> None:
+    model = build()
+    seen: list[Tensor] = []
+    inject(model, Plan({"head": LoRA(2)}))
+    model.head.register_forward_hook(lambda module, args, output: seen.append(output), prepend=True)
     shake(model)
     output = model(images)
     assert not torch.equal(seen[0], output)

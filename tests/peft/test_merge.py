@@ -80,9 +80,28 @@ FOREIGN = {
     "old spectral norm": (lambda: torch.nn.utils.spectral_norm(nn.Linear(6, 6)), "its `weight` is no parameter"),
     "pruned": (lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5), "its `weight` is no parameter"),
     "patched": (patched, "its `forward` was replaced"),
-    "hook": (hooked, r"the hook `hooked\.<locals>\.<lambda>` of another library"),
     "pre-hook": (pre_hooked, r"the hook `pre_hooked\.<locals>\.<lambda>` of another library"),
 }
+
+
+@pytest.mark.parametrize("method", LINEAR.values(), ids=LINEAR)
+def test_merge__a_hook_after_the_deltas_gets_the_same(method: Method, shake: Shake) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), hooked()).eval()
+    inject(model, Plan({"1": method}))
+    shake(model)
+    x = torch.randn(3, 6)
+    y = model(x)
+    merge(model)
+    torch.testing.assert_close(model(x), y)
+
+
+def test_merge__refuses_a_hook_between_a_map_and_its_deltas(shake: Shake) -> None:
+    model = nn.Sequential(nn.Linear(6, 6))
+    inject(model, Plan({"0": LoRA(rank=2)}))
+    model[0].register_forward_hook(lambda module, args, output: output.relu(), prepend=True)
+    with pytest.raises(PlanError, match=r"the hook `.*<lambda>` of another library"):
+        merge(model)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

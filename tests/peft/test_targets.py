@@ -110,3 +110,38 @@ def test_sites__refuses_a_parameter_that_modules_share() -> None:
 )
 def test_trained__takes_parameters_and_whole_modules(names: Names, pattern: str, count: int) -> None:
     assert len(names.trained(pattern)) == count
+
+
+class RootMeanSquareNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(nn.init.ones_(nn.Linear(2, 1).weight.detach()[0]))
+
+
+@pytest.mark.parametrize("kind", ["trained", "sites"])
+def test_norms__are_found_by_type(kind: str) -> None:
+    model = nn.Module()
+    model.bn1, model.ln, model.rms = nn.BatchNorm2d(2), nn.LayerNorm(2), RootMeanSquareNorm()
+    model.norm_proj, model.plain = nn.Linear(2, 2), nn.LayerNorm(2, elementwise_affine=False)
+    names = Names(model)
+    if kind == "sites":
+        assert [site.name for site in names.sites("@norms")] == ["bn1", "ln", "rms"]
+    else:
+        assert names.trained("@norms | norm_proj.bias") == [
+            "bn1.weight",
+            "bn1.bias",
+            "ln.weight",
+            "ln.bias",
+            "rms.scale",
+            "norm_proj.bias",
+        ]
+
+
+def test_norms__of_a_model_without_any_are_an_error() -> None:
+    with pytest.raises(PlanError, match="has none with parameters"):
+        Names(nn.Sequential(nn.Linear(2, 2))).sites("@norms")
+
+
+def test_norms__are_those_of_a_role_of_this_name_where_the_model_has_it() -> None:
+    model = nn.Sequential(nn.LayerNorm(2), nn.LayerNorm(2))
+    assert [site.name for site in Names(model).sites("@norms", {"norms": "1"})] == ["1"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,9 @@ from vispeft.peft.wrappers import unwrapped
 
 
 def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
-    """Run the model once, without gradients; PlanError names every delta that did not run.
+    """Run the model once, keeping nothing for backward; PlanError names every delta that cannot be trained.
+
+    That is one that does not run, or runs where the model itself has switched gradients off.
 
     training: run in the mode of `train_mode` and not in eval mode, for models that compute something else there; the
         random generators are left as they were
@@ -27,7 +29,12 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
     """
     model = unwrapped(model)
     injection_of(model)
-    with recorded(model) as (finished, running), _in_mode(model, training), torch.no_grad():
+    with (
+        recorded(model) as (finished, running),
+        _in_mode(model, training),
+        _all_frozen(model),
+        _without_gradients(model) as without_gradients,
+    ):
         try:
             _call(model, example)
         except Exception as error:
@@ -39,6 +46,12 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
             f"These deltas never run, so they would not be trained: {', '.join(f'`{key}`' for key in unused)}. "
             f"The model does not call their modules (it may read the weights itself). Name the parameters, such as "
             f"`{unused[0].rpartition('.')[0]}.weight`."
+        )
+    if without_gradients:
+        raise PlanError(
+            f"The model runs these deltas without gradients, so they would not be trained: "
+            f"{', '.join(f'`{key}`' for key in without_gradients)}. Name sites outside of the part that the model "
+            f"itself runs under `torch.no_grad()`, or build the model without that."
         )
 
 
@@ -129,6 +142,53 @@ def _misfit(model: nn.Module, example: Any) -> str | None:
     except ValueError:
         return None
     return None
+
+
+@contextmanager
+def _all_frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze all parameters for the block: gradients are enabled, but autograd keeps nothing."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[list[str]]:
+    """Record, for the block, the keys of the deltas that run only where the model itself has switched gradients off."""
+    keys: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    handles = []
+
+    def watch(key: str) -> Callable[..., None]:
+        def note(*_: Any) -> None:
+            keys[torch.is_grad_enabled() or _is_in_checkpoint()][key] = None
+
+        return note
+
+    for item in attached(model):
+        handles.append(item.delta.register_forward_pre_hook(watch(item.key)))
+    found: list[str] = []
+    try:
+        yield found
+    finally:
+        found += [key for key in keys[False] if key not in keys[True]]
+        for handle in handles:
+            handle.remove()
+
+
+def _is_in_checkpoint() -> bool:
+    """Return True inside reentrant activation checkpointing, whose forward pass has no gradients but backward has."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

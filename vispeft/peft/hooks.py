@@ -40,7 +40,8 @@ class SiteHooks:
         """
         handles = []
         if not before:
-            handles.append(module.register_forward_hook(self.run_deltas, with_kwargs=True))
+            # before hooks of others, such as those with which transformers keeps features
+            handles.append(module.register_forward_hook(self.run_deltas, with_kwargs=True, prepend=True))
             if type(delta) is LinearLoRA:
                 handles.append(module.register_forward_pre_hook(self.bypassed_inputs.bypass_base))
         if isinstance(delta, AroundDelta) and not any(isinstance(other, AroundDelta) for other in before):

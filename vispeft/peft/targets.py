@@ -3,14 +3,15 @@
 A pattern is dotted like a name. `*` is one component or a part of one (`norm*`), `**` any number of components, none
 included. A range in brackets picks numbers among siblings, the way Python slices do: `blocks.[6:]`, `blocks.[-2:]`,
 `blocks.[0]`, and after a stem too: `stages_[2:]`. `first | second` is both. `@role` stands for the pattern that a model
-family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range.
+family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range. `@norms` is
+all norms of any model, which are found by type.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,6 +25,8 @@ Roles = Mapping[str, str]
 _RANGE = re.compile(r"\[(-?\d*(?::-?\d*){0,2})\]")
 _ROLE = re.compile(r"@(?P<name>[\w.]+)(?P<range>\[[^\]]*\])?")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)")
+
+NORMS = "norms"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Names:
     def sites(self, pattern: str, roles: Roles | None = None) -> list[Site]:
         """Return the sites that `pattern` names, in the model's order: modules if it names any, else parameters."""
         found: dict[str, Site] = {}
-        for alternative in expand(pattern, roles):
+        for alternative in self._expanded(pattern, roles):
             matches = self._match(alternative)
             sites = [self._module_site(name) for name in self.modules if matches(name)]
             sites = sites or [self._parameter_site(name) for name in self.parameters if matches(name)]
@@ -74,7 +77,7 @@ class Names:
     def trained(self, pattern: str, roles: Roles | None = None) -> list[str]:
         """First names of the parameters that `pattern` names, or that belong to a module that it names."""
         found: dict[str, None] = {}
-        for alternative in expand(pattern, roles):
+        for alternative in self._expanded(pattern, roles):
             matches = self._match(alternative)
             named = [name for name in self.parameters if any(matches(part) for part in _ancestry(name))]
             if not named:
@@ -85,6 +88,17 @@ class Names:
     def position(self, site: Site) -> int:
         """Return the rank of a site in the model's order, modules first."""
         return self._positions[site.name]
+
+    def _expanded(self, pattern: str, roles: Roles | None) -> Iterator[str]:
+        """Yield a pattern's alternatives with roles put in, and names in the place of `@norms`."""
+        for text in pattern.split("|"):
+            if text.strip() != f"@{NORMS}" or NORMS in (roles or ()):
+                yield from expand(text, roles)
+                continue
+            norms = [name for name, module in self.modules.items() if is_norm(module)]
+            if not norms:
+                raise PlanError(f"`@{NORMS}` names the norms of a model, but this one has none with parameters.")
+            yield from norms
 
     def _module_site(self, name: str) -> Site:
         module = self.modules[name]
@@ -109,6 +123,14 @@ class Names:
         shown = f"`{pattern}`" if pattern == alternative else f"`{pattern}` (that is `{alternative}`)"
         candidates = [*self.modules, *self.parameters]
         return f"{shown} matches no module or parameter of this model. {suggest_names(alternative, candidates)}"
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return True for a norm of any library with parameters of its own."""
+    is_map = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    return (
+        "norm" in type(module).__name__.lower() and not is_map and any(True for _ in module.parameters(recurse=False))
+    )
 
 
 def expand(pattern: str, roles: Roles | None = None) -> list[str]:

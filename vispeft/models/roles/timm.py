@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -42,22 +43,30 @@ FAMILIES: dict[str, Mapping[str, str]] = {
 
 
 def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
-    """Return the roles `encoder.*` of a timm model; none for a family that is not in `FAMILIES`.
+    """Return the roles `encoder.*` of a timm model that name something in it; none for a family not in `FAMILIES`.
 
     In families whose attention reads `qkv.weight` without calling `qkv` (BEiT, Swin V2, EVA-02), `encoder.qkv` is that
     parameter.
 
     family: name of the timm module that defines the model
+    model: the model, or timm's list of its features, whose children may have flattened names
     """
-    roles = {f"encoder.{name}": pattern for name, pattern in FAMILIES.get(family, {}).items()}
-    reads_weight = any(name.endswith("attn.q_bias") for name, _ in model.named_parameters())
-    if reads_weight and "encoder.qkv" in roles:
+    names = [*dict(model.named_modules()), *dict(model.named_parameters())]
+    patterns = {name: _flattened(pattern, model) for name, pattern in FAMILIES.get(family, {}).items()}
+    roles = {f"encoder.{name}": pattern for name, pattern in patterns.items() if _matches_any(pattern, names)}
+    if "encoder.qkv" in roles and any(name.endswith("attn.q_bias") for name in names):
         roles["encoder.qkv"] += ".weight"
     return roles
 
 
-def flattened(pattern: str, body: nn.Module) -> str:
+def _flattened(pattern: str, body: nn.Module) -> str:
     """Return `layers.*.x` as `layers_*.x` if the body's children are named so, as in timm's feature backbones."""
     first = pattern.split(".")[0]
     is_flat = any(name.startswith(f"{first}_") for name, _ in body.named_children())
     return pattern.replace(f"{first}.*", f"{first}_*", 1) if is_flat else pattern
+
+
+def _matches_any(pattern: str, names: Iterable[str]) -> bool:
+    """Return True if a pattern, whose `*` is one component of a name or a part of one, matches one of the names."""
+    expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]*"))
+    return any(expression.fullmatch(name) for name in names)
