@@ -1,0 +1,194 @@
+"""Hooks of a model whose batch has an adapter for each image, at modules that no delta can serve row by row.
+
+A module whose own parameters an adapter changes (trained in full, or by deltas of the parameters) runs once more for
+the images of each such adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vispeft.errors import PlanError
+from vispeft.peft.methods.base import Delta
+from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
+from vispeft.peft.methods.mixture import WeightMixture
+from vispeft.peft.places import place_of
+
+# adapters of a part of the batch, as a context
+Within = Callable[[tuple[str | None, ...]], AbstractContextManager[None]]
+
+# arguments of nn.MultiheadAttention in their order
+_ATTENTION = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights")
+
+
+class OwnerHooks:
+    """Hooks of a module with parameters of its own that adapters change.
+
+    values: of its tensors trained in full, by adapter and name inside the module; kept on the module's device in its
+        precision
+    mixtures: of its parameters with deltas, by name inside the module
+    within: gives the modules inside the adapters of a part of the batch
+    was_called: True once the module was called since `adapter_per_image` began
+    """
+
+    def __init__(
+        self,
+        site: str,
+        batch: ImageBatch,
+        values: Mapping[str, dict[str, Tensor]],
+        mixtures: Mapping[str, WeightMixture],
+        within: Within,
+    ) -> None:
+        self.site, self.values, self.mixtures = site, values, mixtures
+        self._batch, self._within = batch, within
+        self.was_called = False
+
+    def fit_values(self, module: nn.Module) -> None:
+        """Bring the values to the module's device and precision."""
+        for values in self.values.values():
+            for leaf, value in values.items():
+                owner, held = place_of(module, leaf).holder
+                old = getattr(owner, held)
+                if (value.device, value.dtype) != (old.device, old.dtype):
+                    value = value.to(old)
+                is_parameter = isinstance(old, nn.Parameter)
+                values[leaf] = (
+                    nn.Parameter(value, False) if is_parameter and not isinstance(value, nn.Parameter) else value
+                )
+
+    def used(self) -> list[str]:
+        """Return the names of the batch's adapters that change the module's parameters."""
+        changing = {*self.values, *(name for mixture in self.mixtures.values() for name, _ in mixture.named_children())}
+        return [name for name in dict.fromkeys(self._batch.adapters) if name is not None and name in changing]
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Let the module read its frozen parameters: a forward pre-hook."""
+        if self._batch.adapters:
+            self.was_called = True
+            for mixture in self.mixtures.values():
+                mixture.is_readable, mixture.chosen = True, None
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        """Replace the rows of the images whose adapters change the parameters: a forward hook."""
+        if not self._batch.adapters:
+            return output
+        try:
+            return self._replaced(module, args, kwargs, output)
+        finally:
+            for mixture in self.mixtures.values():
+                mixture.is_readable = False
+
+    def _replaced(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        names, images = self.used(), self._batch.adapters
+        if not names:
+            return output
+        call = _call_of(module, args, kwargs)
+        outputs = output if isinstance(output, tuple) else (output,)
+        if call is None or not all(one is None or isinstance(one, Tensor) for one in outputs):
+            raise PlanError(
+                f"`{self.site}`, whose parameters the adapter `{names[0]}` changes, must map one tensor to one tensor "
+                f"to run with an adapter for each image. {SEPARATELY}"
+            )
+        rows = {key: self._batch.rows(call.arguments[key], self.site) for key in call.by_row}
+        parts: list[tuple[list[int], tuple[Tensor | None, ...]]] = []
+        for name in names:
+            chosen = [image for image, other in enumerate(images) if other == name]
+            inside = self._within((name,) * len(chosen)) if _has_parts(module) else nullcontext()
+            with self._changed(module, name), inside:
+                result = call.run(module, {key: each.of(chosen) for key, each in rows.items()})
+            parts.append((chosen, result if isinstance(result, tuple) else (result,)))
+        rest = [image for image, name in enumerate(images) if name not in names]
+        joined = [self._joined(y, rest, [(chosen, each[i]) for chosen, each in parts]) for i, y in enumerate(outputs)]
+        return tuple(joined) if isinstance(output, tuple) else joined[0]
+
+    def _joined(self, y: Tensor | None, rest: list[int], parts: list[tuple[list[int], Tensor | None]]) -> Tensor | None:
+        """Return an output with the rows of `parts` in place of its own, which those of the images `rest` stay."""
+        if y is None:
+            return None
+        rows = self._batch.rows(y, self.site)
+        replaced = [(images, part) for images, part in parts if part is not None]
+        return rows.joined([*replaced, (rest, rows.of(rest))] if rest else replaced)
+
+    @contextmanager
+    def _changed(self, module: nn.Module, name: str) -> Iterator[None]:
+        """Give the module the parameters of one adapter for the block."""
+        for mixture in self.mixtures.values():
+            mixture.is_readable, mixture.chosen = True, mixture.chain(name)
+        before = []
+        values = self.values.get(name, {})
+        try:
+            for leaf, value in values.items():
+                owner, held = place_of(module, leaf).holder
+                before.append((owner, held, getattr(owner, held)))
+                setattr(owner, held, value)
+            yield
+        finally:
+            for owner, held, old in before:
+                setattr(owner, held, old)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of a module by position or name; by_row: those with rows of each image."""
+
+    arguments: dict[int | str, Any]
+    by_row: list[int | str]
+
+    def run(self, module: nn.Module, rows: Mapping[int | str, Tensor]) -> Any:
+        """Call the module's `forward`, without hooks, with these rows."""
+        arguments = self.arguments | rows
+        positions = sorted(key for key in arguments if isinstance(key, int))
+        names = {key: value for key, value in arguments.items() if isinstance(key, str)}
+        return module.forward(*(arguments[position] for position in positions), **names)
+
+
+def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
+    """Return the arguments of a module with one tensor, or of attention; None for others."""
+    arguments: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    if isinstance(module, nn.MultiheadAttention):
+        arguments = {_ATTENTION[key] if isinstance(key, int) else key: value for key, value in arguments.items()}
+    tensors = [key for key, value in arguments.items() if isinstance(value, Tensor)]
+    if not isinstance(module, nn.MultiheadAttention):
+        return _Call(arguments, tensors) if len(tensors) == 1 else None
+    # a mask of two dimensions is that of every image
+    by_row = [key for key in tensors if key != "attn_mask" or arguments[key].ndim == 3]
+    return _Call(arguments, by_row) if module.batch_first else None
+
+
+def _has_parts(module: nn.Module) -> bool:
+    """Return True for a module with modules of the base inside."""
+    forms = module.get_submodule("parametrizations") if parametrize.is_parametrized(module) else None
+    return any(child is not forms and not isinstance(child, Delta) for child in module.children())
+
+
+class BatchHooks:
+    """Hooks of a model whose batch has an adapter for each image."""
+
+    def __init__(self, batch: ImageBatch) -> None:
+        self._batch = batch
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a batch of another number of images: a forward pre-hook."""
+        count = len(self._batch.adapters)
+        found = next((size for value in (*args, *kwargs.values()) if (size := _num_images(value)) is not None), None)
+        if count and found is not None and found != count:
+            raise PlanError(f"`adapter_per_image` has {count} adapters, but the model gets {found} images.")
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Record the call: a forward hook."""
+        if self._batch.adapters:
+            self._batch.was_called = True
+
+
+def _num_images(value: Any) -> int | None:
+    """Return the number of images in an argument of a model; None for what holds no images."""
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.ndim > 2 else None
+    is_list = isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value)
+    return len(value) if is_list else None
