@@ -16,7 +16,7 @@ from vispeft.io.names import did_you_mean
 from vispeft.peft.hooks import SiteHooks
 from vispeft.peft.inject import Injection, attach, free_name, injection_of, install, is_injected, record, remove
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.image_rows import ImageBatch
+from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
 from vispeft.peft.methods.mixture import Chain, Mixture, SiteMixture, WeightMixture, weighted
 from vispeft.peft.named import NamedAdapter, NamedAdapters
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
@@ -191,13 +191,12 @@ def _refuse_around(named: NamedAdapters, name: str, reason: str) -> None:
 def _refuse_uncalled(named: NamedAdapters) -> None:
     """Refuse a result for which a module with parameters trained in full was not called."""
     for owner in named.owners:
-        names = [name for name in owner.used() if name in owner.values]
-        if named.batch.was_called and names and not owner.was_called:
-            leaf = next(iter(owner.values[names[0]]))
+        part = next((part for part in owner.parts if part.values), None)
+        if named.batch.was_called and part is not None and not owner.was_called:
+            leaf = next(iter(part.values))
             raise PlanError(
-                f"The adapter `{names[0]}` trains `{leaf}` of `{owner.site}` in full, but the model did not call this "
-                "module, so that the images had the base's values. Run the images of each adapter in a batch of their "
-                "own, after `set_adapters`."
+                f"The adapter `{part.adapter}` trains `{leaf}` of `{owner.site}` in full, but the model did not call "
+                f"this module, so that the images had the base's values. {SEPARATELY}"
             )
 
 
@@ -252,7 +251,9 @@ def _batch_of(named: NamedAdapters, images: tuple[str | None, ...]) -> Iterator[
 
 
 def _set_batch(named: NamedAdapters, images: tuple[str | None, ...]) -> None:
-    named.batch.adapters = images
+    named.batch.set_adapters(images)
+    for owner in named.owners:
+        owner.set_batch(images)
     for mixture in named.mixtures:
         if isinstance(mixture, SiteMixture):
             chains = [None if name is None else mixture.chain(name) for name in images]
@@ -322,20 +323,19 @@ def _hook_owners(
 ) -> tuple[list[OwnerHooks], list[RemovableHandle]]:
     """Hook the modules whose own parameters an adapter changes."""
     values: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
-    forms: dict[str, dict[str, WeightMixture]] = defaultdict(dict)
+    forms: dict[str, list[WeightMixture]] = defaultdict(list)
     for name, adapter in named.adapters.items():
         for key, value in adapter.values.items():
             site, leaf = _reader(model, key)
             values[site][name][leaf] = value
     for _, mixture in mixtures:
         if isinstance(mixture, WeightMixture):
-            site, leaf = _reader(model, mixture.site)
-            forms[site][leaf] = mixture
+            forms[_reader(model, mixture.site)[0]].append(mixture)
     owners, handles = [], []
     for site in dict.fromkeys((*values, *forms)):
         module = model.get_submodule(site)
         hooks = OwnerHooks(
-            site, named.batch, values.get(site, {}), forms.get(site, {}), lambda images: _batch_of(named, images)
+            site, named.batch, values.get(site, {}), forms.get(site, []), lambda images: _batch_of(named, images)
         )
         owners.append(hooks)
         handles.append(module.register_forward_pre_hook(hooks.before))

@@ -6,7 +6,7 @@ the images of each such adapter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta
 from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
-from vispeft.peft.methods.mixture import WeightMixture
+from vispeft.peft.methods.mixture import Chain, WeightMixture
 from vispeft.peft.places import place_of
 
 # adapters of a part of the batch, as a context
@@ -27,13 +27,28 @@ Within = Callable[[tuple[str | None, ...]], AbstractContextManager[None]]
 _ATTENTION = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights")
 
 
+@dataclass(frozen=True)
+class OwnerPart:
+    """Images of a batch with one adapter, and what it changes in a module.
+
+    images: their positions in the batch
+    values: tensors trained in full, by name inside the module
+    chains: deltas of parameters
+    """
+
+    adapter: str
+    images: list[int]
+    values: dict[str, Tensor]
+    chains: list[tuple[WeightMixture, Chain]]
+
+
 class OwnerHooks:
     """Hooks of a module with parameters of its own that adapters change.
 
-    values: of its tensors trained in full, by adapter and name inside the module; kept on the module's device in its
-        precision
-    mixtures: of its parameters with deltas, by name inside the module
+    values: of its tensors trained in full, by adapter and name inside the module
+    mixtures: of its parameters with deltas
     within: gives the modules inside the adapters of a part of the batch
+    parts: of the batch; none outside of `adapter_per_image`
     was_called: True once the module was called since `adapter_per_image` began
     """
 
@@ -42,11 +57,12 @@ class OwnerHooks:
         site: str,
         batch: ImageBatch,
         values: Mapping[str, dict[str, Tensor]],
-        mixtures: Mapping[str, WeightMixture],
+        mixtures: Sequence[WeightMixture],
         within: Within,
     ) -> None:
         self.site, self.values, self.mixtures = site, values, mixtures
         self._batch, self._within = batch, within
+        self.parts: list[OwnerPart] = []
         self.was_called = False
 
     def fit_values(self, module: nn.Module) -> None:
@@ -55,75 +71,74 @@ class OwnerHooks:
             for leaf, value in values.items():
                 owner, held = place_of(module, leaf).holder
                 old = getattr(owner, held)
-                if (value.device, value.dtype) != (old.device, old.dtype):
-                    value = value.to(old)
-                is_parameter = isinstance(old, nn.Parameter)
-                values[leaf] = (
-                    nn.Parameter(value, False) if is_parameter and not isinstance(value, nn.Parameter) else value
-                )
+                fitting = value.to(old)
+                values[leaf] = nn.Parameter(fitting, False) if isinstance(old, nn.Parameter) else fitting
 
-    def used(self) -> list[str]:
-        """Return the names of the batch's adapters that change the module's parameters."""
-        changing = {*self.values, *(name for mixture in self.mixtures.values() for name, _ in mixture.named_children())}
-        return [name for name in dict.fromkeys(self._batch.adapters) if name is not None and name in changing]
+    def set_batch(self, adapters: tuple[str | None, ...]) -> None:
+        """Find the parts of a batch whose adapters change the module, by the adapter of each image."""
+        self.parts = []
+        for name in dict.fromkeys(name for name in adapters if name is not None):
+            chains = [(mixture, chain) for mixture in self.mixtures if (chain := mixture.chain(name)) is not None]
+            values = self.values.get(name, {})
+            if chains or values:
+                images = [image for image, other in enumerate(adapters) if other == name]
+                self.parts.append(OwnerPart(name, images, values, chains))
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Let the module read its frozen parameters: a forward pre-hook."""
-        if self._batch.adapters:
+        if self.parts:
             self.was_called = True
-            for mixture in self.mixtures.values():
+            for mixture in self.mixtures:
                 mixture.is_readable, mixture.chosen = True, None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Replace the rows of the images whose adapters change the parameters: a forward hook."""
-        if not self._batch.adapters:
+        if not self.parts:
             return output
         try:
             return self._replaced(module, args, kwargs, output)
         finally:
-            for mixture in self.mixtures.values():
+            for mixture in self.mixtures:
                 mixture.is_readable = False
 
     def _replaced(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        names, images = self.used(), self._batch.adapters
-        if not names:
-            return output
         call = _call_of(module, args, kwargs)
         outputs = output if isinstance(output, tuple) else (output,)
         if call is None or not all(one is None or isinstance(one, Tensor) for one in outputs):
             raise PlanError(
-                f"`{self.site}`, whose parameters the adapter `{names[0]}` changes, must map one tensor to one tensor "
-                f"to run with an adapter for each image. {SEPARATELY}"
+                f"`{self.site}`, whose parameters the adapter `{self.parts[0].adapter}` changes, must map one tensor "
+                f"to one tensor to run with an adapter for each image. {SEPARATELY}"
             )
         rows = {key: self._batch.rows(call.arguments[key], self.site) for key in call.by_row}
-        parts: list[tuple[list[int], tuple[Tensor | None, ...]]] = []
-        for name in names:
-            chosen = [image for image, other in enumerate(images) if other == name]
-            inside = self._within((name,) * len(chosen)) if _has_parts(module) else nullcontext()
-            with self._changed(module, name), inside:
-                result = call.run(module, {key: each.of(chosen) for key, each in rows.items()})
-            parts.append((chosen, result if isinstance(result, tuple) else (result,)))
-        rest = [image for image, name in enumerate(images) if name not in names]
-        joined = [self._joined(y, rest, [(chosen, each[i]) for chosen, each in parts]) for i, y in enumerate(outputs)]
+        results: list[tuple[list[int], tuple[Tensor | None, ...]]] = []
+        has_parts = _has_parts(module)
+        for part in self.parts:
+            inside = self._within((part.adapter,) * len(part.images)) if has_parts else nullcontext()
+            with self._changed(module, part), inside:
+                result = call.run(module, {key: each.of(part.images) for key, each in rows.items()})
+            results.append((part.images, result if isinstance(result, tuple) else (result,)))
+        joined = [self._joined(y, [(images, each[i]) for images, each in results]) for i, y in enumerate(outputs)]
         return tuple(joined) if isinstance(output, tuple) else joined[0]
 
-    def _joined(self, y: Tensor | None, rest: list[int], parts: list[tuple[list[int], Tensor | None]]) -> Tensor | None:
-        """Return an output with the rows of `parts` in place of its own, which those of the images `rest` stay."""
+    def _joined(self, y: Tensor | None, parts: list[tuple[list[int], Tensor | None]]) -> Tensor | None:
+        """Return an output with the rows of `parts` in place of its own."""
         if y is None:
             return None
         rows = self._batch.rows(y, self.site)
         replaced = [(images, part) for images, part in parts if part is not None]
+        rest = sorted({*range(rows.num_images)}.difference(*(images for images, _ in replaced)))
         return rows.joined([*replaced, (rest, rows.of(rest))] if rest else replaced)
 
     @contextmanager
-    def _changed(self, module: nn.Module, name: str) -> Iterator[None]:
+    def _changed(self, module: nn.Module, part: OwnerPart) -> Iterator[None]:
         """Give the module the parameters of one adapter for the block."""
-        for mixture in self.mixtures.values():
-            mixture.is_readable, mixture.chosen = True, mixture.chain(name)
+        for mixture in self.mixtures:
+            mixture.is_readable, mixture.chosen = True, None
+        for mixture, chain in part.chains:
+            mixture.chosen = chain
         before = []
-        values = self.values.get(name, {})
         try:
-            for leaf, value in values.items():
+            for leaf, value in part.values.items():
                 owner, held = place_of(module, leaf).holder
                 before.append((owner, held, getattr(owner, held)))
                 setattr(owner, held, value)
@@ -142,7 +157,7 @@ class _Call:
 
     def run(self, module: nn.Module, rows: Mapping[int | str, Tensor]) -> Any:
         """Call the module's `forward`, without hooks, with these rows."""
-        arguments = self.arguments | rows
+        arguments: dict[int | str, Any] = {**self.arguments, **rows}
         positions = sorted(key for key in arguments if isinstance(key, int))
         names = {key: value for key, value in arguments.items() if isinstance(key, str)}
         return module.forward(*(arguments[position] for position in positions), **names)
@@ -150,7 +165,8 @@ class _Call:
 
 def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
     """Return the arguments of a module with one tensor, or of attention; None for others."""
-    arguments: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    arguments: dict[int | str, Any] = dict(enumerate(args))
+    arguments.update(kwargs)
     if isinstance(module, nn.MultiheadAttention):
         arguments = {_ATTENTION[key] if isinstance(key, int) else key: value for key, value in arguments.items()}
     tensors = [key for key, value in arguments.items() if isinstance(value, Tensor)]
@@ -175,14 +191,14 @@ class BatchHooks:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse a batch of another number of images: a forward pre-hook."""
-        count = len(self._batch.adapters)
+        count = self._batch.num_images
         found = next((size for value in (*args, *kwargs.values()) if (size := _num_images(value)) is not None), None)
         if count and found is not None and found != count:
             raise PlanError(f"`adapter_per_image` has {count} adapters, but the model gets {found} images.")
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Record the call: a forward hook."""
-        if self._batch.adapters:
+        if self._batch.num_images:
             self._batch.was_called = True
 
 

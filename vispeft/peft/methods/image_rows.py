@@ -20,18 +20,24 @@ class ImageBatch:
     """
 
     def __init__(self) -> None:
-        self.adapters: tuple[str | None, ...] = ()
         self.was_called = False
+        self.set_adapters(())
+
+    def set_adapters(self, adapters: tuple[str | None, ...]) -> None:
+        """Set the adapter of each image."""
+        self.adapters = adapters
+        # on these alone compiled code depends, and not on the names
+        self.num_images, self.is_mixed = len(adapters), len(set(adapters)) > 1
 
     def rows(self, tensor: Tensor, site: str) -> ImageRows:
         """Return the rows of the images in a tensor at a site. PlanError where they cannot be told apart."""
-        count = len(self.adapters)
+        count = self.num_images
         if not isinstance(tensor, Tensor) or not tensor.ndim or tensor.shape[0] % count or not tensor.shape[0]:
             found = list(tensor.shape) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise PlanError(
                 f"`{site}` has {found} with a first dimension that is no multiple of the {count} images. {SEPARATELY}"
             )
-        if len(set(self.adapters)) > 1 and tensor.ndim == 3 and tensor.shape[1] == count:
+        if self.is_mixed and tensor.ndim == 3 and tensor.shape[1] == count:
             raise PlanError(
                 f"`{site}` has {list(tensor.shape)}, whose second dimension may hold the {count} images, as in "
                 f"decoders that take queries first. {SEPARATELY} If it holds something else, another batch size works."

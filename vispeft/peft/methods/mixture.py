@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, WeightDelta
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.image_rows import ImageBatch
+from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
 from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA
 from vispeft.peft.methods.segments import have_equal_columns, update_segments
 
@@ -175,8 +175,8 @@ class WeightMixture(WeightDelta):
         if self.by_image:
             if not self.is_readable:
                 raise PlanError(
-                    f"`{self.site}` is read by another module than its own, where images cannot be told apart. Run the "
-                    "images of each adapter in a batch of their own, after `set_adapters`."
+                    f"`{self.site}` is read by another module than its own, where images cannot be told apart. "
+                    f"{SEPARATELY}"
                 )
             return weight if self.chosen is None else self.chosen.changed(weight)
         if self.weights is None:
@@ -197,10 +197,11 @@ def weighted(base: Tensor, values: Sequence[tuple[float, Tensor]]) -> Tensor:
     """Return `base + sum_i w_i (value_i - base)`; of one value with weight 1, that value itself."""
     if len(values) == 1 and values[0][0] == 1:
         return values[0][1]
-    total = base.clone() if base.is_floating_point() else base.to(torch.float64)
+    is_real = base.is_floating_point()
+    total = base.clone() if is_real else base.to(torch.float64)
     for weight, value in values:
         total += weight * (value.to(total) - base)
-    return total if base.is_floating_point() else total.round()
+    return total if is_real else total.round()
 
 
 def _chain(mixture: SiteMixture | WeightMixture, name: str) -> Chain | None:
@@ -216,7 +217,8 @@ def _add_weighted(total: Tensor, chain: Chain, weight: Tensor, x: Tensor, y: Ten
             return lora.update(x, total, None, lora.a * weight)
         case [ConvLoRA() as lora]:
             return lora.update(x, total, lora.a * weight)
-    return total + weight * (chain(x, y, None) - y)
+    output: Tensor = chain(x, y, None)
+    return total + weight * (output - y)
 
 
 def _only_lora(chain: Chain) -> LinearLoRA | None:
