@@ -133,21 +133,20 @@ def lora_segments(
     for pair, scale in zip(factors, scales, strict=True):
         if pair is not None:
             _check(x, y.shape[-1], Factors(*pair), LoraOptions(scale, tuple(column_offsets)))
-    ends = list(accumulate(lengths))
-    runs = [
-        Run(slice(end - length, end), None if pair is None else Factors(*pair), scale)
-        for end, length, pair, scale in zip(ends, lengths, factors, scales, strict=True)
-        if length
-    ]
     flat_y, flat_x = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     if requested() == "auto":
+        runs = [
+            Run(slice(end - length, end), Factors(*pair), scale)
+            for end, length, pair, scale in zip(accumulate(lengths), lengths, factors, scales, strict=True)
+            if length and pair is not None
+        ]
         return segmented(flat_y, flat_x, runs, column_offsets, overwrite).view(y.shape)
     # an implementation that was asked for by name serves each run
     pieces = [
-        flat_y[run.rows]
-        if run.factors is None
-        else lora_add(flat_y[run.rows], flat_x[run.rows], *run.factors, run.scale, column_offsets=column_offsets)
-        for run in runs
+        of_y if pair is None else lora_add(of_y, of_x, *pair, scale, column_offsets=column_offsets)
+        for of_y, of_x, pair, scale in zip(
+            flat_y.split(list(lengths)), flat_x.split(list(lengths)), factors, scales, strict=True
+        )
     ]
     return torch.cat(pieces).view(y.shape) if pieces else y
 
