@@ -95,15 +95,15 @@ class _Segmented(torch.autograd.Function):
         x, *saved = ctx.saved_tensors
         count = len(ctx.spans)
         flat, hidden = saved[: 2 * count], saved[2 * count :]
-        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[3] else None
+        grad_x = torch.zeros_like(x, dtype=grad.dtype) if ctx.needs_input_grad[3] else None
         grads: list[Tensor] = []
         with torch.autocast(grad.device.type, enabled=False):
             for (rows, scale), a, b, h in zip(ctx.spans, flat[::2], flat[1::2], hidden, strict=True):
                 part = grad[rows]
                 kept = Kept(InputRows(x[rows].to(part.dtype), None, part.dtype), None, Factors(a, b).to(part.dtype), h)
                 options = LoraOptions(scale, tuple(ctx.column_offsets))
-                of_x, of_a, of_b = torch_impl.gradients(part, kept, options, grad_x is not None)
-                if grad_x is not None and of_x is not None:
-                    grad_x[rows] = of_x
+                of_a, of_b = torch_impl.factor_gradients(part, kept, options, None if grad_x is None else grad_x[rows])
                 grads += [of_a.to(a.dtype), of_b.to(b.dtype)]
+        if grad_x is not None:
+            grad_x = grad_x.to(x.dtype)
         return None, None, grad if ctx.needs_input_grad[2] else None, grad_x, *grads

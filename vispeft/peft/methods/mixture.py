@@ -14,7 +14,7 @@ from vispeft.peft.methods.base import AroundDelta, Delta, Method, WeightDelta
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
 from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA
-from vispeft.peft.methods.segments import have_equal_columns, update_segments
+from vispeft.peft.methods.segments import have_equal_columns, update_segments, update_weighted
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ class SiteMixture(AroundDelta):
             for chain in self.running:
                 y = chain(x, y, base)
             return y
+        loras = [lora for lora in map(_only_lora, self.running) if lora is not None]
+        if loras and len(loras) == len(self.running) and have_equal_columns(loras):
+            return update_weighted(x, y, base, loras, self.weights)
         total = y
         for chain, weight in zip(self.running, self.weights, strict=True):
             total = _add_weighted(total, chain, weight, x, y)

@@ -1,12 +1,14 @@
-"""The low-rank updates of a batch in which each image has its own adapter."""
+"""Low-rank updates of several adapters at one linear map: one for each image of a batch, or all with their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
-from vispeft_kernels.lora import lora_segments
+from vispeft_kernels.lora import lora_add, lora_segments, lora_update
 
+from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.lora import LinearLoRA
 
 
@@ -27,6 +29,27 @@ def update_segments(x: Tensor, y: Tensor, base: nn.Module | None, loras: Sequenc
         column_offsets=offsets,
         overwrite=base is not None,
     )
+
+
+def update_weighted(
+    x: Tensor, y: Tensor, base: nn.Module | None, loras: Sequence[LinearLoRA], weights: Sequence[Tensor]
+) -> Tensor:
+    """Return y with the sum of weighted updates, as one update of the summed rank.
+
+    x: [..., in]; y: [..., out]; base: as in `Delta.forward`
+    loras: with the same `column_offsets`; weights: theirs, without dimensions
+    """
+    offsets = loras[0].column_offsets
+    # the factors of a part stay together
+    scaled = [
+        lora.a.unflatten(0, (len(offsets), -1)) * (weight * lora.scale)
+        for lora, weight in zip(loras, weights, strict=True)
+    ]
+    a, b = torch.cat(scaled, 1).flatten(0, 1), torch.cat([lora.b for lora in loras], 1)
+    if base is None or not is_plain_linear(base):
+        return lora_add(y, x, a, b, 1.0, column_offsets=offsets)
+    recompute = loras[0].recomputed_inputs.recompute_of(x)
+    return lora_update(y, x, base.weight, base.bias, a, b, 1.0, column_offsets=offsets, recompute=recompute)
 
 
 def have_equal_columns(loras: Sequence[LinearLoRA | None]) -> bool:
