@@ -270,26 +270,60 @@ def test_adapter_per_image__takes_windows_and_a_parameter_of_the_model_itself(me
 
 
 class QueriesFirst(nn.Module):
-    """A map of queries [Q, B, C]."""
+    """A map of queries [Q, B, C], with an embedding of positions that all images share."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner = nn.Linear(6, 6)
+        self.inner, self.position = nn.Linear(6, 6), nn.Linear(1, 6)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.inner(images.transpose(0, 1)).sum(0)
+        positions = self.position(torch.ones(images.shape[1], 1))
+        return self.inner((images + positions).transpose(0, 1)).sum(0)
 
 
-def test_adapter_per_image__refuses_queries_first(tmp_path: Path) -> None:
-    model = QueriesFirst()
-    inject(model, Plan({"inner": LoRA(2)}))
-    save_adapter(model, tmp_path / "one")
-    remove(model)
-    load_adapter(model, tmp_path / "one", name="one")
-    with adapter_per_image(model, ["one", None]), pytest.raises(PlanError, match=r"`inner` has \[8, 2, 6\]"):
+def two_adapters(plan: Plan, folder: Path) -> QueriesFirst:
+    """A model with the adapters "one" and "other"."""
+
+    def build() -> QueriesFirst:
+        torch.manual_seed(0)
+        return QueriesFirst().eval()
+
+    model = build()
+    for name in ("one", "other"):
+        single = build()
+        inject(single, plan)
+        with torch.no_grad():
+            for parameter in single.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter))
+        save_adapter(single, folder / name)
+        load_adapter(model, folder / name, name=name)
+    return model
+
+
+@pytest.mark.parametrize("num_queries", [3, 4, 8])
+@pytest.mark.parametrize("plan", [Plan({"inner": LoRA(2)}), Plan({"inner": Adapter(width=2)}, ["inner"])], ids=str)
+def test_adapter_per_image__finds_the_dimension_of_the_images(plan: Plan, num_queries: int, tmp_path: Path) -> None:
+    model, images = two_adapters(plan, tmp_path), torch.randn(4, num_queries, 6)
+    names, expected = ("one", "other", None, "one"), []
+    for index, name in enumerate(names):
+        set_adapters(model, name)
+        expected.append(answer(model, images)[index])
+    with adapter_per_image(model, names):
+        torch.testing.assert_close(answer(model, images), torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+def test_adapter_per_image__refuses_rows_that_belong_to_no_image(tmp_path: Path) -> None:
+    model = two_adapters(Plan({"position": LoRA(1)}), tmp_path)
+    with (
+        adapter_per_image(model, ["one", "other"]),
+        pytest.raises(PlanError, match=r"`position` has \[8, 1\], in which"),
+    ):
         model(torch.randn(2, 8, 6))
-    with adapter_per_image(model, ["one"]):
-        assert model(torch.randn(1, 8, 6)).shape == (1, 6)
+    with adapter_per_image(model, ["one", "other"]), pytest.raises(PlanError, match="Call the model itself"):
+        model.position(torch.randn(8, 1))
+    with adapter_per_image(model, ["one", "one"]):
+        model(torch.randn(2, 8, 6))
 
 
 def test_adapter_per_image__refuses_what_it_cannot_serve(

@@ -82,6 +82,7 @@ def adapter_per_image(model: nn.Module, images: Sequence[str | None]) -> Iterato
             yield
             _refuse_uncalled(named)
     finally:
+        named.batch.run_first = None
         _activate(model, named, weights)
 
 

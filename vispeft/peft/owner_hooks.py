@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -86,13 +87,18 @@ class OwnerHooks:
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Let the module read its frozen parameters: a forward pre-hook."""
-        if self.parts:
+        if self.parts and not self._batch.is_probing:
             self.was_called = True
             for mixture in self.mixtures:
                 mixture.is_readable, mixture.chosen = True, None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Replace the rows of the images whose adapters change the parameters: a forward hook."""
+        if self._batch.is_probing:
+            self._batch.record(
+                self.site, *args, *kwargs.values(), *(output if isinstance(output, tuple) else (output,))
+            )
+            return output
         if not self.parts:
             return output
         try:
@@ -174,7 +180,7 @@ def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         return _Call(arguments, tensors) if len(tensors) == 1 else None
     # a mask of two dimensions is that of every image
     by_row = [key for key in tensors if key != "attn_mask" or arguments[key].ndim == 3]
-    return _Call(arguments, by_row) if module.batch_first else None
+    return _Call(arguments, by_row)
 
 
 def _has_parts(module: nn.Module) -> bool:
@@ -195,11 +201,26 @@ class BatchHooks:
         found = next((size for value in (*args, *kwargs.values()) if (size := _num_images(value)) is not None), None)
         if count and found is not None and found != count:
             raise PlanError(f"`adapter_per_image` has {count} adapters, but the model gets {found} images.")
+        if count and found is not None and not torch.compiler.is_compiling():
+            first = [_first_image(value, count) for value in args]
+            named = {key: _first_image(value, count) for key, value in kwargs.items()}
+            self._batch.run_first = lambda: _run_in_eval_mode(module, first, named)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Record the call: a forward hook."""
         if self._batch.num_images:
-            self._batch.was_called = True
+            self._batch.was_called, self._batch.run_first = True, None
+
+
+def _run_in_eval_mode(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Run a module in eval mode, in which it changes no statistics, and put it back into its modes."""
+    modes = [(each, each.training) for each in module.modules()]
+    try:
+        module.eval()
+        module.forward(*args, **kwargs)
+    finally:
+        for each, mode in modes:
+            each.training = mode
 
 
 def _num_images(value: Any) -> int | None:
@@ -208,3 +229,10 @@ def _num_images(value: Any) -> int | None:
         return value.shape[0] if value.ndim > 2 else None
     is_list = isinstance(value, list | tuple) and value and all(isinstance(one, Tensor) for one in value)
     return len(value) if is_list else None
+
+
+def _first_image(value: Any, count: int) -> Any:
+    """Return the part of an argument that belongs to the first of `count` images."""
+    is_batch = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
+    is_list = isinstance(value, list | tuple) and len(value) == count
+    return value[:1] if is_batch or is_list else value

@@ -107,6 +107,9 @@ class SiteMixture(AroundDelta):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return the output of the active adapters, or of each image's adapter on its rows."""
+        if self.batch.is_probing:
+            self.batch.record(self.site, x, y)
+            return y
         if self.by_image is not None:
             return self._by_image(self.by_image, x, y, base)
         if self.weights is None:
@@ -144,7 +147,7 @@ class SiteMixture(AroundDelta):
         x_rows, y_rows = self.batch.rows(x, self.site), self.batch.rows(y, self.site)
         loras = [None if chain is None else _only_lora(chain) for chain in chains]
         are_loras = all((lora is None) == (chain is None) for lora, chain in zip(loras, chains, strict=True))
-        if are_loras and have_equal_columns(loras):
+        if are_loras and have_equal_columns(loras) and x_rows.dim == y_rows.dim == 0:
             return update_segments(x, y, base, loras)
         groups: dict[Chain | None, list[int]] = {}
         for image, chain in enumerate(chains):
@@ -167,7 +170,7 @@ class WeightMixture(WeightDelta):
 
     def __init__(self, method: Mixture, site: str) -> None:
         super().__init__(method)
-        self.site = site
+        self.site, self.batch = site, method.batch
         self.running: list[Chain] = []
         self.weights: list[Tensor] | None = None
         self.by_image = self.is_readable = False
@@ -175,6 +178,8 @@ class WeightMixture(WeightDelta):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the parameter's value under the active adapters, or under the chosen one."""
+        if self.batch.is_probing:
+            return weight
         if self.by_image:
             if not self.is_readable:
                 raise PlanError(
