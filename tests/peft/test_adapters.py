@@ -410,6 +410,45 @@ def test_disabled_check_train_mode_and_copies_know_them(model: nn.Module, alone,
     assert torch.equal(answer(model, images), alone["snow"])
 
 
+def test_copies__have_adapters_and_batches_of_their_own(build: Build, trained, images: Tensor, tmp_path: Path) -> None:
+    model = build()
+    load_adapter(model, trained("one", Plan({"conv": LoRA(2)}, ["self_attn.**", "head.**"])), name="one")
+    load_adapter(model, trained("two", NIGHT), name="two")
+    names = ("one", None, "two", "one")
+    with adapter_per_image(model, names):
+        expected = answer(model, images)
+    torch.save(model, tmp_path / "model")
+    for clone in (copy.deepcopy(model), torch.load(tmp_path / "model", weights_only=False)):
+        drop_adapter(clone, "two")
+        with adapter_per_image(clone, ("one", None, None, "one")):
+            result = answer(clone, images)
+        for index in (0, 1, 3):
+            torch.testing.assert_close(result[index], expected[index])
+    with adapter_per_image(model, names):
+        assert torch.equal(answer(model, images), expected)
+
+
+def test_adapter_per_image__passes_over_parameters_that_nothing_reads(
+    build: Build, tmp_path: Path, images: Tensor
+) -> None:
+    def with_unused() -> nn.Module:
+        model = build()
+        model.unused = nn.Embedding(2, 3)
+        return model
+
+    for name, pattern in (("unused", "unused"), ("used", "reader")):
+        single, model = with_unused(), with_unused()
+        inject(single, Plan(train=[pattern]))
+        save_adapter(single, tmp_path / name)
+        load_adapter(model, tmp_path / name, name=name)
+        if name == "unused":
+            with adapter_per_image(model, [name, None, None, None]):
+                assert torch.equal(answer(model, images), frozen_answer(build(), images))
+        else:
+            with pytest.raises(PlanError, match="read it without a call"), adapter_per_image(model, [name] * 4):
+                answer(model, images)
+
+
 def test_load_adapter__refuses_and_leaves_the_others(
     model: nn.Module, build: Build, files, alone, images: Tensor
 ) -> None:

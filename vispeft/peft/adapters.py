@@ -22,6 +22,7 @@ from vispeft.peft.named import NamedAdapter, NamedAdapters
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
 from vispeft.peft.places import full_names, place_of
 from vispeft.peft.plan import Plan
+from vispeft.peft.reads import reads_any
 from vispeft.peft.targets import Site
 from vispeft.peft.wrappers import unwrapped
 
@@ -78,9 +79,9 @@ def adapter_per_image(model: nn.Module, images: Sequence[str | None]) -> Iterato
         owner.was_called = False
         owner.fit_values(model.get_submodule(owner.site))
     try:
-        with _batch_of(named, tuple(images)):
+        with named.batch_of(tuple(images)):
             yield
-            _refuse_uncalled(named)
+            _refuse_uncalled(model, named)
     finally:
         named.batch.run_first = None
         _activate(model, named, weights)
@@ -189,15 +190,21 @@ def _refuse_around(named: NamedAdapters, name: str, reason: str) -> None:
             )
 
 
-def _refuse_uncalled(named: NamedAdapters) -> None:
-    """Refuse a result for which a module with parameters trained in full was not called."""
+def _refuse_uncalled(model: nn.Module, named: NamedAdapters) -> None:
+    """Refuse a result that depends on parameters trained in full of a module that was not called."""
     for owner in named.owners:
         part = next((part for part in owner.parts if part.values), None)
-        if named.batch.was_called and part is not None and not owner.was_called:
+        if not named.batch.was_called or part is None or owner.was_called:
+            continue
+        if owner.is_read is None and named.batch.run_first is not None:
+            tensors = [getattr(*place_of(model.get_submodule(owner.site), leaf).holder) for leaf in part.values]
+            with named.batch.probing():
+                owner.is_read = reads_any(named.batch.run_first, tensors)
+        if owner.is_read is not False:
             leaf = next(iter(part.values))
             raise PlanError(
-                f"The adapter `{part.adapter}` trains `{leaf}` of `{owner.site}` in full, but the model did not call "
-                f"this module, so that the images had the base's values. {SEPARATELY}"
+                f"The adapter `{part.adapter}` trains `{leaf}` of `{owner.site}` in full, but the model read it "
+                f"without a call of this module, so that the images had the base's values. {SEPARATELY}"
             )
 
 
@@ -238,29 +245,6 @@ def _mixed_value(named: NamedAdapters, key: str, weights: Mapping[str, float]) -
         if key in named.adapters[name].values
     ]
     return weighted(named.base_values[key], values)
-
-
-@contextmanager
-def _batch_of(named: NamedAdapters, images: tuple[str | None, ...]) -> Iterator[None]:
-    """Let each image of the batch have its adapter for the block."""
-    before = named.batch.adapters
-    try:
-        _set_batch(named, images)
-        yield
-    finally:
-        _set_batch(named, before)
-
-
-def _set_batch(named: NamedAdapters, images: tuple[str | None, ...]) -> None:
-    named.batch.set_adapters(images)
-    for owner in named.owners:
-        owner.set_batch(images)
-    for mixture in named.mixtures:
-        if isinstance(mixture, SiteMixture):
-            chains = [None if name is None else mixture.chain(name) for name in images]
-            mixture.by_image = chains if images else None
-        else:
-            mixture.by_image = any(name is not None and mixture.chain(name) is not None for name in images)
 
 
 @contextmanager
@@ -335,9 +319,7 @@ def _hook_owners(
     owners, handles = [], []
     for site in dict.fromkeys((*values, *forms)):
         module = model.get_submodule(site)
-        hooks = OwnerHooks(
-            site, named.batch, values.get(site, {}), forms.get(site, []), lambda images: _batch_of(named, images)
-        )
+        hooks = OwnerHooks(site, named.batch, values.get(site, {}), forms.get(site, []), named.batch_of)
         owners.append(hooks)
         handles.append(module.register_forward_pre_hook(hooks.before))
         handles.append(module.register_forward_hook(hooks.after, with_kwargs=True))

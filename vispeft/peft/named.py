@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,3 +56,20 @@ class NamedAdapters:
     mixtures: list[SiteMixture | WeightMixture] = field(default_factory=list)
     owners: list[OwnerHooks] = field(default_factory=list)
     batch: ImageBatch = field(default_factory=ImageBatch)
+
+    @contextmanager
+    def batch_of(self, images: tuple[str | None, ...]) -> Iterator[None]:
+        """Let each image of the batch have its adapter for the block."""
+        before = self.batch.adapters
+        try:
+            self._set_batch(images)
+            yield
+        finally:
+            self._set_batch(before)
+
+    def _set_batch(self, images: tuple[str | None, ...]) -> None:
+        self.batch.set_adapters(images)
+        for owner in self.owners:
+            owner.set_batch(images)
+        for mixture in self.mixtures:
+            mixture.set_batch(images)

@@ -51,6 +51,7 @@ class OwnerHooks:
     within: gives the modules inside the adapters of a part of the batch
     parts: of the batch; none outside of `adapter_per_image`
     was_called: True once the module was called since `adapter_per_image` began
+    is_read: True if the model reads the tensors trained in full without a call; None where that is not known
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class OwnerHooks:
         self._batch, self._within = batch, within
         self.parts: list[OwnerPart] = []
         self.was_called = False
+        self.is_read: bool | None = None
 
     def fit_values(self, module: nn.Module) -> None:
         """Bring the values to the module's device and precision."""
@@ -209,7 +211,7 @@ class BatchHooks:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Record the call: a forward hook."""
         if self._batch.num_images:
-            self._batch.was_called, self._batch.run_first = True, None
+            self._batch.was_called = True
 
 
 def _run_in_eval_mode(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -145,7 +145,7 @@ def lora_segments(
     pieces = [
         of_y if pair is None else lora_add(of_y, of_x, *pair, scale, column_offsets=column_offsets)
         for of_y, of_x, pair, scale in zip(
-            flat_y.split(list(lengths)), flat_x.split(list(lengths)), factors, scales, strict=True
+            torch.split(flat_y, list(lengths)), torch.split(flat_x, list(lengths)), factors, scales, strict=True
         )
     ]
     return torch.cat(pieces).view(y.shape) if pieces else y

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -77,10 +78,16 @@ class ImageBatch:
                 f"A pass with one image must show the dimension of the images at `{site}`. Call the model itself, and "
                 "not a part of it, once without torch.compile in such a block before."
             )
+        with self.probing():
+            self.run_first()
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Let sites record shapes for the block, without gradients, and adapters do nothing."""
         self._probed, self.is_probing = {}, True
         try:
             with torch.no_grad():
-                self.run_first()
+                yield
         finally:
             self.is_probing = False
 

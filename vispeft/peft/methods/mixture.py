@@ -97,6 +97,10 @@ class SiteMixture(AroundDelta):
         self.weights: list[Tensor] | None = None
         self.by_image: list[Chain | None] | None = None
 
+    def set_batch(self, images: tuple[str | None, ...]) -> None:
+        """Find the chain of each image by its adapter; none for no images."""
+        self.by_image = [None if name is None else self.chain(name) for name in images] if images else None
+
     def before(self, x: Tensor) -> Tensor:
         """Return the input that the frozen module gets in place of x: prompts run alone."""
         if self.by_image is not None or self.weights is not None:
@@ -175,6 +179,10 @@ class WeightMixture(WeightDelta):
         self.weights: list[Tensor] | None = None
         self.by_image = self.is_readable = False
         self.chosen: Chain | None = None
+
+    def set_batch(self, images: tuple[str | None, ...]) -> None:
+        """Find out whether the adapters of images are among these."""
+        self.by_image = any(name is not None and self.chain(name) is not None for name in images)
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the parameter's value under the active adapters, or under the chosen one."""

@@ -42,7 +42,7 @@ def update_weighted(
     offsets = loras[0].column_offsets
     # the factors of a part stay together
     scaled = [
-        lora.a.unflatten(0, (len(offsets), -1)) * (weight * lora.scale)
+        lora.a.view(len(offsets), -1, lora.a.shape[1]) * (weight * lora.scale)
         for lora, weight in zip(loras, weights, strict=True)
     ]
     a, b = torch.cat(scaled, 1).flatten(0, 1), torch.cat([lora.b for lora in loras], 1)
