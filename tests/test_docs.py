@@ -25,7 +25,7 @@ from vispeft.sweep import load_sweep
 ROOT = Path(__file__).parents[1]
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "docs/methods.md", "docs/data.md"),
-    *("docs/sweeps.md", "docs/evaluation.md", "docs/results.md", "docs/base.md", "docs/study.md"),
+    *("docs/adapters.md", "docs/sweeps.md", "docs/evaluation.md", "docs/results.md", "docs/base.md", "docs/study.md"),
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
 ENCODER_ROLES = {f"encoder.{role}": "" for family in FAMILIES.values() for role in family}
@@ -139,7 +139,9 @@ def test_roles__exist(page: str) -> None:
         assert role in ROLES or role in ("role", "norms"), f"{page} names the role @{role}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide.md", "docs/methods.md", "docs/evaluation.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide.md", "docs/methods.md", "docs/evaluation.md", "docs/adapters.md"]
+)
 def test_python__runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

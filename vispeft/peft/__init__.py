@@ -1,5 +1,6 @@
 """Parameter-efficient fine-tuning of any torch model: what to train, where, and what to keep of it."""
 
+from vispeft.peft.adapters import adapter_per_image, adapters, drop_adapter, set_adapters
 from vispeft.peft.check import check
 from vispeft.peft.checkpoint import AdapterFile, describe, load_adapter, save_adapter
 from vispeft.peft.count import Count, count
@@ -55,10 +56,13 @@ __all__ = [
     "Site",
     "VeRA",
     "WeightDelta",
+    "adapter_per_image",
+    "adapters",
     "check",
     "count",
     "describe",
     "disabled",
+    "drop_adapter",
     "inject",
     "known_methods",
     "load_adapter",
@@ -69,6 +73,7 @@ __all__ = [
     "remove",
     "save_adapter",
     "save_peft",
+    "set_adapters",
     "train_mode",
     "update_schedules",
 ]

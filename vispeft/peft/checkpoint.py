@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
 from vispeft.io.tensors import own_copies, read_tensors, write_tensors
+from vispeft.peft.adapters import add_named, alone
 from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rounded_fingerprints
-from vispeft.peft.inject import attached, inject, injection_of, is_injected, remove
+from vispeft.peft.inject import Injection, attached, inject, injection_of, is_injected, remove
 from vispeft.peft.methods.base import Method
 from vispeft.peft.plan import Plan
 from vispeft.peft.registry import UnknownMethodError
@@ -45,12 +46,23 @@ class AdapterFile:
     rounded: Mapping[str, str] = field(default_factory=dict)
 
 
-def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None) -> None:
+def save_adapter(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> None:
     """Write everything that was trained, and only that, to one file; an existing one is replaced in one step.
 
     metadata: anything that JSON can hold and a user of the file will need: class names, image size, normalisation
+    name: of the adapter to write, of a model with named adapters; it keeps its metadata where none are given
     """
     model = unwrapped(model)
+    if name is not None:
+        with alone(model, name) as adapter:
+            save_adapter(model, path, metadata=adapter.metadata if metadata is None else metadata)
+        return
     plan = resolved_plan(model)
     state = state_tensors(model)
     own = own_keys(model, plan.train, state)
@@ -70,20 +82,29 @@ def save_adapter(model: nn.Module, path: str | os.PathLike[str], *, metadata: Ma
     write_tensors(Path(path), own_copies({key: state[key] for key in sorted(own)}), {_HEADER: text})
 
 
-def load_adapter(model: nn.Module, path: str | os.PathLike[str]) -> AdapterFile:
+def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str | None = None) -> AdapterFile:
     """Inject the plan of an adapter file and load its tensors, in place.
 
     The model must be the base that the file was trained on, without a plan or with the very plan of the file; any other
     is refused and left as it was.
+    name: keep the adapter beside other named ones, frozen, and make it the active one: see `set_adapters`. The model
+        must have named adapters alone, or no plan
     """
     model, source = unwrapped(model), Path(path)
+    if name is not None:
+        trained = describe(source).plan.train
+        add_named(model, name, trained, lambda: load_adapter(model, source).metadata)
+        return describe(source)
     tensors, file = _read(source)
+    if is_injected(model):
+        _refuse_named(injection_of(model))
     _check_names(model, file.plan, source)
     _check_base(model, file, source)
     if is_injected(model):
         if resolved_plan(model).to_dict() != file.plan.to_dict():
             raise CheckpointError(
-                f"The model has another plan than `{source}`. Call `remove(model)` before `load_adapter`."
+                f"The model has another plan than `{source}`. Call `remove(model)` before `load_adapter`; or, to have "
+                "both, load each into a plain base with a name: `load_adapter(model, path, name=...)`."
             )
         copy_tensors(model, tensors, file.plan.train, source)
         return file
@@ -112,11 +133,22 @@ def describe(path: str | os.PathLike[str]) -> AdapterFile:
 
 def resolved_plan(model: nn.Module) -> Plan:
     """Return the plan of an injected model with every pattern replaced by the names that it stands for."""
-    trained = injection_of(model).trained
+    injection = injection_of(model)
+    _refuse_named(injection)
+    trained = injection.trained
     deltas: dict[str, list[Method]] = {}
     for item in attached(model):
         deltas.setdefault(item.site, []).append(item.delta.method)
     return Plan({site: methods[0] if len(methods) == 1 else methods for site, methods in deltas.items()}, trained)
+
+
+def _refuse_named(injection: Injection) -> None:
+    """Refuse a model with named adapters, which have no plan in common."""
+    if injection.named is not None:
+        raise PlanError(
+            f"The model has named adapters ({', '.join(injection.named.adapters)}). Pass the `name` of one of them to "
+            "`save_adapter`, or a new one to `load_adapter`."
+        )
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vispeft.peft.inject import attached
+from vispeft.peft.methods.mixture import SiteMixture, WeightMixture
 from vispeft.peft.wrappers import unwrapped
 
 
@@ -53,6 +54,9 @@ def count(model: nn.Module) -> Count:
     deltas: dict[str, int] = {}
     seen: set[int] = set()
     for item in attached(model):
+        # named adapters are frozen
+        if isinstance(item.delta, SiteMixture | WeightMixture):
+            continue
         own = {id(parameter): parameter.numel() for parameter in item.delta.parameters() if id(parameter) not in seen}
         deltas[item.delta.method.name] = deltas.get(item.delta.method.name, 0) + sum(own.values())
         seen |= own.keys()

@@ -22,6 +22,7 @@ from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
+from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
 from vispeft.peft.relu_signs import ReLUSigns, keeps_its_output
 
 
@@ -146,12 +147,9 @@ def hook_of_others(module: nn.Module) -> str | None:
 
     Hooks that get the output after the deltas change nothing between the module and them.
     """
-    before = [
-        hook
-        for hook in module._forward_pre_hooks.values()
-        if not _is_method_of(hook, BypassedInputs, ReLUSigns, SiteHooks)
-    ]
-    others = [*before, *hooks_before_deltas(module)]
+    ours = BypassedInputs, ReLUSigns, SiteHooks, OwnerHooks, BatchHooks
+    before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, *ours)]
+    others = [*before, *(hook for hook in hooks_before_deltas(module) if not _is_method_of(hook, OwnerHooks))]
     return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
 
 

@@ -21,6 +21,8 @@ from vispeft.errors import PlanError
 from vispeft.peft.build import build_deltas
 from vispeft.peft.hooks import SiteHooks, deltas_of
 from vispeft.peft.methods.base import Delta, WeightDelta, full_precision
+from vispeft.peft.methods.mixture import Chain
+from vispeft.peft.named import Attachment, NamedAdapters
 from vispeft.peft.plan import Plan
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized
@@ -36,12 +38,18 @@ class Injection:
     trained: first names of the parameters that are trained in full
     thawed_before: first names of the parameters that had gradients before
     handles: of the hooks that were registered
+    attachments: the deltas with their sites, in the plan's order
+    hooks: those of the deltas
+    named: the named adapters, of a model that has such
     """
 
     plan: Plan
     trained: tuple[str, ...]
     thawed_before: tuple[str, ...]
     handles: tuple[RemovableHandle, ...]
+    attachments: tuple[Attachment, ...]
+    hooks: SiteHooks
+    named: NamedAdapters | None = None
 
 
 @dataclass(frozen=True)
@@ -91,15 +99,30 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
     refuse_integers(names, trained)
     hooks = SiteHooks()
-    attachments = list(build_deltas(names, plan, roles, trained, hooks.tables))
+    attachments = tuple(build_deltas(names, plan, roles, trained, hooks.tables))
+    install(model, plan, trained, attachments, hooks)
+
+
+def install(
+    model: nn.Module, plan: Plan, trained: Sequence[str], attachments: tuple[Attachment, ...], hooks: SiteHooks
+) -> None:
+    """Freeze a plain model, attach deltas that were built for it and thaw what is trained in full, in place.
+
+    trained: first names of the parameters that are trained in full
+    """
     thawed_before = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
     for name in trained:
-        names.parameters[name].requires_grad_(True)
-    handles = [handle for site, delta in attachments for handle in _attach(site, delta, hooks)]
+        model.get_parameter(name).requires_grad_(True)
+    handles = [handle for site, delta in attachments for handle in attach(site, delta, hooks)]
     if attachments:
         handles += hooks.add_to_sources(model)
-    setattr(model, _MARK, Injection(plan, tuple(trained), thawed_before, tuple(handles)))
+    record(model, Injection(plan, tuple(trained), thawed_before, tuple(handles), attachments, hooks))
+
+
+def record(model: nn.Module, injection: Injection) -> None:
+    """Mark a model as injected."""
+    setattr(model, _MARK, injection)
 
 
 def remove(model: nn.Module) -> None:
@@ -176,9 +199,14 @@ def injection_of(model: nn.Module) -> Injection:
 
 
 def attached(model: nn.Module) -> list[Attached]:
-    """Return every delta in the model, in the model's order and, at one site, in the order in which they run."""
+    """Return every delta in the model, in the model's order and, at one site, in the order in which they run.
+
+    Those of named adapters are parts of one delta a site.
+    """
     found: list[Attached] = []
     for name, module in unwrapped(model).named_modules():
+        if isinstance(module, Chain):
+            continue
         for parameter, form in module_forms(module):
             site = f"{name}.{parameter}" if name else parameter
             found += [
@@ -206,12 +234,12 @@ def _refuse_another_plan(model: nn.Module) -> None:
         )
 
 
-def _attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[RemovableHandle]:
+def attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[RemovableHandle]:
     """Make a delta part of its site. Returns the handles of new hooks."""
     if site.parameter is None:
         assert isinstance(delta, Delta)
         before = deltas_of(site.module)
-        site.module.add_module(_free_name(site.module, delta), delta)
+        site.module.add_module(free_name(site.module, delta), delta)
         return hooks.add_to_site(site.module, delta, before)
     handles = []
     forms = dict(module_forms(site.module))
@@ -223,11 +251,11 @@ def _attach(site: Site, delta: Delta | WeightDelta, hooks: SiteHooks) -> list[Re
         forms[site.parameter] = WeightForm(order)
         parametrize.register_parametrization(site.module, site.parameter, forms[site.parameter])
     form = forms[site.parameter]
-    form.add_module(_free_name(form, delta), delta)
+    form.add_module(free_name(form, delta), delta)
     return handles
 
 
-def _free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
+def free_name(owner: nn.Module, delta: Delta | WeightDelta) -> str:
     """Return the method's name, with a number from 2 where the owner has that name already."""
     name, number = delta.method.name, 2
     while getattr(owner, name, None) is not None:

@@ -13,6 +13,7 @@ from vispeft.peft.hooks import deltas_of, hook_of_others
 from vispeft.peft.inject import attached, base_parameters, injection_of, module_forms, remove
 from vispeft.peft.methods.base import Delta
 from vispeft.peft.methods.base_modules import merge_unsupported_reason, tensor_unsupported_reason
+from vispeft.peft.methods.mixture import SiteMixture
 from vispeft.peft.wrappers import unwrapped
 
 # names of deltas that a message lists for one reason
@@ -41,7 +42,7 @@ class _Held:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Fold every delta into the frozen weights and take it out, in place.
+    """Fold every delta into the frozen weights and take it out, in place. Of named adapters, the active ones count.
 
     PlanError names the deltas that cannot be folded and the reasons. On any error the model is as it was, deltas and
     all.
@@ -95,7 +96,7 @@ def _module_changes(module: nn.Module) -> list[_Change]:
         if (reason := tensor_unsupported_reason(module, name, parameters)) is not None:
             raise _Refused(reason)
         values[name] = getattr(module, name).clone()
-    deltas = deltas_of(module)
+    deltas = [delta for delta in deltas_of(module) if not isinstance(delta, SiteMixture) or delta.running]
     if deltas:
         values |= _folded(module, deltas, parameters)
     return [_Change(module, name, parameters[name], value) for name, value in values.items()]

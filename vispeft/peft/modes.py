@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vispeft.peft.methods.base import Delta, WeightDelta
+from vispeft.peft.methods.mixture import Chain, SiteMixture, WeightMixture
 from vispeft.peft.wrappers import wrapped_layers
 
 
@@ -18,6 +19,7 @@ def train_mode(model: nn.Module, *, update_statistics: bool = False) -> None:
     - dropout, drop path and stochastic depth;
     - modules without children that own parameters or buffers, and norms with running statistics, so that nothing that
       is frozen changes;
+    - named adapters;
     - modules that pass a dropout rate of their own, above 0, to a function: nn.MultiheadAttention, attention with a
       dropout as a child, and modules with a number such as `attention_dropout` among their attributes. Where activation
       checkpointing is on for such a module (`gradient_checkpointing`), it is in train mode all the same and its rate
@@ -37,7 +39,9 @@ def train_mode(model: nn.Module, *, update_statistics: bool = False) -> None:
             if _keeps_statistics(module):
                 module.training = False
     for delta in deltas:
-        delta.train()
+        delta.train(not isinstance(delta, SiteMixture | WeightMixture))
+    for chain in [module for module in inner.modules() if isinstance(module, Chain)]:
+        chain.eval()
     for module in (*wrappers, inner):
         module.training = True
 

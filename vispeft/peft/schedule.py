@@ -6,6 +6,7 @@ from torch import nn
 
 from vispeft.peft.inject import attached
 from vispeft.peft.methods.base import Scheduled
+from vispeft.peft.methods.mixture import SiteMixture, WeightMixture
 
 
 def update_schedules(model: nn.Module, step: int, num_steps: int) -> None:
@@ -15,7 +16,9 @@ def update_schedules(model: nn.Module, step: int, num_steps: int) -> None:
     step: steps done, from 1
     num_steps: steps of the whole run
     """
-    inner = dict.fromkeys(module for item in attached(model) for module in item.delta.modules())
+    # named adapters are frozen
+    trained = [item.delta for item in attached(model) if not isinstance(item.delta, SiteMixture | WeightMixture)]
+    inner = dict.fromkeys(module for delta in trained for module in delta.modules())
     for module in inner:
         if isinstance(module, Scheduled):
             module.on_step(step, num_steps)

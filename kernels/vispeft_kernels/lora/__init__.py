@@ -9,20 +9,22 @@ Factors and columns that do not fit raise `KernelError`.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vispeft_kernels.dispatch import choose
+from vispeft_kernels.dispatch import choose, requested
 from vispeft_kernels.errors import KernelError
 from vispeft_kernels.lora import reference, triton_impl
 from vispeft_kernels.lora.autograd import Inputs, Recompute, compute_dtype, lora
 from vispeft_kernels.lora.autograd_scaled import scaled, scaled_lora
 from vispeft_kernels.lora.configs import LARGEST_PARTS, LARGEST_RANK
 from vispeft_kernels.lora.options import Factors, LoraOptions
+from vispeft_kernels.lora.segments import Run, segmented
 
-__all__ = ["is_fused", "lora_add", "lora_linear", "lora_update", "scaled"]
+__all__ = ["is_fused", "lora_add", "lora_linear", "lora_segments", "lora_update", "scaled"]
 
 
 def lora_add(
@@ -103,6 +105,50 @@ def lora_update(
         else lora(inputs, options, implementation, recompute)
     )
     return z if feature_scale is None else scaled(z, feature_scale, bias)
+
+
+def lora_segments(
+    y: Tensor,
+    x: Tensor,
+    factors: Sequence[tuple[Tensor, Tensor] | None],
+    scales: Sequence[float],
+    lengths: Sequence[int],
+    *,
+    column_offsets: Sequence[int] = (0,),
+    overwrite: bool = False,
+) -> Tensor:
+    """Return `lora_add` of a batch whose rows belong to different adapters, several models served at once.
+
+    y [..., out] and x [..., in] are taken as rows: the first `lengths[0]` get the update with `factors[0]` and
+    `scales[0]`, the next `lengths[1]` the second, and so on. A pair is a [parts * r, in] and b [parts * n, r], of any
+    rank; None leaves the rows as they are. Pairs may repeat.
+    overwrite: True if y has no other user, so that the result may take its memory where no gradient needs y
+    """
+    rows = x.shape[:-1].numel()
+    if not len(factors) == len(scales) == len(lengths) or min(lengths, default=0) < 0 or sum(lengths) != rows:
+        raise KernelError(
+            f"`factors`, `scales` and `lengths` must have one entry a run of rows, and the lengths add up to {rows}, "
+            f"the rows of `x`, but there are {len(factors)}, {len(scales)} and {list(lengths)}."
+        )
+    for pair, scale in zip(factors, scales, strict=True):
+        if pair is not None:
+            _check(x, y.shape[-1], Factors(*pair), LoraOptions(scale, tuple(column_offsets)))
+    flat_y, flat_x = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    if requested() == "auto":
+        runs = [
+            Run(slice(end - length, end), Factors(*pair), scale)
+            for end, length, pair, scale in zip(accumulate(lengths), lengths, factors, scales, strict=True)
+            if length and pair is not None
+        ]
+        return segmented(flat_y, flat_x, runs, column_offsets, overwrite).view(y.shape)
+    # an implementation that was asked for by name serves each run
+    pieces = [
+        of_y if pair is None else lora_add(of_y, of_x, *pair, scale, column_offsets=column_offsets)
+        for of_y, of_x, pair, scale in zip(
+            torch.split(flat_y, list(lengths)), torch.split(flat_x, list(lengths)), factors, scales, strict=True
+        )
+    ]
+    return torch.cat(pieces).view(y.shape) if pieces else y
 
 
 def _run(inputs: Inputs, options: LoraOptions, recompute: Recompute | None = None) -> Tensor:

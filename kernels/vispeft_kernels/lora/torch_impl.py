@@ -36,8 +36,13 @@ def linear(
 def gradients(grad: Tensor, kept: Kept, options: LoraOptions, needs_x: bool) -> tuple[Tensor | None, Tensor, Tensor]:
     """Return the gradients of x [M, K], through the frozen product too where there is a weight, of a and of b."""
     grad_x = _base_grad(grad, kept.weight, kept.rows.kept) if needs_x else None
+    return grad_x, *factor_gradients(grad, kept, options, grad_x)
+
+
+def factor_gradients(grad: Tensor, kept: Kept, options: LoraOptions, grad_x: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the gradients of a and of b; add that of x through them to `grad_x` [M, K] in place where it is given."""
     grad_hidden, grad_b = _grad_hidden_and_b(grad, kept.hidden, kept.factors.b, options)
-    return grad_x, _grad_a_and_x(grad_hidden, kept.rows, kept.factors.a, grad_x, options), grad_b
+    return _grad_a_and_x(grad_hidden, kept.rows, kept.factors.a, grad_x, options), grad_b
 
 
 def expand_(y: Tensor, hidden: Tensor, b: Tensor, options: LoraOptions) -> None:

@@ -1,0 +1,123 @@
+"""Rows of the images of a batch in the tensors that modules get and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vispeft.errors import PlanError
+
+SEPARATELY = "Run the images of each adapter in a batch of their own, after `set_adapters`."
+
+
+class ImageBatch:
+    """Adapter of each image in the running batch, None for the plain base; empty outside of `adapter_per_image`.
+
+    The dimension of the images is the first where it has their number. Elsewhere, and where the second has the same
+    size, a pass with the first image alone shows it, once a site: windows [B * k, ...], or queries first [Q, B, C].
+
+    was_called: True once the model got a batch
+    run_first: runs the model on the first image of its batch; None where that is not possible
+    is_probing: True while it runs, when adapters do nothing and sites record shapes
+    """
+
+    def __init__(self) -> None:
+        self.was_called = self.is_probing = False
+        self.run_first: Callable[[], object] | None = None
+        self._probed: dict[str, list[torch.Size]] = {}
+        # by site and number of dimensions
+        self._known: dict[tuple[str, int], int] = {}
+        self.set_adapters(())
+
+    def set_adapters(self, adapters: tuple[str | None, ...]) -> None:
+        """Set the adapter of each image."""
+        self.adapters = adapters
+        # on these alone compiled code depends, and not on the names
+        self.num_images, self.is_mixed = len(adapters), len(set(adapters)) > 1
+
+    def record(self, site: str, *values: object) -> None:
+        """Record the shapes at a site for one image."""
+        self._probed.setdefault(site, []).extend(value.shape for value in values if isinstance(value, Tensor))
+
+    def rows(self, tensor: Tensor, site: str) -> ImageRows:
+        """Return the rows of the images in a tensor at a site. PlanError where they cannot be told apart."""
+        if not isinstance(tensor, Tensor) or not tensor.ndim:
+            raise PlanError(f"`{site}` has a {type(tensor).__name__} in place of rows of images. {SEPARATELY}")
+        return ImageRows(tensor, self.num_images, self._dim_of(tensor, site))
+
+    def _dim_of(self, tensor: Tensor, site: str) -> int:
+        """Return the dimension of the images in a tensor."""
+        count = self.num_images
+        # rows of one adapter belong together in any order
+        if not self.is_mixed or (tensor.shape[0] == count and not (tensor.ndim == 3 and tensor.shape[1] == count)):
+            return 0
+        key = site, tensor.ndim
+        if key not in self._known:
+            self._probe(site)
+            dims = {
+                dim
+                for shape in self._probed.get(site, [])
+                if (dim := _grown_dim(shape, tensor.shape, count)) is not None
+            }
+            if len(dims) != 1:
+                raise PlanError(
+                    f"`{site}` has {list(tensor.shape)}, in which the rows of the {count} images cannot be told apart. "
+                    f"{SEPARATELY}"
+                )
+            self._known[key] = dims.pop()
+        return self._known[key]
+
+    def _probe(self, site: str) -> None:
+        """Record the shapes at every site for one image."""
+        if self.run_first is None or torch.compiler.is_compiling():
+            raise PlanError(
+                f"A pass with one image must show the dimension of the images at `{site}`. Call the model itself, and "
+                "not a part of it, once without torch.compile in such a block before."
+            )
+        with self.probing():
+            self.run_first()
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Let sites record shapes for the block, without gradients, and adapters do nothing."""
+        self._probed, self.is_probing = {}, True
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.is_probing = False
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """A tensor in which each of B images has the same number of rows in turn along a dimension: [B * k, ...]."""
+
+    tensor: Tensor
+    num_images: int
+    dim: int = 0
+
+    def of(self, images: Sequence[int]) -> Tensor:
+        """Return the rows of some images, which ascend."""
+        each = self.tensor.shape[self.dim] // self.num_images
+        if images[-1] - images[0] == len(images) - 1:
+            return self.tensor.narrow(self.dim, images[0] * each, len(images) * each)
+        return torch.cat([self.tensor.narrow(self.dim, image * each, each) for image in images], self.dim)
+
+    def joined(self, parts: Sequence[tuple[Sequence[int], Tensor]]) -> Tensor:
+        """Return the rows of all images in their order, from those of groups of images."""
+        pieces: dict[int, Tensor] = {}
+        for images, part in parts:
+            pieces |= zip(images, part.chunk(len(images), self.dim), strict=True)
+        return torch.cat([pieces[image] for image in range(self.num_images)], self.dim)
+
+
+def _grown_dim(one: torch.Size, many: torch.Size, count: int) -> int | None:
+    """Return the dimension, first or second, that alone is `count` times that of one image; None if there is none."""
+    for dim in range(min(2, len(one))):
+        if many == torch.Size([*one[:dim], count * one[dim], *one[dim + 1 :]]):
+            return dim
+    return None

@@ -1,0 +1,245 @@
+"""Deltas of several named adapters at one site: `y + sum_i w_i (delta_i(x, y) - y)`, or one of them for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vispeft.errors import PlanError
+from vispeft.peft.methods.base import AroundDelta, Delta, Method, WeightDelta
+from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
+from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA
+from vispeft.peft.methods.segments import have_equal_columns, update_segments, update_weighted
+
+
+@dataclass(frozen=True)
+class Mixture(Method):
+    """`y + sum_i w_i (delta_i(x, y) - y)` over the active ones of a model's named adapters, with their weights w_i.
+
+    batch: shared by the sites of a model
+    """
+
+    name: ClassVar[str] = "adapters"
+    batch: ImageBatch
+
+    def for_module(self, module: nn.Module, context: Context) -> SiteMixture:
+        """Return the mixture for a module."""
+        return SiteMixture(self, context.site.name)
+
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightMixture:
+        """Return the mixture for a parameter."""
+        return WeightMixture(self, context.site.name)
+
+    def __repr__(self) -> str:
+        return "Mixture()"
+
+
+class Chain(nn.Module):
+    """The deltas of one adapter at one site, as children in the order in which they run."""
+
+    @property
+    def deltas(self) -> list[nn.Module]:
+        """The deltas."""
+        return list(self.children())
+
+    @property
+    def is_around(self) -> bool:
+        """True where a delta changes the module's input."""
+        return any(isinstance(delta, AroundDelta) for delta in self.children())
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return the input that the frozen module gets in place of x."""
+        for delta in reversed(self.deltas):
+            if isinstance(delta, AroundDelta):
+                x = delta.before(x)
+        return x
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """Return y after the deltas in turn. base: as in `Delta.forward`"""
+        for delta in self.children():
+            y = delta(x, y, base)
+            base = None
+        return y
+
+    def changed(self, weight: Tensor) -> Tensor:
+        """Return a parameter after its deltas in turn."""
+        for delta in self.children():
+            weight = delta(weight)
+        return weight
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight and bias with which the module alone computes the same; None if there are none."""
+        result: tuple[Tensor, Tensor | None] | None = (weight, bias)
+        for delta in self.children():
+            assert isinstance(delta, Delta)
+            result = None if result is None else delta.merged(*result)
+        return result
+
+
+class SiteMixture(AroundDelta):
+    """The adapters of a module, each a `Chain` under its name.
+
+    running: the chains that are active
+    weights: theirs, each a tensor without dimensions, so that compiled code does not depend on the values; None where
+        one chain runs alone with weight 1
+    by_image: the chain of each image of the batch, None for the plain module; None outside of `adapter_per_image`
+    """
+
+    def __init__(self, method: Mixture, site: str) -> None:
+        super().__init__(method)
+        self.site, self.batch = site, method.batch
+        self.running: list[Chain] = []
+        self.weights: list[Tensor] | None = None
+        self.by_image: list[Chain | None] | None = None
+
+    def set_batch(self, images: tuple[str | None, ...]) -> None:
+        """Find the chain of each image by its adapter; none for no images."""
+        self.by_image = [None if name is None else self.chain(name) for name in images] if images else None
+
+    def before(self, x: Tensor) -> Tensor:
+        """Return the input that the frozen module gets in place of x: prompts run alone."""
+        if self.by_image is not None or self.weights is not None:
+            return x
+        for chain in self.running:
+            x = chain.before(x)
+        return x
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """Return the output of the active adapters, or of each image's adapter on its rows."""
+        if self.batch.is_probing:
+            self.batch.record(self.site, x, y)
+            return y
+        if self.by_image is not None:
+            return self._by_image(self.by_image, x, y, base)
+        if self.weights is None:
+            for chain in self.running:
+                y = chain(x, y, base)
+            return y
+        loras = [lora for lora in map(_only_lora, self.running) if lora is not None]
+        if loras and len(loras) == len(self.running) and have_equal_columns(loras):
+            return update_weighted(x, y, base, loras, self.weights)
+        total = y
+        for chain, weight in zip(self.running, self.weights, strict=True):
+            total = _add_weighted(total, chain, weight, x, y)
+        return total
+
+    def chain(self, name: str) -> Chain | None:
+        """Return the deltas of an adapter; None where it has none here."""
+        return _chain(self, name)
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight and bias of the mixture; None if there are none for one of its adapters."""
+        if self.weights is None:
+            return self.running[0].merged(weight, bias) if self.running else (weight, bias)
+        total, total_bias = weight.clone(), None if bias is None else bias.clone()
+        for chain, factor in zip(self.running, self.weights, strict=True):
+            result = chain.merged(weight, bias)
+            if result is None or (result[1] is None) != (bias is None):
+                return None
+            total += factor * (result[0] - weight)
+            if total_bias is not None and result[1] is not None and bias is not None:
+                total_bias += factor * (result[1] - bias)
+        return total, total_bias
+
+    def _by_image(self, chains: list[Chain | None], x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """Return the output of each image's adapter on its rows, in the order of the images."""
+        x_rows, y_rows = self.batch.rows(x, self.site), self.batch.rows(y, self.site)
+        loras = [None if chain is None else _only_lora(chain) for chain in chains]
+        are_loras = all((lora is None) == (chain is None) for lora, chain in zip(loras, chains, strict=True))
+        if are_loras and have_equal_columns(loras) and x_rows.dim == y_rows.dim == 0:
+            return update_segments(x, y, base, loras)
+        groups: dict[Chain | None, list[int]] = {}
+        for image, chain in enumerate(chains):
+            groups.setdefault(chain, []).append(image)
+        results = {}
+        for chain, images in groups.items():
+            part = y_rows.of(images)
+            results[chain] = part if chain is None else chain(x_rows.of(images), part, None)
+        return y_rows.joined([(images, results[chain]) for chain, images in groups.items()])
+
+
+class WeightMixture(WeightDelta):
+    """The adapters of a parameter, each a `Chain` under its name; `running` and `weights` as in `SiteMixture`.
+
+    by_image: True where the images of a batch have adapters, of which some are among these: only the hooks of the
+        parameter's module can serve them
+    is_readable: True while these hooks let the module read the parameter
+    chosen: the chain that it reads then; None for the frozen value
+    """
+
+    def __init__(self, method: Mixture, site: str) -> None:
+        super().__init__(method)
+        self.site, self.batch = site, method.batch
+        self.running: list[Chain] = []
+        self.weights: list[Tensor] | None = None
+        self.by_image = self.is_readable = False
+        self.chosen: Chain | None = None
+
+    def set_batch(self, images: tuple[str | None, ...]) -> None:
+        """Find out whether the adapters of images are among these."""
+        self.by_image = any(name is not None and self.chain(name) is not None for name in images)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the parameter's value under the active adapters, or under the chosen one."""
+        if self.batch.is_probing:
+            return weight
+        if self.by_image:
+            if not self.is_readable:
+                raise PlanError(
+                    f"`{self.site}` is read by another module than its own, where images cannot be told apart. "
+                    f"{SEPARATELY}"
+                )
+            return weight if self.chosen is None else self.chosen.changed(weight)
+        if self.weights is None:
+            for chain in self.running:
+                weight = chain.changed(weight)
+            return weight
+        total = weight
+        for chain, factor in zip(self.running, self.weights, strict=True):
+            total = total + factor * (chain.changed(weight) - weight)
+        return total
+
+    def chain(self, name: str) -> Chain | None:
+        """Return the deltas of an adapter; None where it has none here."""
+        return _chain(self, name)
+
+
+def weighted(base: Tensor, values: Sequence[tuple[float, Tensor]]) -> Tensor:
+    """Return `base + sum_i w_i (value_i - base)`; of one value with weight 1, that value itself."""
+    if len(values) == 1 and values[0][0] == 1:
+        return values[0][1]
+    is_real = base.is_floating_point()
+    total = base.clone() if is_real else base.to(torch.float64)
+    for weight, value in values:
+        total += weight * (value.to(total) - base)
+    return total if is_real else total.round()
+
+
+def _chain(mixture: SiteMixture | WeightMixture, name: str) -> Chain | None:
+    chain = dict(mixture.named_children()).get(name)
+    assert chain is None or isinstance(chain, Chain)
+    return chain
+
+
+def _add_weighted(total: Tensor, chain: Chain, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return `total + weight * (delta(x, y) - y)`; a low-rank update alone is scaled in its factor A."""
+    match chain.deltas:
+        case [LinearLoRA() as lora]:
+            return lora.update(x, total, None, lora.a * weight)
+        case [ConvLoRA() as lora]:
+            return lora.update(x, total, lora.a * weight)
+    output: Tensor = chain(x, y, None)
+    return total + weight * (output - y)
+
+
+def _only_lora(chain: Chain) -> LinearLoRA | None:
+    """Return the delta of a chain that is the low-rank update of a linear map alone."""
+    match chain.deltas:
+        case [LinearLoRA() as lora] if not lora.active_dropout:
+            return lora
+    return None
