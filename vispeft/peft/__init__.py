@@ -2,6 +2,7 @@
 
 from vispeft.peft.check import check
 from vispeft.peft.checkpoint import AdapterFile, describe, load_adapter, save_adapter
+from vispeft.peft.choice import choose_by_magnitude, choose_weights, methods_to_choose, restore_choices
 from vispeft.peft.count import Count, count
 from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.interop.peft_library import load_peft, save_peft
@@ -20,6 +21,8 @@ from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
+from vispeft.peft.methods.scored import Scored
+from vispeft.peft.methods.sparse import Sparse
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
 from vispeft.peft.plan import Plan
@@ -52,10 +55,14 @@ __all__ = [
     "Plan",
     "ScaleShift",
     "Scheduled",
+    "Scored",
     "Site",
+    "Sparse",
     "VeRA",
     "WeightDelta",
     "check",
+    "choose_by_magnitude",
+    "choose_weights",
     "count",
     "describe",
     "disabled",
@@ -65,8 +72,10 @@ __all__ = [
     "load_peft",
     "merge",
     "method_from_dict",
+    "methods_to_choose",
     "register_method",
     "remove",
+    "restore_choices",
     "save_adapter",
     "save_peft",
     "train_mode",
