@@ -114,7 +114,7 @@ class Sparse(UpdateMethod, Scored):
         ends = torch.tensor(sizes, device=picked.device).cumsum(0)
         counts = torch.bincount(torch.bucketize(picked, ends, right=True), minlength=len(sizes)).tolist()
         starts = [0, *ends.tolist()]
-        return [part - start for part, start in zip(picked.split(counts), starts[:-1], strict=True)]
+        return [part - start for part, start in zip(torch.split(picked, counts), starts[:-1], strict=True)]
 
     def set_choice(self, delta: nn.Module, weight: Tensor, indices: Tensor) -> None:
         """Give the delta entries at the indices, or a low-rank product in their place, in place."""
