@@ -39,6 +39,12 @@ def test_parse_config__checks_deltas_by_full_path(fields: Any, words: list[str])
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_parse_config__null_is_no_delta_at_a_pattern() -> None:
+    deltas = {"a": {"method": "lora", "rank": 4}, "b": None}
+    assert parse_config({"peft": {"deltas": deltas}}) == parse_config({"peft": {"deltas": {"a": deltas["a"]}}})
+    assert parse_config({"peft": {"deltas": deltas}}, ["peft.deltas.a=null"]).peft.deltas == {}
+
+
 MY_METHODS = '''
 from dataclasses import dataclass
 from typing import ClassVar

@@ -25,6 +25,7 @@ from vispeft.peft import (
     Mona,
     Plan,
     ScaleShift,
+    Sparse,
     VeRA,
 )
 
@@ -156,6 +157,9 @@ CASES = {
     "oft linear and conv": Case("blocks.*.mlp.fc2 | conv", OFT(block=4)),
     "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
     "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
+    "sparse linear and conv": Case("blocks.*.mlp.fc1 | conv | grouped", Sparse(0.6, "magnitude")),
+    "sparse parameters": Case("self_attn.in_proj_weight | grouped.weight", Sparse(0.7, "magnitude")),
+    "sparse and products": Case("blocks.*.mlp.fc1 | conv", Sparse(0.5, "magnitude", rank=2)),
     "ladder": Case("blocks.*", Ladder(width=3), merges=False, has_formula=False),
     "vpt": Case("blocks.*", VPT(tokens=3), merges=False, has_formula=False),
     "vpt shallow": Case("blocks.*", VPT(tokens=3, deep=False), merges=False, has_formula=False),

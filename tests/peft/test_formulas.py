@@ -28,6 +28,7 @@ from vispeft.peft import (
     Mona,
     Plan,
     ScaleShift,
+    Sparse,
     VeRA,
     inject,
 )
@@ -98,6 +99,11 @@ def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
             u, v = torch.arange(outputs).double()[:, None, None], torch.arange(inputs).double()[:, None]
             waves = torch.cos(2 * torch.pi * (u * row / outputs + v * column / inputs))  # [out, in, n]
             update = method.scale * (waves.to(weight.dtype) @ own["update.spectrum"]) / (outputs * inputs)
+        case Sparse() if "update.a" in own:
+            update = own["update.b"] @ own["update.a"]
+        case Sparse():
+            place = own["update.indices"].long()
+            update = torch.zeros_like(weight).flatten().index_put((place,), own["update.values"])
         case OFT():
             update = (rotation(method, own) - torch.eye(outputs, dtype=weight.dtype)) @ weight.flatten(1)
         case _:
@@ -196,7 +202,7 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
         case OFT():
             bias, dim = along(module.get_parameter("bias"), y, module), 1 if isinstance(module, nn.Conv2d) else -1
             return bias + ((y - bias).movedim(dim, -1) @ rotation(method, own).T).movedim(-1, dim)
-        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT():
+        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT() | Sparse():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
         case ScaleShift():
             return y * along(own["gain"], y, module) + along(own["offset"], y, module)

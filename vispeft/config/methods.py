@@ -29,10 +29,11 @@ def imported_modules(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def checked_deltas(deltas: dict[str, Any]) -> dict[str, Any]:
-    """Return the deltas unchanged; raise ConfigError for one that `methods_from` refuses."""
-    for pattern, fields in deltas.items():
+    """Return the deltas without those that are null; raise ConfigError for one that `methods_from` refuses."""
+    given = {pattern: fields for pattern, fields in deltas.items() if fields is not None}
+    for pattern, fields in given.items():
         methods_from(fields, f"peft.deltas.{pattern}")
-    return deltas
+    return given
 
 
 def checked_rates(rates: dict[str, T]) -> dict[str, T]:

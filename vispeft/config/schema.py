@@ -62,7 +62,7 @@ class PeftConfig(Section):
         (), description="Python modules that register your own methods, imported before the plan is built."
     )
     deltas: Annotated[dict[str, Any], AfterValidator(checked_deltas)] = Field(
-        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, or to a list of these."
+        {}, description="Site pattern or @role to `{method: lora, rank: 8, ...}`, a list of these, or null for none."
     )
     train: tuple[str, ...] = Field((), description="Patterns of modules and parameters trained in full.")
 

@@ -85,6 +85,8 @@ def estimate(config: Config) -> Estimate:
     config = complete(config, num_images)
     model = build_base(config, num_classes, with_weights=False)
     attach(model, config)
+    # the data that would choose are not read here; the budget is the same
+    peft.choose_by_magnitude(model)
     counted = peft.count(model)
     full = {"full": counted.full} if counted.full else {}
     return Estimate(

@@ -24,6 +24,7 @@ from vispeft.engine.build import (
     describe_base,
     with_class_head_rates,
 )
+from vispeft.engine.choice import choose
 from vispeft.engine.data_warnings import warn_of_crowded_images
 from vispeft.engine.features import KeptFeatures, keep_features
 from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
@@ -160,6 +161,7 @@ def _set_up(
     model = build_base(config, len(sets.train.categories))
     seed_everything(train.seed, rank=fabric.global_rank)
     attach(model, config)
+    choose(config, fabric, sets.train, model, checkpoint)
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
     warn_of_crowded_images(

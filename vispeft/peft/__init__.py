@@ -3,6 +3,7 @@
 from vispeft.peft.adapters import adapter_per_image, adapters, drop_adapter, set_adapters
 from vispeft.peft.check import check
 from vispeft.peft.checkpoint import AdapterFile, describe, load_adapter, save_adapter
+from vispeft.peft.choice import choose_by_magnitude, choose_weights, methods_to_choose, restore_choices
 from vispeft.peft.count import Count, count
 from vispeft.peft.inject import disabled, inject, remove
 from vispeft.peft.interop.peft_library import load_peft, save_peft
@@ -21,6 +22,8 @@ from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
+from vispeft.peft.methods.scored import Scored
+from vispeft.peft.methods.sparse import Sparse
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
 from vispeft.peft.plan import Plan
@@ -53,12 +56,16 @@ __all__ = [
     "Plan",
     "ScaleShift",
     "Scheduled",
+    "Scored",
     "Site",
+    "Sparse",
     "VeRA",
     "WeightDelta",
     "adapter_per_image",
     "adapters",
     "check",
+    "choose_by_magnitude",
+    "choose_weights",
     "count",
     "describe",
     "disabled",
@@ -69,8 +76,10 @@ __all__ = [
     "load_peft",
     "merge",
     "method_from_dict",
+    "methods_to_choose",
     "register_method",
     "remove",
+    "restore_choices",
     "save_adapter",
     "save_peft",
     "set_adapters",

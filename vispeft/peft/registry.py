@@ -23,6 +23,7 @@ from vispeft.peft.methods.orthogonal import OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
+from vispeft.peft.methods.sparse import Sparse
 from vispeft.peft.methods.vera import VeRA
 
 METHODS: dict[str, type[Method]] = {
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "lokr": LoKr,
     "fourierft": FourierFT,
     "oft": OFT,
+    "sparse": Sparse,
     "ladder": Ladder,
     "vpt": VPT,
     "convpass": Convpass,
