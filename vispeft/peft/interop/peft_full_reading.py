@@ -1,0 +1,82 @@
+"""Tensors that the peft library trains in full, by their names in the base.
+
+These are modules of `modules_to_save` and of LN tuning, biases, and single rows of an embedding
+(`trainable_token_indices`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vispeft.errors import CheckpointError
+from vispeft.peft.interop import peft_known_options
+from vispeft.peft.interop.peft_contents import Contents, check_shape
+from vispeft.peft.interop.peft_directory import Directory
+from vispeft.peft.interop.peft_names import Tree, without_wrappers
+
+_TOKENS = ".token_adapter.trainable_tokens_delta"
+_NORM = ".ln_tuning_layers"
+
+
+def read_ln_tuning(source: Directory, model: nn.Module) -> Contents:
+    """Return the norms of a directory of LN tuning, which are trained in full."""
+    source.options.check(peft_known_options.LN_TUNING)
+    tensors = {name.replace(_NORM, ""): tensor for name, tensor in source.tensors.items()}
+    return Contents(full=full_tensors(source, Tree(model), tensors))
+
+
+def full_tensors(source: Directory, tree: Tree, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors trained in full by their names in the base, one name for each tensor of the model."""
+    known = _known_tensors(tree)
+    full: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if ".original_module." in name or ".modules_to_save." in name:
+            # the frozen twin of a saved module, and another copy of what it has under its own name
+            continue
+        if name.endswith(_TOKENS):
+            ours, value = _with_rows(source, known, name.removesuffix(_TOKENS), tensor)
+        else:
+            ours, value = name if name in known else without_wrappers(name), tensor
+        if ours not in known:
+            raise CheckpointError(f"`{source.path}` was trained on another base: this model has no `{ours}`.")
+        first, own = known[ours]
+        check_shape(source, ours, value, own.shape)
+        if name.endswith(".base_layer.weight") and torch.equal(value.to(own), own):
+            # a copy of an adapted embedding, which the library saves along
+            continue
+        if not torch.equal(full.setdefault(first, value), value):
+            raise CheckpointError(
+                f"`{source.path}` has two values for `{first}`, which this model shares with `{ours}`."
+            )
+    return full
+
+
+def _known_tensors(tree: Tree) -> dict[str, tuple[str, Tensor]]:
+    """Return each parameter and buffer of the base by all of its names, with its first one."""
+    known: dict[str, tuple[str, Tensor]] = {}
+    first: dict[int, str] = {}
+    for prefix, module in tree.modules.items():
+        for leaf, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            name = f"{prefix}.{leaf}" if prefix else leaf
+            known[name] = first.setdefault(id(tensor), name), tensor.detach()
+    return known
+
+
+def _with_rows(
+    source: Directory, known: Mapping[str, tuple[str, Tensor]], site: str, rows: Tensor
+) -> tuple[str, Tensor]:
+    """Return the name and the weight of an embedding with its trained rows in it."""
+    name = f"{without_wrappers(site)}.weight"
+    if name not in known:
+        raise CheckpointError(f"`{source.path}` was trained on another base: this model has no `{name}`.")
+    weight = known[name][1].clone()
+    indices = source.options.values.get("trainable_token_indices")
+    if isinstance(indices, dict):
+        indices = next((each for target, each in indices.items() if site.endswith(str(target))), None)
+    if not isinstance(indices, list) or not all(type(index) is int and 0 <= index < len(weight) for index in indices):
+        raise source.options.wrong("trainable_token_indices", f"indices below {len(weight)} for `{site}`")
+    weight[indices] = check_shape(source, f"{site}{_TOKENS}", rows, (len(indices), weight.shape[1])).to(weight)
+    return name, weight
