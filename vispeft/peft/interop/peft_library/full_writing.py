@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.inject import base_parameters
-from vispeft.peft.interop.peft_contents import no_counterpart
-from vispeft.peft.interop.peft_names import Tree, is_excluded
+from vispeft.peft.interop.peft_library.contents import no_counterpart
+from vispeft.peft.interop.peft_library.names import Tree, is_excluded
 
 # the library refuses to save these, which have no forward pass
 _LISTS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)

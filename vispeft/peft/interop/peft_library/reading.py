@@ -10,12 +10,12 @@ from torch import nn
 from vispeft.errors import CheckpointError, PlanError
 from vispeft.peft.checkpoint import copy_tensors, delta_keys, own_keys, state_tensors
 from vispeft.peft.inject import attached, inject, is_injected, remove
-from vispeft.peft.interop.peft_contents import Contents
-from vispeft.peft.interop.peft_directory import Directory, read_directory
-from vispeft.peft.interop.peft_full_reading import read_ln_tuning
-from vispeft.peft.interop.peft_lora_reading import read_lora
-from vispeft.peft.interop.peft_product_reading import read_adalora, read_loha, read_lokr
-from vispeft.peft.interop.peft_vector_reading import read_fourierft, read_ia3, read_vera
+from vispeft.peft.interop.peft_library.contents import Contents
+from vispeft.peft.interop.peft_library.directory import Directory, read_directory
+from vispeft.peft.interop.peft_library.full_reading import read_ln_tuning
+from vispeft.peft.interop.peft_library.lora_reading import read_lora
+from vispeft.peft.interop.peft_library.product_reading import read_adalora, read_loha, read_lokr
+from vispeft.peft.interop.peft_library.vector_reading import read_fourierft, read_ia3, read_vera
 from vispeft.peft.plan import Plan
 from vispeft.peft.wrappers import unwrapped
 

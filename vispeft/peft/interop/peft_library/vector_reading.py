@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft.interop import peft_known_options
-from vispeft.peft.interop.peft_contents import Contents, check_parts, check_replaceable, check_shape, module_at, split
-from vispeft.peft.interop.peft_directory import Directory
-from vispeft.peft.interop.peft_full_reading import full_tensors
-from vispeft.peft.interop.peft_names import Tree
+from vispeft.peft.interop.peft_library import known_options
+from vispeft.peft.interop.peft_library.contents import (
+    Contents,
+    check_parts,
+    check_replaceable,
+    check_shape,
+    module_at,
+    split,
+)
+from vispeft.peft.interop.peft_library.directory import Directory
+from vispeft.peft.interop.peft_library.full_reading import full_tensors
+from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.scale_shift import IA3
 from vispeft.peft.methods.vera import VeRA
@@ -24,7 +31,7 @@ _VERA_SHARED = ("base_model.vera_A", "base_model.vera_B")
 
 def read_ia3(source: Directory, model: nn.Module) -> Contents:
     """Return the IA3 of a directory."""
-    source.options.check(peft_known_options.IA3)
+    source.options.check(known_options.IA3)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, ("ia3_l",), "ia3_")
     contents.full = full_tensors(source, tree, others)
@@ -46,7 +53,7 @@ def read_ia3(source: Directory, model: nn.Module) -> Contents:
 
 def read_vera(source: Directory, model: nn.Module) -> Contents:
     """Return the VeRA of a directory, whose projections are in the file or drawn again."""
-    source.options.check(peft_known_options.VERA)
+    source.options.check(known_options.VERA)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, (_SCALES_D, _SCALES_B), "vera_lambda")
     shared = [others.pop(name, None) for name in _VERA_SHARED]
@@ -57,7 +64,9 @@ def read_vera(source: Directory, model: nn.Module) -> Contents:
             raise CheckpointError(f"`{source.path}` has VeRA at `{name}`, a {type(module).__name__}, not served here.")
         check_replaceable(source, tree, name)
     rank = source.options.count("r", 256)
-    a, b = _projections(source, [module for _, module in modules], rank, shared) if modules else shared
+    if not modules:
+        return contents
+    a, b = _projections(source, [module for _, module in modules], rank, shared)
     for (name, _), (site, tensors) in zip(modules, sites.items(), strict=True):
         check_parts(source, site, tensors, (_SCALES_D, _SCALES_B))
         scales = {"scale_d": tensors[_SCALES_D], "scale_b": tensors[_SCALES_B]}
@@ -92,7 +101,7 @@ def _uniform(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
 
 def read_fourierft(source: Directory, model: nn.Module) -> Contents:
     """Return the FourierFT of a directory, whose places are drawn by its seed as there."""
-    source.options.check(peft_known_options.FOURIERFT)
+    source.options.check(known_options.FOURIERFT)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, ("fourierft_spectrum",), "fourierft_")
     contents.full = full_tensors(source, tree, others)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.inject import Attached
-from vispeft.peft.interop.peft_contents import TheirContents, no_counterpart
-from vispeft.peft.interop.peft_lora_factors import (
+from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
+from vispeft.peft.interop.peft_library.lora_factors import (
     Convolution,
     Factors,
     check_conv,
@@ -22,8 +22,8 @@ from vispeft.peft.interop.peft_lora_factors import (
     to_grouped,
     whole_rows,
 )
-from vispeft.peft.interop.peft_lora_reading import OUT_PROJ, OUT_PROJ_TIMES
-from vispeft.peft.interop.peft_names import Tree
+from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ, OUT_PROJ_TIMES
+from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.methods.dora import ConvDoRA, DoRA, LinearDoRA
 from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA
 

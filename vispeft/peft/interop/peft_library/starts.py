@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft.interop.peft_lora_factors import Factors, summed
-from vispeft.peft.interop.peft_options import Options
+from vispeft.peft.interop.peft_library.lora_factors import Factors, summed
+from vispeft.peft.interop.peft_library.options import Options
 
 # starts of the factors alone, which the file's tensors replace
 _WITHOUT_CHANGE = ("gaussian", "eva", "orthogonal", "mica", "true", "false")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft.interop import peft_known_options
-from vispeft.peft.interop.peft_contents import Contents, check_shape
-from vispeft.peft.interop.peft_directory import Directory
-from vispeft.peft.interop.peft_names import Tree, without_wrappers
+from vispeft.peft.interop.peft_library import known_options
+from vispeft.peft.interop.peft_library.contents import Contents, check_shape
+from vispeft.peft.interop.peft_library.directory import Directory
+from vispeft.peft.interop.peft_library.names import Tree, without_wrappers
 
 _TOKENS = ".token_adapter.trainable_tokens_delta"
 _NORM = ".ln_tuning_layers"
@@ -23,7 +23,7 @@ _NORM = ".ln_tuning_layers"
 
 def read_ln_tuning(source: Directory, model: nn.Module) -> Contents:
     """Return the norms of a directory of LN tuning, which are trained in full."""
-    source.options.check(peft_known_options.LN_TUNING)
+    source.options.check(known_options.LN_TUNING)
     tensors = {name.replace(_NORM, ""): tensor for name, tensor in source.tensors.items()}
     return Contents(full=full_tensors(source, Tree(model), tensors))
 

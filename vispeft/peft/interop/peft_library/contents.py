@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft.interop.peft_directory import Directory
-from vispeft.peft.interop.peft_names import Tree, without_wrappers
+from vispeft.peft.interop.peft_library.directory import Directory
+from vispeft.peft.interop.peft_library.names import Tree, without_wrappers
 from vispeft.peft.methods.base import Method
 
 

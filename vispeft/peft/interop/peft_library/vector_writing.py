@@ -11,8 +11,8 @@ from torch import nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.inject import Attached
-from vispeft.peft.interop.peft_contents import TheirContents, no_counterpart
-from vispeft.peft.interop.peft_names import Tree
+from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
+from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.methods.fourier import FourierFT, Spectrum
 from vispeft.peft.methods.scale_shift import GainOffset
 from vispeft.peft.methods.vera import LinearVeRA, Projections

@@ -14,14 +14,14 @@ from vispeft.io.json_files import write_json
 from vispeft.io.tensors import own_copies, write_tensors
 from vispeft.peft.checkpoint import resolved_plan, state_tensors
 from vispeft.peft.inject import Attached, attached, base_parameters
-from vispeft.peft.interop.peft_contents import TheirContents, no_counterpart
-from vispeft.peft.interop.peft_directory import CONFIG_FILE, PREFIX, TENSOR_FILE
-from vispeft.peft.interop.peft_full_writing import InFull, in_full, saved_tensors
-from vispeft.peft.interop.peft_lora_reading import OUT_PROJ
-from vispeft.peft.interop.peft_lora_writing import write_lora
-from vispeft.peft.interop.peft_names import Tree, exact_targets, is_targeted, with_wrappers
-from vispeft.peft.interop.peft_product_writing import write_adalora, write_loha, write_lokr
-from vispeft.peft.interop.peft_vector_writing import write_fourierft, write_ia3, write_vera
+from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
+from vispeft.peft.interop.peft_library.directory import CONFIG_FILE, PREFIX, TENSOR_FILE
+from vispeft.peft.interop.peft_library.full_writing import InFull, in_full, saved_tensors
+from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ
+from vispeft.peft.interop.peft_library.lora_writing import write_lora
+from vispeft.peft.interop.peft_library.names import Tree, exact_targets, is_targeted, with_wrappers
+from vispeft.peft.interop.peft_library.product_writing import write_adalora, write_loha, write_lokr
+from vispeft.peft.interop.peft_library.vector_writing import write_fourierft, write_ia3, write_vera
 from vispeft.peft.wrappers import unwrapped
 
 _WRITERS: dict[str, Callable[[Sequence[Attached], Tree], TheirContents]] = {
@@ -94,7 +94,7 @@ def _depths(contents: TheirContents) -> dict[str, int]:
 
 def _adapter_tensors(contents: TheirContents, depths: Mapping[str, int]) -> dict[str, Tensor]:
     """Return the tensors of the deltas by their names in the file."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for site, parts in contents.tensors.items():
         owner, _, leaf = site.partition(":")
         theirs = with_wrappers(owner, depths) if not owner.endswith(OUT_PROJ) else owner

@@ -4,7 +4,7 @@
 under their own names; `adapter_config.json` names the kind of the adapter, its sites and its scales.
 """
 
-from vispeft.peft.interop.peft_reading import load_peft
-from vispeft.peft.interop.peft_writing import save_peft
+from vispeft.peft.interop.peft_library.reading import load_peft
+from vispeft.peft.interop.peft_library.writing import save_peft
 
 __all__ = ["load_peft", "save_peft"]

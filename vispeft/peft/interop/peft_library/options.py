@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vispeft.errors import CheckpointError
-from vispeft.peft.interop.peft_known_options import COMMON, KnownOptions
+from vispeft.peft.interop.peft_library.known_options import COMMON, KnownOptions
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from vispeft.errors import CheckpointError
 from vispeft.io.json_files import UnreadableJsonError, load_json
 from vispeft.io.tensors import read_tensors
-from vispeft.peft.interop.peft_options import Options
+from vispeft.peft.interop.peft_library.options import Options
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"

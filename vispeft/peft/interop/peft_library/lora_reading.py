@@ -14,11 +14,18 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft.interop import peft_known_options
-from vispeft.peft.interop.peft_contents import Contents, check_parts, check_replaceable, check_shape, module_at, split
-from vispeft.peft.interop.peft_directory import Directory
-from vispeft.peft.interop.peft_full_reading import full_tensors
-from vispeft.peft.interop.peft_lora_factors import (
+from vispeft.peft.interop.peft_library import known_options
+from vispeft.peft.interop.peft_library.contents import (
+    Contents,
+    check_parts,
+    check_replaceable,
+    check_shape,
+    module_at,
+    split,
+)
+from vispeft.peft.interop.peft_library.directory import Directory
+from vispeft.peft.interop.peft_library.full_reading import full_tensors
+from vispeft.peft.interop.peft_library.lora_factors import (
     Convolution,
     Factors,
     check_conv,
@@ -26,8 +33,8 @@ from vispeft.peft.interop.peft_lora_factors import (
     is_plain_embedding,
     row_lengths,
 )
-from vispeft.peft.interop.peft_names import Tree
-from vispeft.peft.interop.peft_starts import changes_base, from_start
+from vispeft.peft.interop.peft_library.names import Tree
+from vispeft.peft.interop.peft_library.starts import changes_base, from_start
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.lora import LoRA
 
@@ -63,7 +70,7 @@ class _Place:
 
 def read_lora(source: Directory, model: nn.Module) -> Contents:
     """Return the LoRA or DoRA of a directory."""
-    source.options.check(peft_known_options.LORA)
+    source.options.check(known_options.LORA)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, _PARTS, "lora_")
     contents.full = full_tensors(source, tree, others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,11 +10,11 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from vispeft.peft.inject import Attached
-from vispeft.peft.interop.peft_contents import TheirContents, no_counterpart
-from vispeft.peft.interop.peft_lora_factors import whole_rows
-from vispeft.peft.interop.peft_lora_writing import at_site
-from vispeft.peft.interop.peft_names import Tree
-from vispeft.peft.interop.peft_product_reading import EPSILON
+from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
+from vispeft.peft.interop.peft_library.lora_factors import whole_rows
+from vispeft.peft.interop.peft_library.lora_writing import at_site
+from vispeft.peft.interop.peft_library.names import Tree
+from vispeft.peft.interop.peft_library.product_reading import EPSILON
 from vispeft.peft.methods.adalora import ConvAdaLoRA, LinearAdaLoRA
 from vispeft.peft.methods.products import HadamardFactors, KroneckerFactors
 from vispeft.peft.methods.weight_update import ConvUpdate, LinearUpdate, Update
@@ -85,7 +86,7 @@ def write_lokr(items: Sequence[Attached], tree: Tree) -> TheirContents:
         scales[item.site] = rank, factors.scale
         columns = factors.a.shape[1] // kernel.numel()
         if rank < max(factors.b.shape[0], columns) / 2:
-            second = {"lokr_w2_a": factors.b, "lokr_w2_b": factors.a}
+            second: dict[str, Tensor] = {"lokr_w2_a": factors.b, "lokr_w2_b": factors.a}
         else:
             whole = factors.b.detach() @ factors.a.detach()
             second = {"lokr_w2": whole.view(-1, columns, *kernel)}
@@ -143,4 +144,4 @@ def _first_factor(size: int, factor: int) -> int:
     if factor > 0 and size % factor == 0:
         return factor
     bound = size if factor == -1 else factor
-    return max(divisor for divisor in range(1, bound + 1) if size % divisor == 0 and divisor * divisor <= size)
+    return next(each for each in range(min(bound, math.isqrt(size)), 0, -1) if size % each == 0)

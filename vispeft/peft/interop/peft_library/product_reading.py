@@ -8,11 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
-from vispeft.peft.interop import peft_known_options
-from vispeft.peft.interop.peft_contents import Contents, check_parts, check_replaceable, check_shape, module_at, split
-from vispeft.peft.interop.peft_directory import Directory
-from vispeft.peft.interop.peft_full_reading import full_tensors
-from vispeft.peft.interop.peft_names import Tree
+from vispeft.peft.interop.peft_library import known_options
+from vispeft.peft.interop.peft_library.contents import (
+    Contents,
+    check_parts,
+    check_replaceable,
+    check_shape,
+    module_at,
+    split,
+)
+from vispeft.peft.interop.peft_library.directory import Directory
+from vispeft.peft.interop.peft_library.full_reading import full_tensors
+from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.products import LoHa, LoKr, kronecker_shapes
 
@@ -26,7 +33,7 @@ EPSILON = 1e-5
 
 def read_adalora(source: Directory, model: nn.Module) -> Contents:
     """Return the AdaLoRA of a directory; a site that has lost all of its triplets is left out."""
-    source.options.check(peft_known_options.ADALORA)
+    source.options.check(known_options.ADALORA)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, ("lora_A", "lora_B", "lora_E"), "lora_")
     contents.full = full_tensors(source, tree, others)
@@ -52,7 +59,7 @@ def read_adalora(source: Directory, model: nn.Module) -> Contents:
 
 def read_loha(source: Directory, model: nn.Module) -> Contents:
     """Return the LoHa of a directory."""
-    source.options.check(peft_known_options.PRODUCTS)
+    source.options.check(known_options.PRODUCTS)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, (*_LOHA_PARTS, *_LOHA_KERNELS), "hada_")
     contents.full = full_tensors(source, tree, others)
@@ -75,7 +82,7 @@ def read_loha(source: Directory, model: nn.Module) -> Contents:
 
 def read_lokr(source: Directory, model: nn.Module) -> Contents:
     """Return the LoKr of a directory."""
-    source.options.check(peft_known_options.PRODUCTS)
+    source.options.check(known_options.PRODUCTS)
     tree, contents = Tree(model), Contents()
     sites, others = split(source, _LOKR_PARTS, "lokr_")
     contents.full = full_tensors(source, tree, others)
