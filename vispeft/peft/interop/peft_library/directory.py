@@ -100,8 +100,10 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
         # no object of the file runs code
         content = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise errors of any kind
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"`{source}` cannot be read as tensors by name: {reason}") from error
+        raise CheckpointError(
+            f"`{source}` cannot be read as tensors by name: it is damaged, or holds objects that might run code, which "
+            "are not loaded."
+        ) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):

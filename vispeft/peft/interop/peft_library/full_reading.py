@@ -51,7 +51,23 @@ def full_tensors(source: Directory, tree: Tree, tensors: Mapping[str, Tensor]) -
             raise CheckpointError(
                 f"`{source.path}` has two values for `{first}`, which this model shares with `{ours}`."
             )
+    _check_complete(source, tree, known, full)
     return full
+
+
+def _check_complete(
+    source: Directory, tree: Tree, known: Mapping[str, tuple[str, Tensor]], full: Mapping[str, Tensor]
+) -> None:
+    """Refuse a saved module of which the file has some tensors and lacks others."""
+    ends = source.options.names("modules_to_save")
+    norms = {without_wrappers(name.partition(_NORM)[0]) for name in source.tensors if _NORM in name}
+    for name in tree.modules:
+        if name not in norms and not any(name.endswith(end) for end in ends):
+            continue
+        inside = {first for ours, (first, _) in known.items() if ours.startswith(f"{name}.")}
+        missing = sorted(inside - full.keys())
+        if missing and len(missing) < len(inside):
+            raise CheckpointError(f"`{source.path}` is damaged: it has `{name}` in full, but lacks `{missing[0]}`.")
 
 
 def _known_tensors(tree: Tree) -> dict[str, tuple[str, Tensor]]:

@@ -90,8 +90,9 @@ def from_grouped(pair: Factors, module: Convolution) -> Factors | None:
     return replace(pair, a=own.flatten(0, 1), b=b.view(groups * rows, groups * rank, *pair.b.shape[2:]))
 
 
-def row_lengths(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the length of each row of a weight [out, ...], in `dtype`."""
+def row_lengths(weight: Tensor) -> Tensor:
+    """Return the length of each row of a weight [out, ...], in float32 at least."""
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
     lengths: Tensor = torch.linalg.vector_norm(weight.detach().flatten(1), dim=1, dtype=dtype)
     return lengths
 

@@ -80,7 +80,8 @@ def read_lora(source: Directory, model: nn.Module) -> Contents:
         if place.site in contents.methods:
             raise CheckpointError(f"`{source.path}` has two adapters for `{place.site}`, which it cannot mean.")
         factors = _factors(source, place, tensors)
-        if factors.b.count_nonzero() or factors.magnitude is not None:
+        # the library cannot have trained one that does not run there
+        if factors.b.count_nonzero():
             check_replaceable(source, tree, place.owner)
         _add(source, contents, place, factors)
         if "lora_B.bias" in tensors:
@@ -229,4 +230,5 @@ def _growth(source: Directory, place: _Place, magnitude: Tensor) -> Tensor:
             f"`{source.path}` does not fit this model: `{place.key}` has {magnitude.numel()} magnitudes in the file, "
             f"but is a {type(module).__name__} of another size or kind in the model."
         )
-    return magnitude.flatten() - row_lengths(module.weight, magnitude.dtype).to(magnitude.device)
+    lengths = row_lengths(module.weight).cpu()
+    return magnitude.flatten().to(lengths.dtype) - lengths

@@ -90,7 +90,7 @@ def _factors(item: Attached, tree: Tree) -> Factors:
 def _magnitude(delta: LinearDoRA | ConvDoRA) -> Tensor:
     """Return the lengths of the merged weight's rows [out]: those of the frozen rows, and the learnt change."""
     (base,) = delta.bases
-    magnitude = row_lengths(base.weight, delta.m.dtype)
+    magnitude = row_lengths(base.weight)
     if not magnitude.all():
         raise PlanError("The peft library cannot do DoRA on a weight with a row of zeros. Save it with `save_adapter`.")
     for rows, growth in zip(delta.rows, delta.m.detach().chunk(len(delta.rows)), strict=True):

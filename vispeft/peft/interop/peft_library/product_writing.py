@@ -31,6 +31,9 @@ def write_adalora(items: Sequence[Attached], tree: Tree) -> TheirContents:
         if not isinstance(delta, LinearAdaLoRA | ConvAdaLoRA) or item.site in contents.tensors:
             raise no_counterpart(f"`{item.key}`")
         _check_kernels(item, tree)
+        module = tree.modules[item.site]
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            raise no_counterpart(f"`{item.key}`, at a convolution with groups")
         kept[item.site] = delta.triplets.get_buffer("is_kept").cpu()
         b = whole_rows(delta.b, delta.rows, delta.outputs).flatten(1).detach()
         contents.tensors[item.site] = {

@@ -21,6 +21,7 @@ from vispeft.peft.interop.peft_library.contents import (
 from vispeft.peft.interop.peft_library.directory import Directory
 from vispeft.peft.interop.peft_library.full_reading import full_tensors
 from vispeft.peft.interop.peft_library.names import Tree
+from vispeft.peft.interop.peft_library.options import Options
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.scale_shift import IA3
 from vispeft.peft.methods.vera import VeRA
@@ -119,13 +120,30 @@ def read_fourierft(source: Directory, model: nn.Module) -> Contents:
         spectrum = tensors["fourierft_spectrum"]
         count, size = spectrum.numel(), module.weight.numel()
         check_shape(source, name, spectrum, (count,))
-        if not 1 <= count <= size:
-            raise CheckpointError(f"`{source.path}` is damaged: `{name}` has {count} frequencies of {size}.")
+        if count != _frequencies(source, name) or not 1 <= count <= size:
+            raise CheckpointError(
+                f"`{source.path}` is damaged: `{name}`, a weight of {size} numbers, has {count} frequencies, but "
+                f"{_frequencies(source, name)} in its configuration."
+            )
         method = FourierFT(count, scale, seed)
         places = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
         buffer = "x".join(str(length) for length in module.weight.shape)
         contents.add(name, method, {"update.spectrum": spectrum, f"update.places.places_{buffer}": places})
     return contents
+
+
+def _frequencies(source: Directory, name: str) -> int:
+    """Return the configured number of frequencies of one site, by the library's rule for this table."""
+    table = source.options.values.get("n_frequency_pattern") or {}
+    if not isinstance(table, dict):
+        raise source.options.wrong("n_frequency_pattern", "values by pattern")
+    try:
+        key = next((key for key in table if re.match(rf".*\.{key}$", name)), name)
+    except re.error as error:
+        raise source.options.wrong("n_frequency_pattern", f"patterns that can be read ({error})") from error
+    return Options(source.path, {key: table[key]} if key in table else source.options.values).count(
+        key if key in table else "n_frequency", 1000
+    )
 
 
 def _is_feedforward(name: str, targets: str | list[str]) -> bool:
