@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import torch
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from vispeft.errors import CheckpointError
@@ -68,7 +68,9 @@ def _local(directory: str | os.PathLike[str]) -> Path:
 def _cached(name: str) -> Path:
     """Return the cached files of an adapter on the hub; nothing is downloaded."""
     try:
-        found = [try_to_load_from_cache(name, file) for file in (CONFIG_FILE, TENSOR_FILE, _PICKLE_FILE)]
+        found = [
+            huggingface_hub.try_to_load_from_cache(name, file) for file in (CONFIG_FILE, TENSOR_FILE, _PICKLE_FILE)
+        ]
     except ValueError:
         found = [None]
     if isinstance(found[0], str) and any(isinstance(file, str) for file in found[1:]):

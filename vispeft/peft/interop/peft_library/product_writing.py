@@ -147,4 +147,5 @@ def _first_factor(size: int, factor: int) -> int:
     if factor > 0 and size % factor == 0:
         return factor
     bound = size if factor == -1 else factor
-    return next(each for each in range(min(bound, math.isqrt(size)), 0, -1) if size % each == 0)
+    largest: int = next(each for each in range(min(bound, math.isqrt(size)), 0, -1) if size % each == 0)
+    return largest

@@ -73,7 +73,9 @@ def _contents(items: Sequence[Attached], tree: Tree) -> TheirContents:
     """Return the deltas in the library's form."""
     if not items:
         return TheirContents({"peft_type": "LN_TUNING"})
-    names = {item.delta.method.name: item for item in reversed(items)}
+    names: dict[str, Attached] = {}
+    for item in items:
+        names.setdefault(item.delta.method.name, item)
     for name, item in names.items():
         if name not in _WRITERS:
             raise no_counterpart(f"`{item.key}`")
