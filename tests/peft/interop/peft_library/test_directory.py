@@ -77,6 +77,23 @@ def test_load_peft__sets_dropout_and_the_mode_of_the_site(build: Build, tmp_path
     assert not item.delta.training
 
 
+def test_load_peft__refuses_starts_and_magnitudes_of_quantised_weights(build: Build, tmp_path: Path) -> None:
+    model = build()
+    model.head.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(CheckpointError, match="cannot be computed from quantised weights"):
+        load_peft(model, write(tmp_path, lora(), init_lora_weights="olora"))
+    tensors = lora() | {"head.lora_magnitude_vector": torch.ones(4)}
+    with pytest.raises(CheckpointError, match="DoRA at `head`, whose weights are quantised here"):
+        load_peft(model, write(tmp_path, tensors, use_dora=True))
+
+
+def test_load_peft__reads_the_names_of_a_compiled_base(build: Build, tmp_path: Path) -> None:
+    model, plain = build(), build()
+    load_peft(model, write(tmp_path / "compiled", lora("_orig_mod.head")))
+    load_peft(plain, write(tmp_path / "plain", lora()))
+    assert torch.equal(weight_of(model), weight_of(plain))
+
+
 def test_load_peft__refuses_a_model_with_a_plan(build: Build, tmp_path: Path) -> None:
     model = build()
     inject(model, Plan({"head": LoRA(2)}))
@@ -92,6 +109,7 @@ OPTIONS = {
     "truth for a rank": ({"r": True}, "needs a positive integer"),
     "other rank": ({"r": 3}, "`head` has rank 2, but rank 3 in its configuration"),
     "infinite alpha": ({"lora_alpha": float("inf")}, "needs a finite number"),
+    "negative start": ({"lora_alpha": -1, "init_lora_weights": "pissa"}, r"a scale of -0\.5"),
     "no alpha": ({"lora_alpha": 0}, "`alpha` must be finite and not 0"),
     "text for a truth": ({"use_dora": "yes"}, "needs true or false"),
     "list for a table": ({"rank_pattern": [1]}, "needs values by pattern"),

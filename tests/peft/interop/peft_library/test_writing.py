@@ -41,6 +41,7 @@ PLANS = {
     "lora weights": Plan({f"{QKV}.weight": LoRA(2, parts="v"), "plain.weight": LoRA(2)}),
     "lora module and weight": Plan({"head": LoRA(2), "head.weight": LoRA(1, 3)}),
     "lora parameters": Plan({"weights.p": LoRA(2), "weights.q": LoRA(1, 4), "weights.inner": LoRA(3)}),
+    "lora parameters in another order": Plan({"weights.q": LoRA(2), "weights.p": LoRA(1)}),
     "lora parameters and bias": Plan({"weights.p": LoRA(2), "weights.q": LoRA(1)}, ["weights.inner.bias"]),
     "lora groups": Plan({"grouped": LoRA(2, 3), "net.grouped.weight": LoRA(1)}),
     "lora embedding": Plan({"tokens.weight": LoRA(2, 3)}),

@@ -46,7 +46,9 @@ def read_directory(directory: str | os.PathLike[str]) -> Directory:
     path = _local(directory)
     options = _read_options(path / CONFIG_FILE)
     tensors = _read_tensors(path)
-    return Directory(path, options, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
+    # a compiled base has one more name before its own
+    names = {name: name.removeprefix(PREFIX).removeprefix("_orig_mod.") for name in tensors}
+    return Directory(path, options, {names[name]: tensor for name, tensor in tensors.items()})
 
 
 def _local(directory: str | os.PathLike[str]) -> Path:

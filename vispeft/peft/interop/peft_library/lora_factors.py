@@ -35,12 +35,12 @@ class Factors:
 
 
 def summed(terms: Sequence[Factors]) -> Factors:
-    """Return one pair of factors for the sum of several updates."""
+    """Return one pair of factors for the sum of several updates, with the magnitude of the first."""
     if len(terms) == 1:
         return terms[0]
     scale = terms[0].scale if len({term.scale for term in terms}) == 1 else 1.0
     b = torch.cat([term.b.detach() * (term.scale / scale) for term in terms], dim=1)
-    return Factors(torch.cat([term.a.detach() for term in terms]), b, scale)
+    return Factors(torch.cat([term.a.detach() for term in terms]), b, scale, terms[0].magnitude)
 
 
 def whole_rows(b: Tensor, rows: Sequence[slice], outputs: int) -> Tensor:

@@ -230,5 +230,7 @@ def _growth(source: Directory, place: _Place, magnitude: Tensor) -> Tensor:
             f"`{source.path}` does not fit this model: `{place.key}` has {magnitude.numel()} magnitudes in the file, "
             f"but is a {type(module).__name__} of another size or kind in the model."
         )
+    if not module.weight.is_floating_point():
+        raise CheckpointError(f"`{source.path}` has DoRA at `{place.key}`, whose weights are quantised here.")
     lengths = row_lengths(module.weight).cpu()
     return magnitude.flatten().to(lengths.dtype) - lengths

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.inject import Attached
+from vispeft.peft.inject import Attached, module_forms
 from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
 from vispeft.peft.interop.peft_library.lora_factors import (
     Convolution,
@@ -49,6 +49,9 @@ def write_lora(items: Sequence[Attached], tree: Tree) -> TheirContents:
     contents = TheirContents(_options(factors, items), bias="lora_only")
     for site, pair in factors.items():
         _add(contents, site, pair, tree)
+    for owner, leaves in contents.parameters.items():
+        # the library wraps them in the order in which the module registers them
+        leaves.sort(key=module_forms(tree.modules[owner])[0][1].order.index)
     return contents
 
 

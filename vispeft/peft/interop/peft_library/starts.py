@@ -48,15 +48,19 @@ def from_start(trained: Factors, module: nn.Linear, options: Options, rank: int)
 
     rank: of the start, which may be above the number of rows that it gives
     """
+    if trained.scale <= 0:
+        raise CheckpointError(f"`{options.path}` has a start that changes the base, but a scale of {trained.scale}.")
+    if not module.weight.is_floating_point():
+        raise CheckpointError(f"`{options.path}` has a start that cannot be computed from quantised weights.")
     weight = module.weight.detach().to("cpu", torch.float32)
     is_pissa = str(options.values["init_lora_weights"]).lower() == "pissa"
     a, b = _pissa(weight, rank, trained.scale) if is_pissa else _olora(weight, rank)
     start = Factors(a.to(trained.a.dtype), -b.to(trained.b.dtype), trained.scale)
-    change = summed([replace(trained, magnitude=None), start])
+    change = summed([trained, start])
     if change.rank > max(weight.shape):
         # the update itself with an identity has fewer rows than twice the rank
         change = replace(change, a=change.b @ change.a, b=torch.eye(weight.shape[0], dtype=change.b.dtype))
-    return replace(change, magnitude=trained.magnitude)
+    return change
 
 
 def _pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
