@@ -87,6 +87,20 @@ def test_load_peft__refuses_starts_and_magnitudes_of_quantised_weights(build: Bu
         load_peft(model, write(tmp_path, tensors, use_dora=True))
 
 
+def test_load_peft__leaves_out_buffers_that_nothing_trains(build: Build, tmp_path: Path) -> None:
+    def frozen() -> nn.Module:
+        model = build()
+        del model.weights.inner.bias
+        model.weights.inner.register_buffer("bias", torch.ones(4))
+        return model
+
+    tensors = lora() | {"weights.inner.bias": torch.ones(4)}
+    load_peft(frozen(), write(tmp_path / "equal", tensors, bias="all"))
+    tensors["weights.inner.bias"] = torch.zeros(4)
+    with pytest.raises(CheckpointError, match=r"its `weights\.inner\.bias`, which nothing trains, has other values"):
+        load_peft(frozen(), write(tmp_path / "other", tensors, bias="all"))
+
+
 def test_load_peft__reads_the_names_of_a_compiled_base(build: Build, tmp_path: Path) -> None:
     model, plain = build(), build()
     load_peft(model, write(tmp_path / "compiled", lora("_orig_mod.head")))

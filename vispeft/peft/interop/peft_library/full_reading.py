@@ -52,7 +52,26 @@ def full_tensors(source: Directory, tree: Tree, tensors: Mapping[str, Tensor]) -
                 f"`{source.path}` has two values for `{first}`, which this model shares with `{ours}`."
             )
     _check_complete(source, tree, known, full)
-    return full
+    return _without_frozen_buffers(source, tree, known, full)
+
+
+def _without_frozen_buffers(
+    source: Directory, tree: Tree, known: Mapping[str, tuple[str, Tensor]], full: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the tensors without buffers beside which nothing is trained, such as `bias` of a frozen BatchNorm.
+
+    The library saves all that is called `bias`. Refuse such a buffer with other values than those of the model.
+    """
+    parameters = {known[name][0] for name, _ in tree.model.named_parameters(remove_duplicate=False) if name in known}
+    owners = {name.rpartition(".")[0] for name in full if name in parameters}
+    frozen = [name for name in full if name not in parameters and name.rpartition(".")[0] not in owners]
+    for name in frozen:
+        own = known[name][1]
+        if not torch.equal(full[name].to(own), own):
+            raise CheckpointError(
+                f"`{source.path}` was trained on another base: its `{name}`, which nothing trains, has other values."
+            )
+    return {name: value for name, value in full.items() if name not in frozen}
 
 
 def _check_complete(
