@@ -62,6 +62,7 @@ PLANS = {
     "lora embedding in full": Plan({QKV: LoRA(2)}, ["tokens"]),
     "lora many sites": Plan({"net.**.fc1 | net.**.fc2 | net.**.qkv | net.**.proj": LoRA(1)}),
     "dora": Plan({FC1: DoRA(2, 8), "net.conv": DoRA(3), "net.blocks.1.attn.qkv": DoRA(2, parts="qv")}, ["**.bias"]),
+    "adalora dropout": Plan({QKV: AdaLoRA(2, dropout=0.5)}),
     "adalora": Plan({QKV: AdaLoRA(2, 5, parts="qv"), "net.conv": AdaLoRA(3)}, ["head", "net.bn"]),
     "vera": Plan({f"{QKV} | {FC1}": VeRA(4)}, [f"{QKV}.bias"]),
     "loha": Plan({QKV: LoHa(2, 3), "net.conv | grouped": LoHa(3)}, ["net.bn"]),

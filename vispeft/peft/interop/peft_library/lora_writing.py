@@ -24,8 +24,9 @@ from vispeft.peft.interop.peft_library.lora_factors import (
 )
 from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ, OUT_PROJ_TIMES
 from vispeft.peft.interop.peft_library.names import Tree
-from vispeft.peft.methods.dora import ConvDoRA, DoRA, LinearDoRA
-from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, LoRA, WeightLoRA
+from vispeft.peft.methods.dora import ConvDoRA, LinearDoRA
+from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, WeightLoRA
+from vispeft.peft.methods.low_rank import LowRank
 
 
 def write_lora(items: Sequence[Attached], tree: Tree) -> TheirContents:
@@ -57,7 +58,7 @@ def write_lora(items: Sequence[Attached], tree: Tree) -> TheirContents:
 
 def _their_site(item: Attached, tree: Tree) -> str:
     """Return the library's name of a site: that of its module, or `<module>:<name>` of a parameter in a module."""
-    if isinstance(item.delta, LinearLoRA | LinearDoRA | ConvLoRA | ConvDoRA):
+    if isinstance(tree.modules.get(item.site), nn.Linear | Convolution):
         return item.site
     owner, _, leaf = item.site.rpartition(".")
     parent = owner.removesuffix(".out_proj")
@@ -141,17 +142,22 @@ def _options(factors: Mapping[str, Factors], items: Sequence[Attached]) -> dict[
     ranks = {site: pair.rank for site, pair in sites.items()}
     alphas = {site: pair.scale * ranks[site] for site, pair in sites.items()}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    dropouts = {item.delta.method.dropout for item in items if isinstance(item.delta.method, LoRA | DoRA)}
     return {
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": dropouts.pop() if len(dropouts) == 1 else 0.0,
+        "lora_dropout": common_dropout(items),
         "rank_pattern": {at_site(site): value for site, value in ranks.items() if value != rank},
         "alpha_pattern": {at_site(site): value for site, value in alphas.items() if value != alpha},
         "use_rslora": False,
         "use_dora": any(pair.magnitude is not None for pair in factors.values()),
     }
+
+
+def common_dropout(items: Sequence[Attached]) -> float:
+    """Return the dropout of all sites, 0 where they differ: the library has one for all."""
+    dropouts = {item.delta.method.dropout for item in items if isinstance(item.delta.method, LowRank)}
+    return dropouts.pop() if len(dropouts) == 1 else 0.0
 
 
 def at_site(name: str) -> str:

@@ -40,7 +40,7 @@ def read_adalora(source: Directory, model: nn.Module) -> Contents:
     start = source.options.count("init_r", 12)
     alpha = source.options.number("lora_alpha", 8)
     scale = (alpha if alpha > 0 else start) / (start + EPSILON)
-    target = source.options.count("target_r", 8)
+    target, dropout = source.options.count("target_r", 8), source.options.number("lora_dropout", 0)
     for site, tensors in sites.items():
         check_parts(source, site, tensors, ("lora_A", "lora_B", "lora_E"))
         name, weight = _weight_at(source, tree, site)
@@ -51,7 +51,7 @@ def read_adalora(source: Directory, model: nn.Module) -> Contents:
         if rank == 0:
             continue
         ones = [1] * (weight.ndim - 2)
-        method = AdaLoRA(rank, scale * rank, target_rank=float(min(target, rank)))
+        method = AdaLoRA(rank, scale * rank, dropout=dropout, target_rank=float(min(target, rank)))
         factors = {"a": a.reshape(rank, *weight.shape[1:]), "b": b.reshape(-1, rank, *ones), "e": e.flatten()}
         contents.add(name, method, factors | {"triplets.is_kept": torch.ones(rank, dtype=torch.bool)})
     return contents

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vispeft.peft.inject import Attached
 from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
 from vispeft.peft.interop.peft_library.lora_factors import whole_rows
-from vispeft.peft.interop.peft_library.lora_writing import at_site
+from vispeft.peft.interop.peft_library.lora_writing import at_site, common_dropout
 from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.interop.peft_library.product_reading import EPSILON
 from vispeft.peft.methods.adalora import ConvAdaLoRA, LinearAdaLoRA
@@ -54,6 +54,7 @@ def write_adalora(items: Sequence[Attached], tree: Tree) -> TheirContents:
         "init_r": rank,
         "target_r": max(1, round(sum(counts.values()) / len(counts))),
         "lora_alpha": 1,
+        "lora_dropout": common_dropout(items),
         "rank_pattern": None if is_whole else patterns,
         "total_step": 1,
     }
@@ -131,7 +132,7 @@ def _ranks_and_alphas(scales: Mapping[str, tuple[int, float]]) -> dict[str, Any]
 
 def _common_factor(found: Sequence[tuple[Attached, KroneckerFactors]], tree: Tree) -> int:
     """Return the library's `decompose_factor` that gives the sizes of all sites."""
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for item, factors in found:
         outputs, inputs = tree.modules[item.site].get_parameter("weight").shape[:2]
         sizes += list(zip((outputs, inputs), factors.c.shape, strict=True))
