@@ -272,6 +272,10 @@ def _attach_all(model: nn.Module, named: NamedAdapters) -> None:
     named.owners, handles = _hook_owners(model, named, mixtures)
     for site, mixture in mixtures:
         handles += attach(site, mixture, hooks)
+    for owner in named.owners:
+        # before the deltas of the same module, which get its output
+        module = model.get_submodule(owner.site)
+        handles.append(module.register_forward_hook(owner.after, with_kwargs=True, prepend=True))
     for adapter in named.adapters.values():
         handles += adapter.hooks.add_to_sources(model)
     batch_hooks = BatchHooks(named.batch)
@@ -322,7 +326,6 @@ def _hook_owners(
         hooks = OwnerHooks(site, named.batch, values.get(site, {}), forms.get(site, []), named.batch_of)
         owners.append(hooks)
         handles.append(module.register_forward_pre_hook(hooks.before))
-        handles.append(module.register_forward_hook(hooks.after, with_kwargs=True))
     return owners, handles
 
 

@@ -18,16 +18,18 @@ from vispeft.peft.methods.weight_update import Update, UpdateMethod
 class FourierFT(UpdateMethod):
     """`W + scale * Re(IDFT2(F))`, where F has `frequencies` trained entries (equations 2 to 4), zero at the start.
 
-    The places of the entries are random and the same for all sites of one shape, as in the paper. The paper starts the
-    entries at random; from zero, the model starts as it is.
+    The places of the entries are drawn by a seed and the same for all sites of one shape, as in the paper. The paper
+    starts the entries at random; from zero, the model starts as it is.
 
     frequencies: trained entries for each site
     scale: factor of the update; the transform divides by the size of the weight, so that it is large
+    seed: of the places; the same numbers give the same places in the peft library
     """
 
     name: ClassVar[str] = "fourierft"
     frequencies: int
     scale: float = 150.0
+    seed: int = 777
 
     def __post_init__(self) -> None:
         at_least("frequencies", self.frequencies, 1)
@@ -41,11 +43,13 @@ class FourierFT(UpdateMethod):
 class Places(nn.Module):
     """Places of the trained entries, by the shape of the weight: buffers [frequencies], indices of the flat matrix."""
 
-    def of(self, num_rows: int, num_columns: int, frequencies: int) -> str:
+    def of(self, num_rows: int, num_columns: int, method: FourierFT) -> str:
         """Draw the places for a shape that has none yet. Returns the name of their buffer."""
         name = f"places_{num_rows}x{num_columns}"
         if name not in dict(self.named_buffers()):
-            self.register_buffer(name, torch.randperm(num_rows * num_columns)[:frequencies])
+            generator = torch.Generator().manual_seed(method.seed)
+            places = torch.randperm(num_rows * num_columns, generator=generator)[: method.frequencies]
+            self.register_buffer(name, places)
         return name
 
 
@@ -61,7 +65,7 @@ class Spectrum(Update):
                 f"{method.frequencies}."
             )
         self.places = places
-        self.name = places.of(*self.shape, method.frequencies)
+        self.name = places.of(*self.shape, method)
         places.to(weight.device)
         self.spectrum = trainable(method.frequencies, like=weight)
 

@@ -90,10 +90,9 @@ class KroneckerFactors(Update):
 
     def __init__(self, method: LoKr, weight: Tensor) -> None:
         super().__init__()
-        outputs, inputs = (_divisor(size, method.factor) for size in (weight.shape[0], weight[0].numel()))
-        rest = weight.shape[0] // outputs, weight[0].numel() // inputs
+        first, rest = kronecker_shapes(weight, method.factor)
         self.scale = _scale(method.alpha, method.rank)
-        self.c = trainable(outputs, inputs, like=weight)
+        self.c = trainable(*first, like=weight)
         self.a, self.b = trainable(method.rank, rest[1], like=weight), trainable(rest[0], method.rank, like=weight)
         for factor in (self.a, self.b):
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
@@ -101,6 +100,13 @@ class KroneckerFactors(Update):
     def forward(self) -> Tensor:
         """Return `scale * C (x) (B A)` [out, in]."""
         return torch.kron(self.scale * self.c, self.b @ self.a)
+
+
+def kronecker_shapes(weight: Tensor, factor: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (out1, in1) and (out2, in2) for a weight [out, in, ...]. factor: as in `LoKr`"""
+    sizes = weight.shape[0], weight[0].numel()
+    outputs, inputs = (_divisor(size, factor) for size in sizes)
+    return (outputs, inputs), (sizes[0] // outputs, sizes[1] // inputs)
 
 
 def _divisor(size: int, at_most: int | None) -> int:
