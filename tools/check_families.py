@@ -51,6 +51,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 NOT_THE_DERIVATIVE = ("dora",)
 
 _VIT = {"depth": 2, "embed_dim": 48, "num_heads": 2, "img_size": 64}
+_SWIN = {"depths": (1, 1, 2, 1), "img_size": 64, "window_size": 2, "embed_dim": 24}
 _CONVNEXT = {"depths": (1, 1, 2, 1), "dims": (16, 24, 32, 48)}
 FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "vit": ("vit_tiny_patch16_224", _VIT, 64),
@@ -59,24 +60,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], int]] = {
     "deit3": ("deit3_small_patch16_224", _VIT, 64),
     "beit": ("beit_base_patch16_224", _VIT, 64),
     "eva02": ("eva02_tiny_patch14_224", {**_VIT, "img_size": 56}, 56),
-    "swin": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 2, 1), "img_size": 64, "window_size": 2}, 64),
-    "swinv2": ("swinv2_tiny_window8_256", {"depths": (1, 1, 2, 1), "img_size": 64, "window_size": 2}, 64),
+    "swin": ("swin_tiny_patch4_window7_224", _SWIN, 64),
+    "swinv2": ("swinv2_tiny_window8_256", _SWIN, 64),
     "convnext": ("convnext_atto", _CONVNEXT, 64),
     "convnextv2": ("convnextv2_atto", _CONVNEXT, 64),
-    "mvitv2": ("mvitv2_tiny", {}, 64),
-    "pvt_v2": ("pvt_v2_b0", {}, 64),
+    "pvt_v2": ("pvt_v2_b0", {"embed_dims": (16, 32, 40, 64)}, 64),
     "xcit": ("xcit_nano_12_p16_224", {}, 64),
-    "maxvit": ("maxvit_nano_rw_256", {"img_size": 64}, 64),
-    "caformer": ("caformer_s18", {}, 64),
     "edgenext": ("edgenext_xx_small", {}, 64),
     "efficientvit": ("efficientvit_b0", {}, 64),
     "fastvit": ("fastvit_t8", {}, 64),
     "mobilenetv4": ("mobilenetv4_conv_small", {}, 64),
     "resnet": ("resnet18", {"channels": (16, 24, 32, 48)}, 64),
-    "resnetv2": ("resnetv2_50", {}, 64),
+    "resnetv2": ("resnetv2_50", {"layers": (1, 1, 1, 1), "channels": (16, 32, 48, 64)}, 64),
     "efficientnet": ("efficientnet_b0", {}, 64),
     "regnet": ("regnety_002", {}, 64),
-    "repvit": ("repvit_m0_9", {}, 64),
+    "repvit": ("repvit_m0_9", {"embed_dim": (16, 32, 48, 64), "depth": (1, 1, 2, 1)}, 64),
 }
 _MOST_SITES = 3
 
