@@ -86,10 +86,6 @@ def test_adapter_per_image__serves_every_method(case, build: Build, write_adapte
         with pytest.raises(PlanError, match="adds tokens"), adapter_per_image(model, names):
             pass
         return
-    if case.pattern.split(" | ")[-1] == "reader.weight":
-        with pytest.raises(PlanError, match="read by another module"), adapter_per_image(model, names):
-            answer(model, images)
-        return
     with adapter_per_image(model, names):
         together = answer(model, images)
     for index, name in enumerate(names):
