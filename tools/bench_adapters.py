@@ -4,8 +4,9 @@
     python tools/bench_adapters.py --json tools/results/adapters_cpu.json
 
 Every round times all cases in turn, so that a slow phase of the machine affects all of them; the table has the medians
-of the wall time on one thread. Each adapter has LoRA on every linear map of the blocks and trains the head in full.
-`lora_segments` is compared with the plain formula, one adapter after the other, at the sites of the model.
+of the processor time on one thread, which excludes other programs. Each adapter has LoRA on every linear map of the
+blocks and trains the head in full. `lora_segments` is compared with the plain formula, one adapter after the other, at
+the sites of the model.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def medians_ms(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     times: dict[str, list[float]] = defaultdict(list)
     for _ in range(rounds + 1):
         for name, case in cases.items():
-            start = time.perf_counter()
+            start = time.process_time()
             case()
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(1000 * (time.process_time() - start))
     return {name: round(statistics.median(each[1:]), 3) for name, each in times.items()}
 
 
@@ -130,6 +131,13 @@ def segment_cases(rows: int, inputs: int, outputs: int, rank: int, runs: int) ->
     }
 
 
+def processor() -> str:
+    """Return the name of the processor, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_small_patch16_224", help="a plain ViT of timm")
@@ -150,7 +158,7 @@ def main() -> None:
     }
     ratio = passes["an adapter for each image"] / passes["one adapter of several"]
     results = {
-        "machine": f"{platform.machine()}, {platform.processor() or 'unknown'}, 1 thread, torch {torch.__version__}",
+        "machine": f"{platform.machine()}, {processor()}, 1 thread, torch {torch.__version__}",
         "options": {key: value for key, value in vars(args).items() if key != "json"},
         "median_ms": passes,
         "each_image_over_one_adapter": round(ratio, 3),

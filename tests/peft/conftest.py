@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ from vispeft.peft import (
     ScaleShift,
     Sparse,
     VeRA,
+    inject,
+    load_adapter,
+    save_adapter,
 )
 
 
@@ -240,3 +244,69 @@ def train() -> Callable[[nn.Module, Tensor], None]:
             optimizer.step()
 
     return steps
+
+
+WEATHER = {
+    "night": Plan({"blocks.*.attn.qkv": LoRA(2, parts="qv"), "blocks.*.mlp.fc1": LoRA(2)}, ["head.**"]),
+    "rain": Plan(
+        {"blocks.*.attn.qkv": LoRA(3, alpha=6, parts="qv"), "self_attn.in_proj_weight": LoRA(2)}, ["bn", "head.**"]
+    ),
+    "snow": Plan(
+        {"blocks.*.mlp.fc1": [ScaleShift(), DoRA(2)], "blocks.*.attn.proj": Adapter(width=3), "conv": LoRA(2)}
+    ),
+}
+
+
+@pytest.fixture
+def write_adapter(build: Callable[[], Net], tmp_path: Path) -> Callable[[str, Plan], Path]:
+    """Writes an adapter file with values that depend on its name."""
+
+    def write(name: str, plan: Plan) -> Path:
+        model = build()
+        inject(model, plan)
+        torch.manual_seed(sum(map(ord, name)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+            if "bn" in plan.train:
+                model.bn.running_mean.add_(0.1)
+        save_adapter(model, tmp_path / name, metadata={"weather": name})
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def weather_files(write_adapter: Callable[[str, Plan], Path]) -> dict[str, Path]:
+    """The adapter files of `WEATHER`."""
+    return {name: write_adapter(name, plan) for name, plan in WEATHER.items()}
+
+
+@pytest.fixture
+def weather_model(build: Callable[[], Net], weather_files: dict[str, Path]) -> Net:
+    """The base with all three of these adapters, the last of them active."""
+    model = build()
+    for name, path in weather_files.items():
+        load_adapter(model, path, name=name)
+    return model
+
+
+@pytest.fixture
+def weather_outputs(
+    build: Callable[[], Net], weather_files: dict[str, Path]
+) -> Callable[[Tensor], dict[str | None, Tensor]]:
+    """Gives the outputs of each adapter alone, loaded without a name, and of the base."""
+
+    @torch.no_grad()
+    def outputs(images: Tensor) -> dict[str | None, Tensor]:
+        found: dict[str | None, Tensor] = {}
+        for name in (*weather_files, None):
+            model = build()
+            if name is not None:
+                load_adapter(model, weather_files[name])
+            # by what is frozen, some processors choose kernels
+            found[name] = model.requires_grad_(False)(images)
+        return found
+
+    return outputs

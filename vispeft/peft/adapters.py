@@ -313,17 +313,22 @@ def _hook_owners(
     """Hook the modules whose own parameters an adapter changes."""
     values: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     forms: dict[str, list[WeightMixture]] = defaultdict(list)
+    inner: dict[str, list[WeightMixture]] = defaultdict(list)
     for name, adapter in named.adapters.items():
         for key, value in adapter.values.items():
             site, leaf = _reader(model, key)
             values[site][name][leaf] = value
     for _, mixture in mixtures:
         if isinstance(mixture, WeightMixture):
-            forms[_reader(model, mixture.site)[0]].append(mixture)
+            reader = _reader(model, mixture.site)[0]
+            forms[reader].append(mixture)
+            if reader:
+                inner[reader.rpartition(".")[0]].append(mixture)
     owners, handles = [], []
-    for site in dict.fromkeys((*values, *forms)):
+    for site in dict.fromkeys((*values, *forms, *inner)):
         module = model.get_submodule(site)
-        hooks = OwnerHooks(site, named.batch, values.get(site, {}), forms.get(site, []), named.batch_of)
+        mixtures_here = forms.get(site, []), inner.get(site, [])
+        hooks = OwnerHooks(site, named.batch, values.get(site, {}), mixtures_here, named.batch_of)
         owners.append(hooks)
         handles.append(module.register_forward_pre_hook(hooks.before))
     return owners, handles

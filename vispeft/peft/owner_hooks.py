@@ -1,7 +1,7 @@
 """Hooks of a model whose batch has an adapter for each image, at modules that no delta can serve row by row.
 
-A module whose own parameters an adapter changes (trained in full, or by deltas of the parameters) runs once more for
-the images of each such adapter.
+A module that reads parameters which an adapter changes (trained in full, or by deltas of the parameters) runs once more
+for the images of each such adapter. That is the module that owns them, or, for deltas, the one around it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta
-from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
+from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch, ImageRows
 from vispeft.peft.methods.mixture import Chain, WeightMixture
 from vispeft.peft.places import place_of
 
 # adapters of a part of the batch, as a context
 Within = Callable[[tuple[str | None, ...]], AbstractContextManager[None]]
-
-# arguments of nn.MultiheadAttention in their order
-_ATTENTION = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights")
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,27 @@ class OwnerPart:
     images: their positions in the batch
     values: tensors trained in full, by name inside the module
     chains: deltas of parameters
+    inner: deltas of parameters of the modules inside, for those that the module reads itself
     """
 
     adapter: str
     images: list[int]
     values: dict[str, Tensor]
     chains: list[tuple[WeightMixture, Chain]]
+    inner: list[tuple[WeightMixture, Chain]]
+
+    @property
+    def is_needed(self) -> bool:
+        """True where the module computes something else for these images."""
+        return bool(self.values or self.chains) or any(mixture.was_read_outside for mixture, _ in self.inner)
 
 
 class OwnerHooks:
-    """Hooks of a module with parameters of its own that adapters change.
+    """Hooks of a module that reads parameters which adapters change.
 
     values: of its tensors trained in full, by adapter and name inside the module
     mixtures: of its parameters with deltas
+    inner: of parameters with deltas of the modules directly inside, which it may read itself
     within: gives the modules inside the adapters of a part of the batch
     parts: of the batch; none outside of `adapter_per_image`
     was_called: True once the module was called since `adapter_per_image` began
@@ -59,10 +65,11 @@ class OwnerHooks:
         site: str,
         batch: ImageBatch,
         values: Mapping[str, dict[str, Tensor]],
-        mixtures: Sequence[WeightMixture],
+        mixtures: tuple[Sequence[WeightMixture], Sequence[WeightMixture]],
         within: Within,
     ) -> None:
-        self.site, self.values, self.mixtures = site, values, mixtures
+        self.site, self.values = site, values
+        self.mixtures, self.inner = mixtures
         self._batch, self._within = batch, within
         self.parts: list[OwnerPart] = []
         self.was_called = False
@@ -78,14 +85,14 @@ class OwnerHooks:
                 values[leaf] = nn.Parameter(fitting, False) if isinstance(old, nn.Parameter) else fitting
 
     def set_batch(self, adapters: tuple[str | None, ...]) -> None:
-        """Find the parts of a batch whose adapters change the module, by the adapter of each image."""
+        """Find the parts of a batch whose adapters change what the module reads, by the adapter of each image."""
         self.parts = []
         for name in dict.fromkeys(name for name in adapters if name is not None):
-            chains = [(mixture, chain) for mixture in self.mixtures if (chain := mixture.chain(name)) is not None]
+            images = [image for image, other in enumerate(adapters) if other == name]
+            chains, inner = _chains(self.mixtures, name), _chains(self.inner, name)
             values = self.values.get(name, {})
-            if chains or values:
-                images = [image for image, other in enumerate(adapters) if other == name]
-                self.parts.append(OwnerPart(name, images, values, chains))
+            if chains or inner or values:
+                self.parts.append(OwnerPart(name, images, values, chains, inner))
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Let the module read its frozen parameters: a forward pre-hook."""
@@ -93,57 +100,66 @@ class OwnerHooks:
             self.was_called = True
             for mixture in self.mixtures:
                 mixture.is_readable, mixture.chosen = True, None
+            for mixture in self.inner:
+                mixture.is_open, mixture.was_read_outside, mixture.chosen_outside = True, False, None
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         """Replace the rows of the images whose adapters change the parameters: a forward hook."""
         if self._batch.is_probing:
-            self._batch.record(
-                self.site, *args, *kwargs.values(), *(output if isinstance(output, tuple) else (output,))
-            )
+            self._batch.record(self.site, args, dict(kwargs), output)
             return output
         if not self.parts:
             return output
         try:
-            return self._replaced(module, args, kwargs, output)
+            parts = [part for part in self.parts if part.is_needed]
+            return self._replaced(module, parts, args, kwargs, output) if parts else output
         finally:
             for mixture in self.mixtures:
                 mixture.is_readable = False
+            for mixture in self.inner:
+                mixture.is_open = False
 
-    def _replaced(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        call = _call_of(module, args, kwargs)
-        outputs = output if isinstance(output, tuple) else (output,)
-        if call is None or not all(one is None or isinstance(one, Tensor) for one in outputs):
+    def _replaced(
+        self, module: nn.Module, parts: list[OwnerPart], args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> Any:
+        """Return the output with the rows of some parts of the batch computed anew."""
+        count = self._batch.num_images
+        values, arguments = tree_flatten((args, dict(kwargs)))
+        if len(parts[0].images) == count:
+            return self._run(module, parts[0], values, arguments)
+        dims = self._batch.dims(values, self.site)
+        if all(dim is None for dim in dims):
             raise PlanError(
-                f"`{self.site}`, whose parameters the adapter `{self.parts[0].adapter}` changes, must map one tensor "
-                f"to one tensor to run with an adapter for each image. {SEPARATELY}"
+                f"`{self.site}` gets nothing of the images alone, but they share what it gives. {SEPARATELY}"
             )
-        rows = {key: self._batch.rows(call.arguments[key], self.site) for key in call.by_row}
-        results: list[tuple[list[int], tuple[Tensor | None, ...]]] = []
-        has_parts = _has_parts(module)
-        for part in self.parts:
-            inside = self._within((part.adapter,) * len(part.images)) if has_parts else nullcontext()
-            with self._changed(module, part), inside:
-                result = call.run(module, {key: each.of(part.images) for key, each in rows.items()})
-            results.append((part.images, result if isinstance(result, tuple) else (result,)))
-        joined = [self._joined(y, [(images, each[i]) for images, each in results]) for i, y in enumerate(outputs)]
-        return tuple(joined) if isinstance(output, tuple) else joined[0]
+        results = []
+        for part in parts:
+            rows = [
+                value if dim is None else ImageRows(value, count, dim).of(part.images)
+                for value, dim in zip(values, dims, strict=True)
+            ]
+            results.append(tree_leaves(self._run(module, part, rows, arguments)))
+        outputs, structure = tree_flatten(output)
+        joined = [
+            y if dim is None else _joined(ImageRows(y, count, dim), parts, [each[index] for each in results])
+            for index, (y, dim) in enumerate(zip(outputs, self._batch.dims(outputs, f"{self.site}"), strict=True))
+        ]
+        return tree_unflatten(joined, structure)
 
-    def _joined(self, y: Tensor | None, parts: list[tuple[list[int], Tensor | None]]) -> Tensor | None:
-        """Return an output with the rows of `parts` in place of its own."""
-        if y is None:
-            return None
-        rows = self._batch.rows(y, self.site)
-        replaced = [(images, part) for images, part in parts if part is not None]
-        rest = sorted({*range(rows.num_images)}.difference(*(images for images, _ in replaced)))
-        return rows.joined([*replaced, (rest, rows.of(rest))] if rest else replaced)
+    def _run(self, module: nn.Module, part: OwnerPart, values: list[Any], arguments: TreeSpec) -> Any:
+        """Return the module's own output for the images of one adapter, under its parameters, without hooks."""
+        args, kwargs = tree_unflatten(values, arguments)
+        inside = self._within((part.adapter,) * len(part.images)) if _has_parts(module) else nullcontext()
+        with self._changed(module, part), inside:
+            return module.forward(*args, **kwargs)
 
     @contextmanager
     def _changed(self, module: nn.Module, part: OwnerPart) -> Iterator[None]:
         """Give the module the parameters of one adapter for the block."""
-        for mixture in self.mixtures:
-            mixture.is_readable, mixture.chosen = True, None
         for mixture, chain in part.chains:
             mixture.chosen = chain
+        for mixture, chain in part.inner:
+            mixture.chosen_outside = chain
         before = []
         try:
             for leaf, value in part.values.items():
@@ -154,35 +170,22 @@ class OwnerHooks:
         finally:
             for owner, held, old in before:
                 setattr(owner, held, old)
+            for mixture in self.mixtures:
+                mixture.chosen = None
+            for mixture in self.inner:
+                mixture.chosen_outside = None
 
 
-@dataclass(frozen=True)
-class _Call:
-    """Arguments of a module by position or name; by_row: those with rows of each image."""
-
-    arguments: dict[int | str, Any]
-    by_row: list[int | str]
-
-    def run(self, module: nn.Module, rows: Mapping[int | str, Tensor]) -> Any:
-        """Call the module's `forward`, without hooks, with these rows."""
-        arguments: dict[int | str, Any] = {**self.arguments, **rows}
-        positions = sorted(key for key in arguments if isinstance(key, int))
-        names = {key: value for key, value in arguments.items() if isinstance(key, str)}
-        return module.forward(*(arguments[position] for position in positions), **names)
+def _chains(mixtures: Sequence[WeightMixture], name: str) -> list[tuple[WeightMixture, Chain]]:
+    """Return the deltas of an adapter with the mixtures that they belong to."""
+    return [(mixture, chain) for mixture in mixtures if (chain := mixture.chain(name)) is not None]
 
 
-def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Call | None:
-    """Return the arguments of a module with one tensor, or of attention; None for others."""
-    arguments: dict[int | str, Any] = dict(enumerate(args))
-    arguments.update(kwargs)
-    if isinstance(module, nn.MultiheadAttention):
-        arguments = {_ATTENTION[key] if isinstance(key, int) else key: value for key, value in arguments.items()}
-    tensors = [key for key, value in arguments.items() if isinstance(value, Tensor)]
-    if not isinstance(module, nn.MultiheadAttention):
-        return _Call(arguments, tensors) if len(tensors) == 1 else None
-    # a mask of two dimensions is that of every image
-    by_row = [key for key in tensors if key != "attn_mask" or arguments[key].ndim == 3]
-    return _Call(arguments, by_row)
+def _joined(rows: ImageRows, parts: Sequence[OwnerPart], results: Sequence[Tensor]) -> Tensor:
+    """Return a tensor with the results of parts of the batch in place of its own rows."""
+    replaced = [(part.images, result) for part, result in zip(parts, results, strict=True)]
+    rest = sorted({*range(rows.num_images)}.difference(*(images for images, _ in replaced)))
+    return rows.joined([*replaced, (rest, rows.of(rest))] if rest else replaced)
 
 
 def _has_parts(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from vispeft.errors import PlanError
 
@@ -29,8 +30,8 @@ class ImageBatch:
         self.was_called = self.is_probing = False
         self.run_first: Callable[[], object] | None = None
         self._probed: dict[str, list[torch.Size]] = {}
-        # by site and number of dimensions
-        self._known: dict[tuple[str, int], int] = {}
+        # by site, and the position or the number of dimensions of a tensor there; None for one that images share
+        self._known: dict[tuple[str, object], int | None] = {}
         self.set_adapters(())
 
     def set_adapters(self, adapters: tuple[str | None, ...]) -> None:
@@ -41,7 +42,8 @@ class ImageBatch:
 
     def record(self, site: str, *values: object) -> None:
         """Record the shapes at a site for one image."""
-        self._probed.setdefault(site, []).extend(value.shape for value in values if isinstance(value, Tensor))
+        shapes = [value.shape for value in tree_leaves(values) if isinstance(value, Tensor)]
+        self._probed.setdefault(site, []).extend(shapes)
 
     def rows(self, tensor: Tensor, site: str) -> ImageRows:
         """Return the rows of the images in a tensor at a site. PlanError where they cannot be told apart."""
@@ -49,26 +51,41 @@ class ImageBatch:
             raise PlanError(f"`{site}` has a {type(tensor).__name__} in place of rows of images. {SEPARATELY}")
         return ImageRows(tensor, self.num_images, self._dim_of(tensor, site))
 
+    def dims(self, values: Sequence[object], site: str) -> list[int | None]:
+        """Return the dimension of the images in each of several values; None for what all images share."""
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        if len(tensors) == 1 and tensors[0].ndim:
+            return [self._dim_of(value, site) if isinstance(value, Tensor) else None for value in values]
+        return [
+            self._known_dim((site, index), value, may_be_shared=True) if isinstance(value, Tensor) else None
+            for index, value in enumerate(values)
+        ]
+
     def _dim_of(self, tensor: Tensor, site: str) -> int:
         """Return the dimension of the images in a tensor."""
         count = self.num_images
         # rows of one adapter belong together in any order
         if not self.is_mixed or (tensor.shape[0] == count and not (tensor.ndim == 3 and tensor.shape[1] == count)):
             return 0
-        key = site, tensor.ndim
+        dim = self._known_dim((site, f"{tensor.ndim} dimensions"), tensor)
+        assert dim is not None
+        return dim
+
+    def _known_dim(self, key: tuple[str, object], tensor: Tensor, *, may_be_shared: bool = False) -> int | None:
+        """Return the dimension of the images in a tensor, by the shapes of a pass with one image."""
+        site = key[0]
         if key not in self._known:
             self._probe(site)
-            dims = {
-                dim
-                for shape in self._probed.get(site, [])
-                if (dim := _grown_dim(shape, tensor.shape, count)) is not None
-            }
-            if len(dims) != 1:
+            shapes = self._probed.get(site, [])
+            found = {_grown_dim(shape, tensor.shape, self.num_images) for shape in shapes} - {None}
+            if may_be_shared and tensor.shape in shapes:
+                found.add(None)
+            if len(found) != 1:
                 raise PlanError(
-                    f"`{site}` has {list(tensor.shape)}, in which the rows of the {count} images cannot be told apart. "
-                    f"{SEPARATELY}"
+                    f"`{site}` has {list(tensor.shape)}, in which the rows of the {self.num_images} images cannot be "
+                    f"told apart. {SEPARATELY}"
                 )
-            self._known[key] = dims.pop()
+            self._known[key] = found.pop()
         return self._known[key]
 
     def _probe(self, site: str) -> None:

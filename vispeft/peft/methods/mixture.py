@@ -168,8 +168,10 @@ class WeightMixture(WeightDelta):
 
     by_image: True where the images of a batch have adapters, of which some are among these: only the hooks of the
         parameter's module can serve them
-    is_readable: True while these hooks let the module read the parameter
-    chosen: the chain that it reads then; None for the frozen value
+    is_readable: True while these hooks let the module itself read the parameter, as `chosen` changes it
+    is_open: True while they let the module around it read it, as `chosen_outside` changes it
+    chosen, chosen_outside: a chain; None for the frozen value
+    was_read_outside: True once the module around it has read it
     """
 
     def __init__(self, method: Mixture, site: str) -> None:
@@ -177,24 +179,29 @@ class WeightMixture(WeightDelta):
         self.site, self.batch = site, method.batch
         self.running: list[Chain] = []
         self.weights: list[Tensor] | None = None
-        self.by_image = self.is_readable = False
+        self.by_image = self.is_readable = self.is_open = self.was_read_outside = False
         self.chosen: Chain | None = None
+        self.chosen_outside: Chain | None = None
 
     def set_batch(self, images: tuple[str | None, ...]) -> None:
         """Find out whether the adapters of images are among these."""
         self.by_image = any(name is not None and self.chain(name) is not None for name in images)
+        if not images:
+            self.is_readable = self.is_open = False
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the parameter's value under the active adapters, or under the chosen one."""
         if self.batch.is_probing:
             return weight
         if self.by_image:
-            if not self.is_readable:
+            if not (self.is_readable or self.is_open):
                 raise PlanError(
-                    f"`{self.site}` is read by another module than its own, where images cannot be told apart. "
-                    f"{SEPARATELY}"
+                    f"`{self.site}` is read by a module that is neither its own nor the one around it, where images "
+                    f"cannot be told apart. {SEPARATELY}"
                 )
-            return weight if self.chosen is None else self.chosen.changed(weight)
+            self.was_read_outside = self.was_read_outside or not self.is_readable
+            chosen = self.chosen if self.is_readable else self.chosen_outside
+            return weight if chosen is None else chosen.changed(weight)
         if self.weights is None:
             for chain in self.running:
                 weight = chain.changed(weight)
