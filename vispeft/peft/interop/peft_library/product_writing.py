@@ -137,7 +137,8 @@ def _common_factor(found: Sequence[tuple[Attached, KroneckerFactors]], tree: Tre
         outputs, inputs = tree.modules[item.site].get_parameter("weight").shape[:2]
         sizes += list(zip((outputs, inputs), factors.c.shape, strict=True))
     largest = max((first for _, first in sizes), default=1)
-    for candidate in (-1, *range(1, largest + 1)):
+    candidates: list[int] = [-1, *range(1, largest + 1)]
+    for candidate in candidates:
         if all(_first_factor(size, candidate) == first for size, first in sizes):
             return candidate
     raise no_counterpart("LoKr with these `factor`s: it has one `decompose_factor` for all sites")
