@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.inject import base_parameters
 from vispeft.peft.interop.peft_library.contents import no_counterpart
-from vispeft.peft.interop.peft_library.names import Tree, is_excluded
+from vispeft.peft.interop.peft_library.names import Tree, excluded
 
 # the library refuses to save these, which have no forward pass
 _LISTS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
@@ -113,10 +113,9 @@ def _with_namesakes(tree: Tree, found: InFull, targets: Collection[str]) -> InFu
             raise PlanError(
                 f"The peft library would also train `{name}`, whose name ends in `{end}`. Save it with `save_adapter`."
             )
-    excluded = next((target for target in targets if is_excluded(target, found.modules)), None)
-    if excluded is not None:
+    if (left_out := excluded(targets, found.modules)) is not None:
         raise PlanError(
-            f"The peft library leaves out `{excluded}`, since a part of its name is that of a module trained in full. "
+            f"The peft library leaves out `{left_out}`, since a part of its name is that of a module trained in full. "
             "Save it with `save_adapter`."
         )
     return InFull(sorted({*found.modules, *others}), found.biases)

@@ -12,7 +12,7 @@ from vispeft.peft.checkpoint import copy_tensors, delta_keys, own_keys, state_te
 from vispeft.peft.inject import attached, inject, is_injected, remove
 from vispeft.peft.interop.peft_library.contents import Contents
 from vispeft.peft.interop.peft_library.directory import Directory, read_directory
-from vispeft.peft.interop.peft_library.full_reading import read_ln_tuning
+from vispeft.peft.interop.peft_library.full_reading import read_ln_tuning, read_trainable_tokens
 from vispeft.peft.interop.peft_library.lora_reading import read_lora
 from vispeft.peft.interop.peft_library.product_reading import read_adalora, read_loha, read_lokr
 from vispeft.peft.interop.peft_library.vector_reading import read_fourierft, read_ia3, read_vera
@@ -27,6 +27,7 @@ _READERS: dict[str, Callable[[Directory, nn.Module], Contents]] = {
     "LOHA": read_loha,
     "LOKR": read_lokr,
     "LORA": read_lora,
+    "TRAINABLE_TOKENS": read_trainable_tokens,
     "VERA": read_vera,
 }
 
