@@ -69,6 +69,7 @@ PLANS = {
     "lokr": Plan({QKV: LoKr(2), FC1: LoKr(1, 3)}, ["net.bn"]),
     "lokr factor": Plan({QKV: LoKr(2, factor=2), "net.conv": LoKr(2, factor=2)}),
     "fourierft": Plan({QKV: FourierFT(12, 20.0, seed=5), FC1: FourierFT(5, 20.0, seed=5)}, ["**.bias"]),
+    "fourierft of two shapes": Plan({f"{QKV} | {FC1}": FourierFT(12)}),
     "ia3": Plan({QKV: IA3("kv"), "net.conv | grouped": IA3()}, ["net.head"]),
     "norms": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
 }

@@ -14,7 +14,7 @@ from vispeft.io.json_files import write_json
 from vispeft.io.tensors import own_copies, write_tensors
 from vispeft.peft.checkpoint import resolved_plan, state_tensors
 from vispeft.peft.inject import Attached, attached, base_parameters
-from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
+from vispeft.peft.interop.peft_library.contents import TheirContents, check_values, no_counterpart
 from vispeft.peft.interop.peft_library.directory import CONFIG_FILE, PREFIX, TENSOR_FILE
 from vispeft.peft.interop.peft_library.full_writing import InFull, in_full, saved_tensors
 from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ
@@ -47,6 +47,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     model, target = unwrapped(model), Path(directory)
     trained = resolved_plan(model).train
     tree, state, items = Tree(model), state_tensors(model), attached(model)
+    check_values(state)
     contents = _contents(items, tree)
     depths = _depths(contents)
     for name in depths:
