@@ -156,6 +156,14 @@ def test_save_peft__names_sites_exactly_by_a_pattern_where_names_end_alike(build
         (Plan({"listed.0": LoRA(2)}), "cannot adapt `listed.0`: `listed` also holds it in an attribute"),
         (Plan({"listed.0": LoRA(2)}, ["listed.1"]), "cannot adapt `listed.0`"),
         (Plan({"weights.p": LoRA(2)}, ["weights.q"]), r"no counterpart for `weights\.q` in full"),
+        (
+            Plan({"weights.p": LoRA(2)}, ["weights.inner"]),
+            r"`weights\.inner\.bias` in full, since `weights\.inner` has",
+        ),
+        (
+            Plan({"net.self_attn.in_proj_weight": LoRA(2)}, ["net.self_attn.out_proj"]),
+            r"`net\.self_attn\.out_proj\.bias`",
+        ),
         (Plan({}, ["head"]), "no counterpart for a plan without deltas and norms"),
     ],
 )

@@ -56,7 +56,7 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     full = in_full(tree, trained, depths, has_biases=contents.bias is not None)
     norms: list[str] = []
     if not items:
-        norms = [name for name in full.modules if isinstance(tree.modules[name], _NORMS)]
+        norms = [name for name in full.modules if _is_replaceable_norm(name, tree)]
         if not norms:
             raise no_counterpart("a plan without deltas and norms")
     tensors = _adapter_tensors(contents, depths) | contents.shared
@@ -68,6 +68,10 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     config = _config(contents, full, norms, tree)
     write_tensors(target / TENSOR_FILE, own_copies(dict(sorted(tensors.items()))), {"format": "pt"})
     write_json(target / CONFIG_FILE, dict(sorted(config.items())), raises=CheckpointError, indent=2)
+
+
+def _is_replaceable_norm(name: str, tree: Tree) -> bool:
+    return isinstance(tree.modules[name], _NORMS) and tree.unreplaceable_reason(name) is None
 
 
 def _contents(items: Sequence[Attached], tree: Tree) -> TheirContents:
