@@ -71,7 +71,10 @@ PLANS = {
     "fourierft": Plan({QKV: FourierFT(12, 20.0, seed=5), FC1: FourierFT(5, 20.0, seed=5)}, ["**.bias"]),
     "fourierft of two shapes": Plan({f"{QKV} | {FC1}": FourierFT(12)}),
     "ia3": Plan({QKV: IA3("kv"), "net.conv | grouped": IA3()}, ["net.head"]),
-    "norms": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
+    "norms": Plan({}, ["net.bn", "net.blocks.*.norm*"]),
+    "norms and head": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
+    "head": Plan({}, ["head"]),
+    "biases": Plan({}, ["**.bias"]),
 }
 
 
@@ -164,7 +167,8 @@ def test_save_peft__names_sites_exactly_by_a_pattern_where_names_end_alike(build
             Plan({"net.self_attn.in_proj_weight": LoRA(2)}, ["net.self_attn.out_proj"]),
             r"`net\.self_attn\.out_proj\.bias`",
         ),
-        (Plan({}, ["head"]), "no counterpart for a plan without deltas and norms"),
+        (Plan({}), "no counterpart for a plan that trains nothing"),
+        (Plan.full(), "no counterpart for `scale`, a parameter of the model itself"),
     ],
 )
 def test_save_peft__refuses_what_has_no_counterpart(plan: Plan, message: str, build: Build, tmp_path: Path) -> None:
