@@ -87,6 +87,15 @@ def test_load_peft__refuses_starts_and_magnitudes_of_quantised_weights(build: Bu
         load_peft(model, write(tmp_path, tensors, use_dora=True))
 
 
+def test_load_and_save_peft__refuse_a_model_without_values(build: Build, tmp_path: Path) -> None:
+    model = build().to("meta")
+    with pytest.raises(CheckpointError, match="on the meta device and has no values"):
+        load_peft(model, write(tmp_path, lora()))
+    inject(model, Plan({"head": LoRA(2)}))
+    with pytest.raises(CheckpointError, match="on the meta device and has no values"):
+        save_peft(model, tmp_path)
+
+
 def test_load_peft__leaves_out_buffers_that_nothing_trains(build: Build, tmp_path: Path) -> None:
     def frozen() -> nn.Module:
         model = build()

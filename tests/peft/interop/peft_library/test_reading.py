@@ -46,6 +46,7 @@ CONFIGS: dict[str, Make] = {
     "lora tokens": lambda peft: peft.LoraConfig(
         r=2, target_modules=["qkv"], trainable_token_indices={"tokens": [2, 0]}
     ),
+    "tokens": lambda peft: peft.TrainableTokensConfig(token_indices=[2, 0], target_modules=["tokens"]),
     "lora parameters": lambda peft: peft.LoraConfig(
         r=2, target_modules=["inner"], target_parameters=["weights.p", "weights.q", "fc1.weight"], rank_pattern={"q": 3}
     ),

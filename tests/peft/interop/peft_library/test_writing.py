@@ -69,8 +69,12 @@ PLANS = {
     "lokr": Plan({QKV: LoKr(2), FC1: LoKr(1, 3)}, ["net.bn"]),
     "lokr factor": Plan({QKV: LoKr(2, factor=2), "net.conv": LoKr(2, factor=2)}),
     "fourierft": Plan({QKV: FourierFT(12, 20.0, seed=5), FC1: FourierFT(5, 20.0, seed=5)}, ["**.bias"]),
+    "fourierft of two shapes": Plan({f"{QKV} | {FC1}": FourierFT(12)}),
     "ia3": Plan({QKV: IA3("kv"), "net.conv | grouped": IA3()}, ["net.head"]),
-    "norms": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
+    "norms": Plan({}, ["net.bn", "net.blocks.*.norm*"]),
+    "norms and head": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
+    "head": Plan({}, ["head"]),
+    "biases": Plan({}, ["**.bias"]),
 }
 
 
@@ -155,7 +159,16 @@ def test_save_peft__names_sites_exactly_by_a_pattern_where_names_end_alike(build
         (Plan({"listed.0": LoRA(2)}), "cannot adapt `listed.0`: `listed` also holds it in an attribute"),
         (Plan({"listed.0": LoRA(2)}, ["listed.1"]), "cannot adapt `listed.0`"),
         (Plan({"weights.p": LoRA(2)}, ["weights.q"]), r"no counterpart for `weights\.q` in full"),
-        (Plan({}, ["head"]), "no counterpart for a plan without deltas and norms"),
+        (
+            Plan({"weights.p": LoRA(2)}, ["weights.inner"]),
+            r"`weights\.inner\.bias` in full, since `weights\.inner` has",
+        ),
+        (
+            Plan({"net.self_attn.in_proj_weight": LoRA(2)}, ["net.self_attn.out_proj"]),
+            r"`net\.self_attn\.out_proj\.bias`",
+        ),
+        (Plan({}), "no counterpart for a plan that trains nothing"),
+        (Plan.full(), "no counterpart for `scale`, a parameter of the model itself"),
     ],
 )
 def test_save_peft__refuses_what_has_no_counterpart(plan: Plan, message: str, build: Build, tmp_path: Path) -> None:

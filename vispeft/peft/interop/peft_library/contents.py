@@ -102,6 +102,13 @@ def check_shape(source: Directory, name: str, tensor: Tensor, shape: Collection[
     return tensor
 
 
+def check_values(state: Mapping[str, Tensor]) -> None:
+    """Refuse a model on the meta device, whose tensors have shapes alone."""
+    name = next((key for key, tensor in state.items() if tensor.is_meta), None)
+    if name is not None:
+        raise CheckpointError(f"`{name}` is on the meta device and has no values. Load the model's weights first.")
+
+
 def no_counterpart(what: str) -> PlanError:
     """Return the error for something that the library does not have."""
     return PlanError(f"The peft library has no counterpart for {what}. Save it with `save_adapter`.")

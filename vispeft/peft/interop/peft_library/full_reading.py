@@ -17,7 +17,8 @@ from vispeft.peft.interop.peft_library.contents import Contents, check_shape
 from vispeft.peft.interop.peft_library.directory import Directory
 from vispeft.peft.interop.peft_library.names import Tree, without_wrappers
 
-_TOKENS = ".token_adapter.trainable_tokens_delta"
+_TOKENS = ".trainable_tokens_delta"
+_TOKENS_BESIDE = f".token_adapter{_TOKENS}"
 _NORM = ".ln_tuning_layers"
 
 
@@ -26,6 +27,12 @@ def read_ln_tuning(source: Directory, model: nn.Module) -> Contents:
     source.options.check(known_options.LN_TUNING)
     tensors = {name.replace(_NORM, ""): tensor for name, tensor in source.tensors.items()}
     return Contents(full=full_tensors(source, Tree(model), tensors))
+
+
+def read_trainable_tokens(source: Directory, model: nn.Module) -> Contents:
+    """Return the embeddings of a directory of single trained rows, which are trained in full."""
+    source.options.check(known_options.TRAINABLE_TOKENS)
+    return Contents(full=full_tensors(source, Tree(model), source.tensors))
 
 
 def full_tensors(source: Directory, tree: Tree, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -37,7 +44,8 @@ def full_tensors(source: Directory, tree: Tree, tensors: Mapping[str, Tensor]) -
             # the frozen twin of a saved module, and another copy of what it has under its own name
             continue
         if name.endswith(_TOKENS):
-            ours, value = _with_rows(source, known, name.removesuffix(_TOKENS), tensor)
+            site = name.removesuffix(_TOKENS_BESIDE).removesuffix(_TOKENS)
+            ours, value = _with_rows(source, known, site, tensor)
         else:
             ours, value = name if name in known else without_wrappers(name), tensor
         if ours not in known:
@@ -108,10 +116,11 @@ def _with_rows(
     if name not in known:
         raise CheckpointError(f"`{source.path}` was trained on another base: this model has no `{name}`.")
     weight = known[name][1].clone()
-    indices = source.options.values.get("trainable_token_indices")
+    option = "token_indices" if source.options.kind == "TRAINABLE_TOKENS" else "trainable_token_indices"
+    indices = source.options.values.get(option)
     if isinstance(indices, dict):
         indices = next((each for target, each in indices.items() if site.endswith(str(target))), None)
     if not isinstance(indices, list) or not all(type(index) is int and 0 <= index < len(weight) for index in indices):
-        raise source.options.wrong("trainable_token_indices", f"indices below {len(weight)} for `{site}`")
+        raise source.options.wrong(option, f"indices below {len(weight)} for `{site}`")
     weight[indices] = check_shape(source, f"{site}{_TOKENS}", rows, (len(indices), weight.shape[1])).to(weight)
     return name, weight

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.inject import base_parameters
 from vispeft.peft.interop.peft_library.contents import no_counterpart
-from vispeft.peft.interop.peft_library.names import Tree, is_excluded
+from vispeft.peft.interop.peft_library.names import Tree, excluded
 
 # the library refuses to save these, which have no forward pass
 _LISTS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
@@ -42,13 +42,14 @@ def in_full(tree: Tree, trained: Collection[str], targets: Collection[str], *, h
         leaves = {leaf for leaf, parameter in own.items() if id(parameter) in ids}
         if not leaves:
             continue
-        can_save = name and not _adapted(name, targets)
+        # inside a wrapped module, the library's names are others
+        can_save = name and not _adapted(name, targets) and not _is_inside(name, targets)
         if has_biases and leaves == {"bias"} and (own.keys() != leaves or not can_save):
             found.biases.append(f"{name}.bias")
         elif can_save:
             found.modules.append(_saved_module(tree, name, targets))
         else:
-            raise _refused(tree, name, sorted(leaves)[0], targets)
+            raise _refused(name, min(leaves))
     found.modules = _outermost(tree, found.modules)
     found.biases = [bias for bias in found.biases if not _is_inside(bias, found.modules)]
     return _with_namesakes(tree, found, targets)
@@ -108,22 +109,22 @@ def _with_namesakes(tree: Tree, found: InFull, targets: Collection[str]) -> InFu
     others = [name for name in hit if name not in found.modules and tree.place(name) not in places]
     for name in others:
         is_nested = _is_inside(name, found.modules) or any(_is_inside(each, [name]) for each in found.modules)
-        if is_nested or _adapted(name, targets) or isinstance(tree.modules[name], _LISTS):
+        is_adapted = _adapted(name, targets) or _is_inside(name, targets)
+        if is_nested or is_adapted or isinstance(tree.modules[name], _LISTS):
             end = next(end for end in found.modules if name.endswith(end))
             raise PlanError(
                 f"The peft library would also train `{name}`, whose name ends in `{end}`. Save it with `save_adapter`."
             )
-    excluded = next((target for target in targets if is_excluded(target, found.modules)), None)
-    if excluded is not None:
+    if (left_out := excluded(targets, found.modules)) is not None:
         raise PlanError(
-            f"The peft library leaves out `{excluded}`, since a part of its name is that of a module trained in full. "
+            f"The peft library leaves out `{left_out}`, since a part of its name is that of a module trained in full. "
             "Save it with `save_adapter`."
         )
     return InFull(sorted({*found.modules, *others}), found.biases)
 
 
-def _refused(tree: Tree, name: str, leaf: str, targets: Collection[str]) -> PlanError:
+def _refused(name: str, leaf: str) -> PlanError:
     """Return the error for a parameter that the library cannot train."""
     if not name:
         return no_counterpart(f"`{leaf}`, a parameter of the model itself")
-    return no_counterpart(f"`{name}.{leaf}` in full, since `{name}` has a delta, at itself or inside")
+    return no_counterpart(f"`{name}.{leaf}` in full, since `{name}` has a delta, at itself, inside or around it")

@@ -145,3 +145,5 @@ FOURIERFT = KnownOptions(
 )
 
 LN_TUNING = KnownOptions(frozenset(), {})
+
+TRAINABLE_TOKENS = KnownOptions(frozenset({"token_indices"}), {})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,9 +21,10 @@ def is_targeted(name: str, targets: str | Collection[str]) -> bool:
     return name in targets or any(name.endswith(f".{target}") for target in targets)
 
 
-def is_excluded(name: str, to_save: Collection[str]) -> bool:
-    """Return True for a module that `modules_to_save` keeps from being a target: each that it names, and all inside."""
-    return any(re.match(rf"(^|.*\.){target}($|\..*)", name) for target in to_save)
+def excluded(names: Iterable[str], to_save: Iterable[str]) -> str | None:
+    """Return the first module that `modules_to_save` keeps from being a target: one that it names, or one inside."""
+    patterns = [re.compile(rf"(^|.*\.){target}($|\..*)") for target in to_save]
+    return next((name for name in names if any(pattern.match(name) for pattern in patterns)), None)
 
 
 def exact_targets(names: Collection[str], others: Collection[str]) -> str | list[str]:

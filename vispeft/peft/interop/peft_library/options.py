@@ -6,11 +6,18 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vispeft.errors import CheckpointError
 from vispeft.peft.interop.peft_library.known_options import COMMON, KnownOptions
+
+
+@cache
+def _pattern(key: str) -> re.Pattern[str]:
+    """Return the library's pattern of a key. Kept, for re's own store is smaller than large tables."""
+    return re.compile(rf"(.*\.)?({key})$")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Options:
         if not isinstance(table, dict):
             raise self.wrong(name, "values by pattern")
         try:
-            return next((value for key, value in table.items() if re.match(rf"(.*\.)?({key})$", site)), None)
+            return next((value for key, value in table.items() if _pattern(key).match(site)), None)
         except re.error as error:
             raise CheckpointError(f"`{self.path}` has a pattern in `{name}` that cannot be read: {error}.") from error
 

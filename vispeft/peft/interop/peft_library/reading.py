@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
 from vispeft.peft.checkpoint import copy_tensors, delta_keys, own_keys, state_tensors
 from vispeft.peft.inject import attached, inject, is_injected, remove
-from vispeft.peft.interop.peft_library.contents import Contents
+from vispeft.peft.interop.peft_library.contents import Contents, check_values
 from vispeft.peft.interop.peft_library.directory import Directory, read_directory
-from vispeft.peft.interop.peft_library.full_reading import read_ln_tuning
+from vispeft.peft.interop.peft_library.full_reading import read_ln_tuning, read_trainable_tokens
 from vispeft.peft.interop.peft_library.lora_reading import read_lora
 from vispeft.peft.interop.peft_library.product_reading import read_adalora, read_loha, read_lokr
 from vispeft.peft.interop.peft_library.vector_reading import read_fourierft, read_ia3, read_vera
@@ -27,6 +28,7 @@ _READERS: dict[str, Callable[[Directory, nn.Module], Contents]] = {
     "LOHA": read_loha,
     "LOKR": read_lokr,
     "LORA": read_lora,
+    "TRAINABLE_TOKENS": read_trainable_tokens,
     "VERA": read_vera,
 }
 
@@ -47,6 +49,7 @@ def load_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     model = unwrapped(model)
     if is_injected(model):
         raise PlanError("The model has a plan already. Call `remove` or `merge` first.")
+    check_values(state_tensors(model))
     source = read_directory(directory)
     if source.options.kind not in _READERS:
         error = source.options.unsupported_kind(_READERS)
@@ -76,7 +79,8 @@ def _copy(model: nn.Module, contents: Contents, trained: tuple[str, ...], source
     state = state_tensors(model)
     wanted, of_deltas = own_keys(model, trained, state), delta_keys(model, state)
     # a tensor that several deltas share has one name among the wanted ones
-    tensors = {key: value for key, value in contents.tensors.items() if key in wanted or key not in of_deltas}
+    names = {_memory(state[key]): key for key in sorted(wanted)}
+    tensors = {names[_memory(state[key])] if key in state else key: value for key, value in contents.tensors.items()}
     buffers = {key: state[key] for key in wanted - of_deltas - set(trained)}
     modules = dict(model.named_modules())
     for item in attached(model):
@@ -84,3 +88,8 @@ def _copy(model: nn.Module, contents: Contents, trained: tuple[str, ...], source
             # the dropout of a model in evaluation must not act
             item.delta.train(modules[item.site].training)
     copy_tensors(model, buffers | contents.full | tensors, trained, source.path)
+
+
+def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
+    """Return what tells a tensor from all others that share no memory with it."""
+    return tensor.data_ptr(), tensor.shape

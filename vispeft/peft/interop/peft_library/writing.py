@@ -14,7 +14,7 @@ from vispeft.io.json_files import write_json
 from vispeft.io.tensors import own_copies, write_tensors
 from vispeft.peft.checkpoint import resolved_plan, state_tensors
 from vispeft.peft.inject import Attached, attached, base_parameters
-from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
+from vispeft.peft.interop.peft_library.contents import TheirContents, check_values, no_counterpart
 from vispeft.peft.interop.peft_library.directory import CONFIG_FILE, PREFIX, TENSOR_FILE
 from vispeft.peft.interop.peft_library.full_writing import InFull, in_full, saved_tensors
 from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ
@@ -34,6 +34,9 @@ _WRITERS: dict[str, Callable[[Sequence[Attached], Tree], TheirContents]] = {
     "lora": write_lora,
     "vera": write_vera,
 }
+# what the library takes for no target at all, beside modules trained in full
+_NO_TARGETS = "dummy-target-modules"
+
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 
@@ -47,17 +50,18 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     model, target = unwrapped(model), Path(directory)
     trained = resolved_plan(model).train
     tree, state, items = Tree(model), state_tensors(model), attached(model)
+    check_values(state)
     contents = _contents(items, tree)
     depths = _depths(contents)
     for name in depths:
         if (reason := tree.unreplaceable_reason(name)) is not None:
             raise PlanError(f"The peft library cannot adapt `{name}`: {reason}. Save it with `save_adapter`.")
     full = in_full(tree, trained, depths, has_biases=contents.bias is not None)
-    norms: list[str] = []
-    if not items:
-        norms = [name for name in full.modules if isinstance(tree.modules[name], _NORMS)]
-        if not norms:
-            raise no_counterpart("a plan without deltas and norms")
+    norms = _norms(full, tree) if not items else []
+    if norms:
+        contents = TheirContents({"peft_type": "LN_TUNING"})
+    elif not items and not full.modules and not full.biases:
+        raise no_counterpart("a plan that trains nothing")
     tensors = _adapter_tensors(contents, depths) | contents.shared
     for key, value in saved_tensors(full, state).items():
         owner, _, leaf = key.rpartition(".")
@@ -69,10 +73,20 @@ def save_peft(model: nn.Module, directory: str | os.PathLike[str]) -> None:
     write_json(target / CONFIG_FILE, dict(sorted(config.items())), raises=CheckpointError, indent=2)
 
 
+def _norms(full: InFull, tree: Tree) -> list[str]:
+    """Return the modules trained in full where they are what the library's tuning of norms trains; none otherwise."""
+    is_norms = all(_is_replaceable_norm(name, tree) for name in full.modules)
+    return full.modules if is_norms and not full.biases else []
+
+
+def _is_replaceable_norm(name: str, tree: Tree) -> bool:
+    return isinstance(tree.modules[name], _NORMS) and tree.unreplaceable_reason(name) is None
+
+
 def _contents(items: Sequence[Attached], tree: Tree) -> TheirContents:
     """Return the deltas in the library's form."""
     if not items:
-        return TheirContents({"peft_type": "LN_TUNING"})
+        return TheirContents({"peft_type": "LORA"}, bias="lora_only")
     names: dict[str, Attached] = {}
     for item in items:
         names.setdefault(item.delta.method.name, item)
@@ -124,7 +138,9 @@ def _config(contents: TheirContents, full: InFull, norms: Collection[str], tree:
     parameters = sorted(f"{owner}.{leaf}" for owner, leaves in contents.parameters.items() for leaf in leaves)
     _check_parameters(parameters, tree)
     targets = exact_targets(modules, [name for name in tree.modules if name]) if modules else []
-    if {name for name in tree.modules if name and is_targeted(name, targets)} != set(modules):
+    if not modules and not parameters:
+        targets = _NO_TARGETS
+    elif {name for name in tree.modules if name and is_targeted(name, targets)} != set(modules):
         raise no_counterpart("the names of these sites, which its patterns do not tell from others")
     config: dict[str, Any] = {
         "base_model_name_or_path": None,
