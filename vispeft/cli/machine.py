@@ -19,8 +19,9 @@ def methods() -> None:
     rows = []
     for name, kind in known_methods().items():
         summary = (kind.__doc__ or "").strip().splitlines()[0]
-        rows.append((name, ", ".join(_field_text(field) for field in dataclasses.fields(kind)), summary))
-    show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "summary"), rows)
+        start = "identity" if kind.is_identity_at_start else "changes the output"
+        rows.append((name, ", ".join(_field_text(field) for field in dataclasses.fields(kind)), start, summary))
+    show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "start", "summary"), rows)
     plans = [
         ("head only", "peft.train: ['@heads']"),
         ("last k blocks", "peft.train: ['@heads', '@encoder.blocks[-2:]']"),
