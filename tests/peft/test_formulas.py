@@ -32,6 +32,7 @@ from vispeft.peft import (
     inject,
 )
 from vispeft.peft.inject import attached
+from vispeft.peft.methods.changed_start import StartedLoRA
 
 Build = Callable[[], nn.Module]
 Shake = Callable[[nn.Module], None]
@@ -50,12 +51,19 @@ def rows(parts: str, total: int) -> Tensor:
 
 
 def low_rank(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Tensor:
-    """`alpha / rank * B A`, of AdaLoRA `B diag(e) A`, in the shape of the weight, zero on rows of other parts."""
+    """`alpha / rank * B A` in the shape of the weight, zero on rows of other parts.
+
+    Of AdaLoRA the product is `B diag(e) A`, of a changed start `B A - B0 A0`.
+    """
     a = own["a"].flatten(1) * (own["e"][:, None] if isinstance(method, AdaLoRA) else 1)  # [parts * r, in]
     b = own["b"].flatten(1)  # [parts * out of a part, r]
     count = len(method.parts) or 1
     product = torch.cat([B @ A for B, A in zip(b.chunk(count), a.chunk(count), strict=True)])
-    scale = 1.0 if method.alpha is None else method.alpha / method.rank
+    if "a_start" in own:
+        halves = own["b_start"].flatten(1).chunk(count), own["a_start"].flatten(1).chunk(count)
+        product = product - torch.cat([B @ A for B, A in zip(*halves, strict=True)])
+    divisor = {"rank": method.rank, "sqrt_rank": method.rank**0.5}[method.scaling]
+    scale = (method.rank if method.alpha is None else method.alpha) / divisor
     if not method.parts:
         return scale * product.view(weight.shape)
     index = rows(method.parts, len(weight))
@@ -287,6 +295,7 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
 
     Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
     uniform as A.
+    With a changed start, A and B are those of the buffers, which have tests of their own.
     In Convpass, the convolution is the identity and down Xavier-uniform. Mona has a start of its own.
     """
     torch.manual_seed(3)
@@ -298,7 +307,9 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
             continue
         for name, parameter in item.delta.named_parameters():
             kind = name.rpartition(".")[2]
-            if kind in "ab" and isinstance(item.delta.method, AdaLoRA):
+            if isinstance(item.delta, StartedLoRA):
+                assert torch.equal(parameter, item.delta.get_buffer(f"{kind}_start"))
+            elif kind in "ab" and isinstance(item.delta.method, AdaLoRA):
                 assert 0.005 < parameter.std() < 0.04
             elif kind in UNIFORM.get(item.delta.method.name, ("a", "down_w")):
                 bound = parameter[0].numel() ** -0.5
