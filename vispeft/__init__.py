@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vispeft.models import build_model, load_bundled
     from vispeft.models.roles import roles_for
     from vispeft.peft import (
+        BOFT,
         IA3,
         OFT,
         VPT,
@@ -66,6 +67,7 @@ _HOMES = {
             "LoKr",
             "FourierFT",
             "OFT",
+            "BOFT",
             "VPT",
             "Adapter",
             "AroundDelta",
@@ -99,6 +101,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BOFT",
     "IA3",
     "OFT",
     "VPT",

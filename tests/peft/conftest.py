@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.peft import (
+    BOFT,
     IA3,
     OFT,
     VPT,
@@ -162,8 +163,12 @@ CASES = {
     "lokr parameters": Case("self_attn.in_proj_weight | grouped.weight", LoKr(rank=2, factor=2)),
     "fourierft linear and conv": Case("blocks.*.mlp.fc1 | conv", FourierFT(frequencies=12)),
     "fourierft parameters": Case("self_attn.in_proj_weight | reader.weight", FourierFT(frequencies=20)),
-    "oft linear and conv": Case("blocks.*.mlp.fc2 | conv", OFT(block=4)),
+    "oft linear": Case("blocks.*.mlp.fc2", OFT(block=4)),
+    "oft conv": Case("conv", OFT(block=9)),
     "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
+    "boft linear": Case("blocks.*.mlp.fc1 | blocks.*.mlp.fc2", BOFT(block=2, factors=3)),
+    "boft conv and parameter": Case("grouped | self_attn.in_proj_weight", BOFT(block=2, factors=1)),
+    "boft parameter": Case("self_attn.in_proj_weight", BOFT(block=4)),
     "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
     "ladder": Case("blocks.*", Ladder(width=3), merges=False, has_formula=False),
     "vpt": Case("blocks.*", VPT(tokens=3), merges=False, has_formula=False),

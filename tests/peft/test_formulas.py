@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vispeft.peft import (
+    BOFT,
     IA3,
     OFT,
     AdaLoRA,
@@ -70,19 +71,33 @@ def low_rank(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Ten
     return torch.zeros_like(weight).flatten(1).index_copy(0, index, scale * product).view(weight.shape)
 
 
-def rotation(method: OFT, own: Tensors) -> Tensor:
-    """Block-diagonal `(I + Q)(I - Q)^-1` of the skew-symmetric Q with these upper triangles."""
-    blocks = []
-    for values in own["rotations.q"]:
-        identity = torch.eye(method.block, dtype=values.dtype)
-        places = [(i, j) for i in range(method.block) for j in range(i + 1, method.block)]
-        skew = torch.zeros_like(identity)
-        for (i, j), value in zip(places, values, strict=True):
-            unit = torch.zeros_like(identity)
-            unit[i, j], unit[j, i] = 1, -1
-            skew = skew + value * unit
-        blocks.append((identity + skew) @ torch.linalg.inv(identity - skew))
-    return torch.block_diag(*blocks)
+def cayley(values: Tensor, size: int) -> Tensor:
+    """`(I + Q)(I - Q)^-1` of the skew-symmetric Q with this upper triangle."""
+    identity = torch.eye(size, dtype=values.dtype)
+    places = [(i, j) for i in range(size) for j in range(i + 1, size)]
+    skew = torch.zeros_like(identity)
+    for (i, j), value in zip(places, values, strict=True):
+        unit = torch.zeros_like(identity)
+        unit[i, j], unit[j, i] = 1, -1
+        skew = skew + value * unit
+    return (identity + skew) @ torch.linalg.inv(identity - skew)
+
+
+def rotation(method: OFT | BOFT, own: Tensors) -> Tensor:
+    """R, the product of block-diagonal factors: of BOFT, those of level i are on halves of blocks 2^i halves apart."""
+    size, half = method.block, method.block // 2
+    num_factors = method.factors if isinstance(method, BOFT) else 1
+    total = None
+    for level, triangles in enumerate(own["rotations.q"].chunk(num_factors)):
+        factor = torch.block_diag(*(cayley(values, size) for values in triangles))
+        if level:
+            pairs = [(u, u + 2**level) for u in range(2 * len(triangles)) if not u & 2**level]
+            order = torch.tensor([unit * half + i for pair in pairs for unit in pair for i in range(half)])
+            places = torch.eye(len(factor), dtype=factor.dtype)[order]
+            factor = places.T @ factor @ places
+        total = factor if total is None else factor @ total
+    assert total is not None
+    return total
 
 
 def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
@@ -106,8 +121,8 @@ def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
             u, v = torch.arange(outputs).double()[:, None, None], torch.arange(inputs).double()[:, None]
             waves = torch.cos(2 * torch.pi * (u * row / outputs + v * column / inputs))  # [out, in, n]
             update = method.scale * (waves.to(weight.dtype) @ own["update.spectrum"]) / (outputs * inputs)
-        case OFT():
-            update = (rotation(method, own) - torch.eye(outputs, dtype=weight.dtype)) @ weight.flatten(1)
+        case OFT() | BOFT():
+            update = weight.flatten(1) @ (rotation(method, own).T - torch.eye(inputs, dtype=weight.dtype))
         case _:
             raise AssertionError(method)
     return update.view(weight.shape)
@@ -201,10 +216,7 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             bias = along(module.get_parameter("bias"), y, module)
             update = applied(change(weight, method, own), x, module)
             return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
-        case OFT():
-            bias, dim = along(module.get_parameter("bias"), y, module), 1 if isinstance(module, nn.Conv2d) else -1
-            return bias + ((y - bias).movedim(dim, -1) @ rotation(method, own).T).movedim(-1, dim)
-        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT():
+        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT() | OFT() | BOFT():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
         case ScaleShift():
             return y * along(own["gain"], y, module) + along(own["offset"], y, module)

@@ -124,7 +124,7 @@ def test_start__refuses_ranks_and_weights_without_enough_singular_values() -> No
     flat = linear()
     with torch.no_grad():
         flat[0].weight[:, 3:] = 0
-    with pytest.raises(PlanError, match="only 3 of the 6 here are. Use `start: orthogonal` or `start: zero`"):
+    with pytest.raises(PlanError, match=r"only 3 of the 6 here are\. Use `start: orthogonal` or `start: zero`"):
         inject(flat, Plan({"0": LoRA(1, start="milora")}))
     with pytest.raises(PlanError, match="`start` must be one of zero, pissa, milora, orthogonal, but is 'svd'"):
         LoRA(1, start="svd")

@@ -28,6 +28,7 @@ class DoRA(LowRank):
     """
 
     name: ClassVar[str] = "dora"
+    lora_plus_tensors: ClassVar[tuple[str, ...]] = ("b",)
 
     def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""

@@ -31,6 +31,7 @@ class LoRA(LowRank):
     """
 
     name: ClassVar[str] = "lora"
+    lora_plus_tensors: ClassVar[tuple[str, ...]] = ("b",)
     start: str = "zero"
 
     def __post_init__(self) -> None:
