@@ -9,6 +9,7 @@ import vispeft_kernels
 import vispeft
 
 NAMES = [
+    "BOFT",
     "IA3",
     "OFT",
     "VPT",

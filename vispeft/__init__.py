@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vispeft.models import build_model, load_bundled
     from vispeft.models.roles import roles_for
     from vispeft.peft import (
+        BOFT,
         IA3,
         OFT,
         VPT,
@@ -73,6 +74,7 @@ _HOMES = {
             "LoKr",
             "FourierFT",
             "OFT",
+            "BOFT",
             "VPT",
             "Adapter",
             "AroundDelta",
@@ -112,6 +114,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BOFT",
     "IA3",
     "OFT",
     "VPT",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.peft import (
+    BOFT,
     IA3,
     OFT,
     VPT,
@@ -123,6 +124,14 @@ CASES = {
     "lora read weight": Case("reader.weight", LoRA(rank=2)),
     "lora grouped conv": Case("grouped", LoRA(rank=2, alpha=4)),
     "lora grouped conv weight": Case("grouped.weight", LoRA(rank=2)),
+    "lora rank stabilised": Case("blocks.*.mlp.fc1 | conv", LoRA(rank=4, alpha=3, scaling="sqrt_rank")),
+    "lora pissa": Case("blocks.*.mlp.fc1 | conv | grouped", LoRA(rank=2, alpha=4, start="pissa")),
+    "lora pissa q v": Case("blocks.*.attn.qkv", LoRA(rank=2, parts="qv", start="pissa")),
+    "lora milora": Case("blocks.*.mlp.fc2 | self_attn.out_proj.weight", LoRA(rank=3, alpha=-2, start="milora")),
+    "lora orthogonal": Case("blocks.*.attn.proj | conv", LoRA(rank=2, start="orthogonal")),
+    "lora orthogonal parameters": Case(
+        "self_attn.in_proj_weight", LoRA(rank=2, parts="qv", scaling="sqrt_rank", start="orthogonal")
+    ),
     "dora widening": Case("blocks.*.mlp.fc1", DoRA(rank=2, alpha=4)),
     "dora narrowing": Case("blocks.*.mlp.fc2", DoRA(rank=2)),
     "dora fused whole": Case("blocks.*.attn.qkv", DoRA(rank=2)),
@@ -132,6 +141,7 @@ CASES = {
     "dora read weight": Case("reader.weight", DoRA(rank=2)),
     "dora grouped conv": Case("grouped", DoRA(rank=2)),
     "dora grouped conv weight": Case("grouped.weight", DoRA(rank=2)),
+    "dora rank stabilised": Case("blocks.*.mlp.fc2", DoRA(rank=4, alpha=3, scaling="sqrt_rank")),
     "adapter": Case("blocks.*.attn.proj", Adapter(width=3), merges=False),
     "adapters 3": Case("blocks.*.attn.proj | blocks.*.mlp.fc2", Adapter(reduction=4, count=3), merges=False),
     "adapter last": Case("blocks.*.attn.proj", Adapter(width=3, count=2, chain="last"), merges=False),
@@ -158,8 +168,12 @@ CASES = {
     "lokr parameters": Case("self_attn.in_proj_weight | grouped.weight", LoKr(rank=2, factor=2)),
     "fourierft linear and conv": Case("blocks.*.mlp.fc1 | conv", FourierFT(frequencies=12)),
     "fourierft parameters": Case("self_attn.in_proj_weight | reader.weight", FourierFT(frequencies=20)),
-    "oft linear and conv": Case("blocks.*.mlp.fc2 | conv", OFT(block=4)),
+    "oft linear": Case("blocks.*.mlp.fc2", OFT(block=4)),
+    "oft conv": Case("conv", OFT(block=9)),
     "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
+    "boft linear": Case("blocks.*.mlp.fc1 | blocks.*.mlp.fc2", BOFT(block=2, factors=3)),
+    "boft conv and parameter": Case("grouped | self_attn.in_proj_weight", BOFT(block=2, factors=1)),
+    "boft parameter": Case("self_attn.in_proj_weight", BOFT(block=4)),
     "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
     "sparse linear and conv": Case("blocks.*.mlp.fc1 | conv | grouped", Sparse(0.6, "magnitude")),
     "sparse parameters": Case("self_attn.in_proj_weight | grouped.weight", Sparse(0.7, "magnitude")),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vispeft.peft import (
+    BOFT,
     IA3,
     OFT,
     AdaLoRA,
@@ -33,6 +34,7 @@ from vispeft.peft import (
     inject,
 )
 from vispeft.peft.inject import attached
+from vispeft.peft.methods.changed_start import StartedLoRA
 
 Build = Callable[[], nn.Module]
 Shake = Callable[[nn.Module], None]
@@ -51,31 +53,52 @@ def rows(parts: str, total: int) -> Tensor:
 
 
 def low_rank(weight: Tensor, method: LoRA | AdaLoRA | DoRA, own: Tensors) -> Tensor:
-    """`alpha / rank * B A`, of AdaLoRA `B diag(e) A`, in the shape of the weight, zero on rows of other parts."""
+    """`alpha / rank * B A` in the shape of the weight, zero on rows of other parts.
+
+    Of AdaLoRA the product is `B diag(e) A`, of a changed start `B A - B0 A0`.
+    """
     a = own["a"].flatten(1) * (own["e"][:, None] if isinstance(method, AdaLoRA) else 1)  # [parts * r, in]
     b = own["b"].flatten(1)  # [parts * out of a part, r]
     count = len(method.parts) or 1
     product = torch.cat([B @ A for B, A in zip(b.chunk(count), a.chunk(count), strict=True)])
-    scale = 1.0 if method.alpha is None else method.alpha / method.rank
+    if "a_start" in own:
+        halves = own["b_start"].flatten(1).chunk(count), own["a_start"].flatten(1).chunk(count)
+        product = product - torch.cat([B @ A for B, A in zip(*halves, strict=True)])
+    divisor = {"rank": method.rank, "sqrt_rank": method.rank**0.5}[method.scaling]
+    scale = (method.rank if method.alpha is None else method.alpha) / divisor
     if not method.parts:
         return scale * product.view(weight.shape)
     index = rows(method.parts, len(weight))
     return torch.zeros_like(weight).flatten(1).index_copy(0, index, scale * product).view(weight.shape)
 
 
-def rotation(method: OFT, own: Tensors) -> Tensor:
-    """Block-diagonal `(I + Q)(I - Q)^-1` of the skew-symmetric Q with these upper triangles."""
-    blocks = []
-    for values in own["rotations.q"]:
-        identity = torch.eye(method.block, dtype=values.dtype)
-        places = [(i, j) for i in range(method.block) for j in range(i + 1, method.block)]
-        skew = torch.zeros_like(identity)
-        for (i, j), value in zip(places, values, strict=True):
-            unit = torch.zeros_like(identity)
-            unit[i, j], unit[j, i] = 1, -1
-            skew = skew + value * unit
-        blocks.append((identity + skew) @ torch.linalg.inv(identity - skew))
-    return torch.block_diag(*blocks)
+def cayley(values: Tensor, size: int) -> Tensor:
+    """`(I + Q)(I - Q)^-1` of the skew-symmetric Q with this upper triangle."""
+    identity = torch.eye(size, dtype=values.dtype)
+    places = [(i, j) for i in range(size) for j in range(i + 1, size)]
+    skew = torch.zeros_like(identity)
+    for (i, j), value in zip(places, values, strict=True):
+        unit = torch.zeros_like(identity)
+        unit[i, j], unit[j, i] = 1, -1
+        skew = skew + value * unit
+    return (identity + skew) @ torch.linalg.inv(identity - skew)
+
+
+def rotation(method: OFT | BOFT, own: Tensors) -> Tensor:
+    """R, the product of block-diagonal factors: of BOFT, those of level i are on halves of blocks 2^i halves apart."""
+    size, half = method.block, method.block // 2
+    num_factors = method.factors if isinstance(method, BOFT) else 1
+    total = None
+    for level, triangles in enumerate(own["rotations.q"].chunk(num_factors)):
+        factor = torch.block_diag(*(cayley(values, size) for values in triangles))
+        if level:
+            pairs = [(u, u + 2**level) for u in range(2 * len(triangles)) if not u & 2**level]
+            order = torch.tensor([unit * half + i for pair in pairs for unit in pair for i in range(half)])
+            places = torch.eye(len(factor), dtype=factor.dtype)[order]
+            factor = places.T @ factor @ places
+        total = factor if total is None else factor @ total
+    assert total is not None
+    return total
 
 
 def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
@@ -104,8 +127,8 @@ def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
         case Sparse():
             place = own["update.indices"].long()
             update = torch.zeros_like(weight).flatten().index_put((place,), own["update.values"])
-        case OFT():
-            update = (rotation(method, own) - torch.eye(outputs, dtype=weight.dtype)) @ weight.flatten(1)
+        case OFT() | BOFT():
+            update = weight.flatten(1) @ (rotation(method, own).T - torch.eye(inputs, dtype=weight.dtype))
         case _:
             raise AssertionError(method)
     return update.view(weight.shape)
@@ -199,10 +222,7 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             bias = along(module.get_parameter("bias"), y, module)
             update = applied(change(weight, method, own), x, module)
             return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
-        case OFT():
-            bias, dim = along(module.get_parameter("bias"), y, module), 1 if isinstance(module, nn.Conv2d) else -1
-            return bias + ((y - bias).movedim(dim, -1) @ rotation(method, own).T).movedim(-1, dim)
-        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT() | Sparse():
+        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT() | OFT() | BOFT() | Sparse():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
         case ScaleShift():
             return y * along(own["gain"], y, module) + along(own["offset"], y, module)
@@ -293,6 +313,7 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
 
     Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
     uniform as A.
+    With a changed start, A and B are those of the buffers, which have tests of their own.
     In Convpass, the convolution is the identity and down Xavier-uniform. Mona has a start of its own.
     """
     torch.manual_seed(3)
@@ -304,7 +325,9 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
             continue
         for name, parameter in item.delta.named_parameters():
             kind = name.rpartition(".")[2]
-            if kind in "ab" and isinstance(item.delta.method, AdaLoRA):
+            if isinstance(item.delta, StartedLoRA):
+                assert torch.equal(parameter, item.delta.get_buffer(f"{kind}_start"))
+            elif kind in "ab" and isinstance(item.delta.method, AdaLoRA):
                 assert 0.005 < parameter.std() < 0.04
             elif kind in UNIFORM.get(item.delta.method.name, ("a", "down_w")):
                 bound = parameter[0].numel() ** -0.5

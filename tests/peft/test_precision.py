@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vispeft.peft import OFT, AdaLoRA, DoRA, FourierFT, LoHa, LoKr, LoRA, Method, Plan, VeRA, inject, merge
+from vispeft.peft import BOFT, OFT, AdaLoRA, DoRA, FourierFT, LoHa, LoKr, LoRA, Method, Plan, VeRA, inject, merge
 
 
 class Table(nn.Module):
@@ -18,7 +18,7 @@ class Table(nn.Module):
         return x + self.table
 
 
-METHODS = [LoRA(2), AdaLoRA(2), DoRA(2), VeRA(2), LoHa(2), LoKr(2), FourierFT(9), OFT(2)]
+METHODS = [LoRA(2), AdaLoRA(2), DoRA(2), VeRA(2), LoHa(2), LoKr(2), FourierFT(9), OFT(2), BOFT(2, 1)]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)

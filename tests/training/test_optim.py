@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from vispeft.errors import PlanError, TrainingError
-from vispeft.peft import Adapter, Context, LoRA
+from vispeft.peft import Adapter, Context, DoRA, LoRA, Plan, inject
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer, param_groups
 
 
@@ -84,6 +84,38 @@ def test_param_groups__a_region_scales_the_rates_of_the_methods_in_it() -> None:
     assert sum(len(group["params"]) for group in groups.values()) == sum(
         parameter.requires_grad for parameter in block.parameters()
     )
+
+
+def test_param_groups__lora_plus_raises_the_rate_of_b_over_that_of_a() -> None:
+    block = Block()
+    settings = OptimSettings(
+        lr=1e-3, methods={"lora": Rates(lr=0.1)}, regions={"last": Rates(lr_scale=10.0)}, lora_plus_ratio=16.0
+    )
+    groups = {group["name"]: group for group in param_groups(block, settings)}
+    assert groups["lora"]["params"] == [block.body.lora.a]
+    assert groups["lora/lora_plus"]["params"] == [block.body.lora.b]
+    assert groups["lora/lora_plus"]["lr"] == groups["lora/lora_plus"]["initial_lr"] == pytest.approx(1.6)
+    assert {name: group["lr"] for name, group in groups.items() if not name.startswith("lora")} == {
+        "full/no_decay": 1e-3,
+        "adapter in last": 1e-2,
+        "adapter in last/no_decay": 1e-2,
+        "full": 1e-3,
+    }
+    plain = OptimSettings(lr=1e-3, methods={"lora": Rates(lr=0.1)})
+    assert [group["name"] for group in param_groups(block, plain)][1] == "lora"
+
+
+def test_param_groups__lora_plus_reaches_the_b_of_parameters_too() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    inject(model, Plan({"0.weight": DoRA(2)}))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = {group["name"]: group for group in param_groups(model, OptimSettings(lora_plus_ratio=4.0))}
+    assert [names[one] for one in groups["dora/lora_plus"]["params"]] == ["0.parametrizations.weight.0.dora.b"]
+
+
+def test_param_groups__lora_plus_needs_a_low_rank_update() -> None:
+    with pytest.raises(TrainingError, match=r"`lora_plus_ratio` is 2\.0, but no delta has a B that starts at zero"):
+        param_groups(nn.Linear(2, 2), OptimSettings(lora_plus_ratio=2.0))
 
 
 def test_param_groups__regions_accept_roles_and_refuse_patterns_without_a_match() -> None:

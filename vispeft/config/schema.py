@@ -143,6 +143,9 @@ class TrainConfig(Section):
         description="Rates by site pattern or @role, which override those per method; the last matching pattern "
         "counts. Default: 10 times the rate for a class head that the weights file has no classes for.",
     )
+    lora_plus_ratio: Positive = Field(
+        1.0, description="LoRA+: learning rate of B over that of A in `lora` and `dora`; the paper suggests about 16."
+    )
     warmup: WholeNumber | None = Field(None, description="Steps of linear warm-up. Default: a twentieth of the steps.")
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     milestones: tuple[Fraction, ...] = Field(

@@ -41,6 +41,7 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
             pattern: Rates(rates.lr, rates.weight_decay, rates.lr_scale or 1.0)
             for pattern, rates in (config.regions or {}).items()
         },
+        lora_plus_ratio=config.lora_plus_ratio,
     )
     try:
         return build_optimizer(model, settings, roles_for(model))

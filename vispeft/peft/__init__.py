@@ -18,7 +18,7 @@ from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.mona import Mona
-from vispeft.peft.methods.orthogonal import OFT
+from vispeft.peft.methods.orthogonal import BOFT, OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
@@ -32,6 +32,7 @@ from vispeft.peft.schedule import update_schedules
 from vispeft.peft.targets import Names, Site
 
 __all__ = [
+    "BOFT",
     "IA3",
     "METHODS",
     "OFT",

@@ -19,7 +19,7 @@ from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
 from vispeft.peft.methods.mona import Mona
-from vispeft.peft.methods.orthogonal import OFT
+from vispeft.peft.methods.orthogonal import BOFT, OFT
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
@@ -38,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "lokr": LoKr,
     "fourierft": FourierFT,
     "oft": OFT,
+    "boft": BOFT,
     "sparse": Sparse,
     "ladder": Ladder,
     "vpt": VPT,

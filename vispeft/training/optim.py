@@ -51,6 +51,8 @@ class OptimSettings:
     methods: rates by method name (`lora`, `adapter`, ...), and under `full` for parameters trained in full
     regions: rates by site pattern, which override those by method; of several patterns that name a parameter, the last
         counts
+    lora_plus_ratio: factor on the learning rate of B in low-rank updates, over that of A (LoRA+, Hayou et al. 2024,
+        https://arxiv.org/abs/2402.12354)
     """
 
     lr: float = 1e-3
@@ -59,6 +61,7 @@ class OptimSettings:
     regions: Mapping[str, Rates] = field(default_factory=dict)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    lora_plus_ratio: float = 1.0
 
     def rates(self, method: str, region: str = "") -> tuple[float, float]:
         """Return learning rate and weight decay of a method's parameters within a region (empty: outside of all)."""
@@ -68,16 +71,21 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class _Group:
-    """Parameters that share their rates: those of one method in one region, with weight decay or without."""
+    """Parameters that share their rates: those of one method in one region, with weight decay or without.
+
+    has_ratio: True for those whose rate `lora_plus_ratio` multiplies
+    """
 
     method: str
     region: str
     has_decay: bool
+    has_ratio: bool
 
     @property
     def name(self) -> str:
         region = f" in {self.region}" if self.region else ""
-        return f"{self.method}{region}{'' if self.has_decay else '/no_decay'}"
+        ratio = "/lora_plus" if self.has_ratio else ""
+        return f"{self.method}{region}{ratio}{'' if self.has_decay else '/no_decay'}"
 
 
 def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> torch.optim.AdamW:
@@ -94,20 +102,24 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | No
 def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> list[dict[str, Any]]:
     """Return optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's order.
 
-    A name is `<method>` or `<method> in <pattern of the region>`, with `/no_decay` at its end for parameters without
-    weight decay. Parameters that belong to no delta are trained in full, the method `full`.
+    A name is `<method>` or `<method> in <pattern of the region>`, with `/lora_plus` at its end for parameters whose
+    rate the ratio of LoRA+ multiplies, and `/no_decay` for those without weight decay. Parameters that belong to no
+    delta are trained in full, the method `full`.
 
     roles: pattern of each `@role` that the regions' patterns may name
     """
     no_decay, method_of, region_of = _without_decay(model), _delta_methods(model), _regions(model, settings, roles)
+    with_ratio = _with_ratio(model, settings)
     members: dict[_Group, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            group = _Group(method_of.get(name, FULL), region_of.get(name, ""), name not in no_decay)
+            method, region = method_of.get(name, FULL), region_of.get(name, "")
+            group = _Group(method, region, name not in no_decay, name in with_ratio)
             members.setdefault(group, []).append(parameter)
     groups = []
     for group, params in members.items():
         lr, weight_decay = settings.rates(group.method, group.region)
+        lr = settings.lora_plus_ratio * lr if group.has_ratio else lr
         groups.append(
             {
                 "name": group.name,
@@ -136,6 +148,24 @@ def _delta_methods(model: nn.Module) -> dict[str, str]:
         if isinstance(module, Delta | WeightDelta)
         for name, _ in module.named_parameters()
     }
+
+
+def _with_ratio(model: nn.Module, settings: OptimSettings) -> set[str]:
+    """Return the names of the parameters whose rate `lora_plus_ratio` multiplies; none for a ratio of 1."""
+    if settings.lora_plus_ratio == 1:
+        return set()
+    found = {
+        f"{module_name}.{name}"
+        for module_name, module in model.named_modules()
+        if isinstance(module, Delta | WeightDelta)
+        for name in module.method.lora_plus_tensors
+    }
+    if not found:
+        raise TrainingError(
+            f"`lora_plus_ratio` is {settings.lora_plus_ratio}, but no delta has a B that starts at zero, as `lora` and "
+            "`dora` have. Add one of these methods, or leave the ratio out."
+        )
+    return found
 
 
 def _without_decay(model: nn.Module) -> set[str]:

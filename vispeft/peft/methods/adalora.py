@@ -187,7 +187,7 @@ class LinearAdaLoRA(LinearFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update on the rows of its parts. x: [..., in]; y: [..., out]."""
-        return self.update(x, y, base, self.triplets.scaled_rows())
+        return self.update(x, y, base, self.triplets.scaled_rows(), self.b)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B diag(e) A`, and the bias as it is."""
@@ -204,7 +204,7 @@ class ConvAdaLoRA(ConvFactors):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update. x: [B, in, H, W]; y: [B, out, h, w]."""
-        return self.update(x, y, self.triplets.scaled_rows())
+        return self.update(x, y, self.triplets.scaled_rows(), self.b)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `W + scale * B diag(e) A` over flattened kernels, and the bias as it is."""

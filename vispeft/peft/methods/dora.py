@@ -28,6 +28,7 @@ class DoRA(LowRank):
     """
 
     name: ClassVar[str] = "dora"
+    lora_plus_tensors: ClassVar[tuple[str, ...]] = ("b",)
 
     def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
@@ -93,7 +94,7 @@ class ConvDoRA(ConvFactors):
         """
         (frozen,) = self.bases
         scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
-        return scaled(self.update(x, y, self.a), scale, frozen.bias, dim=1)
+        return scaled(self.update(x, y, self.a, self.b), scale, frozen.bias, dim=1)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return `g (W + scale * B A)` over flattened kernels, and the bias as it is."""

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from vispeft_kernels.lora import lora_add, lora_update
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, trainable
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, one_of, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+
+# divisor of alpha by the name of a scaling: the rank, or its square root as in rsLoRA (Kalajdzievski 2023,
+# https://arxiv.org/abs/2312.03732, theorem 3.2), with which the size of updates does not fall with the rank
+SCALINGS = {"rank": float, "sqrt_rank": math.sqrt}
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,14 @@ class LowRank(Method):
     parts: of a fused query-key-value projection, those to adapt ("q", "v", "qv", ...), each with factors of its own;
     empty is one pair of factors for the whole map
     dropout: on x before A, in training; for module sites only
+    scaling: divisor of alpha, `rank` or `sqrt_rank`
     """
 
     rank: int
     alpha: float | None = None
     parts: str = ""
     dropout: float = 0.0
+    scaling: str = "rank"
 
     def __post_init__(self) -> None:
         at_least("rank", self.rank, 1)
@@ -43,11 +49,13 @@ class LowRank(Method):
             raise PlanError(f"`dropout` must be at least 0 and below 1, but is {self.dropout}.")
         if self.alpha is not None:
             not_zero("alpha", self.alpha)
+        one_of("scaling", self.scaling, SCALINGS)
 
     @property
     def scale(self) -> float:
         """Factor of the low-rank product."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / SCALINGS[self.scaling](self.rank)
 
     @abstractmethod
     def for_linear(self, module: nn.Linear, context: Context) -> Delta:
@@ -111,21 +119,21 @@ class LinearFactors(Delta):
         """Dropout rate of this call: 0 outside of training."""
         return self.dropout if self.training else 0.0
 
-    def update(self, x: Tensor, y: Tensor, base: nn.Module | None, a: Tensor) -> Tensor:
-        """Return y with the low-rank update by B and a on the rows of its parts.
+    def update(self, x: Tensor, y: Tensor, base: nn.Module | None, a: Tensor, b: Tensor) -> Tensor:
+        """Return y with the low-rank update by b and a on the rows of its parts.
 
-        x: [..., in]; y: [..., out]; base: as in `Delta.forward`; a: as A
+        x: [..., in]; y: [..., out]; base: as in `Delta.forward`; a, b: as A and B, of any rank
         """
         offsets, dropout = self.column_offsets, self.active_dropout
         if base is None or not is_plain_linear(base):
-            return lora_add(y, x, a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
+            return lora_add(y, x, a, b, self.scale, column_offsets=offsets, dropout=dropout)
         return lora_update(
             y,
             x,
             base.weight,
             base.bias,
             a,
-            self.b,
+            b,
             self.scale,
             column_offsets=offsets,
             dropout=dropout,
@@ -145,10 +153,13 @@ class ConvFactors(Delta):
         self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
         self.a, self.b = _factors(method.rank, self.rows, base.weight)
 
-    def update(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
-        """Return y with the low-rank update by B and a. x: [B, in, H, W]; y: [B, out, h, w]; a: as A."""
+    def update(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Return y with the low-rank update by b and a.
+
+        x: [B, in, H, W]; y: [B, out, h, w]; a, b: as A and B, of any rank
+        """
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
-        a, b = (factor.to(y.dtype) for factor in (a, self.b))
+        a, b = (factor.to(y.dtype) for factor in (a, b))
         groups = self.geometry.groups
         # every group of channels has the same A
         hidden = self.geometry.convolve(x, a if groups == 1 else a.repeat(groups, 1, 1, 1))

@@ -1,34 +1,62 @@
-"""OFT (Qiu et al. 2023, https://arxiv.org/abs/2306.07280): rotations of the rows of a weight, in blocks."""
+"""Rotations of what a weight sees of its input, one for all of its rows: OFT and BOFT.
+
+OFT (Qiu et al. 2023, https://arxiv.org/abs/2306.07280): `z = (R W0)^T x`, equation 4, with the neurons as columns of W0.
+With the neurons as rows, as torch has them, this is `W R^T x`: every row is turned by the same R, so the angles between
+rows stay. R is orthogonal and block-diagonal, by the Cayley transform `R = (I + Q)(I - Q)^-1` of a skew-symmetric Q.
+BOFT (Liu et al. 2024, https://arxiv.org/abs/2311.06243): R is a product of such factors, between which butterfly
+permutations mix the blocks (equations 2 to 5).
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import (
-    Delta,
-    Method,
-    WeightDelta,
-    at_least,
-    full_precision,
-    reference_tensor,
-    trainable,
-    widths,
-)
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, full_precision, trainable
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
 
 
 @dataclass(frozen=True)
-class OFT(Method):
-    """`R W x + bias` with R block-diagonal and orthogonal, by the Cayley transform of a trained Q, zero at the start.
+class Rotating(Method):
+    """A method that turns the rows of linear maps, convolutions (flattened kernels) and parameters."""
 
-    Angles between the rows of W stay as they are. `R = (I + Q)(I - Q)^-1` with a skew-symmetric Q (section 3.3).
+    @abstractmethod
+    def rotations(self, weight: Tensor) -> Rotations:
+        """Return the rotation for a weight [out, in, ...]."""
 
-    block: size of the blocks; it divides the features of the output
+    def for_module(self, module: nn.Module, context: Context) -> Delta:
+        """Return the delta for a linear map or a convolution."""
+        match module:
+            case nn.Linear():
+                return LinearRotation(self, module, self.rotations(module.weight))
+            case nn.Conv2d():
+                check_plain_conv(self.name, module)
+                return ConvRotation(self, module, self.rotations(module.weight))
+            case _:
+                raise PlanError(
+                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
+                    f"{type(module).__name__}."
+                )
+
+    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
+        """Return the delta for a parameter [out, in, ...]."""
+        if parameter.ndim < 2:
+            raise PlanError(f"`{self.name}` serves parameters [out, in, ...], but this one is {list(parameter.shape)}.")
+        return WeightRotation(self, self.rotations(parameter))
+
+
+@dataclass(frozen=True)
+class OFT(Rotating):
+    """`W R^T x + bias` with R block-diagonal and orthogonal, by the Cayley transform of a trained Q, zero at the start.
+
+    block: size of the blocks; it divides the inputs of the site, of a convolution `in / groups * kh * kw`
     """
 
     name: ClassVar[str] = "oft"
@@ -37,40 +65,73 @@ class OFT(Method):
     def __post_init__(self) -> None:
         at_least("block", self.block, 2)
 
-    def for_module(self, module: nn.Module, context: Context) -> Delta:
-        """Return the delta for a linear map or a convolution."""
-        if not isinstance(module, nn.Linear | nn.Conv2d):
-            raise PlanError(
-                f"`oft` serves nn.Linear and nn.Conv2d modules and parameters, but this is a {type(module).__name__}."
-            )
-        return ModuleOFT(self, module)
+    def rotations(self, weight: Tensor) -> Rotations:
+        """Return the rotation for a weight [out, in, ...]."""
+        return Rotations(weight, self.block, 1)
 
-    def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
-        """Return the delta for a parameter [out, ...]."""
-        if parameter.ndim < 2:
-            raise PlanError(f"`oft` serves parameters [out, in, ...], but this one is {list(parameter.shape)}.")
-        return WeightOFT(self, parameter)
+
+@dataclass(frozen=True)
+class BOFT(Rotating):
+    """`W R^T x + bias` with R a product of block-diagonal rotations in butterfly order, each from zero angles.
+
+    block: size of the blocks, an even number; `block * 2 ** (factors - 1)` divides the inputs of the site
+    factors: number of factors; `log2(in / block) + 1` of them connect every input with every other
+    """
+
+    name: ClassVar[str] = "boft"
+    block: int
+    factors: int = 2
+
+    def __post_init__(self) -> None:
+        at_least("block", self.block, 2)
+        at_least("factors", self.factors, 1)
+        if self.block % 2:
+            raise PlanError(f"`block` must be even, since a butterfly joins halves of blocks, but is {self.block}.")
+
+    def rotations(self, weight: Tensor) -> Rotations:
+        """Return the rotation for a weight [out, in, ...]."""
+        return Rotations(weight, self.block, self.factors)
 
 
 class Rotations(nn.Module):
-    """Rotation by blocks: `q` [blocks, block (block - 1) / 2], the upper triangles of the skew-symmetric blocks."""
+    """Rotation R of rows: `q` [factors * blocks, block (block - 1) / 2], the upper triangles of skew-symmetric blocks.
 
-    def __init__(self, method: OFT, features: int, like: Tensor) -> None:
+    The blocks of factor `i`, from 0, join halves of blocks that are `2 ** i` halves apart; those of the first factor
+    are neighbours, as in OFT.
+    """
+
+    def __init__(self, weight: Tensor, block: int, factors: int) -> None:
         super().__init__()
-        size = method.block
-        if features % size:
-            raise PlanError(f"`block` must divide the site's {features} outputs, but is {size}.")
-        self.q = trainable(features // size, size * (size - 1) // 2, like=like)
-        self.size = size
+        features, span = weight[0].numel(), block * 2 ** (factors - 1)
+        if features % span:
+            what = "`block`" if factors == 1 else "`block * 2 ** (factors - 1)`"
+            raise PlanError(f"{what} must divide the site's {features} inputs, but is {span}.")
+        self.q = trainable(factors * features // block, block * (block - 1) // 2, like=weight)
+        self.size, self.num_factors = block, factors
 
-    def turned(self, values: Tensor) -> Tensor:
-        """Return `(R - I) values` for values [..., features], in their dtype."""
-        change = self._change()
-        blocks = values.view(*values.shape[:-1], change.shape[0], change.shape[1])
-        return torch.einsum("bij,...bj->...bi", change.to(values.dtype), blocks).flatten(-2)
+    def change(self, values: Tensor, *, is_back: bool = False) -> Tensor:
+        """Return `(R - I) v` for each row v of values [..., in], or `(R^T - I) v` backwards, in their dtype."""
+        steps = list(enumerate(self._changes().to(values.dtype).chunk(self.num_factors)))
+        total = torch.zeros_like(values)
+        for level, blocks in reversed(steps) if is_back else steps:
+            turned = self._turned(values + total, blocks.mT if is_back else blocks, level)
+            total = total + turned
+        return total
 
-    def _change(self) -> Tensor:
-        """Return R - I [blocks, block, block], in float32 at least: half precisions have no solver."""
+    def _turned(self, values: Tensor, blocks: Tensor, level: int) -> Tensor:
+        """Return the product of one factor, less the identity, with values [..., in]. blocks: [blocks, block, block]"""
+        if level == 0:
+            rows = values.unflatten(-1, (-1, self.size))
+            return torch.einsum("bij,...bj->...bi", blocks, rows).flatten(-2)
+        # [..., group, which half, place in the group, feature], so that a block is two halves 2 ** level apart
+        halves = values.unflatten(-1, (-1, 2, 2**level, self.size // 2))
+        rows = halves.transpose(-3, -2).flatten(-2).flatten(-3, -2)
+        turned = torch.einsum("bij,...bj->...bi", blocks, rows)
+        apart = turned.unflatten(-2, (-1, 2**level)).unflatten(-1, (2, -1)).transpose(-3, -2)
+        return apart.flatten(-4)
+
+    def _changes(self) -> Tensor:
+        """Return R - I of every block [factors * blocks, block, block], in float32 at least, which solvers need."""
         with full_precision(self.q):
             q = self.q if self.q.dtype == torch.float64 else self.q.float()
             identity = torch.eye(self.size, dtype=q.dtype, device=q.device)
@@ -83,46 +144,57 @@ class Rotations(nn.Module):
             return rotation - identity
 
 
-class ModuleOFT(Delta):
-    """Rotation of the output of a linear map or a convolution, about its bias."""
+class LinearRotation(Delta):
+    """Rotation before a linear map, as an update of its output: `W (R^T - I) x`."""
 
-    def __init__(self, method: OFT, base: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, method: Method, base: nn.Linear, rotations: Rotations) -> None:
         super().__init__(method)
-        size = widths(base)
-        self.dim = size.dim
-        self.rotations = Rotations(method, size.outputs, reference_tensor(base))
+        self.rotations = rotations
         # in a tuple, so that it is no child of its own child
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return `R (y - bias) + bias`. y: [..., out] or [B, out, H, W]."""
-        bias = self.bases[0].bias
-        values = y.movedim(self.dim, -1)
-        centred = values if bias is None else values - bias.to(y.dtype)
-        return y + self.rotations.turned(centred).movedim(-1, self.dim)
+        """Return `y + W (R^T - I) x`. x: [..., in]; y: [..., out]."""
+        change = self.rotations.change(x.to(y.dtype), is_back=True)
+        return y + F.linear(change, self.bases[0].weight.to(y.dtype))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return `R W`, and the bias turned as far as a delta before has changed it."""
-        own = self.bases[0].bias
-        if bias is not None:
-            changed = bias if own is None else bias - own
-            bias = (bias + self.rotations.turned(changed.to(self.rotations.q.dtype))).to(bias.dtype)
-        return _rotated(weight, self.rotations), bias
+        """Return the weight with the frozen one turned, `W R^T`, and the bias as it is."""
+        return _turned(weight, self.bases[0].weight, self.rotations), bias
 
 
-class WeightOFT(WeightDelta):
+class ConvRotation(Delta):
+    """Rotation of the flattened kernels of a convolution."""
+
+    def __init__(self, method: Method, base: nn.Conv2d, rotations: Rotations) -> None:
+        super().__init__(method)
+        self.rotations, self.geometry = rotations, ConvGeometry(base)
+        self.bases = (base,)
+
+    def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
+        """Return y with the change of the kernels applied to x. x: [B, in, H, W]; y: [B, out, h, w]."""
+        weight = self.bases[0].weight
+        change = self.rotations.change(weight.flatten(1).to(self.rotations.q.dtype)).view(weight.shape)
+        return y + self.geometry.convolve(x.to(y.dtype), change.to(y.dtype))
+
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the weight with the frozen kernels turned, `W R^T`, and the bias as it is."""
+        return _turned(weight, self.bases[0].weight, self.rotations), bias
+
+
+class WeightRotation(WeightDelta):
     """Rotation of the rows of a parameter."""
 
-    def __init__(self, method: OFT, weight: Tensor) -> None:
+    def __init__(self, method: Method, rotations: Rotations) -> None:
         super().__init__(method)
-        self.rotations = Rotations(method, weight.shape[0], weight)
+        self.rotations = rotations
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return `R W`."""
-        return _rotated(weight, self.rotations)
+        """Return `W R^T`."""
+        return _turned(weight, weight, self.rotations)
 
 
-def _rotated(weight: Tensor, rotations: Rotations) -> Tensor:
-    """Return `R W` for W [out, ...], computed in R's precision and in W's dtype."""
-    rows = weight.flatten(1).to(rotations.q.dtype)
-    return (rows + rotations.turned(rows.t()).t()).view(weight.shape).to(weight.dtype)
+def _turned(weight: Tensor, frozen: Tensor, rotations: Rotations) -> Tensor:
+    """Return a weight plus the change `W0 (R^T - I)` of the frozen one, computed in R's precision, in its own dtype."""
+    change = rotations.change(frozen.flatten(1).to(rotations.q.dtype)).view(weight.shape)
+    return (weight.to(change.dtype) + change).to(weight.dtype)
