@@ -1,6 +1,6 @@
 """Rotations of what a weight sees of its input, one for all of its rows: OFT and BOFT.
 
-OFT (Qiu et al. 2023, https://arxiv.org/abs/2306.07280): `z = (R W0)^T x`, equation 4, with the neurons as columns of W0.
+OFT (Qiu et al. 2023, https://arxiv.org/abs/2306.07280): `z = (R W0)^T x`, equation 4, with neurons as columns of W0.
 With the neurons as rows, as torch has them, this is `W R^T x`: every row is turned by the same R, so the angles between
 rows stay. R is orthogonal and block-diagonal, by the Cayley transform `R = (I + Q)(I - Q)^-1` of a skew-symmetric Q.
 BOFT (Liu et al. 2024, https://arxiv.org/abs/2311.06243): R is a product of such factors, between which butterfly
