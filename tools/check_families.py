@@ -42,6 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lokr": {"rank": 2},
     "fourierft": {"frequencies": 8},
     "oft": {"block": 2},
+    "boft": {"block": 2, "factors": 1},
+    "sparse": {"budget": 0.1, "rule": "magnitude"},
     "ladder": {"width": 4},
     "vpt": {"tokens": 2},
     "convpass": {"width": 4},

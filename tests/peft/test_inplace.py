@@ -21,6 +21,8 @@ OPTIONS = {
     "lokr": {"rank": 2},
     "fourierft": {"frequencies": 8},
     "oft": {"block": 2},
+    "boft": {"block": 2, "factors": 2},
+    "sparse": {"budget": 0.2, "rule": "magnitude"},
     "convpass": {"width": 4},
     "mona": {"width": 4},
 }

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import LoRA, Plan, count, inject, load_adapter, merge, save_adapter, save_peft
+from vispeft.peft import LoRA, Plan, count, inject, load_adapter, load_peft, merge, save_adapter, save_peft
 from vispeft.peft.inject import attached
 
 
@@ -130,11 +130,20 @@ def test_start__refuses_ranks_and_weights_without_enough_singular_values() -> No
         LoRA(1, start="svd")
 
 
-def test_start__has_no_counterpart_in_the_peft_library(tmp_path: Path) -> None:
-    model = linear()
-    inject(model, Plan({"0": LoRA(2, start="pissa")}))
-    with pytest.raises(PlanError, match=r"`0\.lora` has no counterpart in the peft library"):
-        save_peft(model, tmp_path)
+@pytest.mark.parametrize("start", ["pissa", "milora", "orthogonal"])
+def test_start__is_written_for_the_peft_library_as_plain_lora_of_twice_the_rank(start: str, tmp_path: Path) -> None:
+    model = nn.Sequential(*linear(), *linear(4, 9))
+    inject(model, Plan({"0": LoRA(2, alpha=3, start=start), "1.weight": LoRA(2, start=start, scaling="sqrt_rank")}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.linspace(-0.3, 0.3, parameter.numel()).view_as(parameter))
+    save_peft(model, tmp_path)
+    other = nn.Sequential(*linear(), *linear(4, 9))
+    load_peft(other, tmp_path)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(other(x), model(x))
+    assert {item.delta.a.shape[0] for item in attached(other)} == {4}
 
 
 def test_scaling__divides_by_the_root_of_the_rank() -> None:

@@ -24,6 +24,7 @@ from vispeft.peft.interop.peft_library.lora_factors import (
 )
 from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ, OUT_PROJ_TIMES
 from vispeft.peft.interop.peft_library.names import Tree
+from vispeft.peft.methods.changed_start import StartedLoRA, WeightStartedLoRA, changed_factors
 from vispeft.peft.methods.dora import ConvDoRA, LinearDoRA
 from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, WeightLoRA
 from vispeft.peft.methods.low_rank import LowRank
@@ -62,7 +63,7 @@ def _their_site(item: Attached, tree: Tree) -> str:
         return item.site
     owner, _, leaf = item.site.rpartition(".")
     parent = owner.removesuffix(".out_proj")
-    if not isinstance(item.delta, WeightLoRA) or not owner:
+    if not isinstance(item.delta, WeightLoRA | WeightStartedLoRA) or not owner:
         raise no_counterpart(f"`{item.key}`")
     if isinstance(tree.modules[owner], nn.MultiheadAttention) and leaf == "in_proj_weight":
         return owner
@@ -78,11 +79,13 @@ def _their_site(item: Attached, tree: Tree) -> str:
 def _factors(item: Attached, tree: Tree) -> Factors:
     """Return one pair of factors for the whole map: parts side by side in a, block by block in b."""
     delta = item.delta
-    assert isinstance(delta, LinearLoRA | LinearDoRA | ConvLoRA | ConvDoRA | WeightLoRA)
+    assert isinstance(delta, LinearLoRA | LinearDoRA | ConvLoRA | ConvDoRA | WeightLoRA | StartedLoRA)
     owner = item.site if item.site in tree.modules else item.site.rpartition(".")[0]
     module = tree.modules[owner]
     magnitude = _magnitude(delta) if isinstance(delta, LinearDoRA | ConvDoRA) else None
-    pair = Factors(delta.a, whole_rows(delta.b, delta.rows, delta.outputs), delta.scale, magnitude)
+    # one from another start is written as what it adds to the pretrained weight, with twice the rank
+    a, b = changed_factors(delta) if isinstance(delta, StartedLoRA) else (delta.a, delta.b)
+    pair = Factors(a.detach(), whole_rows(b.detach(), delta.rows, delta.outputs), delta.scale, magnitude)
     if isinstance(module, Convolution):
         check_conv(item.site, module, has_magnitude=magnitude is not None)
         return to_grouped(pair, module)
