@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -12,11 +10,11 @@ class KnownOptions:
     """Options of one kind of adapter.
 
     free: those that are read, or that only change training
-    plain: those that must have a certain value, for any other changes the function
+    refused: those that change the function where they are set, and have no counterpart
     """
 
     free: frozenset[str]
-    plain: Mapping[str, Any]  # of any type that JSON has
+    refused: frozenset[str] = frozenset()
 
 
 # of all kinds: they name sites, which the tensors name as well, or change nothing about the function
@@ -58,19 +56,21 @@ _LORA_TRAINING = frozenset(
     }
 )
 
-_LORA_REFUSED = {
-    "alora_invocation_tokens": None,
-    "arrow_config": None,
-    "ensure_weight_tying": False,
-    "fan_in_fan_out": False,
-    "kasa_config": None,
-    "layer_replication": None,
-    "megatron_config": None,
-    "monteclora_config": None,
-    "use_bdlora": None,
-    "use_qalora": False,
-    "velora_config": None,
-}
+_LORA_REFUSED = frozenset(
+    {
+        "alora_invocation_tokens",
+        "arrow_config",
+        "ensure_weight_tying",
+        "fan_in_fan_out",
+        "kasa_config",
+        "layer_replication",
+        "megatron_config",
+        "monteclora_config",
+        "use_bdlora",
+        "use_qalora",
+        "velora_config",
+    }
+)
 
 LORA = KnownOptions(
     _LORA_TRAINING | frozenset(("lora_bias", "target_parameters", "use_dora", "use_rslora")), _LORA_REFUSED
@@ -92,9 +92,7 @@ _ADALORA_TRAINING = frozenset(
     }
 )
 
-ADALORA = KnownOptions(
-    _LORA_TRAINING | _ADALORA_TRAINING, _LORA_REFUSED | {"target_parameters": None, "use_dora": False}
-)
+ADALORA = KnownOptions(_LORA_TRAINING | _ADALORA_TRAINING, _LORA_REFUSED | {"target_parameters", "use_dora"})
 
 # LoHa and LoKr
 PRODUCTS = KnownOptions(
@@ -111,11 +109,10 @@ PRODUCTS = KnownOptions(
             "rank_pattern",
             "use_effective_conv2d",
         }
-    ),
-    {},
+    )
 )
 
-IA3 = KnownOptions(frozenset(("feedforward_modules", "init_ia3_weights")), {"fan_in_fan_out": False})
+IA3 = KnownOptions(frozenset(("feedforward_modules", "init_ia3_weights")), frozenset({"fan_in_fan_out"}))
 
 VERA = KnownOptions(
     frozenset(
@@ -128,7 +125,7 @@ VERA = KnownOptions(
             "vera_dropout",
         }
     ),
-    {"fan_in_fan_out": False},
+    frozenset({"fan_in_fan_out"}),
 )
 
 FOURIERFT = KnownOptions(
@@ -141,9 +138,9 @@ FOURIERFT = KnownOptions(
             "scaling",
         }
     ),
-    {"fan_in_fan_out": False},
+    frozenset({"fan_in_fan_out"}),
 )
 
-LN_TUNING = KnownOptions(frozenset(), {})
+LN_TUNING = KnownOptions(frozenset())
 
-TRAINABLE_TOKENS = KnownOptions(frozenset({"token_indices"}), {})
+TRAINABLE_TOKENS = KnownOptions(frozenset({"token_indices"}))

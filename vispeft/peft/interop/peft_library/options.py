@@ -34,11 +34,10 @@ class Options:
 
     def check(self, known: KnownOptions) -> None:
         """Refuse options that change the function and have no counterpart, and set options that are not known."""
-        for name, plain in known.plain.items():
-            if self.values.get(name, plain) not in (plain, None):
-                raise self._refused(name, "has no counterpart here")
         for name, value in self.values.items():
-            if value and name not in COMMON | known.free | known.plain.keys():
+            if value and name in known.refused:
+                raise self._refused(name, "has no counterpart here")
+            if value and name not in COMMON | known.free:
                 raise self._refused(name, "is an option that this version of vispeft does not know")
 
     def number(self, name: str, default: float) -> float:
@@ -85,9 +84,9 @@ class Options:
     def for_site(self, name: str, patterns: str, site: str, default: float) -> float:
         """Return a number for one site: that of its pattern, or else of the option."""
         value = self.pattern(patterns, site)
-        return (
-            self.number(name, default) if value is None else Options(self.path, {patterns: value}).number(patterns, 0)
-        )
+        if value is None:
+            return self.number(name, default)
+        return Options(self.path, {patterns: value}).number(patterns, 0)
 
     def rank(self, name: str, site: str, default: int) -> int:
         """Return the rank of one site: that of its pattern, or else of the option."""
