@@ -14,10 +14,13 @@ from vispeft.peft import (
     Adapter,
     LoRA,
     Plan,
+    ScaleShift,
     adapter_per_image,
     drop_adapter,
     inject,
     load_adapter,
+    merge,
+    remove,
     save_adapter,
     set_adapters,
 )
@@ -112,6 +115,24 @@ def test_adapter_per_image__serves_projections_that_attention_reads(
     torch.testing.assert_close(together, torch.stack(expected), rtol=1e-5, atol=1e-5)
 
 
+def test_adapter_per_image__serves_deltas_and_biases_of_one_module(build: Build, write_adapter, images: Tensor) -> None:
+    model, sites = build(), "blocks.*.mlp.fc1 | conv"
+    load_adapter(
+        model, write_adapter("both", Plan({sites: LoRA(2)}, ["blocks.*.mlp.fc1.bias", "conv.bias"])), name="both"
+    )
+    load_adapter(model, write_adapter("delta", Plan({sites: ScaleShift()}, ["bn"])), name="delta")
+    names, expected = ("delta", "both", None, "both"), []
+    for index, name in enumerate(names):
+        set_adapters(model, name)
+        expected.append(answer(model, images)[index])
+    with adapter_per_image(model, names):
+        torch.testing.assert_close(answer(model, images), torch.stack(expected), rtol=1e-5, atol=1e-5)
+    set_adapters(model, {"both": 0.5, "delta": 0.5})
+    mixed = answer(model, images)
+    merge(model)
+    torch.testing.assert_close(answer(model, images), mixed, rtol=1e-5, atol=1e-5)
+
+
 class Windows(nn.Module):
     """A map of windows, 2 of each image."""
 
@@ -146,6 +167,33 @@ def test_adapter_per_image__takes_windows_and_a_parameter_of_the_model_itself(me
         expected.append(answer(model, images)[index])
     with adapter_per_image(model, names):
         torch.testing.assert_close(answer(model, images), torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+class Tied(nn.Module):
+    """Two maps with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(self.first(images).relu())
+
+
+def test_adapter_per_image__changes_a_weight_in_every_module_that_has_it(tmp_path: Path) -> None:
+    model, images = Tied(), torch.randn(2, 5, 6)
+    with torch.no_grad():
+        before = model.first.weight.clone()
+        inject(model, Plan(train=["first.weight"]))
+        model.first.weight.add_(1)
+        expected = model(images[:1])
+        save_adapter(model, tmp_path / "one")
+        remove(model)
+        model.first.weight.copy_(before)
+    load_adapter(model, tmp_path / "one", name="one")
+    with adapter_per_image(model, ["one", None]):
+        torch.testing.assert_close(answer(model, images)[:1], expected)
 
 
 class QueriesFirst(nn.Module):

@@ -20,7 +20,7 @@ from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
 from vispeft.peft.methods.mixture import Chain, Mixture, SiteMixture, WeightMixture, weighted
 from vispeft.peft.named import NamedAdapter, NamedAdapters
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
-from vispeft.peft.places import full_names, place_of
+from vispeft.peft.places import Aliases, full_names, place_of
 from vispeft.peft.plan import Plan
 from vispeft.peft.reads import reads_any
 from vispeft.peft.targets import Site
@@ -314,10 +314,13 @@ def _hook_owners(
     values: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     forms: dict[str, list[WeightMixture]] = defaultdict(list)
     inner: dict[str, list[WeightMixture]] = defaultdict(list)
+    aliases = Aliases(model)
     for name, adapter in named.adapters.items():
         for key, value in adapter.values.items():
-            site, leaf = _reader(model, key)
-            values[site][name][leaf] = value
+            # a shared parameter in every module that has it
+            for alias in aliases.of(key):
+                site, leaf = _reader(model, alias)
+                values[site][name][leaf] = value
     for _, mixture in mixtures:
         if isinstance(mixture, WeightMixture):
             reader = _reader(model, mixture.site)[0]

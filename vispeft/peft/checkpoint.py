@@ -92,9 +92,9 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str | 
     """
     model, source = unwrapped(model), Path(path)
     if name is not None:
-        trained = describe(source).plan.train
-        add_named(model, name, trained, lambda: load_adapter(model, source).metadata)
-        return describe(source)
+        file = describe(source)
+        add_named(model, name, file.plan.train, lambda: load_adapter(model, source).metadata)
+        return file
     tensors, file = _read(source)
     if is_injected(model):
         _refuse_named(injection_of(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -35,6 +36,20 @@ def place_of(model: nn.Module, name: str) -> Place:
     """Return the place of a parameter or buffer."""
     owner, _, leaf = name.rpartition(".")
     return Place(model.get_submodule(owner), leaf)
+
+
+class Aliases:
+    """Names of each parameter of a plain model, of which a shared one has several."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = dict(model.named_parameters(remove_duplicate=False))
+        self._names: dict[nn.Parameter, list[str]] = defaultdict(list)
+        for name, parameter in self._parameters.items():
+            self._names[parameter].append(name)
+
+    def of(self, name: str) -> list[str]:
+        """Return all names of a parameter by one of them; a buffer has its own alone."""
+        return self._names[self._parameters[name]] if name in self._parameters else [name]
 
 
 def full_names(model: nn.Module, trained: Iterable[str]) -> Iterator[str]:
