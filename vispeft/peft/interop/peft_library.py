@@ -204,13 +204,13 @@ def _their_factors(model: nn.Module) -> dict[str, _Factors]:
 
 def _check_conv(site: str, module: nn.Module) -> None:
     """Refuse a convolution that the library (0.21) does not follow: its update pads with zeros, without dilation."""
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
     if module.groups > 1:
         raise PlanError(
             f"The peft library has other factors for convolutions with groups: `{site}` has {module.groups}. Use "
             "`save_adapter` and `load_adapter`."
         )
-    if module.padding_mode != "zeros" or tuple(module.dilation) != (1, 1):
+    if module.padding_mode != "zeros" or set(module.dilation) != {1}:
         raise PlanError(
             f"The peft library forgets dilation and padding mode: at `{site}`, with dilation {module.dilation} and "
             f"padding {module.padding_mode!r}, it computes another update. Use `save_adapter` and `load_adapter`."
