@@ -188,7 +188,7 @@ def test_inject__deltas_of_a_half_precision_base_are_trained_in_float32(build: B
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan({"blocks.*.attn.drop": LoRA(2)}), r"`blocks\.0\.attn\.drop`: `lora` serves nn\.Linear and nn\.Conv2d"),
+        (Plan({"blocks.*.attn.drop": LoRA(2)}), r"`blocks\.0\.attn\.drop`: `lora` serves linear maps, convolutions"),
         (Plan({"head": LoRA(2, parts="q")}), "three equal parts, but this one has 4"),
         (Plan({"blocks": Adapter(width=2)}), r"ModuleList runs its children.*`blocks\.1`"),
         (Plan({"act": Adapter(width=2)}), "no linear map, convolution or norm"),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Scheduled, WeightDelta, at_least, trainable
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
+from vispeft.peft.methods.convolution import Conv
+from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product, unserved
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
 # standard deviation of A and B at the start, as in the authors' code
@@ -62,11 +63,15 @@ class AdaLoRA(LowRank):
         _allocator(self, context).join(delta, delta.triplets)
         return delta
 
-    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
+    def for_conv(self, module: Conv, context: Context) -> Delta:
         """Return the delta for a convolution."""
         delta = ConvAdaLoRA(self, module)
         _allocator(self, context).join(delta, delta.triplets)
         return delta
+
+    def for_other(self, module: nn.Module) -> Delta:
+        """Refuse a module of another kind."""
+        raise unserved(self.name, module, "linear maps, convolutions")
 
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
@@ -197,13 +202,13 @@ class LinearAdaLoRA(LinearFactors):
 class ConvAdaLoRA(ConvFactors):
     """Factors of a convolution as in LoRA, both random, and `e` [r], zero."""
 
-    def __init__(self, method: AdaLoRA, base: nn.Conv2d) -> None:
+    def __init__(self, method: AdaLoRA, base: Conv) -> None:
         super().__init__(method, base)
         self.e = _random_factors(self.a, self.b)
         self.triplets = Triplets(self, method.smoothing)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y with the update. x: [B, in, H, W]; y: [B, out, h, w]."""
+        """Return y with the update. x: [B, in, *size]; y: [B, out, *size]."""
         return self.update(x, y, self.triplets.scaled_rows(), self.b)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from vispeft.peft.methods.base import Delta
 
@@ -37,6 +38,18 @@ LINEAR_FORWARDS = frozenset(
     }
 )
 
+# classes whose `forward` is linear in their weight, for updates of it; a test compares each numerically
+LINEAR_IN_WEIGHT_FORWARDS = frozenset(
+    {
+        "torch.nn.modules.conv.Conv1d",
+        "torch.nn.modules.conv.Conv3d",
+        "torch.nn.modules.conv.ConvTranspose1d",
+        "torch.nn.modules.conv.ConvTranspose2d",
+        "torch.nn.modules.conv.ConvTranspose3d",
+        "torch.nn.modules.sparse.Embedding",
+    }
+)
+
 # classes of norms with an activation and a dropout as children: linear where all children are nn.Identity
 LINEAR_UNLESS_ACTIVATED = frozenset(
     {
@@ -49,6 +62,12 @@ LINEAR_UNLESS_ACTIVATED = frozenset(
 
 # maps whose weight rows and bias belong to the features of their output, so that a linear delta merges into them
 _MERGING_BASES = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
+
+# maps that only updates of the whole weight are attached to, since they have no known width
+_MERGING_BASES_OF_UPDATES = (
+    *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    nn.Embedding,
+)
 
 _MERGING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,12 +83,12 @@ def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> s
     weights: its parameters of that name, among them those that deltas of ours stand before
     """
     kind = type(module).__name__
-    if not isinstance(module, _MERGING_BASES):
+    if not isinstance(module, (*_MERGING_BASES, *_MERGING_BASES_OF_UPDATES)):
         return f"a {kind} has no weight and bias that belong to its outputs"
     if "forward" in vars(module):
         return "its `forward` was replaced by another library or by hand"
     owners = set(_owners(module))
-    if not owners <= LINEAR_FORWARDS | LINEAR_UNLESS_ACTIVATED:
+    if not owners <= LINEAR_FORWARDS | LINEAR_IN_WEIGHT_FORWARDS | LINEAR_UNLESS_ACTIVATED:
         return f"a {kind} has a `forward` of its own, which may do more than `W x + c`"
     if owners & LINEAR_UNLESS_ACTIVATED and not all(isinstance(x, Delta | nn.Identity) for x in module.children()):
         return f"a {kind} has an activation or a dropout of its own"
@@ -94,8 +113,9 @@ def tensor_unsupported_reason(module: nn.Module, name: str, weights: dict[str, T
 
 
 def _owners(module: nn.Module) -> Iterator[str]:
-    """Yield the full names of the classes whose methods run when the module is called, but for nn.Module's own."""
+    """Yield the full names of the classes whose methods run when the module is called, abstract ones of torch aside."""
     for method in ("forward", "_conv_forward", "__call__"):
         owner: type[Any] | None = next((kind for kind in type(module).__mro__ if method in vars(kind)), None)
-        if owner is not None and owner is not nn.Module:
+        if owner not in (None, nn.Module, _ConvNd):
+            assert owner is not None
             yield f"{owner.__module__}.{owner.__qualname__}"

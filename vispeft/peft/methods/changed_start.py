@@ -1,7 +1,7 @@
 """Starts of LoRA from the pretrained weight itself: `W + scale * (B A - B0 A0)`, with A and B from A0 and B0 on.
 
-PiSSA (Meng et al. 2024, https://arxiv.org/abs/2404.02948, equations 2 to 5) takes the largest singular values of W;
-MiLoRA (Wang et al. 2024, https://arxiv.org/abs/2406.09044, equations 4 to 6) and SoMA (Yun et al. 2025,
+PiSSA (Meng et al. 2024, https://arxiv.org/abs/2404.02948, section 3) takes the largest singular values of W;
+MiLoRA (Wang et al. 2024, https://arxiv.org/abs/2406.09044, section 3) and SoMA (Yun et al. 2025,
 https://arxiv.org/abs/2412.04077) take the smallest; OLoRA (Buyukakyuz 2024, https://arxiv.org/abs/2406.01775,
 algorithm 1) takes the first columns of Q and rows of R. The papers put `W - scale * B0 A0` in the place of W. Here W
 stays as it is, and the same function is computed in one update of twice the rank,
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import full_precision
+from vispeft.peft.methods.convolution import Conv
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
@@ -80,12 +81,12 @@ class LinearStartedLoRA(LinearFactors):
 class ConvStartedLoRA(ConvFactors):
     """Low-rank update of a convolution from another start, over flattened kernels."""
 
-    def __init__(self, method: LowRank, start: str, base: nn.Conv2d) -> None:
+    def __init__(self, method: LowRank, start: str, base: Conv) -> None:
         super().__init__(method, base)
         _register_start(self, start, base.weight)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y with the update. x: [B, in, H, W]; y: [B, out, h, w]."""
+        """Return y with the update. x: [B, in, *size]; y: [B, out, *size]."""
         return self.update(x, y, *changed_factors(self))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

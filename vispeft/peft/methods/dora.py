@@ -16,7 +16,8 @@ from vispeft_kernels.lora import lora_add, lora_update, scaled
 from vispeft.peft.methods.base import Delta, WeightDelta, full_precision, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
+from vispeft.peft.methods.convolution import Conv
+from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product, unserved
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
 
@@ -34,9 +35,13 @@ class DoRA(LowRank):
         """Return the delta for a linear map."""
         return LinearDoRA(self, module, context.tables.recomputed_inputs)
 
-    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
+    def for_conv(self, module: Conv, context: Context) -> Delta:
         """Return the delta for a convolution."""
         return ConvDoRA(self, module)
+
+    def for_other(self, module: nn.Module) -> Delta:
+        """Refuse a module of another kind."""
+        raise unserved(self.name, module, "linear maps, convolutions")
 
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
@@ -82,13 +87,13 @@ class LinearDoRA(LinearFactors):
 class ConvDoRA(ConvFactors):
     """Factors of a convolution as in LoRA, and `m` [out]: the change of the magnitudes."""
 
-    def __init__(self, method: DoRA, base: nn.Conv2d) -> None:
+    def __init__(self, method: DoRA, base: Conv) -> None:
         super().__init__(method, base)
         self.m = trainable(base.out_channels, like=base.weight)
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y with the low-rank update and the scales. y: [B, out, H, W].
+        """Return y with the low-rank update and the scales. y: [B, out, *size].
 
         Autograd keeps one tensor of y's size for the scales.
         """
@@ -147,7 +152,7 @@ def _line(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, T
 
 
 def _merged(
-    delta: LinearDoRA | ConvDoRA, base: nn.Linear | nn.Conv2d, weight: Tensor, bias: Tensor | None
+    delta: LinearDoRA | ConvDoRA, base: nn.Linear | Conv, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of the module that computes the same.
 

@@ -10,10 +10,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, WeightDelta, one_of
 from vispeft.peft.methods.changed_start import STARTS, ConvStartedLoRA, LinearStartedLoRA, WeightStartedLoRA
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
+from vispeft.peft.methods.convolution import Conv
+from vispeft.peft.methods.lora_other import EmbeddingLoRA, TransposedConvLoRA
+from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product, unserved
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,22 @@ class LoRA(LowRank):
             return LinearLoRA(self, module.weight, inputs)
         return LinearStartedLoRA(self, self.start, module.weight, inputs)
 
-    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
+    def for_conv(self, module: Conv, context: Context) -> Delta:
         """Return the delta for a convolution."""
         return ConvLoRA(self, module) if self.start == "zero" else ConvStartedLoRA(self, self.start, module)
+
+    def for_other(self, module: nn.Module) -> Delta:
+        """Return the delta for a transposed convolution or an embedding, which start at zero alone."""
+        served: dict[type[nn.Module], type[TransposedConvLoRA | EmbeddingLoRA]] = {
+            **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), TransposedConvLoRA),
+            nn.Embedding: EmbeddingLoRA,
+        }
+        kind = served.get(type(module))
+        if kind is None:
+            raise unserved(self.name, module, "linear maps, convolutions, transposed ones, embeddings")
+        if self.start != "zero":
+            raise PlanError(f"`start` must be zero on a {type(module).__name__}, but is {self.start!r}.")
+        return kind(self, module)
 
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
@@ -70,7 +86,7 @@ class ConvLoRA(ConvFactors):
     """Low-rank update of a convolution."""
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y with the low-rank update. x: [B, in, H, W]; y: [B, out, h, w]."""
+        """Return y with the low-rank update. x: [B, in, *size]; y: [B, out, *size]."""
         return self.update(x, y, self.a, self.b)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, one_of, trainable
 from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
+from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_conv, pointwise
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 
@@ -62,8 +62,12 @@ class LowRank(Method):
         """Return the delta for a linear map."""
 
     @abstractmethod
-    def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
+    def for_conv(self, module: Conv, context: Context) -> Delta:
         """Return the delta for a convolution."""
+
+    @abstractmethod
+    def for_other(self, module: nn.Module) -> Delta:
+        """Return the delta for a module of another kind. Raise `unserved` for one that is not served."""
 
     @abstractmethod
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
@@ -74,16 +78,11 @@ class LowRank(Method):
         match module:
             case nn.Linear():
                 return self.for_linear(module, context)
-            case nn.Conv2d():
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
                 check_plain_conv(self.name, module)
                 return self.for_conv(module, context)
             case _:
-                kind = type(module)
-                # of a quantised map the bare name would be that of a map that is served
-                name = f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
-                raise PlanError(
-                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a {name}."
-                )
+                return self.for_other(module)
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
@@ -101,6 +100,14 @@ class LowRank(Method):
                 f"`dropout` must be 0 on a parameter, which has no input, but is {self.dropout}. "
                 f"Set it to 0, or name a module that is called."
             )
+
+
+def unserved(name: str, module: nn.Module, served: str) -> PlanError:
+    """Return the error for a module that a method does not serve. served: the kinds that it does"""
+    kind = type(module)
+    # of a quantised map the bare name would be that of a map that is served
+    shown = f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
+    return PlanError(f"`{name}` serves {served} and parameters, but this is a {shown}.")
 
 
 class LinearFactors(Delta):
@@ -142,9 +149,9 @@ class LinearFactors(Delta):
 
 
 class ConvFactors(Delta):
-    """Factors of a convolution: `a` [r, in / groups, kh, kw] with the base's geometry, `b` [out, r, 1, 1]."""
+    """Factors of a convolution: `a` [r, in / groups, *kernel] with the base's geometry, `b` [out, r, 1, ...]."""
 
-    def __init__(self, method: LowRank, base: nn.Conv2d) -> None:
+    def __init__(self, method: LowRank, base: Conv) -> None:
         super().__init__(method)
         if method.parts:
             raise PlanError(f"`parts` must be empty on a convolution, but is {method.parts!r}.")
@@ -156,14 +163,14 @@ class ConvFactors(Delta):
     def update(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return y with the low-rank update by b and a.
 
-        x: [B, in, H, W]; y: [B, out, h, w]; a, b: as A and B, of any rank
+        x: [B, in, *size]; y: [B, out, *size]; a, b: as A and B, of any rank
         """
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
         a, b = (factor.to(y.dtype) for factor in (a, b))
         groups = self.geometry.groups
         # every group of channels has the same A
-        hidden = self.geometry.convolve(x, a if groups == 1 else a.repeat(groups, 1, 1, 1))
-        return torch.add(y, F.conv2d(hidden, b, groups=groups), alpha=self.scale)
+        hidden = self.geometry.convolve(x, a if groups == 1 else torch.cat([a] * groups))
+        return torch.add(y, pointwise(hidden, b, groups), alpha=self.scale)
 
 
 class WeightFactors(WeightDelta):

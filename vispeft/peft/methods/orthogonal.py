@@ -1,10 +1,10 @@
 """Rotations of what a weight sees of its input, one for all of its rows: OFT and BOFT.
 
-OFT (Qiu et al. 2023, https://arxiv.org/abs/2306.07280): `z = (R W0)^T x`, equation 4, with neurons as columns of W0.
+OFT (Qiu et al. 2023, https://arxiv.org/abs/2306.07280, section 3): `z = (R W0)^T x`, with the neurons as columns of W0.
 With the neurons as rows, as torch has them, this is `W R^T x`: every row is turned by the same R, so the angles between
 rows stay. R is orthogonal and block-diagonal, by the Cayley transform `R = (I + Q)(I - Q)^-1` of a skew-symmetric Q.
-BOFT (Liu et al. 2024, https://arxiv.org/abs/2311.06243): R is a product of such factors, between which butterfly
-permutations mix the blocks (equations 2 to 5).
+BOFT (Liu et al. 2024, https://arxiv.org/abs/2311.06243, section 4): R is a product of such factors, between which
+butterfly permutations mix the blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, full_precision, trainable
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
+from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_conv
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Rotating(Method):
         match module:
             case nn.Linear():
                 return LinearRotation(self, module, self.rotations(module.weight))
-            case nn.Conv2d():
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
                 check_plain_conv(self.name, module)
                 return ConvRotation(self, module, self.rotations(module.weight))
             case _:
                 raise PlanError(
-                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
+                    f"`{self.name}` serves linear maps, convolutions and parameters, but this is a "
                     f"{type(module).__name__}."
                 )
 
@@ -166,13 +166,13 @@ class LinearRotation(Delta):
 class ConvRotation(Delta):
     """Rotation of the flattened kernels of a convolution."""
 
-    def __init__(self, method: Method, base: nn.Conv2d, rotations: Rotations) -> None:
+    def __init__(self, method: Method, base: Conv, rotations: Rotations) -> None:
         super().__init__(method)
         self.rotations, self.geometry = rotations, ConvGeometry(base)
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y with the change of the kernels applied to x. x: [B, in, H, W]; y: [B, out, h, w]."""
+        """Return y with the change of the kernels applied to x. x: [B, in, *size]; y: [B, out, *size]."""
         weight = self.bases[0].weight
         change = self.rotations.change(weight.flatten(1).to(self.rotations.q.dtype)).view(weight.shape)
         return y + self.geometry.convolve(x.to(y.dtype), change.to(y.dtype))

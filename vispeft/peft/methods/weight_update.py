@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta
 from vispeft.peft.methods.context import Context
-from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
+from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_conv
 
 
 class Update(nn.Module, ABC):
@@ -35,12 +35,12 @@ class UpdateMethod(Method):
         match module:
             case nn.Linear():
                 return LinearUpdate(self, self.update_of(module.weight, context))
-            case nn.Conv2d():
+            case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
                 check_plain_conv(self.name, module)
                 return ConvUpdate(self, module, self.update_of(module.weight, context))
             case _:
                 raise PlanError(
-                    f"`{self.name}` serves nn.Linear and nn.Conv2d modules and parameters, but this is a "
+                    f"`{self.name}` serves linear maps, convolutions and parameters, but this is a "
                     f"{type(module).__name__}."
                 )
 
@@ -74,12 +74,12 @@ class LinearUpdate(Delta):
 class ConvUpdate(Delta):
     """Update of a convolution."""
 
-    def __init__(self, method: Method, base: nn.Conv2d, update: Update) -> None:
+    def __init__(self, method: Method, base: Conv, update: Update) -> None:
         super().__init__(method)
         self.update, self.geometry, self.kernel_shape = update, ConvGeometry(base), base.weight.shape
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y with the update applied to x. x: [B, in, H, W]; y: [B, out, h, w]."""
+        """Return y with the update applied to x. x: [B, in, *size]; y: [B, out, *size]."""
         update: Tensor = self.update()
         return y + self.geometry.convolve(x.to(y.dtype), update.to(y.dtype).view(self.kernel_shape))
 
