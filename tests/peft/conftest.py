@@ -14,6 +14,7 @@ from vispeft.peft import (
     VPT,
     AdaLoRA,
     Adapter,
+    Compacter,
     Convpass,
     DoRA,
     FourierFT,
@@ -21,9 +22,13 @@ from vispeft.peft import (
     LoHa,
     LoKr,
     LoRA,
+    LoRand,
     Method,
     Mona,
     Plan,
+    Prefix,
+    Rein,
+    RepAdapter,
     ScaleShift,
     VeRA,
 )
@@ -163,6 +168,18 @@ CASES = {
     "convpass conv": Case("grouped", Convpass(width=3, scale=0.5, activation="quick_gelu"), merges=False),
     "mona": Case("blocks.*.attn | blocks.*.mlp | self_attn", Mona(width=3), merges=False),
     "mona conv": Case("conv", Mona(width=2), merges=False),
+    "adapter with channel scales": Case(
+        "blocks.*.attn.proj | conv", Adapter(width=3, count=2, channel_scale=True, start="normal"), merges=False
+    ),
+    "repadapter": Case("blocks.*.attn.qkv | blocks.*.mlp.fc1", RepAdapter(width=4, groups=2, scale=0.5)),
+    "repadapter among others": Case(
+        "blocks.*.mlp.fc2", (RepAdapter(width=3, groups=1), LoRA(rank=2), ScaleShift()), has_formula=False
+    ),
+    "lorand": Case("blocks.*.attn.proj | conv", LoRand(width=4, rank=2, branches=3), merges=False),
+    "compacter": Case("blocks.*.attn | blocks.*.mlp", Compacter(width=4, n=2, rank=2), merges=False),
+    "rein": Case("blocks.*", Rein(tokens=5, rank=2), merges=False),
+    "rein conv": Case("conv", Rein(tokens=4, rank=None, shared=False), merges=False),
+    "prefix": Case("blocks.*.attn", Prefix(tokens=3), merges=False, has_formula=False),
     "three lora and ssf": Case("blocks.*.mlp.fc1", (LoRA(rank=2), ScaleShift(), LoRA(rank=1), LoRA(rank=1))),
     "dora among others": Case("blocks.*.mlp.fc2", (ScaleShift(), DoRA(rank=2), LoRA(rank=1))),
     "lora after adapter": Case("blocks.*.mlp.fc2", (Adapter(width=2), LoRA(rank=2)), merges=False),
