@@ -62,6 +62,14 @@ def test_rein__counts_as_documented(method: Rein, number: int) -> None:
     assert (first.maps is second.maps) == method.shared
 
 
+def test_rein__counts_as_the_paper_for_a_vit_l() -> None:
+    """The paper's 2.99 million without the link to the queries: maps from 1024 to 256 and from 768 to 256 features."""
+    model = nn.Sequential(*(nn.Linear(1, 1024) for _ in range(24)))
+    inject(model, Plan({"*": Rein(tokens=100, rank=16)}))
+    link = (1024 * 256 + 256) + (768 * 256 + 256)
+    assert round((count(model).deltas["rein"] + link) / 1e6, 2) == 2.99
+
+
 def test_rein__starts_with_no_update_and_tokens_in_xaviers_bound() -> None:
     model = small_vit()
     inject(model, Plan({"blocks.*": Rein(tokens=50, rank=4)}))
