@@ -19,15 +19,19 @@ from vispeft.peft import (
     OFT,
     AdaLoRA,
     Adapter,
+    Compacter,
     Convpass,
     DoRA,
     FourierFT,
     LoHa,
     LoKr,
     LoRA,
+    LoRand,
     Method,
     Mona,
     Plan,
+    Rein,
+    RepAdapter,
     ScaleShift,
     Sparse,
     VeRA,
@@ -157,7 +161,8 @@ def applied(weight: Tensor, x: Tensor, module: nn.Module) -> Tensor:
 def bottleneck(y: Tensor, method: Adapter, own: Tensors, number: int) -> Tensor:
     """`scale * up(act(down(y)))` of one adapter. y: [..., C]."""
     down_w, down_b, up_w, up_b = (own[f"{number}.{name}"] for name in ("down_w", "down_b", "up_w", "up_b"))
-    return method.scale * (ACTIVATIONS[method.activation](y @ down_w.T + down_b) @ up_w.T + up_b)
+    result = ACTIVATIONS[method.activation](y @ down_w.T + down_b) @ up_w.T + up_b
+    return method.scale * (result * own[f"{number}.channel_scale"] if method.channel_scale else result)
 
 
 def adapted(x: Tensor, y: Tensor, method: Adapter, own: Tensors) -> Tensor:
@@ -204,6 +209,42 @@ def cognitive(y: Tensor, own: Tensors) -> Tensor:
     return pointwise(F.gelu(hidden + pointwise(hidden, "project")), "up")
 
 
+def composed(y: Tensor, method: LoRand | Compacter, own: Tensors) -> Tensor:
+    """The addition of an adapter whose maps are sums of products. y: [..., d]"""
+    down: Tensor | float = 0.0
+    up: Tensor | float = 0.0
+    if isinstance(method, LoRand):
+        for i in range(method.branches):
+            down = down + own["down_p"][i] @ own["kernel"][i] @ own["down_q"][i]
+            up = up + own["up_p"][i] @ own["kernel"][i] @ own["up_q"][i]
+    else:
+        for i, a in enumerate(own["shared.a"]):
+            down = down + torch.kron(a, own["down_s"][i] @ own["down_t"][i])
+            up = up + torch.kron(a, own["up_s"][i] @ own["up_t"][i])
+    return F.gelu(y @ down + own["down_b"]) @ up + own["up_b"]
+
+
+def refined(y: Tensor, method: Rein, own: Tensors) -> Tensor:
+    """Rein's addition. y: [..., d]"""
+    tokens = own["tokens"] if method.rank is None else own["a"] @ own["b"]
+    weights = torch.exp(y @ tokens.T / y.shape[-1] ** 0.5)
+    weights = weights / weights.sum(-1, keepdim=True)
+    values = tokens @ own["maps.token_w"].T + own["maps.token_b"]
+    mixed = sum(weights[..., i : i + 1] * values[i] for i in range(1, method.tokens))
+    return (y + mixed) @ own["maps.feature_w"].T + own["maps.feature_b"]
+
+
+def before_map(x: Tensor, method: RepAdapter, own: Tensors) -> Tensor:
+    """RepAdapter's input of the map. x: [..., in]"""
+    hidden = F.linear(x, own["down_w"], own["down_b"])
+    size, width = x.shape[-1] // method.groups, method.width // method.groups
+    blocks = [
+        hidden[..., g * width : (g + 1) * width] @ own["up_w"][g * size : (g + 1) * size].T
+        for g in range(method.groups)
+    ]
+    return x + method.scale * (torch.cat(blocks, -1) + own["up_b"])
+
+
 def mona_start(own: Tensors) -> None:
     """Assert that `up` and the LayerNorm's bias are zero, s1 is 1e-6, and maps are uniform as torch's own layers."""
     for name, value in {"up_w": 0, "up_b": 0, "norm_b": 0, "norm_w": 1, "norm_scale": 1e-6, "input_scale": 1}.items():
@@ -233,6 +274,13 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             if isinstance(module, nn.Conv2d):
                 return adapted(x.movedim(1, -1), y.movedim(1, -1), method, own).movedim(-1, 1)
             return adapted(x, y, method, own)
+        case LoRand() | Compacter() | Rein():
+            update = refined if isinstance(method, Rein) else composed
+            dim = 1 if isinstance(module, nn.Conv2d) else -1
+            return y + update(y.movedim(dim, -1), method, own).movedim(-1, dim)
+        case RepAdapter():
+            # in a plain model the map got x itself
+            return F.linear(before_map(x, method, own), module.weight, module.bias)
         case Convpass():
             return y + bypass(x, method, own)
         case Mona():
@@ -314,12 +362,17 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
     Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
     uniform as A.
     With a changed start, A and B are those of the buffers, which have tests of their own.
-    In Convpass, the convolution is the identity and down Xavier-uniform. Mona has a start of its own.
+    In Convpass, the convolution is the identity and down Xavier-uniform. Mona has a start of its own. Those of
+    Adapter+, RepAdapter, LoRand, Compacter and Rein are tested with the method.
     """
     torch.manual_seed(3)
     model = build()
     inject(model, formula_case.plan)
     for item in attached(model):
+        if isinstance(item.delta.method, RepAdapter | LoRand | Compacter | Rein):
+            continue
+        if isinstance(item.delta.method, Adapter) and item.delta.method.channel_scale:
+            continue
         if isinstance(item.delta.method, Mona):
             mona_start(dict(item.delta.named_parameters()))
             continue

@@ -11,16 +11,21 @@ from vispeft.peft.merge import merge
 from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
+from vispeft.peft.methods.compacter import Compacter
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.lorand import LoRand
 from vispeft.peft.methods.mona import Mona
 from vispeft.peft.methods.orthogonal import BOFT, OFT
+from vispeft.peft.methods.prefix import Prefix
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
+from vispeft.peft.methods.rein import Rein
+from vispeft.peft.methods.repadapter import RepAdapter
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.scored import Scored
 from vispeft.peft.methods.sparse import Sparse
@@ -41,6 +46,7 @@ __all__ = [
     "Adapter",
     "AdapterFile",
     "AroundDelta",
+    "Compacter",
     "Context",
     "Convpass",
     "Count",
@@ -51,10 +57,14 @@ __all__ = [
     "LoHa",
     "LoKr",
     "LoRA",
+    "LoRand",
     "Method",
     "Mona",
     "Names",
     "Plan",
+    "Prefix",
+    "Rein",
+    "RepAdapter",
     "ScaleShift",
     "Scheduled",
     "Scored",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.hooks import deltas_of, hook_of_others
 from vispeft.peft.inject import attached, base_parameters, injection_of, module_forms, remove
-from vispeft.peft.methods.base import Delta
+from vispeft.peft.methods.base import AroundDelta, Delta
 from vispeft.peft.methods.base_modules import merge_unsupported_reason, tensor_unsupported_reason
 from vispeft.peft.methods.mixture import SiteMixture
 from vispeft.peft.wrappers import unwrapped
@@ -110,7 +110,8 @@ def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor
         raise _Refused(f"the hook `{hook}` of another library may change what the map computes")
     weight, before = getattr(module, "weight"), getattr(module, "bias", None)  # noqa: B009
     bias = before
-    for delta in deltas:
+    # those around the map change what the other deltas read as well
+    for delta in sorted(deltas, key=lambda delta: isinstance(delta, AroundDelta)):
         result = delta.merged(weight, bias)
         if result is None:
             without = "" if before is not None else ", since it has no bias"

@@ -13,15 +13,20 @@ from vispeft.io.names import did_you_mean
 from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
+from vispeft.peft.methods.compacter import Compacter
 from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
+from vispeft.peft.methods.lorand import LoRand
 from vispeft.peft.methods.mona import Mona
 from vispeft.peft.methods.orthogonal import BOFT, OFT
+from vispeft.peft.methods.prefix import Prefix
 from vispeft.peft.methods.products import LoHa, LoKr
 from vispeft.peft.methods.prompt import VPT
+from vispeft.peft.methods.rein import Rein
+from vispeft.peft.methods.repadapter import RepAdapter
 from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.sparse import Sparse
 from vispeft.peft.methods.vera import VeRA
@@ -42,8 +47,13 @@ METHODS: dict[str, type[Method]] = {
     "sparse": Sparse,
     "ladder": Ladder,
     "vpt": VPT,
+    "prefix": Prefix,
     "convpass": Convpass,
     "mona": Mona,
+    "repadapter": RepAdapter,
+    "lorand": LoRand,
+    "compacter": Compacter,
+    "rein": Rein,
 }
 
 # methods of others, filled by `register_method` alone

@@ -1,7 +1,8 @@
 """Bottleneck adapters, after a module or beside it.
 
 In sequence: Houlsby et al. 2019, https://arxiv.org/abs/1902.00751. Parallel: AdaptFormer, Chen et al. 2022,
-https://arxiv.org/abs/2205.13535.
+https://arxiv.org/abs/2205.13535. Adapter+, in sequence with a trained scale for each channel: Steitz and Roth,
+CVPR 2024, https://arxiv.org/abs/2406.06820.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.layout import ChannelDim, laid_out_like, refuse_resizing
 
 CHAINS = ("additive", "last")
+STARTS = ("uniform", "normal")
+
+# standard deviation of a normal start (Houlsby et al. 2019, section 3.6); values beyond twice of it are drawn again
+_NORMAL_STD = 0.01
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,9 @@ class Adapter(Method):
     chain: "additive", or "last": each adapter reads the result of the one before but is added to y itself, so that only
         the last one counts. That is what the public code of Abou Baker et al. 2024, https://doi.org/10.3390/make6040133,
         does; it is here for comparison with it alone
+    channel_scale: a trained factor for each channel of the result of `up`, from ones: Adapter+
+    start: of `down`, "uniform" as torch's linear maps, or "normal", truncated, with a standard deviation of 0.01, as in
+        Houlsby et al. and Adapter+, which start `up` in the same way; here it is zero
     """
 
     name: ClassVar[str] = "adapter"
@@ -52,6 +60,8 @@ class Adapter(Method):
     activation: str = "gelu"
     scale: float = 1.0
     chain: str = "additive"
+    channel_scale: bool = False
+    start: str = "uniform"
 
     def __post_init__(self) -> None:
         if (self.width is None) == (self.reduction is None):
@@ -65,6 +75,7 @@ class Adapter(Method):
         one_of("activation", self.activation, ACTIVATIONS)
         not_zero("scale", self.scale)
         one_of("chain", self.chain, CHAINS)
+        one_of("start", self.start, STARTS)
         if self.parallel and self.chain != "additive":
             raise PlanError(f"Parallel adapters are not chained: `chain` must be additive, but is {self.chain!r}.")
 
@@ -94,7 +105,24 @@ class Bottleneck(nn.Module):
 
     def forward(self, y: Tensor, x: Tensor, activation: str, scale: float) -> Tensor:
         """Return `y + scale * up(act(down(x)))`. x: [..., in]; y: [..., out]."""
-        return bottleneck_add(y, x, self.down_w, self.down_b, self.up_w, self.up_b, activation, scale)
+        return bottleneck_add(y, x, self.down_w, self.down_b, *self.up(), activation, scale)
+
+    def up(self) -> tuple[Tensor, Tensor]:
+        """Return weight [out, width] and bias [out] of the second map."""
+        return self.up_w, self.up_b
+
+
+class ScaledBottleneck(Bottleneck):
+    """An adapter's maps with `channel_scale` [out], the factors of the rows of `up`, from ones."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, like: Tensor) -> None:
+        super().__init__(inputs, width, outputs, like)
+        self.channel_scale = trainable(outputs, like=like)
+        nn.init.ones_(self.channel_scale)
+
+    def up(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of `up` times the factors."""
+        return self.channel_scale[:, None] * self.up_w, self.channel_scale * self.up_b
 
 
 class AdapterDelta(Delta):
@@ -111,8 +139,12 @@ class AdapterDelta(Delta):
         self.activation, self.scale = method.activation, method.scale
         self.is_additive = method.chain == "additive"
         like = reference_tensor(base)
+        kind = ScaledBottleneck if method.channel_scale else Bottleneck
         for index in range(method.count):
-            self.add_module(str(index), Bottleneck(inputs, width, size.outputs, like))
+            bottleneck = kind(inputs, width, size.outputs, like)
+            if method.start == "normal":
+                nn.init.trunc_normal_(bottleneck.down_w, std=_NORMAL_STD, a=-2 * _NORMAL_STD, b=2 * _NORMAL_STD)
+            self.add_module(str(index), bottleneck)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y after every adapter in turn, or with the result of every adapter on x added."""
@@ -122,8 +154,8 @@ class AdapterDelta(Delta):
         adapters = [adapter for adapter in self.children() if isinstance(adapter, Bottleneck)]
         if self.is_additive and seen is None:
             down = [one.down_w for one in adapters], [one.down_b for one in adapters]
-            up = [one.up_w for one in adapters], [one.up_b for one in adapters]
-            stream = bottleneck_chain(stream, *down, *up, activation=self.activation, scale=self.scale)
+            up_w, up_b = zip(*(one.up() for one in adapters), strict=True)
+            stream = bottleneck_chain(stream, *down, up_w, up_b, activation=self.activation, scale=self.scale)
         else:
             for adapter in adapters:
                 base_of_sum = stream if self.is_additive else start

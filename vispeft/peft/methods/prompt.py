@@ -15,7 +15,23 @@ from vispeft.peft.methods.context import Context
 
 
 @dataclass(frozen=True)
-class VPT(Method):
+class TokenMethod(Method):
+    """A method that adds trained tokens to those of a module.
+
+    serves: kind of the modules, in the plural
+    tokens: number of trained tokens
+    """
+
+    is_identity_at_start: ClassVar[bool] = False
+    serves: ClassVar[str]
+    tokens: int
+
+    def __post_init__(self) -> None:
+        at_least("tokens", self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class VPT(TokenMethod):
     """Trained tokens before the tokens [B, N, C] of the blocks of a plain vision transformer, taken off afterwards.
 
     Deep (equation 7): each block gets prompts of its own, and their outputs are dropped. Shallow (equations 4 and 5):
@@ -32,12 +48,8 @@ class VPT(Method):
     """
 
     name: ClassVar[str] = "vpt"
-    is_identity_at_start: ClassVar[bool] = False
-    tokens: int
+    serves: ClassVar[str] = "blocks"
     deep: bool = True
-
-    def __post_init__(self) -> None:
-        at_least("tokens", self.tokens, 1)
 
     def for_module(self, module: nn.Module, context: Context) -> Prompts | None:
         """Return the prompts of a block; None for a shallow plan's blocks between the first and the last."""
@@ -73,8 +85,11 @@ class SequenceLength:
 class Prompts(AroundDelta):
     """The trained tokens `prompts` [T, C] of a block; None at the last block of a shallow plan, which removes them."""
 
-    def __init__(self, method: VPT, block: nn.Module, length: SequenceLength, *, adds: bool, removes: bool) -> None:
+    def __init__(
+        self, method: TokenMethod, block: nn.Module, length: SequenceLength, *, adds: bool, removes: bool
+    ) -> None:
         super().__init__(method)
+        self.name, self.serves = method.name, method.serves
         self.length = length
         self.num_prompts, self.removes = method.tokens, removes
         width = widths(block).inputs
@@ -87,8 +102,8 @@ class Prompts(AroundDelta):
         width = self.prompts.shape[1]
         if x.ndim != 3 or x.shape[2] != width:
             raise PlanError(
-                f"`vpt` needs a module that gets tokens [B, N, {width}], but this one gets {list(x.shape)}. Name the "
-                "blocks of a plain vision transformer."
+                f"`{self.name}` needs a module that gets tokens [B, N, {width}], but this one gets {list(x.shape)}. "
+                f"Name the {self.serves} of a plain vision transformer."
             )
         self.length.value = x.shape[1]
         return torch.cat([self.prompts.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
@@ -99,9 +114,9 @@ class Prompts(AroundDelta):
             return y
         if y.shape != x.shape:
             raise PlanError(
-                f"`vpt` needs a module whose output has the shape of its input, but this one makes {list(y.shape)} "
-                f"from {list(x.shape)}. Name blocks that keep their tokens; of methods that add tokens at one site, "
-                "keep one."
+                f"`{self.name}` needs a module whose output has the shape of its input, but this one makes "
+                f"{list(y.shape)} from {list(x.shape)}. Name {self.serves} that keep their tokens; of methods that add "
+                "tokens at one site, keep one."
             )
         if x.shape[1] != self.num_prompts + self.length.value:
             raise PlanError(
