@@ -29,20 +29,26 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "lokr": ({"rank": 2, "factor": 8}, {"r": 2, "in1": 8, "out1": 8}),
     "fourierft": ({"frequencies": 30}, {"f": 30}),
     "oft": ({"block": 8}, {"k": 8}),
+    "boft": ({"block": 8, "factors": 2}, {"k": 8, "m": 2}),
     "sparse": ({"budget": 0.125}, {"p": 0.125}),
     "adapter": ({"width": 6, "count": 2}, {"w": 6, "n": 2}),
     "adapter, parallel": ({"width": 6, "count": 2, "parallel": True}, {"w": 6, "n": 2}),
     "convpass": ({"width": 6}, {"w": 6}),
     "mona": ({"width": 6}, {"w": 6}),
+    "repadapter": ({"width": 6, "groups": 2}, {"w": 6, "g": 2}),
+    "lorand": ({"width": 6, "rank": 3, "branches": 2}, {"w": 6, "r": 3, "n": 2}),
+    "compacter": ({"width": 8, "n": 4, "rank": 2}, {"w": 8, "n": 4, "r": 2}),
+    "rein": ({"tokens": 5, "rank": 3}, {"m": 5, "r": 3}),
     "scale_shift": ({}, {}),
     "ia3": ({}, {}),
     "vpt": ({"tokens": 5}, {"T": 5}),
+    "prefix": ({"tokens": 5}, {"T": 5}),
     "ladder": ({"width": 6}, {"w": 6}),
 }
 # not a method, and no delta at a single map
 NOT_COUNTED = ("in full",)
 # methods whose sites are blocks, the cost of which is that of all sites together
-AT_BLOCKS = ("vpt", "ladder")
+AT_BLOCKS = ("vpt", "prefix", "ladder")
 INPUTS, OUTPUTS = 64, 32
 
 

@@ -48,6 +48,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "vpt": {"tokens": 2},
     "convpass": {"width": 4},
     "mona": {"width": 4},
+    "repadapter": {"width": 4},
+    "lorand": {"width": 4, "rank": 2},
+    "compacter": {"width": 4, "n": 2},
+    "rein": {"tokens": 3, "rank": 2},
+    "prefix": {"tokens": 2},
 }
 # DoRA takes the norm of the weight as a constant in the backward pass (section 4.3 of its paper)
 NOT_THE_DERIVATIVE = ("dora",)

@@ -14,6 +14,8 @@ from vispeft.peft import (
     Adapter,
     LoRA,
     Plan,
+    Prefix,
+    RepAdapter,
     ScaleShift,
     adapter_per_image,
     drop_adapter,
@@ -85,8 +87,8 @@ def test_adapter_per_image__serves_every_method(case, build: Build, write_adapte
         expected[name] = answer(model, images)
     names = ("case", "night", "case", "night")
     plan = case.methods if isinstance(case.methods, tuple) else (case.methods,)
-    if any(isinstance(method, VPT) for method in plan):
-        with pytest.raises(PlanError, match="adds tokens"), adapter_per_image(model, names):
+    if any(isinstance(method, VPT | Prefix | RepAdapter) for method in plan):
+        with pytest.raises(PlanError, match="changes the inputs"), adapter_per_image(model, names):
             pass
         return
     with adapter_per_image(model, names):

@@ -25,6 +25,10 @@ OPTIONS = {
     "sparse": {"budget": 0.2, "rule": "magnitude"},
     "convpass": {"width": 4},
     "mona": {"width": 4},
+    "repadapter": {"width": 4},
+    "lorand": {"width": 4, "rank": 2},
+    "compacter": {"width": 4, "n": 2},
+    "rein": {"tokens": 3, "rank": 2},
 }
 CASES = [
     *((name, options) for name, options in OPTIONS.items()),
@@ -32,7 +36,7 @@ CASES = [
     ("adapter", {"width": 4, "parallel": True}),
 ]
 # around or beside blocks, whose outputs are those of the blocks or sums of their own
-NOT_AT_MAPS = {"ladder", "vpt"}
+NOT_AT_MAPS = {"ladder", "vpt", "prefix"}
 
 
 class InPlace(nn.Module):
@@ -68,7 +72,7 @@ def test_gradients__are_those_of_a_copy(name: str, options: dict[str, object], k
     method = method_from_dict({"method": name, **options})
     if name == "vera" and kind != "linear":
         pytest.skip("VeRA serves no convolutions")
-    if name in ("convpass", "mona") and kind == "linear":
+    if name in ("convpass", "mona", "rein") and kind == "linear":
         model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2), Transposed(), model)
         x = x.transpose(1, 2).reshape(2, 8, 3, 3)
     inject(model, Plan({"**.layer": method}))

@@ -237,9 +237,9 @@ def _add_weighted(total: Tensor, chain: Chain, weight: Tensor, x: Tensor, y: Ten
     """Return `total + weight * (delta(x, y) - y)`; a low-rank update alone is scaled in its factor A."""
     match chain.deltas:
         case [LinearLoRA() as lora]:
-            return lora.update(x, total, None, lora.a * weight)
+            return lora.update(x, total, None, lora.a * weight, lora.b)
         case [ConvLoRA() as lora]:
-            return lora.update(x, total, lora.a * weight)
+            return lora.update(x, total, lora.a * weight, lora.b)
     output: Tensor = chain(x, y, None)
     return total + weight * (output - y)
 
