@@ -23,25 +23,25 @@ from vispeft.peft.methods.weight_update import LinearUpdate
 def write_ia3(items: Sequence[Attached], tree: Tree) -> TheirContents:
     """Return the IA3 of a model, with ones on the rows of no part."""
     contents = TheirContents({"peft_type": "IA3"})
-    inputs = []
+    inputs: list[str] = []
     for item in items:
         module = tree.modules.get(item.site)
         if item.site in contents.tensors or not isinstance(module, nn.Linear | nn.Conv2d):
             raise no_counterpart(f"`{item.key}`")
-        if isinstance(item.delta, InputGain):
-            inputs.append(re.escape(item.site))
-            scales, shape = item.delta.gain, (1, -1)
-        else:
-            assert isinstance(item.delta, GainOffset)
-            scales, shape = _whole_scales(item.delta), (-1, 1)
-        contents.tensors[item.site] = {"ia3_l": scales.view(shape if isinstance(module, nn.Linear) else (1, -1, 1, 1))}
+        is_input = isinstance(item.delta, InputGain)
+        inputs += [re.escape(item.site)] if is_input else []
+        shape = (1, -1, 1, 1) if isinstance(module, nn.Conv2d) else (1, -1) if is_input else (-1, 1)
+        contents.tensors[item.site] = {"ia3_l": _whole_scales(item.delta).view(shape)}
     # a pattern of whole names, for names would be compared by their ends
     contents.options["feedforward_modules"] = "|".join(inputs) or []
     return contents
 
 
-def _whole_scales(delta: GainOffset) -> Tensor:
-    """Return the scales of the whole output: those of its parts, ones elsewhere."""
+def _whole_scales(delta: nn.Module) -> Tensor:
+    """Return the scales of the whole input or output: those of its parts, ones elsewhere."""
+    if isinstance(delta, InputGain):
+        return delta.gain.detach()
+    assert isinstance(delta, GainOffset)
     scales = torch.ones(delta.outputs, dtype=delta.gain.dtype, device=delta.gain.device)
     for rows, part in zip(delta.rows, delta.gain.detach().chunk(len(delta.rows)), strict=True):
         scales[rows] = part
