@@ -162,6 +162,7 @@ CASES = {
     "ssf conv": Case("conv", ScaleShift()),
     "ia3": Case("blocks.*.mlp.fc1", IA3()),
     "ia3 fused k v": Case("blocks.*.attn.qkv", IA3(parts="kv")),
+    "ia3 input": Case("blocks.*.mlp.fc2 | conv | grouped", IA3(side="input"), has_formula=False),
     "vera": Case("blocks.*.attn.qkv | blocks.*.mlp.fc1", VeRA(rank=4)),
     "vera mixed sites": Case("blocks.*.attn.proj | self_attn.in_proj_weight | reader.weight", VeRA(rank=4, start=1.0)),
     "adalora linear and conv": Case("blocks.*.mlp.fc1 | conv", AdaLoRA(rank=2, alpha=4)),

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import Delta, Method, WeightDelta, reference_tensor, trainable, widths
+from vispeft.peft.methods.base import Delta, Method, WeightDelta, one_of, reference_tensor, trainable, widths
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.input_scale import InputGain
 from vispeft.peft.methods.layout import ChannelDim
 from vispeft.peft.methods.qkv import check_parts, part_rows
 
@@ -38,16 +39,23 @@ class IA3(Method):
     """IA3: `y * scale` per feature, from ones.
 
     parts: of a fused query-key-value projection, those to scale ("kv", ...); empty is the whole output
+    side: "input" scales the input of a linear map or convolution instead, as IA3 does inside an MLP
     """
 
     name: ClassVar[str] = "ia3"
     parts: str = ""
+    side: str = "output"
 
     def __post_init__(self) -> None:
         check_parts(self.parts)
+        one_of("side", self.side, ("input", "output"))
+        if self.parts and self.side == "input":
+            raise PlanError(f"`parts` must be empty with `side: input`, but is {self.parts!r}.")
 
     def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for any module whose output width is known."""
+        if self.side == "input":
+            return InputGain(self, module)
         return GainOffset(self, module, self.parts, has_offset=False)
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:

@@ -71,6 +71,7 @@ PLANS = {
     "fourierft": Plan({QKV: FourierFT(12, 20.0, seed=5), FC1: FourierFT(5, 20.0, seed=5)}, ["**.bias"]),
     "fourierft of two shapes": Plan({f"{QKV} | {FC1}": FourierFT(12)}),
     "ia3": Plan({QKV: IA3("kv"), "net.conv | grouped": IA3()}, ["net.head"]),
+    "ia3 inputs": Plan({QKV: IA3("v"), "net.blocks.*.mlp.fc2 | net.conv | head": IA3(side="input")}, ["net.head"]),
     "norms": Plan({}, ["net.bn", "net.blocks.*.norm*"]),
     "norms and head": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
     "head": Plan({}, ["head"]),

@@ -22,6 +22,7 @@ from vispeft.peft.interop.peft_library.directory import Directory
 from vispeft.peft.interop.peft_library.full_reading import full_tensors
 from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.interop.peft_library.options import Options
+from vispeft.peft.methods.base import widths
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.scale_shift import IA3
 from vispeft.peft.methods.vera import VeRA
@@ -39,16 +40,12 @@ def read_ia3(source: Directory, model: nn.Module) -> Contents:
     targets = source.options.names("feedforward_modules")
     for site, tensors in sites.items():
         name, module = module_at(source, tree, site)
-        if _is_feedforward(name, targets):
-            raise CheckpointError(
-                f"`{source.path}` has `{name}` among `feedforward_modules`: there, IA3 scales the input of the map. "
-                "Here it scales outputs, so that it has no counterpart."
-            )
         check_replaceable(source, tree, name)
         if not isinstance(module, nn.Linear | nn.Conv2d):
             raise CheckpointError(f"`{source.path}` has IA3 at `{name}`, a {type(module).__name__}, not served here.")
-        scales = check_shape(source, name, tensors["ia3_l"].flatten(), (module.weight.shape[0],))
-        contents.add(name, IA3(), {"gain": scales})
+        method = IA3(side="input" if _is_feedforward(name, targets) else "output")
+        size = widths(module).inputs if method.side == "input" else widths(module).outputs
+        contents.add(name, method, {"gain": check_shape(source, name, tensors["ia3_l"].flatten(), (size,))})
     return contents
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.inject import Attached
 from vispeft.peft.interop.peft_library.contents import TheirContents, no_counterpart
 from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.methods.fourier import FourierFT, Spectrum
+from vispeft.peft.methods.input_scale import InputGain
 from vispeft.peft.methods.scale_shift import GainOffset
 from vispeft.peft.methods.vera import LinearVeRA, Projections
 from vispeft.peft.methods.weight_update import LinearUpdate
@@ -21,18 +22,30 @@ from vispeft.peft.methods.weight_update import LinearUpdate
 
 def write_ia3(items: Sequence[Attached], tree: Tree) -> TheirContents:
     """Return the IA3 of a model, with ones on the rows of no part."""
-    contents = TheirContents({"peft_type": "IA3", "feedforward_modules": []})
+    contents = TheirContents({"peft_type": "IA3"})
+    inputs: list[str] = []
     for item in items:
         module = tree.modules.get(item.site)
         if item.site in contents.tensors or not isinstance(module, nn.Linear | nn.Conv2d):
             raise no_counterpart(f"`{item.key}`")
-        assert isinstance(item.delta, GainOffset)
-        scales = torch.ones(item.delta.outputs, dtype=item.delta.gain.dtype, device=item.delta.gain.device)
-        for rows, part in zip(item.delta.rows, item.delta.gain.detach().chunk(len(item.delta.rows)), strict=True):
-            scales[rows] = part
-        shape = (-1, 1) if isinstance(module, nn.Linear) else (1, -1, 1, 1)
-        contents.tensors[item.site] = {"ia3_l": scales.view(shape)}
+        is_input = isinstance(item.delta, InputGain)
+        inputs += [re.escape(item.site)] if is_input else []
+        shape = (1, -1, 1, 1) if isinstance(module, nn.Conv2d) else (1, -1) if is_input else (-1, 1)
+        contents.tensors[item.site] = {"ia3_l": _whole_scales(item.delta).view(shape)}
+    # a pattern of whole names, for names would be compared by their ends
+    contents.options["feedforward_modules"] = "|".join(inputs) or []
     return contents
+
+
+def _whole_scales(delta: nn.Module) -> Tensor:
+    """Return the scales of the whole input or output: those of its parts, ones elsewhere."""
+    if isinstance(delta, InputGain):
+        return delta.gain.detach()
+    assert isinstance(delta, GainOffset)
+    scales = torch.ones(delta.outputs, dtype=delta.gain.dtype, device=delta.gain.device)
+    for rows, part in zip(delta.rows, delta.gain.detach().chunk(len(delta.rows)), strict=True):
+        scales[rows] = part
+    return scales
 
 
 def write_vera(items: Sequence[Attached], tree: Tree) -> TheirContents:
