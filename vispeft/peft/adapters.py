@@ -71,7 +71,7 @@ def adapter_per_image(model: nn.Module, images: Sequence[str | None]) -> Iterato
     used = dict.fromkeys(name for name in images if name is not None)
     _check_known(named, used)
     for name in used:
-        _refuse_around(named, name, "so that images with different adapters would differ in size")
+        _refuse_around(named, name, "so that images with different adapters may differ in size")
     weights = named.weights
     _activate(model, named, {})
     named.batch.was_called = False
@@ -185,7 +185,7 @@ def _refuse_around(named: NamedAdapters, name: str, reason: str) -> None:
     for mixture in named.mixtures:
         if (chain := mixture.chain(name)) is not None and chain.is_around:
             raise PlanError(
-                f"The adapter `{name}` adds tokens to the inputs of `{mixture.site}`, {reason}. Make it the only "
+                f"The adapter `{name}` changes the inputs of `{mixture.site}`, {reason}. Make it the only "
                 f"active one by `set_adapters(model, {name!r})`."
             )
 

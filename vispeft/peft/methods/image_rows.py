@@ -30,7 +30,7 @@ class ImageBatch:
         self.was_called = self.is_probing = False
         self.run_first: Callable[[], object] | None = None
         self._probed: dict[str, list[torch.Size]] = {}
-        # by site, and the position or the number of dimensions of a tensor there; None for one that images share
+        # by site, and role and position or the number of dimensions of a tensor; None for one that images share
         self._known: dict[tuple[str, object], int | None] = {}
         self.set_adapters(())
 
@@ -51,13 +51,16 @@ class ImageBatch:
             raise PlanError(f"`{site}` has a {type(tensor).__name__} in place of rows of images. {SEPARATELY}")
         return ImageRows(tensor, self.num_images, self._dim_of(tensor, site))
 
-    def dims(self, values: Sequence[object], site: str) -> list[int | None]:
-        """Return the dimension of the images in each of several values; None for what all images share."""
+    def dims(self, values: Sequence[object], site: str, role: str) -> list[int | None]:
+        """Return the dimension of the images in each of several values; None for what all images share.
+
+        role: of the values at the site
+        """
         tensors = [value for value in values if isinstance(value, Tensor)]
         if len(tensors) == 1 and tensors[0].ndim:
             return [self._dim_of(value, site) if isinstance(value, Tensor) else None for value in values]
         return [
-            self._known_dim((site, index), value, may_be_shared=True) if isinstance(value, Tensor) else None
+            self._known_dim((site, (role, index)), value, may_be_shared=True) if isinstance(value, Tensor) else None
             for index, value in enumerate(values)
         ]
 

@@ -228,7 +228,7 @@ def weighted(base: Tensor, values: Sequence[tuple[float, Tensor]]) -> Tensor:
 
 
 def _chain(mixture: SiteMixture | WeightMixture, name: str) -> Chain | None:
-    chain = dict(mixture.named_children()).get(name)
+    chain = mixture._modules.get(name)
     assert chain is None or isinstance(chain, Chain)
     return chain
 
