@@ -83,7 +83,7 @@ def adapter_per_image(model: nn.Module, images: Sequence[str | None]) -> Iterato
             yield
             _refuse_uncalled(model, named)
     finally:
-        named.batch.run_first = None
+        named.batch.end()
         _activate(model, named, weights)
 
 

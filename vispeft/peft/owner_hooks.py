@@ -149,7 +149,7 @@ class OwnerHooks:
     def _dims(self, role: str, values: Sequence[object]) -> list[int | None]:
         """Return the dimension of the images in each input or output. PlanError where none has one."""
         unknown = next((value for value in values if not isinstance(value, _PLAIN)), None)
-        dims = [] if unknown is not None else self._batch.dims(values, self.site, role)
+        dims = [] if unknown is not None else self._batch.dims(values, self.site)
         if all(dim is None for dim in dims):
             reason = f"that is a {type(unknown).__name__}" if unknown is not None else "that all images share"
             raise PlanError(
@@ -221,7 +221,7 @@ class BatchHooks:
         if count and found is not None and not torch.compiler.is_compiling():
             first = [_first_image(value, count) for value in args]
             named = {key: _first_image(value, count) for key, value in kwargs.items()}
-            self._batch.run_first = lambda: _run_in_eval_mode(module, first, named)
+            self._batch.begin(lambda: _run_in_eval_mode(module, first, named))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Record the call: a forward hook."""
