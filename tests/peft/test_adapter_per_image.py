@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,9 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft import (
-    VPT,
     Adapter,
     LoRA,
     Plan,
-    Prefix,
-    RepAdapter,
     ScaleShift,
     adapter_per_image,
     drop_adapter,
@@ -86,10 +84,11 @@ def test_adapter_per_image__serves_every_method(case, build: Build, write_adapte
         set_adapters(model, name)
         expected[name] = answer(model, images)
     names = ("case", "night", "case", "night")
-    plan = case.methods if isinstance(case.methods, tuple) else (case.methods,)
-    if any(isinstance(method, VPT | Prefix | RepAdapter) for method in plan):
-        with pytest.raises(PlanError, match="changes the inputs"), adapter_per_image(model, names):
-            pass
+    if any(method.name in ("vpt", "prefix") for _, method in case.plan.entries()):
+        with pytest.raises(PlanError, match="inputs of several sizes"), adapter_per_image(model, names):
+            answer(model, images)
+        with adapter_per_image(model, ["case"] * 4):
+            torch.testing.assert_close(answer(model, images), expected["case"], rtol=1e-5, atol=1e-5)
         return
     with adapter_per_image(model, names):
         together = answer(model, images)
@@ -169,6 +168,76 @@ def test_adapter_per_image__takes_windows_and_a_parameter_of_the_model_itself(me
         expected.append(answer(model, images)[index])
     with adapter_per_image(model, names):
         torch.testing.assert_close(answer(model, images), torch.stack(expected), rtol=1e-5, atol=1e-5)
+
+
+@dataclass
+class Result:
+    y: Tensor
+
+
+class Opaque(nn.Module):
+    """A model with a parameter of its own whose output is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(6))
+
+    def forward(self, images: Tensor) -> Result:
+        return Result(images * self.scale)
+
+
+def test_adapter_per_image__refuses_outputs_without_known_tensors(tmp_path: Path) -> None:
+    model = Opaque()
+    inject(model, Plan(train=["scale"]))
+    save_adapter(model, tmp_path / "one")
+    remove(model)
+    load_adapter(model, tmp_path / "one", name="one")
+    with adapter_per_image(model, ["one", None]), pytest.raises(PlanError, match="an output that is a Result"):
+        model(torch.randn(2, 5, 6))
+    with adapter_per_image(model, ["one", "one"]):
+        assert model(torch.randn(2, 5, 6)).y.shape == (2, 5, 6)
+
+
+class Several(nn.Module):
+    """A module that gets tokens, positions that all images share, and a mask of each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(6))
+
+    def forward(self, tokens: Tensor, positions: Tensor, *, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        y = (tokens * self.weight + positions) * mask[..., None]
+        return positions, {"y": y, "sum": y.sum((1, 2))}
+
+
+class Caller(nn.Module):
+    """Calls such a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Several()
+
+    def forward(self, images: Tensor) -> Tensor:
+        positions, outputs = self.inner(images, torch.ones(images.shape[1], 6), mask=images[..., 0] > 0)
+        assert positions.shape == images.shape[1:]
+        return outputs["y"].mean((1, 2)) + outputs["sum"]
+
+
+def test_adapter_per_image__splits_the_inputs_and_outputs_that_grow_with_the_images(tmp_path: Path) -> None:
+    model, images = Caller(), torch.randn(4, 4, 6)
+    for name, value in (("one", 1), ("other", -2)):
+        single = Caller()
+        inject(single, Plan(train=["inner.weight"]))
+        with torch.no_grad():
+            single.inner.weight.add_(value)
+        save_adapter(single, tmp_path / name)
+        load_adapter(model, tmp_path / name, name=name)
+    names, expected = ("one", "other", None, "one"), []
+    for index, name in enumerate(names):
+        set_adapters(model, name)
+        expected.append(answer(model, images)[index])
+    with adapter_per_image(model, names):
+        torch.testing.assert_close(answer(model, images), torch.stack(expected))
 
 
 class Tied(nn.Module):

@@ -229,7 +229,7 @@ def test_set_adapters__refuses_unknown_names_weights_and_prompts(model: nn.Modul
     with pytest.raises(PlanError, match="no named adapters"):
         set_adapters(build(), "night")
     load_adapter(model, write_adapter("tokens", Plan({"blocks.*": VPT(2)})), name="tokens")
-    with pytest.raises(PlanError, match=r"adds tokens to the inputs of `blocks\.0`"):
+    with pytest.raises(PlanError, match=r"changes the inputs of `blocks\.0`"):
         set_adapters(model, {"tokens": 0.5})
 
 

@@ -70,8 +70,6 @@ def adapter_per_image(model: nn.Module, images: Sequence[str | None]) -> Iterato
         raise PlanError("`images` must name an adapter, or None, for each image of the batch, but is empty.")
     used = dict.fromkeys(name for name in images if name is not None)
     _check_known(named, used)
-    for name in used:
-        _refuse_around(named, name, "which only an adapter of all images can do")
     weights = named.weights
     _activate(model, named, {})
     named.batch.was_called = False
@@ -83,7 +81,7 @@ def adapter_per_image(model: nn.Module, images: Sequence[str | None]) -> Iterato
             yield
             _refuse_uncalled(model, named)
     finally:
-        named.batch.run_first = None
+        named.batch.end()
         _activate(model, named, weights)
 
 
@@ -180,13 +178,13 @@ def _check_new_name(named: NamedAdapters, name: str) -> None:
             ) from error
 
 
-def _refuse_around(named: NamedAdapters, name: str, reason: str) -> None:
-    """Refuse an adapter that changes the inputs of modules."""
+def _refuse_around(named: NamedAdapters, name: str) -> None:
+    """Refuse an adapter that changes the inputs of modules, for a mixture."""
     for mixture in named.mixtures:
         if (chain := mixture.chain(name)) is not None and chain.is_around:
             raise PlanError(
-                f"The adapter `{name}` changes the inputs of `{mixture.site}`, {reason}. Make it the only "
-                f"active one by `set_adapters(model, {name!r})`."
+                f"The adapter `{name}` changes the inputs of `{mixture.site}`, which cannot be mixed or "
+                f"weighted. Make it the only active one by `set_adapters(model, {name!r})`."
             )
 
 
@@ -225,7 +223,7 @@ def _activate(model: nn.Module, named: NamedAdapters, weights: dict[str, float])
     is_single = list(weights.values()) in ([], [1.0])
     if not is_single:
         for name in weights:
-            _refuse_around(named, name, "which only an adapter that is active alone, with weight 1, can do")
+            _refuse_around(named, name)
     changed = {key for name in {*named.weights, *weights} for key in named.adapters[name].values}
     _write(model, {key: _mixed_value(named, key, weights) for key in named.base_values if key in changed})
     # in double precision; without dimensions, so that results keep the precision of the other factor

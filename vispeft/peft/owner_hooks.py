@@ -25,6 +25,9 @@ from vispeft.peft.places import place_of
 # adapters of a part of the batch, as a context
 Within = Callable[[tuple[str | None, ...]], AbstractContextManager[None]]
 
+# values without images inside
+_PLAIN = (Tensor, type(None), bool, int, float, str, torch.dtype, torch.device)
+
 
 @dataclass(frozen=True)
 class OwnerPart:
@@ -127,11 +130,9 @@ class OwnerHooks:
         values, arguments = tree_flatten((args, dict(kwargs)))
         if len(parts[0].images) == count:
             return self._run(module, parts[0], values, arguments)
-        dims = self._batch.dims(values, self.site)
-        if all(dim is None for dim in dims):
-            raise PlanError(
-                f"`{self.site}` gets nothing of the images alone, but they share what it gives. {SEPARATELY}"
-            )
+        outputs, structure = tree_flatten(output)
+        dims = self._dims("input", values)
+        output_dims = self._dims("output", outputs)
         results = []
         for part in parts:
             rows = [
@@ -139,12 +140,23 @@ class OwnerHooks:
                 for value, dim in zip(values, dims, strict=True)
             ]
             results.append(tree_leaves(self._run(module, part, rows, arguments)))
-        outputs, structure = tree_flatten(output)
         joined = [
             y if dim is None else _joined(ImageRows(y, count, dim), parts, [each[index] for each in results])
-            for index, (y, dim) in enumerate(zip(outputs, self._batch.dims(outputs, f"{self.site}"), strict=True))
+            for index, (y, dim) in enumerate(zip(outputs, output_dims, strict=True))
         ]
         return tree_unflatten(joined, structure)
+
+    def _dims(self, role: str, values: Sequence[object]) -> list[int | None]:
+        """Return the dimension of the images in each input or output. PlanError where none has one."""
+        unknown = next((value for value in values if not isinstance(value, _PLAIN)), None)
+        dims = [] if unknown is not None else self._batch.dims(values, self.site)
+        if all(dim is None for dim in dims):
+            reason = f"that is a {type(unknown).__name__}" if unknown is not None else "that all images share"
+            raise PlanError(
+                f"`{self.site or 'The model'}`, which reads parameters that `{self.parts[0].adapter}` changes, has an "
+                f"{role} {reason}, so that the images cannot be told apart. {SEPARATELY}"
+            )
+        return dims
 
     def _run(self, module: nn.Module, part: OwnerPart, values: list[Any], arguments: TreeSpec) -> Any:
         """Return the module's own output for the images of one adapter, under its parameters, without hooks."""
@@ -209,7 +221,7 @@ class BatchHooks:
         if count and found is not None and not torch.compiler.is_compiling():
             first = [_first_image(value, count) for value in args]
             named = {key: _first_image(value, count) for key, value in kwargs.items()}
-            self._batch.run_first = lambda: _run_in_eval_mode(module, first, named)
+            self._batch.begin(lambda: _run_in_eval_mode(module, first, named))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Record the call: a forward hook."""

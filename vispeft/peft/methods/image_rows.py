@@ -29,9 +29,10 @@ class ImageBatch:
     def __init__(self) -> None:
         self.was_called = self.is_probing = False
         self.run_first: Callable[[], object] | None = None
-        self._probed: dict[str, list[torch.Size]] = {}
-        # by site, and the position or the number of dimensions of a tensor there; None for one that images share
-        self._known: dict[tuple[str, object], int | None] = {}
+        # None until the running pass needs them
+        self._probed: dict[str, list[torch.Size]] | None = None
+        # by site, shape, and whether images may share the tensor; None for one that they share
+        self._known: dict[tuple[str, torch.Size, bool], int | None] = {}
         self.set_adapters(())
 
     def set_adapters(self, adapters: tuple[str | None, ...]) -> None:
@@ -40,9 +41,18 @@ class ImageBatch:
         # on these alone compiled code depends, and not on the names
         self.num_images, self.is_mixed = len(adapters), len(set(adapters)) > 1
 
+    def begin(self, run_first: Callable[[], object]) -> None:
+        """Begin a pass of the model, of which `run_first` repeats that of the first image."""
+        self.run_first, self._probed = run_first, None
+
+    def end(self) -> None:
+        """Forget the last pass."""
+        self.run_first = self._probed = None
+
     def record(self, site: str, *values: object) -> None:
         """Record the shapes at a site for one image."""
         shapes = [value.shape for value in tree_leaves(values) if isinstance(value, Tensor)]
+        assert self._probed is not None
         self._probed.setdefault(site, []).extend(shapes)
 
     def rows(self, tensor: Tensor, site: str) -> ImageRows:
@@ -57,8 +67,7 @@ class ImageBatch:
         if len(tensors) == 1 and tensors[0].ndim:
             return [self._dim_of(value, site) if isinstance(value, Tensor) else None for value in values]
         return [
-            self._known_dim((site, index), value, may_be_shared=True) if isinstance(value, Tensor) else None
-            for index, value in enumerate(values)
+            self._known_dim(site, value, may_be_shared=True) if isinstance(value, Tensor) else None for value in values
         ]
 
     def _dim_of(self, tensor: Tensor, site: str) -> int:
@@ -67,16 +76,15 @@ class ImageBatch:
         # rows of one adapter belong together in any order
         if not self.is_mixed or (tensor.shape[0] == count and not (tensor.ndim == 3 and tensor.shape[1] == count)):
             return 0
-        dim = self._known_dim((site, f"{tensor.ndim} dimensions"), tensor)
+        dim = self._known_dim(site, tensor)
         assert dim is not None
         return dim
 
-    def _known_dim(self, key: tuple[str, object], tensor: Tensor, *, may_be_shared: bool = False) -> int | None:
+    def _known_dim(self, site: str, tensor: Tensor, *, may_be_shared: bool = False) -> int | None:
         """Return the dimension of the images in a tensor, by the shapes of a pass with one image."""
-        site = key[0]
+        key = site, tensor.shape, may_be_shared
         if key not in self._known:
-            self._probe(site)
-            shapes = self._probed.get(site, [])
+            shapes = self._shapes(site)
             found = {_grown_dim(shape, tensor.shape, self.num_images) for shape in shapes} - {None}
             if may_be_shared and tensor.shape in shapes:
                 found.add(None)
@@ -88,23 +96,26 @@ class ImageBatch:
             self._known[key] = found.pop()
         return self._known[key]
 
-    def _probe(self, site: str) -> None:
-        """Record the shapes at every site for one image."""
+    def _shapes(self, site: str) -> list[torch.Size]:
+        """Return the shapes at a site for one image."""
+        if self._probed is not None:
+            return self._probed.get(site, [])
         if self.run_first is None or torch.compiler.is_compiling():
             raise PlanError(
                 f"A pass with one image must show the dimension of the images at `{site}`. Call the model itself, and "
                 "not a part of it, once without torch.compile in such a block before."
             )
-        with self.probing():
+        with self.probing() as probed:
             self.run_first()
+        return probed.get(site, [])
 
     @contextmanager
-    def probing(self) -> Iterator[None]:
+    def probing(self) -> Iterator[dict[str, list[torch.Size]]]:
         """Let sites record shapes for the block, without gradients, and adapters do nothing."""
         self._probed, self.is_probing = {}, True
         try:
             with torch.no_grad():
-                yield
+                yield self._probed
         finally:
             self.is_probing = False
 

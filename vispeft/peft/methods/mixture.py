@@ -13,7 +13,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, WeightDelta
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
-from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA
+from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.segments import have_equal_columns, update_segments, update_weighted
 
 
@@ -102,11 +102,12 @@ class SiteMixture(AroundDelta):
         self.by_image = [None if name is None else self.chain(name) for name in images] if images else None
 
     def before(self, x: Tensor) -> Tensor:
-        """Return the input that the frozen module gets in place of x: prompts run alone."""
-        if self.by_image is not None or self.weights is not None:
-            return x
-        for chain in self.running:
-            x = chain.before(x)
+        """Return the input that the frozen module gets in place of x: that of one adapter alone, or of each image's."""
+        if self.by_image is not None and not self.batch.is_probing:
+            return self._before_by_image(self.by_image, x)
+        if self.weights is None:
+            for chain in self.running:
+                x = chain.before(x)
         return x
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
@@ -146,6 +147,21 @@ class SiteMixture(AroundDelta):
                 total_bias += factor * (result[1] - bias)
         return total, total_bias
 
+    def _before_by_image(self, chains: list[Chain | None], x: Tensor) -> Tensor:
+        """Return the input that each image's adapter gives the frozen module. PlanError where they differ in size."""
+        if not any(chain is not None and chain.is_around for chain in chains):
+            return x
+        rows = self.batch.rows(x, self.site)
+        parts = []
+        for chain, images in _images_of(chains):
+            part = rows.of(images)
+            parts.append((images, part if chain is None else chain.before(part)))
+        if len({(part.shape[: rows.dim], part.shape[rows.dim + 1 :]) for _, part in parts}) > 1:
+            raise PlanError(
+                f"Adapters of this batch give `{self.site}` inputs of several sizes, as prompts do. {SEPARATELY}"
+            )
+        return rows.joined(parts)
+
     def _by_image(self, chains: list[Chain | None], x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return the output of each image's adapter on its rows, in the order of the images."""
         x_rows, y_rows = self.batch.rows(x, self.site), self.batch.rows(y, self.site)
@@ -153,14 +169,11 @@ class SiteMixture(AroundDelta):
         are_loras = all((lora is None) == (chain is None) for lora, chain in zip(loras, chains, strict=True))
         if are_loras and have_equal_columns(loras) and x_rows.dim == y_rows.dim == 0:
             return update_segments(x, y, base, loras)
-        groups: dict[Chain | None, list[int]] = {}
-        for image, chain in enumerate(chains):
-            groups.setdefault(chain, []).append(image)
-        results = {}
-        for chain, images in groups.items():
+        parts = []
+        for chain, images in _images_of(chains):
             part = y_rows.of(images)
-            results[chain] = part if chain is None else chain(x_rows.of(images), part, None)
-        return y_rows.joined([(images, results[chain]) for chain, images in groups.items()])
+            parts.append((images, part if chain is None else chain(x_rows.of(images), part, None)))
+        return y_rows.joined(parts)
 
 
 class WeightMixture(WeightDelta):
@@ -227,19 +240,25 @@ def weighted(base: Tensor, values: Sequence[tuple[float, Tensor]]) -> Tensor:
     return total if is_real else total.round()
 
 
+def _images_of(chains: Sequence[Chain | None]) -> list[tuple[Chain | None, list[int]]]:
+    """Return each chain with the images that have it."""
+    groups: dict[Chain | None, list[int]] = {}
+    for image, chain in enumerate(chains):
+        groups.setdefault(chain, []).append(image)
+    return list(groups.items())
+
+
 def _chain(mixture: SiteMixture | WeightMixture, name: str) -> Chain | None:
-    chain = dict(mixture.named_children()).get(name)
+    chain = mixture._modules.get(name)
     assert chain is None or isinstance(chain, Chain)
     return chain
 
 
 def _add_weighted(total: Tensor, chain: Chain, weight: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return `total + weight * (delta(x, y) - y)`; a low-rank update alone is scaled in its factor A."""
-    match chain.deltas:
-        case [LinearLoRA() as lora]:
-            return lora.update(x, total, None, lora.a * weight, lora.b)
-        case [ConvLoRA() as lora]:
-            return lora.update(x, total, lora.a * weight, lora.b)
+    lora = _only_lora(chain)
+    if lora is not None:
+        return update_weighted(x, total, None, [lora], [weight])
     output: Tensor = chain(x, y, None)
     return total + weight * (output - y)
 
