@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +26,7 @@ def choose(
 ) -> None:
     """Choose the weights of methods such as `sparse`, in place; none where no method waits for a choice.
 
-    A resumed run takes the choice of its checkpoint. The first process chooses for all.
+    A resumed run takes the choice of its checkpoint. The choice of the first process holds for all.
 
     images: the training set
     """
@@ -33,8 +34,7 @@ def choose(
         peft.restore_choices(model, checkpoint.tensors)
     if not peft.methods_to_choose(model):
         return
-    if fabric.is_global_zero:
-        _choose_by_data(config, fabric.device, images, model)
+    _choose_by_data(config, fabric, images, model)
     if fabric.world_size > 1:
         chosen = fabric.broadcast(dict(_delta_tensors(model)), src=0)
         peft.restore_choices(model, chosen)
@@ -43,8 +43,12 @@ def choose(
                 tensor.copy_(chosen[name])
 
 
-def _choose_by_data(config: Config, device: torch.device, images: CocoSet, model: SegmentationModel) -> None:
-    """Choose the weights of every method by the gradients of single images without augmentation, in float32."""
+def _choose_by_data(config: Config, fabric: Fabric, images: CocoSet, model: SegmentationModel) -> None:
+    """Choose the weights of every method by the gradients of single images without augmentation, in float32.
+
+    The first process alone chooses; the others compute the losses, which exchange their numbers of targets.
+    """
+    device = fabric.device
     with preserved_rng(device), repeatable(device):
         seed_everything(config.train.seed)
         model.to(device)
@@ -53,8 +57,13 @@ def _choose_by_data(config: Config, device: torch.device, images: CocoSet, model
             model.on_progress(0, config.train.steps or 0)
         for method in peft.methods_to_choose(model):
             some = images.subset(range(min(method.num_images, len(images))))
+            losses = _losses(config, device, some, model)
+            if not fabric.is_global_zero:
+                with peft.disabled(model), torch.no_grad():
+                    deque(losses, maxlen=0)
+                continue
             try:
-                peft.choose_weights(model, _losses(config, device, some, model), method)
+                peft.choose_weights(model, losses, method)
             except PlanError as error:
                 raise ConfigError(f"`peft.deltas`: {error}") from error
         model.cpu()
