@@ -10,8 +10,10 @@ from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.conv_lora import ConvLoRA
 from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.factor_tuning import FacT
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
@@ -38,10 +40,12 @@ __all__ = [
     "AdapterFile",
     "AroundDelta",
     "Context",
+    "ConvLoRA",
     "Convpass",
     "Count",
     "Delta",
     "DoRA",
+    "FacT",
     "FourierFT",
     "Ladder",
     "LoHa",

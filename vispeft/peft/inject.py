@@ -96,6 +96,8 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     model.requires_grad_(False)
     for name in trained:
         names.parameters[name].requires_grad_(True)
+    for _, delta in attachments:
+        delta.train(model.training)
     handles = [handle for site, delta in attachments for handle in _attach(site, delta, hooks)]
     if attachments:
         handles += hooks.add_to_sources(model)
