@@ -105,7 +105,7 @@ class Experts(nn.Module):
         probs = self.probabilities(maps)  # [B, n]
         chosen = probs.argmax(1)
         result = maps
-        for number in chosen.unique().tolist():
+        for number in sorted(set(chosen.tolist())):
             images = (chosen == number).nonzero().flatten()
             output = self._expert(maps[images], number)
             weights = probs[images, number].to(output.dtype)

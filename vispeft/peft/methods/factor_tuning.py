@@ -101,14 +101,17 @@ class BlockUpdate(nn.Module):
         """Return the small matrices of all blocks [out / d * r, in / d * r]."""
         if self.shared.core is None:
             return self.s
-        blocks = torch.tensordot(self.p, self.shared.core, dims=1)
-        return blocks.unflatten(0, (self.rows, self.columns)).transpose(1, 2).flatten(2).flatten(0, 1)
+        blocks: Tensor = torch.tensordot(self.p, self.shared.core, dims=1).view(
+            self.rows, self.columns, self.rank, self.rank
+        )
+        return blocks.transpose(1, 2).flatten(2).flatten(0, 1)
 
     def output(self, x: Tensor) -> Tensor:
         """Return the update of the output [..., out] for x [..., in]."""
         u, v, middle = (factor.to(x.dtype) for factor in (self.shared.u, self.shared.v, self.middle()))
-        hidden = F.linear(x.unflatten(-1, (self.columns, -1)), u).flatten(-2)
-        hidden = F.linear(hidden, middle).unflatten(-1, (self.rows, -1))
+        leading = x.shape[:-1]
+        hidden = F.linear(x.reshape(*leading, self.columns, self.shared.width), u).flatten(-2)
+        hidden = F.linear(hidden, middle).view(*leading, self.rows, self.rank)
         return self.scale * F.linear(hidden, v).flatten(-2)
 
     def added_to(self, weight: Tensor) -> Tensor:
