@@ -30,6 +30,8 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "fourierft": ({"frequencies": 30}, {"f": 30}),
     "oft": ({"block": 8}, {"k": 8}),
     "boft": ({"block": 8, "factors": 2}, {"k": 8, "m": 2}),
+    "fact": ({"rank": 2, "scale": 1.0}, {"r": 2}),
+    "conv_lora": ({"rank": 3, "experts": 2}, {"r": 3, "n": 2}),
     "sparse": ({"budget": 0.125}, {"p": 0.125}),
     "adapter": ({"width": 6, "count": 2}, {"w": 6, "n": 2}),
     "adapter, parallel": ({"width": 6, "count": 2, "parallel": True}, {"w": 6, "n": 2}),

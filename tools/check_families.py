@@ -43,6 +43,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fourierft": {"frequencies": 8},
     "oft": {"block": 2},
     "boft": {"block": 2, "factors": 1},
+    "fact": {"rank": 2, "scale": 1.0},
+    "conv_lora": {"rank": 2, "experts": 2},
     "sparse": {"budget": 0.1, "rule": "magnitude"},
     "ladder": {"width": 4},
     "vpt": {"tokens": 2},

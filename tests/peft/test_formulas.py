@@ -22,6 +22,7 @@ from vispeft.peft import (
     Compacter,
     Convpass,
     DoRA,
+    FacT,
     FourierFT,
     LoHa,
     LoKr,
@@ -45,7 +46,7 @@ Shake = Callable[[nn.Module], None]
 Tensors = dict[str, Tensor]
 
 # factors that are uniform at the start, where these are not A or down alone
-UNIFORM = {"loha": ("a1", "a2", "b1"), "lokr": ("a", "b")}
+UNIFORM = {"loha": ("a1", "a2", "b1"), "lokr": ("a", "b"), "fact": ("u", "s")}
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -105,6 +106,24 @@ def rotation(method: OFT | BOFT, own: Tensors) -> Tensor:
     return total
 
 
+def fact_update(method: FacT, own: Tensors, outputs: int, inputs: int) -> Tensor:
+    """`V S U` [out, in], block by block, with S from the core in Tucker form."""
+    u, v = own["update.shared.u"], own["update.shared.v"]
+    rank, width = u.shape
+    bands = []
+    for row in range(outputs // width):
+        blocks = []
+        for column in range(inputs // width):
+            if method.form == "tt":
+                middle = own["update.s"][row * rank : (row + 1) * rank, column * rank : (column + 1) * rank]
+            else:
+                coefficients = own["update.p"][row * (inputs // width) + column]
+                middle = sum(c * core for c, core in zip(coefficients, own["update.shared.core"], strict=True))
+            blocks.append(v @ middle @ u)
+        bands.append(torch.cat(blocks, 1))
+    return torch.cat(bands)
+
+
 def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
     """The update of a weight [out, ...]."""
     outputs, inputs = weight.flatten(1).shape
@@ -131,6 +150,8 @@ def change(weight: Tensor, method: Method, own: Tensors) -> Tensor:
         case Sparse():
             place = own["update.indices"].long()
             update = torch.zeros_like(weight).flatten().index_put((place,), own["update.values"])
+        case FacT():
+            update = method.scale * fact_update(method, own, outputs, inputs)
         case OFT() | BOFT():
             update = weight.flatten(1) @ (rotation(method, own).T - torch.eye(inputs, dtype=weight.dtype))
         case _:
@@ -263,7 +284,7 @@ def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y
             bias = along(module.get_parameter("bias"), y, module)
             update = applied(change(weight, method, own), x, module)
             return bias + along(gain(weight, method, own), y, module) * (y - bias + update)
-        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT() | OFT() | BOFT() | Sparse():
+        case LoRA() | AdaLoRA() | VeRA() | LoHa() | LoKr() | FourierFT() | OFT() | BOFT() | FacT() | Sparse():
             return y + applied(change(module.get_parameter("weight"), method, own), x, module)
         case ScaleShift():
             return y * along(own["gain"], y, module) + along(own["offset"], y, module)
@@ -380,6 +401,8 @@ def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
             kind = name.rpartition(".")[2]
             if isinstance(item.delta, StartedLoRA):
                 assert torch.equal(parameter, item.delta.get_buffer(f"{kind}_start"))
+            elif kind in ("core", "p"):
+                assert parameter.abs().min() > 0
             elif kind in "ab" and isinstance(item.delta.method, AdaLoRA):
                 assert 0.005 < parameter.std() < 0.04
             elif kind in UNIFORM.get(item.delta.method.name, ("a", "down_w")):

@@ -329,3 +329,15 @@ def test_inject__names_the_whole_class_of_a_module_that_is_called_as_one_it_serv
     model = nn.Sequential(type("Linear", (nn.Module,), {"__module__": "quantised.modules"})())
     with pytest.raises(PlanError, match=r"but this is a quantised\.modules\.Linear"):
         inject(model, Plan({"0": LoRA(2)}))
+
+
+def test_inject__puts_deltas_into_the_mode_of_the_model(build: Build, images: Tensor) -> None:
+    model = build()
+    inject(model, Plan({"blocks.*.mlp.fc1": LoRA(2, dropout=0.5)}))
+    with torch.no_grad():
+        for item in attached(model):
+            item.delta.b.normal_()
+        assert torch.equal(model(images), model(images))
+    remove(model)
+    inject(model.train(), Plan({"blocks.*.mlp.fc1": LoRA(2)}))
+    assert all(item.delta.training for item in attached(model))

@@ -22,6 +22,8 @@ OPTIONS = {
     "fourierft": {"frequencies": 8},
     "oft": {"block": 2},
     "boft": {"block": 2, "factors": 2},
+    "fact": {"rank": 2, "scale": 1.0},
+    "conv_lora": {"rank": 2, "experts": 2},
     "sparse": {"budget": 0.2, "rule": "magnitude"},
     "convpass": {"width": 4},
     "mona": {"width": 4},
@@ -70,9 +72,9 @@ def test_cases__have_every_method() -> None:
 def test_gradients__are_those_of_a_copy(name: str, options: dict[str, object], kind: str) -> None:
     model, x = site(kind)
     method = method_from_dict({"method": name, **options})
-    if name == "vera" and kind != "linear":
-        pytest.skip("VeRA serves no convolutions")
-    if name in ("convpass", "mona", "rein") and kind == "linear":
+    if name in ("vera", "fact", "conv_lora") and kind != "linear":
+        pytest.skip("serves no convolutions")
+    if name in ("convpass", "mona", "rein", "conv_lora") and kind == "linear":
         model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(2), Transposed(), model)
         x = x.transpose(1, 2).reshape(2, 8, 3, 3)
     inject(model, Plan({"**.layer": method}))

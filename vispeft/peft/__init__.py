@@ -13,8 +13,10 @@ from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, Scheduled, WeightDelta
 from vispeft.peft.methods.compacter import Compacter
 from vispeft.peft.methods.context import Context
+from vispeft.peft.methods.conv_lora import ConvLoRA
 from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.factor_tuning import FacT
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
@@ -48,10 +50,12 @@ __all__ = [
     "AroundDelta",
     "Compacter",
     "Context",
+    "ConvLoRA",
     "Convpass",
     "Count",
     "Delta",
     "DoRA",
+    "FacT",
     "FourierFT",
     "Ladder",
     "LoHa",

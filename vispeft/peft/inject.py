@@ -114,6 +114,8 @@ def install(
     model.requires_grad_(False)
     for name in trained:
         model.get_parameter(name).requires_grad_(True)
+    for _, delta in attachments:
+        delta.train(model.training)
     handles = [handle for site, delta in attachments for handle in attach(site, delta, hooks)]
     if attachments:
         handles += hooks.add_to_sources(model)

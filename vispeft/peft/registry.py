@@ -14,8 +14,10 @@ from vispeft.peft.methods.adalora import AdaLoRA
 from vispeft.peft.methods.adapter import Adapter
 from vispeft.peft.methods.base import Method
 from vispeft.peft.methods.compacter import Compacter
+from vispeft.peft.methods.conv_lora import ConvLoRA
 from vispeft.peft.methods.convpass import Convpass
 from vispeft.peft.methods.dora import DoRA
+from vispeft.peft.methods.factor_tuning import FacT
 from vispeft.peft.methods.fourier import FourierFT
 from vispeft.peft.methods.ladder import Ladder
 from vispeft.peft.methods.lora import LoRA
@@ -44,6 +46,8 @@ METHODS: dict[str, type[Method]] = {
     "fourierft": FourierFT,
     "oft": OFT,
     "boft": BOFT,
+    "fact": FacT,
+    "conv_lora": ConvLoRA,
     "sparse": Sparse,
     "ladder": Ladder,
     "vpt": VPT,

@@ -30,7 +30,8 @@ class TransposedConvLoRA(Delta):
         weight = base.weight
         _check_rank(method.rank, weight.shape[0], weight[0].numel())
         self.scale, self.dropout = method.scale, method.dropout
-        self.stride, self.padding, self.dilation, self.groups = base.stride, base.padding, base.dilation, base.groups
+        self.stride, self.dilation, self.groups = base.stride, base.dilation, base.groups
+        self.padding = [int(margin) for margin in base.padding]
         self.a = trainable(method.rank, weight.shape[0], like=weight)
         self.b = trainable(method.rank, *weight.shape[1:], like=weight)
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
@@ -40,7 +41,7 @@ class TransposedConvLoRA(Delta):
         x = F.dropout(x.to(y.dtype), self.dropout, self.training)
         axes = self.b.ndim - 2
         # [groups * r, in / groups, 1, ...], group by group
-        down = self.a.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten(0, 1).to(y.dtype)
+        down = self.a.view(self.a.shape[0], self.groups, -1).transpose(0, 1).flatten(0, 1).to(y.dtype)
         hidden = pointwise(x, down[(..., *[None] * axes)], self.groups)
         up = torch.cat([self.b.to(y.dtype)] * self.groups)
         margins = self._output_padding(x, y)
@@ -57,7 +58,7 @@ class TransposedConvLoRA(Delta):
         axes = range(self.b.ndim - 2)
         return [
             y.shape[2 + i]
-            - ((x.shape[2 + i] - 1) * self.stride[i] - 2 * int(self.padding[i]))
+            - ((x.shape[2 + i] - 1) * self.stride[i] - 2 * self.padding[i])
             - (self.dilation[i] * (self.b.shape[2 + i] - 1) + 1)
             for i in axes
         ]
