@@ -90,6 +90,12 @@ CONFIGS: dict[str, Make] = {
     "ia3 inputs": lambda peft: peft.IA3Config(
         target_modules=["qkv", "fc2", "conv", "grouped"], feedforward_modules=["fc2", "conv", "grouped"]
     ),
+    "oft": lambda peft: peft.OFTConfig(
+        oft_block_size=4, target_modules=QKV, use_cayley_neumann=False, bias="oft_only", modules_to_save=["bn"]
+    ),
+    "oft shared": lambda peft: peft.OFTConfig(
+        oft_block_size=4, target_modules=QKV, use_cayley_neumann=False, block_share=True
+    ),
     "ln_tuning": lambda peft: peft.LNTuningConfig(target_modules=["norm1", "bn"], modules_to_save=["net.head"]),
 }
 
@@ -146,7 +152,8 @@ def test_load_peft__leaves_out_the_triplets_that_adalora_has_given_up(
         (lambda peft: peft.LoraConfig(r=2, target_modules=["listed.0"]), "holds it in an attribute outside"),
         (lambda peft: peft.LoraConfig(r=2, target_modules=["tokens"], use_dora=True), "DoRA at `tokens`"),
         (lambda peft: peft.LoKrConfig(r=2, target_modules=["net.conv"], decompose_factor=8), "no `factor` of `lokr`"),
-        (lambda peft: peft.OFTConfig(oft_block_size=4, target_modules=["qkv"]), "peft_type 'OFT'.*rotates the input"),
+        (lambda peft: peft.OFTConfig(oft_block_size=4, target_modules=["qkv"]), "`use_cayley_neumann`: its series"),
+        (lambda peft: peft.OFTConfig(oft_block_size=4, target_modules=["qkv"], coft=True), "`coft` set to True"),
         (lambda peft: peft.HRAConfig(r=2, target_modules=["qkv"]), "peft_type 'HRA', which has no counterpart"),
         (lambda peft: peft.ShiraConfig(r=2, target_modules=["qkv"]), "peft_type 'SHIRA'"),
     ],

@@ -36,6 +36,10 @@ FC1 = "net.blocks.*.mlp.fc1"
 PLANS = {
     "lora": Plan({FC1: LoRA(2, 8), "net.conv": LoRA(3, 3), "net.blocks.1.attn.proj": LoRA(4)}, ["net.head"]),
     "lora parts": Plan({QKV: LoRA(2, 6, parts="qv")}, ["net.bn", "net.head"]),
+    "lora starts": Plan({QKV: LoRA(2, 6, parts="qv", start="pissa"), "net.conv": LoRA(2, start="orthogonal")}),
+    "lora start of a weight": Plan({"weights.p": LoRA(2, start="milora"), "head.weight": LoRA(1, start="pissa")}),
+    "lora scaling": Plan({QKV: LoRA(2, 6, scaling="sqrt_rank")}),
+    "lora embedding module": Plan({"tokens": LoRA(2, 3)}),
     "lora dropout": Plan({QKV: LoRA(2, dropout=0.5)}),
     "lora sum": Plan({QKV: (LoRA(2, 5), LoRA(3)), "net.conv": (LoRA(1), LoRA(1, 0.5))}),
     "lora weights": Plan({f"{QKV}.weight": LoRA(2, parts="v"), "plain.weight": LoRA(2)}),
@@ -72,6 +76,7 @@ PLANS = {
     "fourierft of two shapes": Plan({f"{QKV} | {FC1}": FourierFT(12)}),
     "ia3": Plan({QKV: IA3("kv"), "net.conv | grouped": IA3()}, ["net.head"]),
     "ia3 inputs": Plan({QKV: IA3("v"), "net.blocks.*.mlp.fc2 | net.conv | head": IA3(side="input")}, ["net.head"]),
+    "oft": Plan({f"{QKV} | {FC1} | head": OFT(4)}, [f"{QKV}.bias"]),
     "norms": Plan({}, ["net.bn", "net.blocks.*.norm*"]),
     "norms and head": Plan({}, ["net.bn", "net.blocks.*.norm*", "net.head"]),
     "head": Plan({}, ["head"]),
@@ -142,7 +147,8 @@ def test_save_peft__names_sites_exactly_by_a_pattern_where_names_end_alike(build
     [
         (Plan({"head": Adapter(width=2)}), r"no counterpart for `head\.adapter`"),
         (Plan({"head": ScaleShift()}), r"no counterpart for `head\.scale_shift`"),
-        (Plan({"head": OFT(2)}), r"no counterpart for `head\.oft`"),
+        (Plan({"head": OFT(2), "net.head": OFT(4)}), "blocks of different sizes"),
+        (Plan({"net.conv": OFT(3)}), r"no counterpart for `net\.conv\.oft`"),
         (Plan({"head": (IA3(), LoRA(2))}), r"different methods in one adapter, such as `head\.ia3` and `head\.lora`"),
         (Plan({"net.bn": IA3()}), r"no counterpart for `net\.bn\.ia3`"),
         (Plan({"head": (DoRA(2), LoRA(2))}), "DoRA and another delta at one site, `head`"),

@@ -144,3 +144,9 @@ FOURIERFT = KnownOptions(
 LN_TUNING = KnownOptions(frozenset())
 
 TRAINABLE_TOKENS = KnownOptions(frozenset({"token_indices"}))
+
+OFT = KnownOptions(
+    frozenset({"bias", "block_share", "eps", "module_dropout", "num_cayley_neumann_terms", "oft_block_size", "r"})
+    | frozenset({"use_cayley_neumann"}),
+    frozenset({"coft", "fan_in_fan_out"}),
+)

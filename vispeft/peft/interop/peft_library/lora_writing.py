@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,8 +27,9 @@ from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ, OUT_PROJ_TI
 from vispeft.peft.interop.peft_library.names import Tree
 from vispeft.peft.methods.changed_start import StartedLoRA, WeightStartedLoRA, changed_factors
 from vispeft.peft.methods.dora import ConvDoRA, LinearDoRA
-from vispeft.peft.methods.lora import ConvLoRA, LinearLoRA, WeightLoRA
-from vispeft.peft.methods.low_rank import LowRank
+from vispeft.peft.methods.lora import WeightLoRA
+from vispeft.peft.methods.lora_other import EmbeddingLoRA
+from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors
 
 
 def write_lora(items: Sequence[Attached], tree: Tree) -> TheirContents:
@@ -59,7 +61,7 @@ def write_lora(items: Sequence[Attached], tree: Tree) -> TheirContents:
 
 def _their_site(item: Attached, tree: Tree) -> str:
     """Return the library's name of a site: that of its module, or `<module>:<name>` of a parameter in a module."""
-    if isinstance(tree.modules.get(item.site), nn.Linear | Convolution):
+    if isinstance(tree.modules.get(item.site), nn.Linear | Convolution | nn.Embedding):
         return item.site
     owner, _, leaf = item.site.rpartition(".")
     parent = owner.removesuffix(".out_proj")
@@ -79,13 +81,14 @@ def _their_site(item: Attached, tree: Tree) -> str:
 def _factors(item: Attached, tree: Tree) -> Factors:
     """Return one pair of factors for the whole map: parts side by side in a, block by block in b."""
     delta = item.delta
-    assert isinstance(delta, LinearLoRA | LinearDoRA | ConvLoRA | ConvDoRA | WeightLoRA | StartedLoRA)
+    assert isinstance(delta, LinearFactors | ConvFactors | WeightFactors | EmbeddingLoRA)
     owner = item.site if item.site in tree.modules else item.site.rpartition(".")[0]
     module = tree.modules[owner]
     magnitude = _magnitude(delta) if isinstance(delta, LinearDoRA | ConvDoRA) else None
-    # one from another start is written as what it adds to the pretrained weight, with twice the rank
     a, b = changed_factors(delta) if isinstance(delta, StartedLoRA) else (delta.a, delta.b)
-    pair = Factors(a.detach(), whole_rows(b.detach(), delta.rows, delta.outputs), delta.scale, magnitude)
+    pair = Factors(a, b, delta.scale, magnitude)
+    if not isinstance(delta, EmbeddingLoRA):
+        pair = replace(pair, b=whole_rows(b, delta.rows, delta.outputs))
     if isinstance(module, Convolution):
         check_conv(item.site, module, has_magnitude=magnitude is not None)
         return to_grouped(pair, module)

@@ -16,6 +16,7 @@ from vispeft.peft.interop.peft_library.directory import Directory, read_director
 from vispeft.peft.interop.peft_library.full_reading import read_ln_tuning, read_trainable_tokens
 from vispeft.peft.interop.peft_library.lora_reading import read_lora
 from vispeft.peft.interop.peft_library.product_reading import read_adalora, read_loha, read_lokr
+from vispeft.peft.interop.peft_library.rotations import read_oft
 from vispeft.peft.interop.peft_library.vector_reading import read_fourierft, read_ia3, read_vera
 from vispeft.peft.plan import Plan
 from vispeft.peft.wrappers import unwrapped
@@ -28,13 +29,13 @@ _READERS: dict[str, Callable[[Directory, nn.Module], Contents]] = {
     "LOHA": read_loha,
     "LOKR": read_lokr,
     "LORA": read_lora,
+    "OFT": read_oft,
     "TRAINABLE_TOKENS": read_trainable_tokens,
     "VERA": read_vera,
 }
 
 # kinds with a namesake here that computes something else
 _OTHERS = {
-    "OFT": "rotates the input of a map by an approximate Cayley transform; `oft` rotates the output by an exact one",
     "BOFT": "multiplies butterfly factors of the library's own order",
 }
 

@@ -21,6 +21,7 @@ from vispeft.peft.interop.peft_library.lora_reading import OUT_PROJ
 from vispeft.peft.interop.peft_library.lora_writing import write_lora
 from vispeft.peft.interop.peft_library.names import Tree, exact_targets, is_targeted, with_wrappers
 from vispeft.peft.interop.peft_library.product_writing import write_adalora, write_loha, write_lokr
+from vispeft.peft.interop.peft_library.rotations import write_oft
 from vispeft.peft.interop.peft_library.vector_writing import write_fourierft, write_ia3, write_vera
 from vispeft.peft.wrappers import unwrapped
 
@@ -32,6 +33,7 @@ _WRITERS: dict[str, Callable[[Sequence[Attached], Tree], TheirContents]] = {
     "loha": write_loha,
     "lokr": write_lokr,
     "lora": write_lora,
+    "oft": write_oft,
     "vera": write_vera,
 }
 # what the library takes for no target at all, beside modules trained in full
