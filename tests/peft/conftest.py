@@ -162,6 +162,7 @@ CASES = {
     "oft parameters": Case("self_attn.in_proj_weight | grouped.weight", OFT(block=2)),
     "oft among others": Case("blocks.*.mlp.fc2", (ScaleShift(), OFT(block=2), LoRA(rank=1))),
     "ladder": Case("blocks.*", Ladder(width=3), merges=False, has_formula=False),
+    "ladder to all outputs": Case("blocks.*", Ladder(width=3, outputs="all"), merges=False, has_formula=False),
     "vpt": Case("blocks.*", VPT(tokens=3), merges=False, has_formula=False),
     "vpt shallow": Case("blocks.*", VPT(tokens=3, deep=False), merges=False, has_formula=False),
     "convpass": Case("blocks.*.mlp | self_attn", Convpass(width=3), merges=False),
