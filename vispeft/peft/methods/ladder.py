@@ -63,7 +63,7 @@ class Ladder(Method):
 
 
 class LadderDelta(Delta):
-    """Maps of the side network at a site: `down`, but for the first `gate` and `mix`, and `up` if the output changes."""
+    """Maps of the side network: `down`, but for the first site `gate` and `mix`, and `up` where the output changes."""
 
     def __init__(self, method: Ladder, base: nn.Module, context: Context) -> None:
         super().__init__(method)
@@ -126,8 +126,9 @@ class Output:
 class SideState:
     """State of the side network after some sites of one forward pass.
 
-    With gradients it is the outputs of the blocks, and a site whose output changes runs the whole side network up to it:
-    the graph is then in one place, and a block that backward recomputes needs no other. Without gradients it is h alone.
+    With gradients it is the outputs of the blocks, and a site whose output changes runs the whole side network until
+    there. The graph is then in one place, and a block that backward recomputes needs no other. Without gradients it is
+    h alone.
 
     num_sites: sites that have run
     hidden: h [..., width] of those without an entry in `outputs`; None for none
