@@ -98,7 +98,8 @@ class LadderDelta(Delta):
         if hidden is None or self.gate is None or self.mix is None:
             return projected
         if hidden.ndim == 4 and hidden.shape != projected.shape:
-            hidden = F.adaptive_avg_pool2d(hidden.movedim(-1, 1), projected.shape[1:3]).movedim(1, -1)
+            size = projected.shape[1], projected.shape[2]
+            hidden = F.adaptive_avg_pool2d(hidden.movedim(-1, 1), size).movedim(1, -1)
         if hidden.shape != projected.shape:
             raise PlanError(
                 f"`{self.site}` has outputs of {list(projected.shape[:-1])} positions, but the site of the ladder "
