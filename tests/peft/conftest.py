@@ -190,6 +190,7 @@ CASES = {
     "sparse parameters": Case("self_attn.in_proj_weight | grouped.weight", Sparse(0.7, "magnitude")),
     "sparse and products": Case("blocks.*.mlp.fc1 | conv", Sparse(0.5, "magnitude", rank=2)),
     "ladder": Case("blocks.*", Ladder(width=3), merges=False, has_formula=False),
+    "ladder to all outputs": Case("blocks.*", Ladder(width=3, outputs="all"), merges=False, has_formula=False),
     "vpt": Case("blocks.*", VPT(tokens=3), merges=False, has_formula=False),
     "vpt shallow": Case("blocks.*", VPT(tokens=3, deep=False), merges=False, has_formula=False),
     "convpass": Case("blocks.*.mlp | self_attn", Convpass(width=3), merges=False),

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
 from vispeft.models.layers.activation_checkpointing import run_layer
-from vispeft.peft import Adapter, Ladder, LoRA, Method, Plan, count, disabled, inject, train_mode
+from vispeft.peft import Adapter, Ladder, LoRA, Plan, count, disabled, inject, train_mode
 from vispeft.peft.inject import attached
 from vispeft.peft.methods.ladder import LadderDelta, SideState, SideStates
 
@@ -301,40 +300,78 @@ def test_ladder__holds_its_own_state_alone_without_gradients() -> None:
     assert not any(output.y.requires_grad for output in held[-1].outputs)
 
 
-def kept_bytes(method: Method, pattern: str) -> int:
-    """Bytes that autograd keeps of a small ViT, parameters excluded."""
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=6, embed_dim=48, num_classes=0)
-    inject(model, Plan({pattern: method}))
-    train_mode(model)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
+class Half(nn.Linear):
+    """A linear map of every second token."""
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = model(torch.randn(4, 3, 64, 64))
-    del result
-    return sum(kept.values())
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x[:, ::2])
 
 
-def test_ladder__keeps_a_fraction_of_what_lora_keeps() -> None:
-    ours = kept_bytes(Ladder(12), "blocks.*")
-    assert 0 < ours < 0.25 * kept_bytes(LoRA(4), "blocks.*.attn.qkv | blocks.*.mlp.fc1")
-
-
-def test_ladder__serves_blocks_of_one_stage() -> None:
-    model = injected(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 2, stride=2)), Plan({"*": Ladder(2)}))
-    image = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-    message = r"`1` has outputs of \[1, 4, 4\] positions, but .* before it has \[1, 8, 8\]\. Name the blocks of one sta"
+def test_ladder__serves_tokens_of_one_stage() -> None:
+    model = injected(nn.Sequential(nn.Linear(6, 4), Half(4, 8)), Plan({"*": Ladder(2)}))
+    message = r"`1` has outputs of \[2, 3\] positions, but .* before it has \[2, 5\]\. Name the blocks of one stage"
     with pytest.raises(PlanError, match=message):
-        model(image)
+        model(tokens())
     with torch.no_grad(), pytest.raises(PlanError, match=message):
-        model(image)
+        model(tokens())
+
+
+@pytest.mark.parametrize("outputs", ["last", "all"])
+def test_ladder__averages_its_state_to_the_maps_of_the_next_stage(outputs: str) -> None:
+    stages = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 2, stride=2), nn.Conv2d(8, 8, 1)]
+    model = injected(nn.Sequential(*stages), Plan({"*": Ladder(2, outputs=outputs)}))
+    image = torch.randn(1, 3, 8, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x, hidden = image, torch.zeros(())
+    for index, (delta, stage) in enumerate(zip(ladder_of(model), stages, strict=True)):
+        own = dict(delta.named_parameters())
+        y = F.conv2d(x, stage.weight, stage.bias, stage.stride, stage.padding)
+        down = y.detach().movedim(1, -1) @ own["down_w"].T + own["down_b"]
+        if index == 1:
+            hidden = F.avg_pool2d(hidden.movedim(-1, 1), 2).movedim(1, -1)
+        if index > 0:
+            inner = F.gelu(hidden @ own["mix.down_w"].T + own["mix.down_b"])
+            gate = own["gate"].sigmoid()
+            down = gate * down + (1 - gate) * (hidden + inner @ own["mix.up_w"].T + own["mix.up_b"])
+        hidden = down
+        adds = outputs == "all" or index == 2
+        x = y + (hidden @ own["up_w"].T + own["up_b"]).movedim(-1, 1) if adds else y
+    ours = model(image)
+    torch.testing.assert_close(ours, x)
+    parameters = trained(model)
+    grads = (list(torch.autograd.grad(result.square().sum(), parameters)) for result in (ours, x))
+    assert_close(*grads)
+    with torch.no_grad():
+        torch.testing.assert_close(model(image), x.detach())
+    assert states_of(model).running == SideState()
+
+
+class Taps(nn.Module):
+    """Blocks whose outputs a decoder reads through norms. x: [..., 6]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block() for _ in range(3)])
+        self.norms = nn.ModuleList([nn.LayerNorm(6) for _ in range(3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = []
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = block(x)
+            maps.append(norm(x))
+        return torch.stack(maps)
+
+
+def test_ladder__adds_to_every_map_of_a_decoder_without_gradients_in_the_backbone() -> None:
+    model, seen = injected(Taps(), Plan({"norms.*": Ladder(3, outputs="all")})), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _module, _args, output: seen.append(output.requires_grad))
+    maps = model(tokens())
+    with disabled(model):
+        frozen = model(tokens())
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(maps, frozen, strict=True))
+    assert seen == [False] * 6
+    down, mix, up = 6 * 3 + 3, 2 * (3 * 3 + 3) + 1, 3 * 6 + 6
+    assert count(model).deltas == {"ladder": 3 * down + 2 * mix + 3 * up}
 
 
 def test_ladder__refuses_blocks_that_run_in_another_order() -> None:
@@ -356,5 +393,7 @@ def test_ladder__refuses_what_it_cannot_serve() -> None:
         inject(Encoder(), Plan({"blocks.*": Ladder(3), "blocks.0": Ladder(3)}))
     with pytest.raises(PlanError, match="`width` must be at least 1, but is 0"):
         Ladder(0)
+    with pytest.raises(PlanError, match="`outputs` must be one of last, all, but is 'first'"):
+        Ladder(3, outputs="first")
     with pytest.raises(PlanError, match="`activation` must be one of gelu, relu, silu, but is 'tanh'"):
         Ladder(3, "tanh")

@@ -22,6 +22,8 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.layout import ChannelDim
 from vispeft.peft.methods.tensor_table import TensorTable
 
+OUTPUTS = ("last", "all")
+
 
 @dataclass(frozen=True)
 class Ladder(Method):
@@ -29,19 +31,23 @@ class Ladder(Method):
 
     `h_0 = down_0(y_0)`, and `h_i = g_i down_i(y_i) + (1 - g_i) (h_{i-1} + mix_i(h_{i-1}))`. The y_i are detached. One
     gate a site, `g_i = sigmoid(a_i)`, starts at 0.5 (LST, section 3.2, without its temperature). `mix_i` is the channel
-    mixer of LoSA, `up(act(down(h)))` with its own maps; it starts at zero.
+    mixer of LoSA, `up(act(down(h)))` with its own maps; it starts at zero. Where the map of a site has another size
+    than that of the site before, as in the next stage of a hierarchical encoder, `h_{i-1}` is averaged to it.
 
     width: features of h
     activation: gelu (exact), relu or silu
+    outputs: "last", or "all": each site returns `y_i + up_i(h_i)`, for modules whose outputs a decoder alone reads
     """
 
     name: ClassVar[str] = "ladder"
     width: int
     activation: str = "gelu"
+    outputs: str = "last"
 
     def __post_init__(self) -> None:
         at_least("width", self.width, 1)
         one_of("activation", self.activation, ACTIVATIONS)
+        one_of("outputs", self.outputs, OUTPUTS)
 
     def for_module(self, module: nn.Module, context: Context) -> Delta:
         """Return the delta for any module whose output width is known."""
@@ -57,7 +63,7 @@ class Ladder(Method):
 
 
 class LadderDelta(Delta):
-    """The side network's maps at one site: `down`, but for the first `gate` and `mix`, and `up` of the last."""
+    """Maps of the side network: `down`, but for the first site `gate` and `mix`, and `up` where the output changes."""
 
     def __init__(self, method: Ladder, base: nn.Module, context: Context) -> None:
         super().__init__(method)
@@ -70,16 +76,16 @@ class LadderDelta(Delta):
         nn.init.kaiming_uniform_(self.down_w, a=math.sqrt(5))
         self.gate = None if context.is_first else trainable(1, like=like)
         self.mix = None if context.is_first else Bottleneck(method.width, method.width, method.width, like)
-        self.up_w = trainable(size.outputs, method.width, like=like) if context.is_last else None
-        self.up_b = trainable(size.outputs, like=like) if context.is_last else None
+        self.is_last, adds = context.is_last, context.is_last or method.outputs == "all"
+        self.up_w = trainable(size.outputs, method.width, like=like) if adds else None
+        self.up_b = trainable(size.outputs, like=like) if adds else None
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
-        """Return y, and at the last site `y + up(h)`. y: [..., C] or [B, C, H, W]."""
+        """Return `y + up(h)` at the last site or at all, y elsewhere. y: [..., C] or [B, C, H, W]."""
         state = self.states.before(self, x).with_output(self, y)
+        self.states.running = SideState() if self.is_last else state
         if self.up_w is None or self.up_b is None:
-            self.states.running = state
             return y
-        self.states.running = SideState()
         hidden = state.hidden_after_outputs()
         assert hidden is not None  # one output at least
         update = F.linear(hidden, self.up_w.to(hidden.dtype), self.up_b.to(hidden.dtype))
@@ -91,6 +97,9 @@ class LadderDelta(Delta):
         projected = F.linear(y, self.down_w.to(y.dtype), self.down_b.to(y.dtype))
         if hidden is None or self.gate is None or self.mix is None:
             return projected
+        if hidden.ndim == 4 and hidden.shape != projected.shape:
+            size = projected.shape[1], projected.shape[2]
+            hidden = F.adaptive_avg_pool2d(hidden.movedim(-1, 1), size).movedim(1, -1)
         if hidden.shape != projected.shape:
             raise PlanError(
                 f"`{self.site}` has outputs of {list(projected.shape[:-1])} positions, but the site of the ladder "
@@ -118,8 +127,9 @@ class Output:
 class SideState:
     """State of the side network after some sites of one forward pass.
 
-    With gradients it is the outputs of the blocks, and the last site runs the whole side network: the graph is then in
-    one place, and a block that backward recomputes needs no other. Without gradients it is h alone.
+    With gradients it is the outputs of the blocks, and a site whose output changes runs the whole side network until
+    there. The graph is then in one place, and a block that backward recomputes needs no other. Without gradients it is
+    h alone.
 
     num_sites: sites that have run
     hidden: h [..., width] of those without an entry in `outputs`; None for none

@@ -76,7 +76,9 @@ class ReinDelta(Delta):
         super().__init__(method)
         self.channel_dim, self.maps, self.sizes = ChannelDim(widths(base)), maps, context.map_sizes()
         features, like = maps.features, reference_tensor(base)
-        self.tokens = self.a = self.b = None
+        self.tokens: nn.Parameter | None = None
+        self.a: nn.Parameter | None = None
+        self.b: nn.Parameter | None = None
         if method.rank is None:
             self.tokens = _uniform(math.sqrt(3 / features), method.tokens, features, like=like)
         else:
@@ -106,11 +108,19 @@ class ReinDelta(Delta):
     def _update(self, features: Tensor) -> Tensor:
         """Return `mlp_f(f + S mlp_t(T))` of features f [..., d], in their dtype."""
         dtype, maps = features.dtype, self.maps
-        tokens = (self.tokens if self.a is None or self.b is None else self.a @ self.b).to(dtype)  # [m, d]
+        tokens = self._all_tokens().to(dtype)
         similarity = F.linear(features, tokens) * maps.features**-0.5
         values = F.linear(tokens[1:], maps.token_w.to(dtype), maps.token_b.to(dtype))
         refined = features + similarity.softmax(-1)[..., 1:].to(dtype) @ values.to(dtype)
         return F.linear(refined, maps.feature_w.to(dtype), maps.feature_b.to(dtype)).to(dtype)
+
+    def _all_tokens(self) -> Tensor:
+        """Return the tokens T [m, d]."""
+        if self.tokens is not None:
+            return self.tokens
+        assert self.a is not None
+        assert self.b is not None
+        return self.a @ self.b
 
 
 def _uniform(bound: float, *shape: int, like: Tensor) -> nn.Parameter:

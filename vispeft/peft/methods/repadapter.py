@@ -19,6 +19,7 @@ from vispeft.peft.methods.base import (
     not_zero,
     reference_tensor,
     trainable,
+    widths,
 )
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.layout import laid_out_like
@@ -67,10 +68,10 @@ class RepAdapterDelta(AroundDelta):
 
     def __init__(self, method: RepAdapter, base: nn.Linear | nn.Conv2d) -> None:
         super().__init__(method)
-        is_linear = isinstance(base, nn.Linear)
-        inputs, like = base.in_features if is_linear else base.in_channels, reference_tensor(base)
-        self.dim, self.groups, self.scale = -1 if is_linear else 1, method.groups, method.scale
-        self.merges = is_linear or _merges(base)
+        size, like = widths(base), reference_tensor(base)
+        inputs = size.inputs
+        self.dim, self.groups, self.scale = size.dim, method.groups, method.scale
+        self.merges = isinstance(base, nn.Linear) or _merges(base)
         if inputs % self.groups:
             raise PlanError(f"`groups` must divide the site's {inputs} inputs, but is {self.groups}.")
         self.down_w, self.down_b = trainable(method.width, inputs, like=like), trainable(method.width, like=like)
@@ -86,9 +87,9 @@ class RepAdapterDelta(AroundDelta):
         if self.groups == 1:
             update = F.linear(hidden, self.up_w.to(dtype), self.up_b.to(dtype))
         else:
-            blocks = self.up_w.to(hidden.dtype).unflatten(0, (self.groups, -1))  # [groups, in / groups, w / groups]
-            update = torch.einsum("...gw,giw->...gi", hidden.unflatten(-1, (self.groups, -1)), blocks).flatten(-2)
-            update = update + self.up_b.to(dtype)
+            blocks = torch.stack(self.up_w.to(hidden.dtype).chunk(self.groups))  # [groups, in / groups, w / groups]
+            hidden = hidden.reshape(*hidden.shape[:-1], self.groups, -1)
+            update = torch.einsum("...gw,giw->...gi", hidden, blocks).flatten(-2) + self.up_b.to(dtype)
         return laid_out_like(x, (features + self.scale * update).movedim(-1, self.dim))
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
@@ -99,7 +100,8 @@ class RepAdapterDelta(AroundDelta):
         """Return `W + scale * W B A` and `c + scale * W (B a + b)`; None without a bias, or if a convolution pads."""
         if bias is None or not self.merges:
             return None
-        up, dtype = torch.block_diag(*self.up_w.chunk(self.groups)), self.up_w.dtype  # [in, w]
+        up: Tensor = torch.block_diag(*self.up_w.chunk(self.groups))  # type: ignore[no-untyped-call]  # [in, w]
+        dtype = up.dtype
         kernel = weight.to(dtype)
         update = torch.einsum("oi...,ij->oj...", kernel, up @ self.down_w)
         shift = kernel.flatten(2).sum(2) if kernel.ndim > 2 else kernel
