@@ -23,6 +23,7 @@ from vispeft.peft.methods.scale_shift import IA3, ScaleShift
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
 from vispeft.peft.plan import Plan
+from vispeft.peft.quantization.quantize import dequantize, quantize
 from vispeft.peft.registry import METHODS, known_methods, method_from_dict, register_method
 from vispeft.peft.schedule import update_schedules
 from vispeft.peft.targets import Names, Site
@@ -57,6 +58,7 @@ __all__ = [
     "WeightDelta",
     "check",
     "count",
+    "dequantize",
     "describe",
     "disabled",
     "inject",
@@ -65,6 +67,7 @@ __all__ = [
     "load_peft",
     "merge",
     "method_from_dict",
+    "quantize",
     "register_method",
     "remove",
     "save_adapter",

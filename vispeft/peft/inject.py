@@ -22,6 +22,7 @@ from vispeft.peft.build import build_deltas
 from vispeft.peft.hooks import SiteHooks, deltas_of
 from vispeft.peft.methods.base import Delta, WeightDelta, full_precision
 from vispeft.peft.plan import Plan
+from vispeft.peft.quantization.kinds import refuse_unsupported
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized
 from vispeft.peft.wrappers import unwrapped
@@ -88,6 +89,9 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     _refuse_another_plan(model)
     names = Names(model)
     refuse_uninitialized(names)
+    refuse_unsupported(model)
+    for pattern in plan.train:
+        names.refuse_quantized(pattern, roles)
     trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
     refuse_integers(names, trained)
     hooks = SiteHooks()

@@ -13,6 +13,8 @@ from vispeft.peft.methods.base import Delta
 # classes whose `forward` is linear in weight and bias, row by row of their output; a test compares each numerically
 LINEAR_FORWARDS = frozenset(
     {
+        "bitsandbytes.nn.modules.Linear4bit",
+        "bitsandbytes.nn.modules.Linear8bitLt",
         "torch.nn.modules.linear.Linear",
         "torch.nn.modules.conv.Conv2d",
         "torch.nn.modules.normalization.LayerNorm",
@@ -34,6 +36,8 @@ LINEAR_FORWARDS = frozenset(
         "transformers.models.sam2.modeling_sam2.Sam2LayerNorm",
         "transformers.models.sam_hq.modeling_sam_hq.SamHQLayerNorm",
         "vispeft.models.layers.pyramid.ChannelNorm",
+        "vispeft.peft.quantization.maps.QuantizedConv2d",
+        "vispeft.peft.quantization.maps.QuantizedLinear",
     }
 )
 
@@ -54,8 +58,8 @@ _MERGING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return True for an nn.Linear that runs torch's own `forward`."""
-    return type(module) is nn.Linear and "forward" not in vars(module)
+    """Return True for an nn.Linear that runs torch's own `forward` on a weight of torch's own type."""
+    return type(module) is nn.Linear and "forward" not in vars(module) and type(module.weight) in (nn.Parameter, Tensor)
 
 
 def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> str | None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
+from vispeft.peft.quantization.maps import QuantizedConv2d
 
 
 class ConvGeometry:
@@ -28,6 +29,8 @@ class ConvGeometry:
 
 def check_plain_conv(name: str, module: nn.Conv2d) -> None:
     """Refuse a convolution that pads or changes its weights in a way of its own. name: of the method"""
+    if type(module) is QuantizedConv2d:
+        return
     if type(module).forward is not nn.Conv2d.forward or type(module)._conv_forward is not nn.Conv2d._conv_forward:
         raise PlanError(
             f"`{name}` cannot follow the padding or weights of a {type(module).__name__}. "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vispeft.peft.methods.base import Delta, WeightDelta
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class LoRA(LowRank):
 
     def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
-        return LinearLoRA(self, module.weight, context.tables.recomputed_inputs)
+        return LinearLoRA(self, frozen_weight(module), context.tables.recomputed_inputs)
 
     def for_conv(self, module: nn.Conv2d, context: Context) -> Delta:
         """Return the delta for a convolution."""

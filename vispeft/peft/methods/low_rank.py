@@ -18,6 +18,7 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import ConvGeometry, check_plain_conv
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class ConvFactors(Delta):
         self.scale, self.dropout = method.scale, method.dropout
         self.geometry = ConvGeometry(base)
         self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
-        self.a, self.b = _factors(method.rank, self.rows, base.weight)
+        self.a, self.b = _factors(method.rank, self.rows, frozen_weight(base))
 
     def update(self, x: Tensor, y: Tensor, a: Tensor) -> Tensor:
         """Return y with the low-rank update by B and a. x: [B, in, H, W]; y: [B, out, h, w]; a: as A."""
