@@ -22,7 +22,7 @@ from vispeft.peft.build import build_deltas
 from vispeft.peft.hooks import SiteHooks, deltas_of
 from vispeft.peft.methods.base import Delta, WeightDelta, full_precision
 from vispeft.peft.plan import Plan
-from vispeft.peft.quantization.kinds import refuse_unsupported
+from vispeft.peft.quantization.kinds import prepare, refuse_unsupported
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized
 from vispeft.peft.wrappers import unwrapped
@@ -97,6 +97,7 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     hooks = SiteHooks()
     attachments = list(build_deltas(names, plan, roles, trained, hooks.tables))
     thawed_before = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    prepare(model)
     model.requires_grad_(False)
     for name in trained:
         names.parameters[name].requires_grad_(True)

@@ -24,11 +24,13 @@ class Kind:
     name: of the quantisation, for messages and adapter files
     weight: returns the values [out, ...] that the codes stand for
     unsupported_reason: returns the reason why such a map cannot be part of an injected model; None if it can
+    prepare: changes how the map computes, so that it passes gradients
     """
 
     name: Callable[[Any], str]
     weight: Callable[[Any], Tensor]
     unsupported_reason: Callable[[Any], str | None] = lambda _: None
+    prepare: Callable[[Any], None] = lambda _: None
 
 
 def _own_name(module: QuantizedLinear | QuantizedConv2d) -> str:
@@ -90,14 +92,21 @@ def _four_bit_weight(module: Any) -> Tensor:
 def _four_bit_reason(module: Any) -> str | None:
     if module.weight.quant_state is None:
         return "it is not quantised yet. Move the model to its device first"
-    if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-        return "its codes are packed for inference. Put the model in train mode and load it anew"
     return None
+
+
+def _four_bit_prepare(module: Any) -> None:
+    """Switch off the kernel for CPUs with AVX512-BF16: it packs the codes anew in eval mode and passes no gradient."""
+    module.support_avx512bf16_for_cpu = False
+    # unpacks the codes where an earlier call has packed them
+    module.state_dict()
 
 
 _OWN = Kind(_own_name, _own_weight)
 _INT8 = Kind(lambda _: "bitsandbytes int8", _int8_weight, _int8_reason)
-_FOUR_BIT = Kind(lambda module: f"bitsandbytes {module.weight.quant_type}", _four_bit_weight, _four_bit_reason)
+_FOUR_BIT = Kind(
+    lambda module: f"bitsandbytes {module.weight.quant_type}", _four_bit_weight, _four_bit_reason, _four_bit_prepare
+)
 _TORCHAO = Kind(_torchao_name, _torchao_weight, _torchao_reason)
 _UNKNOWN_TORCHAO = Kind(_torchao_name, _torchao_weight, _unknown_torchao_reason)
 
@@ -119,10 +128,10 @@ def kind_of(module: nn.Module) -> Kind | None:
     kind = _MODULES.get(_full_name(type(module)))
     if kind is not None or not isinstance(module, nn.Linear):
         return kind
-    tensor = type(module._parameters.get("weight"))
-    if not tensor.__module__.startswith("torchao."):
+    weight = module._parameters.get("weight")
+    if weight is None or type(weight) is nn.Parameter or not type(weight).__module__.startswith("torchao."):
         return None
-    return _TENSORS.get(_full_name(tensor), _UNKNOWN_TORCHAO)
+    return _TENSORS.get(_full_name(type(weight)), _UNKNOWN_TORCHAO)
 
 
 def frozen_weight(module: nn.Linear | nn.Conv2d) -> Tensor:
@@ -143,6 +152,14 @@ def refuse_unsupported(model: nn.Module) -> None:
         reason = None if kind is None else kind.unsupported_reason(module)
         if kind is not None and reason is not None:
             raise PlanError(f"`{name}` ({kind.name(module)}) cannot be part of a model with deltas: {reason}.")
+
+
+def prepare(model: nn.Module) -> None:
+    """Make the quantised maps of a model pass gradients, in place. Their codes stay as they are."""
+    for module in model.modules():
+        kind = kind_of(module)
+        if kind is not None:
+            kind.prepare(module)
 
 
 def _full_name(kind: type[Any]) -> str:
