@@ -13,8 +13,6 @@ from vispeft.peft.methods.base import Delta
 # classes whose `forward` is linear in weight and bias, row by row of their output; a test compares each numerically
 LINEAR_FORWARDS = frozenset(
     {
-        "bitsandbytes.nn.modules.Linear4bit",
-        "bitsandbytes.nn.modules.Linear8bitLt",
         "torch.nn.modules.linear.Linear",
         "torch.nn.modules.conv.Conv2d",
         "torch.nn.modules.normalization.LayerNorm",
@@ -36,8 +34,6 @@ LINEAR_FORWARDS = frozenset(
         "transformers.models.sam2.modeling_sam2.Sam2LayerNorm",
         "transformers.models.sam_hq.modeling_sam_hq.SamHQLayerNorm",
         "vispeft.models.layers.pyramid.ChannelNorm",
-        "vispeft.peft.quantization.maps.QuantizedConv2d",
-        "vispeft.peft.quantization.maps.QuantizedLinear",
     }
 )
 
@@ -48,6 +44,16 @@ LINEAR_UNLESS_ACTIVATED = frozenset(
         "timm.layers.norm_act.GroupNormAct",
         "timm.layers.norm_act.LayerNormAct",
         "timm.layers.norm_act.LayerNormAct2d",
+    }
+)
+
+# classes that are linear in the weight that their codes stand for
+QUANTIZED_FORWARDS = frozenset(
+    {
+        "bitsandbytes.nn.modules.Linear4bit",
+        "bitsandbytes.nn.modules.Linear8bitLt",
+        "vispeft.peft.quantization.maps.QuantizedConv2d",
+        "vispeft.peft.quantization.maps.QuantizedLinear",
     }
 )
 
@@ -73,7 +79,7 @@ def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> s
     if "forward" in vars(module):
         return "its `forward` was replaced by another library or by hand"
     owners = set(_owners(module))
-    if not owners <= LINEAR_FORWARDS | LINEAR_UNLESS_ACTIVATED:
+    if not owners <= LINEAR_FORWARDS | LINEAR_UNLESS_ACTIVATED | QUANTIZED_FORWARDS:
         return f"a {kind} has a `forward` of its own, which may do more than `W x + c`"
     if owners & LINEAR_UNLESS_ACTIVATED and not all(isinstance(x, Delta | nn.Identity) for x in module.children()):
         return f"a {kind} has an activation or a dropout of its own"

@@ -140,6 +140,16 @@ def frozen_weight(module: nn.Linear | nn.Conv2d) -> Tensor:
     return module.weight if kind is None else kind.weight(module)
 
 
+def num_uncounted(module: nn.Module) -> int:
+    """Return the number of weights of a quantised map that are not among its parameters."""
+    if kind_of(module) is None:
+        return 0
+    if isinstance(module, QuantizedLinear | QuantizedConv2d):
+        return module.weight_shape.numel()
+    assert isinstance(module, nn.Linear)
+    return module.in_features * module.out_features - module.weight.numel()
+
+
 def quantization_of(model: nn.Module) -> str:
     """Return the names of the quantisations in a model, separated by commas; none for a model without."""
     return ", ".join(sorted({kind.name(module) for module in model.modules() if (kind := kind_of(module)) is not None}))
