@@ -51,8 +51,8 @@ class ModelConfig(Section):
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
     frozen_precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
         "fp32",
-        description="Storage of the frozen weights of linear maps and convolutions: `bf16` for training in bf16, `int8` "
-        "and `nf4` quantised to 8 and 4 bits.",
+        description="Storage of frozen weights of linear maps and convolutions: `bf16` for training in bf16, `int8` or "
+        "`nf4` for 8 or 4 bits.",
     )
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
