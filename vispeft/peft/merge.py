@@ -63,6 +63,7 @@ def merge(model: nn.Module) -> None:
         remove(model)
         for change in changes:
             if kind_of(change.owner) is not None and change.name == "weight":
+                assert isinstance(change.owner, nn.Linear | nn.Conv2d)
                 make_plain(change.owner, change.parameter)
     except BaseException:
         for change, value in zip(changes, before, strict=True):

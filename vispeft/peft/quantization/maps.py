@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input
 
 from vispeft.peft.quantization.codes import decode, encode
 
@@ -39,7 +40,8 @@ class _Quantized(nn.Module):
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
-class QuantizedLinear(_Quantized, nn.Linear):
+# a weight in codes cannot be set
+class QuantizedLinear(_Quantized, nn.Linear):  # type: ignore[override]
     """`F.linear(x, W, bias)` with W from codes; autograd keeps the codes alone."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class QuantizedLinear(_Quantized, nn.Linear):
         return output
 
 
-class QuantizedConv2d(_Quantized, nn.Conv2d):
+class QuantizedConv2d(_Quantized, nn.Conv2d):  # type: ignore[override]
     """`F.conv2d(x, W, bias, ...)` with W from codes; autograd keeps the codes alone. For padding with zeros."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,11 +95,12 @@ class _Linear(torch.autograd.Function):
         return F.linear(x, _decoded(x, codes, scales, bits, shape), bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad @ _decoded(grad, *ctx.saved_tensors, ctx.bits, ctx.shape)
+            codes, scales = ctx.saved_tensors
+            grad_x = grad @ _decoded(grad, codes, scales, ctx.bits, ctx.shape)
         if ctx.needs_input_grad[3]:
             grad_bias = grad.flatten(0, -2).sum(0)
         return grad_x, None, None, grad_bias, None, None
@@ -122,12 +125,13 @@ class _Conv2d(torch.autograd.Function):
         return F.conv2d(x, _decoded(x, codes, scales, bits, shape), bias, *geometry)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            weight = _decoded(grad, *ctx.saved_tensors, ctx.bits, ctx.shape)
-            grad_x = nn.grad.conv2d_input(ctx.input_shape, weight, grad, *ctx.geometry)
+            codes, scales = ctx.saved_tensors
+            weight = _decoded(grad, codes, scales, ctx.bits, ctx.shape)
+            grad_x = conv2d_input(ctx.input_shape, weight, grad, *ctx.geometry)
         if ctx.needs_input_grad[3]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, None, None, grad_bias, None, None, None
