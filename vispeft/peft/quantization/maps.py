@@ -131,7 +131,7 @@ class _Conv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             codes, scales = ctx.saved_tensors
             weight = _decoded(grad, codes, scales, ctx.bits, ctx.shape)
-            grad_x = conv2d_input(ctx.input_shape, weight, grad, *ctx.geometry)
+            grad_x = conv2d_input(ctx.input_shape, weight, grad, *ctx.geometry)  # type: ignore[no-untyped-call]
         if ctx.needs_input_grad[3]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, None, None, grad_bias, None, None, None
