@@ -28,6 +28,7 @@ def resolve(config: Config, num_images: int, image_size: int, *, on_cpu: bool = 
     eval_every: a fifth of the steps; log_every: a hundredth, at most 50
     workers: the available cores minus one, at most 8; one for every 8 cores if training runs `on_cpu`, because loading
         a batch is fast compared with a step there
+    precision: bf16 for frozen weights in bf16, which take no other input
     num_points: 12544 at 1024 pixels as in Mask DINO, otherwise in proportion to the image area, at least 1024
     """
     train = config.train
@@ -38,6 +39,7 @@ def resolve(config: Config, num_images: int, image_size: int, *, on_cpu: bool = 
         "warmup": train.warmup if train.warmup is not None else min(500, steps // 20),
         "eval_every": train.eval_every or math.ceil(steps / 5),
         "log_every": train.log_every or max(1, min(50, steps // 100)),
+        "precision": "bf16" if config.model.frozen_precision == "bf16" else train.precision,
         "workers": train.workers if train.workers is not None else min(8, _cores() // 8 if on_cpu else _cores() - 1),
     }
     points = round(PUBLISHED_POINTS * (image_size / PUBLISHED_SIZE) ** 2)

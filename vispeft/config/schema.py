@@ -49,6 +49,11 @@ class ModelConfig(Section):
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
+    frozen_precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
+        "fp32",
+        description="Storage of frozen weights of linear maps and convolutions: `bf16` for training in bf16, `int8` or "
+        "`nf4` for 8 or 4 bits.",
+    )
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
@@ -212,6 +217,15 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _rounded_for_autocast(self) -> Config:
+        if self.model.frozen_precision == "bf16" and self.train.precision not in ("auto", "bf16"):
+            raise ConfigError(
+                f"`train.precision` must be `bf16` with `model.frozen_precision: bf16`, but is "
+                f"`{self.train.precision}`. Or store the frozen weights as `fp32`, `int8` or `nf4`."
+            )
+        return self
 
 
 def json_schema() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoi
 from vispeft.models.registry import family_of
 from vispeft.models.roles import roles_for
 from vispeft.models.weight_files import require_file
+from vispeft.peft.quantization.frozen_precision import set_frozen_precision
 from vispeft.training.devices import trains_on_cpu
 
 BUNDLED = "bundled"
@@ -39,7 +40,8 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
     """Return the base model without deltas, on the CPU, after a forward pass of its encoder at `model.image_size`.
 
     Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
-    same configuration always gives the same base; the caller's random state stays as it is.
+    same configuration always gives the same base; the caller's random state stays as it is. What `peft.train` does not
+    name is stored in `model.frozen_precision`.
 
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
     """
@@ -51,6 +53,8 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
             model.check_image_size(config.model.image_size)
     if config.model.activation_checkpointing:
         _checkpoint_activations(model)
+    trained = config.peft.train
+    set_frozen_precision(model, config.model.frozen_precision, trained=trained, roles=roles_for(model))
     return model
 
 

@@ -23,6 +23,7 @@ from vispeft.models import SegmentationModel
 from vispeft.models.roles import roles_for
 from vispeft.peft.targets import Names
 from vispeft.structures import Targets
+from vispeft.training.step import in_float32
 
 # of COCO, for a configuration without data
 DEFAULT_NUM_CLASSES = 80
@@ -35,7 +36,8 @@ class Estimate:
     """Parameters, bytes and floating-point operations.
 
     trainable_by_method: parameters by method name; `full` for those that are trained in full
-    activation_bytes: kept for the backward pass of `batch_size` images with a few instances each, in fp32
+    activation_bytes: kept for the backward pass of `batch_size` images with a few instances each, in fp32, or in
+        bf16 with frozen weights in bf16
     forward_flops: of one image at inference, a multiplication and an addition counted as two
     """
 
@@ -160,9 +162,16 @@ def _activation_bytes(config: Config, model: SegmentationModel) -> int:
     targets = [Targets(torch.zeros(4, dtype=torch.int64), boxes, masks)]
     peft.train_mode(model)
     with _saved_bytes(model) as saved:
-        losses = criterion_of(config, model)(model(images, targets), targets)
+        with _arithmetic(config):
+            predictions = model(images, targets)
+        losses = criterion_of(config, model)(in_float32(predictions), targets)
         torch.stack(list(losses.values())).sum()
     return sum(saved.values())
+
+
+def _arithmetic(config: Config) -> torch.autocast:
+    """Return the context in which the model runs: frozen weights in bf16 take no other input."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.model.frozen_precision == "bf16")
 
 
 @contextmanager
@@ -188,7 +197,7 @@ def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
 def _forward_flops(config: Config, model: SegmentationModel) -> int:
     """Return the floating-point operations of one image at inference."""
     model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, _arithmetic(config):
         model(_images(model, image_size(config)))
     return int(counter.get_total_flops())
 

@@ -94,10 +94,17 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:
-    """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata."""
+    """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata.
+
+    Frozen weights in a lower precision become float32.
+    """
     if out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
+    if run.config.model.frozen_precision == "bf16":
+        # before the update is added, which bf16 would round
+        run.model.float()
     peft.merge(run.model)
+    peft.dequantize(run.model)
     metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
     save_with_metadata(run.model.state_dict(), out, metadata, notes=notes)

@@ -182,10 +182,11 @@ def _check_deltas(run: _Run) -> None:
         return
     alone = run.config.model_copy(update={"train": run.config.train.model_copy(update={"workers": 0})})
     batch = next(iter(val_loader(alone, run.sets.train.subset([0]), run.model, Share())))
-    peft.check(run.model, batch.images)
-    if isinstance(run.model, FollowsProgress):
-        # such a model computes something else in train mode
-        peft.check(run.model, batch.images, training=True)
+    with run.fabric.autocast():
+        peft.check(run.model, batch.images)
+        if isinstance(run.model, FollowsProgress):
+            # such a model computes something else in train mode
+            peft.check(run.model, batch.images, training=True)
 
 
 def _features(run: _Run, memory: FeatureMemory) -> KeptFeatures | None:

@@ -34,6 +34,7 @@ from vispeft.peft.methods.sparse import Sparse
 from vispeft.peft.methods.vera import VeRA
 from vispeft.peft.modes import train_mode
 from vispeft.peft.plan import Plan
+from vispeft.peft.quantization.quantize import dequantize, quantize
 from vispeft.peft.registry import METHODS, known_methods, method_from_dict, register_method
 from vispeft.peft.schedule import update_schedules
 from vispeft.peft.targets import Names, Site
@@ -82,6 +83,7 @@ __all__ = [
     "choose_by_magnitude",
     "choose_weights",
     "count",
+    "dequantize",
     "describe",
     "disabled",
     "drop_adapter",
@@ -92,6 +94,7 @@ __all__ = [
     "merge",
     "method_from_dict",
     "methods_to_choose",
+    "quantize",
     "register_method",
     "remove",
     "restore_choices",

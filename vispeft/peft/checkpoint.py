@@ -18,6 +18,7 @@ from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rou
 from vispeft.peft.inject import Injection, attached, inject, injection_of, is_injected, remove
 from vispeft.peft.methods.base import Method
 from vispeft.peft.plan import Plan
+from vispeft.peft.quantization.kinds import kind_of, quantization_of
 from vispeft.peft.registry import UnknownMethodError
 from vispeft.peft.targets import Names
 from vispeft.peft.wrappers import unwrapped
@@ -37,6 +38,7 @@ class AdapterFile:
     fingerprint: SHA-256 of the base's frozen tensors, or of its names and shapes where nothing is frozen
     metadata: what the caller of `save_adapter` added
     rounded: the fingerprints of the base after rounding, by precision; none in files of earlier versions
+    quantization: names of the quantisations of the base; empty for a base in floats
     """
 
     plan: Plan
@@ -44,6 +46,7 @@ class AdapterFile:
     fingerprint: str
     metadata: Mapping[str, Any]
     rounded: Mapping[str, str] = field(default_factory=dict)
+    quantization: str = ""
 
 
 def save_adapter(
@@ -73,6 +76,7 @@ def save_adapter(
         "architecture": type(model).__name__,
         "fingerprint": fingerprint(state, own, delta_keys(model, state)),
         "rounded": rounded_fingerprints(state, own),
+        "quantization": quantization_of(model),
         "metadata": dict(metadata or {}),
     }
     try:
@@ -166,11 +170,15 @@ def _refuse_without_values(state: Mapping[str, Tensor]) -> None:
 def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
     """Return the names of all that training changes: deltas, parameters trained in full, and buffers beside these.
 
+    The codes of a quantised map whose bias is trained do not change.
+
     A tensor that several deltas share has one name here.
     """
     modules = dict(model.named_modules())
     keys = set(trained)
     for owner in {name.rpartition(".")[0] for name in keys}:
+        if kind_of(modules[owner]) is not None:
+            continue
         names = [name for name, _ in modules[owner].named_buffers(recurse=False)]
         keys |= {f"{owner}.{name}" if owner else name for name in names} & state.keys()
     return keys | _without_repeats(delta_keys(model, state), state)
@@ -235,7 +243,10 @@ def _read(source: Path) -> tuple[dict[str, Tensor], AdapterFile]:
         plan = Plan.from_dict(header["plan"])
         rounded = dict(header.get("rounded", {}))
         fingerprint_of_base, metadata_of_caller = str(header["fingerprint"]), dict(header["metadata"])
-        return tensors, AdapterFile(plan, header["architecture"], fingerprint_of_base, metadata_of_caller, rounded)
+        quantization = str(header.get("quantization", ""))
+        return tensors, AdapterFile(
+            plan, header["architecture"], fingerprint_of_base, metadata_of_caller, rounded, quantization
+        )
     except UnknownMethodError as error:
         raise CheckpointError(
             f"`{source}` has a method that is not registered: {error} Import the module of that method's class and "
@@ -262,9 +273,28 @@ def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
     found = fingerprint(state, own, delta_keys(model, state))
     if found == file.fingerprint or is_rounded(state, own, file.fingerprint, file.rounded):
         return
+    _refuse_another_quantization(file.quantization, quantization_of(model), source)
     precisions = ", ".join(sorted(precisions_of(state, own))) or "no precision"
     raise CheckpointError(
         f"`{source}` was trained on a {file.architecture} with fingerprint {file.fingerprint[:12]}, but this model is "
         f"a {type(model).__name__} with fingerprint {found[:12]} ({precisions}). Build the same model with the same "
         f"weights. To use another precision, convert the model after `load_adapter`."
+    )
+
+
+def _refuse_another_quantization(there: str, here: str, source: Path) -> None:
+    """Refuse a base that is quantised in another way than that of the file."""
+    if there == here:
+        return
+    if not there:
+        raise CheckpointError(
+            f"`{source}` was trained on a base that is not quantised, but the weights of this model are ({here}). Load "
+            f"it on the base before `quantize`, and `merge`."
+        )
+    remedy = {"int8": "call `quantize(model, 8)`", "nf4": "call `quantize(model, 4)`"}.get(
+        there, "quantise the model in the same way"
+    )
+    raise CheckpointError(
+        f"`{source}` was trained on a base that is quantised ({there}), but the weights of this model are "
+        f"{f'quantised in another way ({here})' if here else 'not'}. First {remedy}, with the same `skip`."
     )

@@ -9,6 +9,7 @@ from torch import nn
 
 from vispeft.peft.inject import attached
 from vispeft.peft.methods.mixture import SiteMixture, WeightMixture
+from vispeft.peft.quantization.kinds import num_uncounted
 from vispeft.peft.wrappers import unwrapped
 
 
@@ -50,7 +51,9 @@ class Count:
 
 
 def count(model: nn.Module) -> Count:
-    """Count the parameters of a model, injected or not. Parameters that several modules share count once."""
+    """Count the parameters of a model, injected or not. Parameters that several modules share count once,
+    and quantised weights as the values that their codes stand for.
+    """
     deltas: dict[str, int] = {}
     seen: set[int] = set()
     for item in attached(model):
@@ -62,4 +65,5 @@ def count(model: nn.Module) -> Count:
         seen |= own.keys()
     others = [parameter for parameter in unwrapped(model).parameters() if id(parameter) not in seen]
     full = sum(parameter.numel() for parameter in others if parameter.requires_grad)
-    return Count(deltas, full, sum(parameter.numel() for parameter in others) - full)
+    in_codes = sum(num_uncounted(module) for module in unwrapped(model).modules())
+    return Count(deltas, full, sum(parameter.numel() for parameter in others) - full + in_codes)

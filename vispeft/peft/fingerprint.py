@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _HALF = ("bfloat16", "float16")
 
@@ -21,6 +22,7 @@ def fingerprint(state: Mapping[str, Tensor], own: Iterable[str], deltas: Collect
 
     deltas: names of tensors that do not belong to the base
     """
+    state = _flattened(state)
     base = _base_keys(state, own)
     if base:
         return _digest(state, base, None)
@@ -32,6 +34,7 @@ def fingerprint(state: Mapping[str, Tensor], own: Iterable[str], deltas: Collect
 
 def rounded_fingerprints(state: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, str]:
     """Return fingerprints of the base in each lower precision, beside its own `precisions`; none without a base."""
+    state = _flattened(state)
     base = _base_keys(state, own)
     found = _precisions(state, base)
     if not found:
@@ -46,6 +49,7 @@ def is_rounded(state: Mapping[str, Tensor], own: Iterable[str], exact: str, roun
 
     exact, rounded: the fingerprints in the file
     """
+    state = _flattened(state)
     base = _base_keys(state, own)
     here = _precisions(state, base)
     there = set(rounded.get("precisions", "float32").split(","))
@@ -58,7 +62,20 @@ def is_rounded(state: Mapping[str, Tensor], own: Iterable[str], exact: str, roun
 
 def precisions_of(state: Mapping[str, Tensor], own: Iterable[str]) -> set[str]:
     """Return the names of the floating-point precisions of a base."""
+    state = _flattened(state)
     return _precisions(state, _base_keys(state, own))
+
+
+def _flattened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with those that a quantised one of another library is made of in its place."""
+    plain: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if is_traceable_wrapper_subclass(tensor):
+            names, _ = tensor.__tensor_flatten__()
+            plain |= _flattened({f"{key}.{name}": getattr(tensor, name) for name in names})
+        else:
+            plain[key] = tensor
+    return plain
 
 
 def _common(here: set[str], there: set[str]) -> str | None:

@@ -24,6 +24,7 @@ from vispeft.peft.methods.base import Delta, WeightDelta, full_precision
 from vispeft.peft.methods.mixture import Chain
 from vispeft.peft.named import Attachment, NamedAdapters
 from vispeft.peft.plan import Plan
+from vispeft.peft.quantization.kinds import prepare, refuse_unsupported
 from vispeft.peft.targets import Names, Roles, Site
 from vispeft.peft.trainable import refuse_integers, refuse_uninitialized
 from vispeft.peft.wrappers import unwrapped
@@ -96,6 +97,9 @@ def inject(model: nn.Module, plan: Plan, roles: Roles | None = None) -> None:
     _refuse_another_plan(model)
     names = Names(model)
     refuse_uninitialized(names)
+    refuse_unsupported(model)
+    for pattern in plan.train:
+        names.refuse_quantized(pattern, roles)
     trained = list(dict.fromkeys(name for pattern in plan.train for name in names.trained(pattern, roles)))
     refuse_integers(names, trained)
     hooks = SiteHooks()
@@ -111,6 +115,7 @@ def install(
     trained: first names of the parameters that are trained in full
     """
     thawed_before = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    prepare(model)
     model.requires_grad_(False)
     for name in trained:
         model.get_parameter(name).requires_grad_(True)

@@ -14,6 +14,8 @@ from vispeft.peft.inject import attached, base_parameters, injection_of, module_
 from vispeft.peft.methods.base import AroundDelta, Delta
 from vispeft.peft.methods.base_modules import merge_unsupported_reason, tensor_unsupported_reason
 from vispeft.peft.methods.mixture import SiteMixture
+from vispeft.peft.quantization.kinds import frozen_weight, kind_of
+from vispeft.peft.quantization.plain import make_plain
 from vispeft.peft.wrappers import unwrapped
 
 # names of deltas that a message lists for one reason
@@ -44,8 +46,9 @@ class _Held:
 def merge(model: nn.Module) -> None:
     """Fold every delta into the frozen weights and take it out, in place. Of named adapters, the active ones count.
 
-    PlanError names the deltas that cannot be folded and the reasons. On any error the model is as it was, deltas and
-    all.
+    A quantised map with deltas becomes a plain one: the values of its codes with their update. Quantised maps without
+    deltas stay as they are; `dequantize` makes them plain. PlanError names the deltas that cannot be folded and the
+    reasons. On any error the model is as it was, deltas and all.
     """
     model = unwrapped(model)
     injection_of(model)
@@ -59,6 +62,10 @@ def merge(model: nn.Module) -> None:
         for change in changes:
             change.parameter.copy_(change.value)
         remove(model)
+        for change in changes:
+            if kind_of(change.owner) is not None and change.name == "weight":
+                assert isinstance(change.owner, nn.Linear | nn.Conv2d)
+                make_plain(change.owner, change.parameter)
     except BaseException:
         for change, value in zip(changes, before, strict=True):
             change.parameter.copy_(value)
@@ -91,6 +98,10 @@ class _Refused(Exception):
 def _module_changes(module: nn.Module) -> list[_Change]:
     """Return the parameters of one module that its deltas change, with their merged values."""
     parameters = base_parameters(module)
+    if kind_of(module) is not None and deltas_of(module):
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        # the weight of the plain map that takes the place of the quantised one
+        parameters["weight"] = nn.Parameter(frozen_weight(module), requires_grad=False)
     values: dict[str, Tensor] = {}
     for name, _ in module_forms(module):
         if (reason := tensor_unsupported_reason(module, name, parameters)) is not None:
@@ -108,7 +119,8 @@ def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor
         raise _Refused(reason)
     if (hook := hook_of_others(module)) is not None:
         raise _Refused(f"the hook `{hook}` of another library may change what the map computes")
-    weight, before = getattr(module, "weight"), getattr(module, "bias", None)  # noqa: B009
+    weight = getattr(module, "weight") if kind_of(module) is None else parameters["weight"]  # noqa: B009
+    before = getattr(module, "bias", None)
     bias = before
     # those around the map change what the other deltas read as well
     for delta in sorted(deltas, key=lambda delta: isinstance(delta, AroundDelta)):

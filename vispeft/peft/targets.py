@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,6 +19,7 @@ from torch.nn import Parameter
 
 from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean, nearest_names
+from vispeft.peft.quantization.kinds import kind_of
 
 Roles = Mapping[str, str]
 
@@ -27,6 +28,10 @@ _ROLE = re.compile(r"@(?P<name>[\w.]+)(?P<range>\[[^\]]*\])?")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)")
 
 NORMS = "norms"
+
+
+_NO_WEIGHT = "Name the module, or leave it out of the quantisation (`skip` of `quantize`)."
+_NOT_TRAINED = "Leave it out of the quantisation (`skip` of `quantize`), or name other parameters such as its `bias`."
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Names:
     def __init__(self, model: nn.Module) -> None:
         self.modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
         self.parameters = dict(model.named_parameters(remove_duplicate=False))
+        self.quantized = [name for name, module in self.modules.items() if kind_of(module) is not None]
         self._owners = {"": model, **self.modules}
         self._module_names: dict[nn.Module, str] = {}
         for name, module in self.modules.items():
@@ -69,6 +75,8 @@ class Names:
             matches = self._match(alternative)
             sites = [self._module_site(name) for name in self.modules if matches(name)]
             sites = sites or [self._parameter_site(name) for name in self.parameters if matches(name)]
+            if not sites or sites[0].parameter == "weight":
+                _refuse_quantized(pattern, [name for name in self.quantized if matches(f"{name}.weight")], _NO_WEIGHT)
             if not sites:
                 raise PlanError(self._nothing(pattern, alternative))
             found.update((site.name, site) for site in sites)
@@ -84,6 +92,13 @@ class Names:
                 raise PlanError(self._nothing(pattern, alternative))
             found.update((self._parameter_names[self.parameters[name]][0], None) for name in named)
         return list(found)
+
+    def refuse_quantized(self, pattern: str, roles: Roles | None = None) -> None:
+        """Refuse a pattern of parameters to train that names a quantised map or its weight."""
+        for alternative in expand(pattern, roles):
+            matches = self._match(alternative)
+            named = [name for name in self.quantized if any(matches(part) for part in _ancestry(f"{name}.weight"))]
+            _refuse_quantized(pattern, named, _NOT_TRAINED)
 
     def position(self, site: Site) -> int:
         """Return the rank of a site in the model's order, modules first."""
@@ -242,6 +257,12 @@ def _lengths(names: Iterable[str]) -> dict[tuple[str, str], int]:
             key = parent, numbered["stem"]
             lengths[key] = max(lengths.get(key, 0), int(numbered["number"]) + 1)
     return lengths
+
+
+def _refuse_quantized(pattern: str, named: Sequence[str], remedy: str) -> None:
+    """Refuse a pattern that names quantised maps."""
+    if named:
+        raise PlanError(f"`{pattern}` names the weight of `{named[0]}`, which is quantised. {remedy}")
 
 
 def _parent(name: str) -> str:

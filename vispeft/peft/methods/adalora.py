@@ -18,6 +18,7 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import Conv
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product, unserved
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+from vispeft.peft.quantization.kinds import frozen_weight
 
 # standard deviation of A and B at the start, as in the authors' code
 _STD = 0.02
@@ -59,7 +60,7 @@ class AdaLoRA(LowRank):
 
     def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
-        delta = LinearAdaLoRA(self, module.weight, context.tables.recomputed_inputs)
+        delta = LinearAdaLoRA(self, frozen_weight(module), context.tables.recomputed_inputs)
         _allocator(self, context).join(delta, delta.triplets)
         return delta
 

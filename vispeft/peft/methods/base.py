@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
+from itertools import chain
 from typing import Any, ClassVar, Self
 
 import torch
@@ -163,8 +164,8 @@ def trainable(*shape: int, like: Tensor) -> nn.Parameter:
 
 
 def reference_tensor(module: nn.Module) -> Tensor:
-    """Return a parameter of the module, for device and precision; an empty CPU tensor where it has none."""
-    return next(module.parameters(), torch.empty(0))
+    """Return a parameter of the module, or else a buffer, for device and precision; an empty CPU tensor without one."""
+    return next(chain(module.parameters(), module.buffers()), torch.empty(0))
 
 
 def full_precision(tensor: Tensor) -> AbstractContextManager[None]:

@@ -60,6 +60,16 @@ LINEAR_UNLESS_ACTIVATED = frozenset(
     }
 )
 
+# classes that are linear in the weight that their codes stand for
+QUANTIZED_FORWARDS = frozenset(
+    {
+        "bitsandbytes.nn.modules.Linear4bit",
+        "bitsandbytes.nn.modules.Linear8bitLt",
+        "vispeft.peft.quantization.maps.QuantizedConv2d",
+        "vispeft.peft.quantization.maps.QuantizedLinear",
+    }
+)
+
 # maps whose weight rows and bias belong to the features of their output, so that a linear delta merges into them
 _MERGING_BASES = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm)
 
@@ -73,8 +83,8 @@ _MERGING_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return True for an nn.Linear that runs torch's own `forward`."""
-    return type(module) is nn.Linear and "forward" not in vars(module)
+    """Return True for an nn.Linear that runs torch's own `forward` on a weight of torch's own type."""
+    return type(module) is nn.Linear and "forward" not in vars(module) and type(module.weight) in (nn.Parameter, Tensor)
 
 
 def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> str | None:
@@ -88,7 +98,7 @@ def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> s
     if "forward" in vars(module):
         return "its `forward` was replaced by another library or by hand"
     owners = set(_owners(module))
-    if not owners <= LINEAR_FORWARDS | LINEAR_IN_WEIGHT_FORWARDS | LINEAR_UNLESS_ACTIVATED:
+    if not owners <= LINEAR_FORWARDS | LINEAR_IN_WEIGHT_FORWARDS | LINEAR_UNLESS_ACTIVATED | QUANTIZED_FORWARDS:
         return f"a {kind} has a `forward` of its own, which may do more than `W x + c`"
     if owners & LINEAR_UNLESS_ACTIVATED and not all(isinstance(x, Delta | nn.Identity) for x in module.children()):
         return f"a {kind} has an activation or a dropout of its own"

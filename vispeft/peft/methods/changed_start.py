@@ -22,6 +22,7 @@ from vispeft.peft.methods.base import full_precision
 from vispeft.peft.methods.convolution import Conv
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 def _largest(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
@@ -83,7 +84,7 @@ class ConvStartedLoRA(ConvFactors):
 
     def __init__(self, method: LowRank, start: str, base: Conv) -> None:
         super().__init__(method, base)
-        _register_start(self, start, base.weight)
+        _register_start(self, start, frozen_weight(base))
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update. x: [B, in, *size]; y: [B, out, *size]."""

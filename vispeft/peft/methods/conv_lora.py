@@ -19,6 +19,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, trainable
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.map_sizes import SiteSizes
+from vispeft.peft.quantization.kinds import frozen_weight
 
 # smallest standard deviation of the gate's noise, as in the authors' code
 _LEAST_NOISE = 1e-2
@@ -54,7 +55,7 @@ class ConvLoRA(Method):
         """Return the delta for a linear map that sees tokens or a map [B, H, W, C]."""
         if not isinstance(module, nn.Linear):
             raise PlanError(f"`conv_lora` serves nn.Linear modules, but this is a {type(module).__name__}.")
-        return ConvLoRADelta(self, module.weight, context.map_sizes())
+        return ConvLoRADelta(self, frozen_weight(module), context.map_sizes())
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Refuse every parameter: the experts need the input of a module."""

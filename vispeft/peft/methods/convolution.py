@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
+from vispeft.peft.quantization.maps import QuantizedConv2d
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -49,6 +50,8 @@ def pointwise(x: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 def check_plain_conv(name: str, module: Conv) -> None:
     """Refuse a convolution that pads or changes its weights in a way of its own. name: of the method"""
+    if type(module) is QuantizedConv2d:
+        return
     plain = next(kind for kind in _KINDS if isinstance(module, kind))
     if type(module).forward is not plain.forward or type(module)._conv_forward is not plain._conv_forward:
         raise PlanError(

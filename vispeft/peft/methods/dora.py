@@ -19,6 +19,7 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import Conv
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product, unserved
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,15 @@ class LinearDoRA(LinearFactors):
     """Factors of a linear map as in LoRA, and `m` [parts * out of a part]: the change of the magnitudes."""
 
     def __init__(self, method: DoRA, base: nn.Linear, recomputed_inputs: RecomputedInputs) -> None:
-        super().__init__(method, base.weight, recomputed_inputs)
-        self.m = trainable(self.b.shape[0], like=base.weight)
+        super().__init__(method, frozen_weight(base), recomputed_inputs)
+        self.m = trainable(self.b.shape[0], like=self.b)
         # in a tuple, so that it is no child of its own child
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the low-rank update and the scales on the rows of its parts. x: [..., in]; y: [..., out]."""
         (frozen,) = self.bases
-        scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        scale = feature_scales(frozen_weight(frozen), self.a, self.b, self.m, self.scale, self.rows)
         offsets, dropout = self.column_offsets, self.active_dropout
         if base is None or not is_plain_linear(base):
             updated = lora_add(y, x, self.a, self.b, self.scale, column_offsets=offsets, dropout=dropout)
@@ -89,7 +90,7 @@ class ConvDoRA(ConvFactors):
 
     def __init__(self, method: DoRA, base: Conv) -> None:
         super().__init__(method, base)
-        self.m = trainable(base.out_channels, like=base.weight)
+        self.m = trainable(base.out_channels, like=self.b)
         self.bases = (base,)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
@@ -98,7 +99,7 @@ class ConvDoRA(ConvFactors):
         Autograd keeps one tensor of y's size for the scales.
         """
         (frozen,) = self.bases
-        scale = feature_scales(frozen.weight, self.a, self.b, self.m, self.scale, self.rows)
+        scale = feature_scales(frozen_weight(frozen), self.a, self.b, self.m, self.scale, self.rows)
         return scaled(self.update(x, y, self.a, self.b), scale, frozen.bias, dim=1)
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -158,6 +159,6 @@ def _merged(
 
     The bias changes only where a delta before has changed it.
     """
-    feature_scale = feature_scales(base.weight, delta.a, delta.b, delta.m, delta.scale, delta.rows)
+    feature_scale = feature_scales(frozen_weight(base), delta.a, delta.b, delta.m, delta.scale, delta.rows)
     merged = add_product(weight, delta.a, delta.b, delta.scale, delta.rows)
     return scaled(merged, feature_scale, None, dim=0), None if bias is None else scaled(bias, feature_scale, base.bias)

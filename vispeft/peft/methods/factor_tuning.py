@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, one_of, trainable
 from vispeft.peft.methods.context import Context
+from vispeft.peft.quantization.kinds import frozen_weight
 from vispeft.peft.targets import Site
 
 
@@ -47,7 +48,7 @@ class FacT(Method):
         """Return the delta for a linear map."""
         if not isinstance(module, nn.Linear):
             raise PlanError(f"`fact` serves nn.Linear modules and matrices, but this is a {type(module).__name__}.")
-        return LinearFacT(self, self._update(module.weight, context))
+        return LinearFacT(self, self._update(frozen_weight(module), context))
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in]."""
@@ -154,4 +155,4 @@ def _weight(site: Site) -> Tensor | None:
     if site.parameter is not None:
         parameter = site.module.get_parameter(site.parameter)
         return parameter if parameter.ndim == 2 else None
-    return site.module.weight if isinstance(site.module, nn.Linear) else None
+    return frozen_weight(site.module) if isinstance(site.module, nn.Linear) else None

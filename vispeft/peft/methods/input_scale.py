@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import AroundDelta, Delta, Method, trainable, widths
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 class InputGain(AroundDelta):
@@ -20,7 +21,7 @@ class InputGain(AroundDelta):
             )
         self.dim = widths(base).dim
         self.groups = base.groups if isinstance(base, nn.Conv2d) else 1
-        self.gain = trainable(widths(base).inputs, like=base.weight)
+        self.gain = trainable(widths(base).inputs, like=frozen_weight(base))
         nn.init.ones_(self.gain)
         # in a tuple, so that it is no child of its own child
         self.bases = (base,)

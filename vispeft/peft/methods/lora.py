@@ -17,6 +17,7 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import Conv
 from vispeft.peft.methods.lora_other import EmbeddingLoRA, TransposedConvLoRA
 from vispeft.peft.methods.low_rank import ConvFactors, LinearFactors, LowRank, WeightFactors, add_product, unserved
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ class LoRA(LowRank):
 
     def for_linear(self, module: nn.Linear, context: Context) -> Delta:
         """Return the delta for a linear map."""
-        inputs = context.tables.recomputed_inputs
+        weight, inputs = frozen_weight(module), context.tables.recomputed_inputs
         if self.start == "zero":
-            return LinearLoRA(self, module.weight, inputs)
-        return LinearStartedLoRA(self, self.start, module.weight, inputs)
+            return LinearLoRA(self, weight, inputs)
+        return LinearStartedLoRA(self, self.start, weight, inputs)
 
     def for_conv(self, module: Conv, context: Context) -> Delta:
         """Return the delta for a convolution."""

@@ -18,6 +18,7 @@ from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_conv, pointwise
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
+from vispeft.peft.quantization.kinds import frozen_weight
 
 # divisor of alpha by the name of a scaling: the rank, or its square root as in rsLoRA (Kalajdzievski 2023,
 # https://arxiv.org/abs/2312.03732, theorem 3.2), with which the size of updates does not fall with the rank
@@ -158,7 +159,7 @@ class ConvFactors(Delta):
         self.scale, self.dropout = method.scale, method.dropout
         self.geometry = ConvGeometry(base)
         self.outputs, self.rows = base.out_channels, part_rows("", base.out_channels)
-        self.a, self.b = _factors(method.rank, self.rows, base.weight)
+        self.a, self.b = _factors(method.rank, self.rows, frozen_weight(base))
 
     def update(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Return y with the low-rank update by b and a.

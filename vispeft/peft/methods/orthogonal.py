@@ -21,6 +21,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, full_precision, trainable
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_conv
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Rotating(Method):
         """Return the delta for a linear map or a convolution."""
         match module:
             case nn.Linear():
-                return LinearRotation(self, module, self.rotations(module.weight))
+                return LinearRotation(self, module, self.rotations(frozen_weight(module)))
             case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
                 check_plain_conv(self.name, module)
-                return ConvRotation(self, module, self.rotations(module.weight))
+                return ConvRotation(self, module, self.rotations(frozen_weight(module)))
             case _:
                 raise PlanError(
                     f"`{self.name}` serves linear maps, convolutions and parameters, but this is a "
@@ -156,11 +157,11 @@ class LinearRotation(Delta):
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return `y + W (R^T - I) x`. x: [..., in]; y: [..., out]."""
         change = self.rotations.change(x.to(y.dtype), is_back=True)
-        return y + F.linear(change, self.bases[0].weight.to(y.dtype))
+        return y + F.linear(change, frozen_weight(self.bases[0]).to(y.dtype))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight with the frozen one turned, `W R^T`, and the bias as it is."""
-        return _turned(weight, self.bases[0].weight, self.rotations), bias
+        return _turned(weight, frozen_weight(self.bases[0]), self.rotations), bias
 
 
 class ConvRotation(Delta):
@@ -173,13 +174,13 @@ class ConvRotation(Delta):
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the change of the kernels applied to x. x: [B, in, *size]; y: [B, out, *size]."""
-        weight = self.bases[0].weight
+        weight = frozen_weight(self.bases[0])
         change = self.rotations.change(weight.flatten(1).to(self.rotations.q.dtype)).view(weight.shape)
         return y + self.geometry.convolve(x.to(y.dtype), change.to(y.dtype))
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the weight with the frozen kernels turned, `W R^T`, and the bias as it is."""
-        return _turned(weight, self.bases[0].weight, self.rotations), bias
+        return _turned(weight, frozen_weight(self.bases[0]), self.rotations), bias
 
 
 class WeightRotation(WeightDelta):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta, at_least, not_zero, trainable
 from vispeft.peft.methods.context import Context
+from vispeft.peft.quantization.kinds import frozen_weight
 from vispeft.peft.targets import Site
 
 
@@ -36,7 +37,7 @@ class VeRA(Method):
         """Return the delta for a linear map."""
         if not isinstance(module, nn.Linear):
             raise PlanError(f"`vera` serves nn.Linear modules and matrices, but this is a {type(module).__name__}.")
-        return LinearVeRA(self, module.weight, context.shared(lambda: Projections(self.rank, context.sites)))
+        return LinearVeRA(self, frozen_weight(module), context.shared(lambda: Projections(self.rank, context.sites)))
 
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in]."""
@@ -118,4 +119,4 @@ def _weight(site: Site) -> Tensor | None:
     if site.parameter is not None:
         parameter = site.module.get_parameter(site.parameter)
         return parameter if parameter.ndim == 2 else None
-    return site.module.weight if isinstance(site.module, nn.Linear) else None
+    return frozen_weight(site.module) if isinstance(site.module, nn.Linear) else None

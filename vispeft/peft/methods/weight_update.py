@@ -12,6 +12,7 @@ from vispeft.errors import PlanError
 from vispeft.peft.methods.base import Delta, Method, WeightDelta
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_conv
+from vispeft.peft.quantization.kinds import frozen_weight
 
 
 class Update(nn.Module, ABC):
@@ -34,10 +35,10 @@ class UpdateMethod(Method):
         """Return the delta for a linear map or a convolution."""
         match module:
             case nn.Linear():
-                return LinearUpdate(self, self.update_of(module.weight, context))
+                return LinearUpdate(self, self.update_of(frozen_weight(module), context))
             case nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
                 check_plain_conv(self.name, module)
-                return ConvUpdate(self, module, self.update_of(module.weight, context))
+                return ConvUpdate(self, module, self.update_of(frozen_weight(module), context))
             case _:
                 raise PlanError(
                     f"`{self.name}` serves linear maps, convolutions and parameters, but this is a "
@@ -76,7 +77,7 @@ class ConvUpdate(Delta):
 
     def __init__(self, method: Method, base: Conv, update: Update) -> None:
         super().__init__(method)
-        self.update, self.geometry, self.kernel_shape = update, ConvGeometry(base), base.weight.shape
+        self.update, self.geometry, self.kernel_shape = update, ConvGeometry(base), frozen_weight(base).shape
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y with the update applied to x. x: [B, in, *size]; y: [B, out, *size]."""
