@@ -1,6 +1,7 @@
 """Configuration -> model, plan, loaders, optimizer, run: the one composer."""
 
-from vispeft.engine.estimate import Estimate, RoleRow, SiteRow, estimate, list_roles, list_sites
+from vispeft.engine.estimation.estimate import Estimate, estimate
+from vispeft.engine.estimation.sites import RoleRow, SiteRow, list_roles, list_sites
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
 from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
