@@ -29,7 +29,7 @@ HEADS = "heads"
 # AdamW: two moments of each trained value
 _MOMENTS = 2
 # Python, torch and its libraries, and freed memory that the allocator keeps: see tools/results/plan_cpu.json
-PROCESS_BYTES = 2**30
+PROCESS_BYTES = 950 * 2**20
 _BLOCK = re.compile(r"^(.*?(?:blocks|layers|stages|layer)[._]?\d+(?:\.\d+|\.blocks\.\d+)?)(?=\.|$)")
 
 

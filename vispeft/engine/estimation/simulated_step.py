@@ -8,7 +8,6 @@ are matched to targets in order, because costs without values have no cheapest a
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
 
 from vispeft import peft
 from vispeft.config import Config
+from vispeft.engine.estimation.flop_meter import FlopMeter
 from vispeft.engine.estimation.storage_meter import StorageMeter
 from vispeft.engine.loaders import image_size
 from vispeft.engine.settings import criterion_of
@@ -60,17 +59,17 @@ def simulate_step(config: Config, model: SegmentationModel, num_objects: int) ->
         if isinstance(module, HungarianMatcher):
             module.assign = _in_order
     precision = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision in ("bf16", "fp16"))
-    meter = StorageMeter((*fake.parameters(), *fake.buffers()), collects=config.model.activation_checkpointing)
-    with mode, _frozen_heap(), meter, FlopCounterMode(display=False) as counter, _first_with_gradient(fake) as first:
+    meter = StorageMeter((*fake.parameters(), *fake.buffers()))
+    with mode, meter, FlopMeter() as counter, _first_with_gradient(fake) as first:
         batch = SealedBatch(make_batch(config, fake, num_objects))
         with precision:
             losses = LossModule(fake, criterion)(batch)
         loss = torch.stack(list(losses.values())).sum()
         del losses
-        kept, forward = meter.now, counter.get_total_flops()
+        kept, forward = meter.now, counter.total
         loss.backward()
-        total = counter.get_total_flops()
-    return StepCost(kept, meter.most, int(forward), int(total - forward), first[0] if first else "")
+        total = counter.total
+    return StepCost(kept, meter.most, forward, total - forward, first[0] if first else "")
 
 
 @torch.no_grad()
@@ -78,9 +77,9 @@ def forward_flops(model: SegmentationModel, side: int) -> int:
     """Return the floating-point operations of one image at inference, a multiplication and an addition as two."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _without_data(model, mode).eval()
-    with mode, FlopCounterMode(display=False) as counter:
+    with mode, FlopMeter() as counter:
         fake(torch.zeros(1, 3, *[_padded(model, side)] * 2))
-    return int(counter.get_total_flops())
+    return counter.total
 
 
 def make_batch(config: Config, model: SegmentationModel, num_objects: int) -> Batch:
@@ -109,17 +108,6 @@ def _in_order(costs: Tensor) -> tuple[Match, ...]:
     num_layers, num_queries, num_targets = costs.shape
     pairs = torch.arange(min(num_queries, num_targets))
     return tuple(Match(pairs, pairs) for _ in range(num_layers))
-
-
-@contextmanager
-def _frozen_heap() -> Iterator[None]:
-    """Keep the garbage collector off all objects that exist already, so that it is fast."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,15 +18,12 @@ class StorageMeter(TorchDispatchMode):
     now: bytes in use
     most: maximum of `now`
     others: tensors whose storages are ignored
-    collects: free unreachable objects before a new maximum counts; activation checkpointing leaves cycles behind when
-        it runs on tensors without data
     """
 
-    def __init__(self, others: Iterable[Tensor] = (), *, collects: bool = False) -> None:
+    def __init__(self, others: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.most = 0
         self._others = {tensor.untyped_storage()._cdata for tensor in others}
-        self._collects = collects
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(
@@ -38,8 +34,6 @@ class StorageMeter(TorchDispatchMode):
         for tensor in tree_iter(outputs):
             if isinstance(tensor, Tensor) and tensor.layout == torch.strided:
                 self._count(tensor.untyped_storage())
-        if self._collects and self.now > self.most:
-            gc.collect()
         self.most = max(self.most, self.now)
         return outputs
 
