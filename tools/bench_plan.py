@@ -6,7 +6,7 @@
 Each configuration is measured in its own process with one thread, on the batch that the prediction assumes. `predicted`
 is the peak of all tensors in a training step. `tensors` is the measured one: weights and optimizer state, and the
 maximum of what torch's allocator gave out in a step after two others, from the profiler's allocation events. `process`
-is the peak resident memory of the process, Python and libraries included; `plan` predicts 950 MB more than the tensors.
+is the peak resident memory of the process, Python, libraries and gaps in the heap included.
 """
 
 from __future__ import annotations

@@ -28,8 +28,9 @@ from vispeft.training.optim import FULL
 HEADS = "heads"
 # AdamW: two moments of each trained value
 _MOMENTS = 2
-# Python, torch and its libraries, and freed memory that the allocator keeps: see tools/results/plan_cpu.json
-PROCESS_BYTES = 950 * 2**20
+# Python, torch and its libraries, and a share for gaps in the heap: fitted to tools/results/plan_cpu.json
+_PROCESS_BYTES = 850 * 2**20
+_HEAP_FACTOR = 1.25
 _BLOCK = re.compile(r"^(.*?(?:blocks|layers|stages|layer)[._]?\d+(?:\.\d+|\.blocks\.\d+)?)(?=\.|$)")
 
 
@@ -49,7 +50,7 @@ class Estimate:
     trainable_by_method: parameters by method name; `full` for those that are trained in full
     activation_bytes: tensors kept from the forward pass of a batch for its backward pass, with the batch
     peak_bytes: maximum of all tensors in a training step: weights, optimizer state, activations, gradients, temporaries
-    process_bytes: `peak_bytes` with what the process needs besides tensors, on a CPU; `peak_bytes` on a GPU
+    process_bytes: resident memory of the process on a CPU, less exact; `peak_bytes` on a GPU
     forward_flops: of one image at inference, a multiplication and an addition counted as two
     step_forward_flops, step_backward_flops: of a training step with `batch_size` images; recomputation is backward
     first_block: first block, or module outside of blocks, whose output needs a gradient
@@ -137,7 +138,7 @@ def estimate_attached(base: Base) -> Estimate:
         average_bytes=average_bytes,
         activation_bytes=step.kept_bytes,
         peak_bytes=peak,
-        process_bytes=peak + (PROCESS_BYTES if trains_on_cpu(config.train.device) else 0),
+        process_bytes=_process_bytes(peak) if trains_on_cpu(config.train.device) else peak,
         forward_flops=forward_flops(model, image_size(config)),
         step_forward_flops=step.forward_flops,
         step_backward_flops=step.backward_flops,
@@ -149,6 +150,11 @@ def _most_bytes(step: StepCost, model: nn.Module, trained_bytes: int) -> int:
     """Return the maximum of gradients, activations and temporaries: of the passes, or of the optimizer's update."""
     largest = max((p.nbytes for p in model.parameters() if p.requires_grad), default=0)
     return max(step.most_bytes, trained_bytes + 2 * largest)
+
+
+def _process_bytes(peak: int) -> int:
+    """Return the resident memory of a process on a CPU with so many bytes of tensors at the peak."""
+    return _PROCESS_BYTES + int(_HEAP_FACTOR * peak)
 
 
 def regions_of(model: nn.Module) -> tuple[Region, ...]:

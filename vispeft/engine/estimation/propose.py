@@ -126,6 +126,7 @@ class _Search:
     def fitting(self, modes: Sequence[_Mode]) -> list[Proposal]:
         """Return the best candidates that fit, each in the first mode in which it does."""
         found: list[Proposal] = []
+        modes = [mode for mode in modes if self._may_fit(mode)]
         for candidate, params in self.ranked:
             if len(found) == MOST_PROPOSALS:
                 break
@@ -156,7 +157,7 @@ class _Search:
             difference = 0.0
         return (1, 0.0) if difference is None else (0, -difference)
 
-    def _config(self, candidate: Candidate, mode: _Mode = _Mode()) -> Config:
+    def _config(self, candidate: Candidate, mode: _Mode) -> Config:
         config = self.base.config
         peft_config = config.peft.model_copy(
             update={"deltas": dict(candidate.deltas), "train": self._trained(candidate)}
@@ -180,7 +181,7 @@ class _Search:
     def _count(self, candidate: Candidate) -> int | None:
         """Return the trained parameters of a candidate; None if the model lacks its sites."""
         try:
-            attach(self.base.model, self._config(candidate))
+            attach(self.base.model, self._config(candidate, _Mode()))
         except PlanError:
             return None
         params = peft.count(self.base.model).trainable
@@ -194,6 +195,13 @@ class _Search:
         attach(model, config)
         return replace(self.base, config=config, model=model)
 
+    def _may_fit(self, mode: _Mode) -> bool:
+        """Return False for a mode in which not even the candidate with the fewest parameters fits memory and time."""
+        candidate, _ = min(self.ranked, key=lambda pair: pair[1])
+        base = self._attached(candidate, mode)
+        estimate = estimate_attached(base)
+        return self._fits(f"{candidate.name}{_bracketed(mode.note)}", estimate, self._seconds(base, estimate))
+
     def _tried(self, candidate: Candidate, params: int, mode: _Mode) -> Proposal | None:
         """Return the proposal of a candidate; None where it does not fit."""
         if not self.limits.allow_params(params, peft.count(self.base.model).total + params):
@@ -202,20 +210,27 @@ class _Search:
         estimate = estimate_attached(base)
         if not self.limits.allow_params(estimate.trainable_params, estimate.total_params):
             return None
-        name = candidate.name + (f" [{mode.note}]" if mode.note else "")
-        if self.limits.memory is not None and estimate.process_bytes > self.limits.memory:
-            needed = f"{name} with {estimate.process_bytes / 2**30:.2f} GB of memory"
-            self.smallest.append((estimate.process_bytes / self.limits.memory, needed))
-            return None
-        seconds = None if self.limits.seconds is None else self._seconds(base, estimate)
-        if seconds is not None and self.limits.seconds is not None and seconds > self.limits.seconds:
-            self.smallest.append((seconds / self.limits.seconds, f"{name} with {seconds / 60:.1f} min"))
+        seconds = self._seconds(base, estimate)
+        if not self._fits(f"{candidate.name}{_bracketed(mode.note)}", estimate, seconds):
             return None
         reason = " ".join(text for text in (self._reason(candidate), mode.note) if text)
         return Proposal(candidate.name, reason, self._overrides(candidate, mode), estimate, seconds)
 
-    def _seconds(self, base: Base, estimate: Estimate) -> float:
-        """Return the seconds of training; times a step of the first candidate that asks."""
+    def _fits(self, name: str, estimate: Estimate, seconds: float | None) -> bool:
+        """Return True within the limits of memory and time; otherwise record what would be needed."""
+        if self.limits.memory is not None and estimate.process_bytes > self.limits.memory:
+            needed = f"{name} with {estimate.process_bytes / 2**30:.2f} GB of memory"
+            self.smallest.append((estimate.process_bytes / self.limits.memory, needed))
+            return False
+        if seconds is not None and self.limits.seconds is not None and seconds > self.limits.seconds:
+            self.smallest.append((seconds / self.limits.seconds, f"{name} with {seconds / 60:.1f} min"))
+            return False
+        return True
+
+    def _seconds(self, base: Base, estimate: Estimate) -> float | None:
+        """Return the seconds of training, from a step of the first candidate; None without a limit of time."""
+        if self.limits.seconds is None:
+            return None
         train = base.config.train
         if self.timing is None:
             available = available_memory_bytes()
@@ -250,6 +265,10 @@ class _Search:
             f"peft.train={_flow(list(self._trained(candidate)))}",
             *mode.overrides,
         )
+
+
+def _bracketed(note: str) -> str:
+    return f" ({note.rstrip('.')})" if note else ""
 
 
 def _flow(value: Any) -> str:
