@@ -9,14 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class FlopMeter(TorchDispatchMode):
+class FlopMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counter of operations in the `with` block, a multiplication and an addition as two.
 
     Like torch's own counter, but without its tree of modules, whose hooks keep recomputed tensors alive.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(

@@ -67,7 +67,7 @@ def simulate_step(config: Config, model: SegmentationModel, num_objects: int) ->
         loss = torch.stack(list(losses.values())).sum()
         del losses
         kept, forward = meter.now, counter.total
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total = counter.total
     return StepCost(kept, meter.most, forward, total - forward, first[0] if first else "")
 
@@ -79,7 +79,7 @@ def forward_flops(model: SegmentationModel, side: int) -> int:
     fake = _without_data(model, mode).eval()
     with mode, FlopMeter() as counter:
         fake(torch.zeros(1, 3, *[_padded(model, side)] * 2))
-    return counter.total
+    return int(counter.total)
 
 
 def make_batch(config: Config, model: SegmentationModel, num_objects: int) -> Batch:

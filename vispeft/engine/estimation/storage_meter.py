@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
-class StorageMeter(TorchDispatchMode):
+class StorageMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counter of the bytes in use by storages that are created in the `with` block.
 
     now: bytes in use
@@ -21,7 +21,7 @@ class StorageMeter(TorchDispatchMode):
     """
 
     def __init__(self, others: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._others = {tensor.untyped_storage()._cdata for tensor in others}
         self._sizes: dict[int, int] = {}
