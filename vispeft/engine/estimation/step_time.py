@@ -38,7 +38,8 @@ def time_step(base: Base, step_flops: int) -> Timing:
     keep_freed_memory()
     train = base.config.train
     size = max(1, min(train.batch_size, int(_MOST_FLOPS * train.batch_size / step_flops)))
-    config = base.config.model_copy(update={"train": train.model_copy(update={"batch_size": size})})
+    # one process: several would each start this command again
+    config = base.config.model_copy(update={"train": train.model_copy(update={"batch_size": size, "devices": 1})})
     fabric = fabric_of(config.train)
     step, optimizer = fabric.setup(
         LossModule(base.model, criterion_of(config, base.model)), optimizer_of(config.train, base.model)
