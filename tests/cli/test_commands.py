@@ -218,6 +218,20 @@ def test_plan__counts_before_training(config_path: Path, command: Command, finis
     assert f"{summary['total_params']:,}" in out
 
 
+def test_plan__proposes_what_fits_and_writes_it(command: Command, tmp_path: Path) -> None:
+    small = ["bundled_lora", "model.image_size=64", "train.batch_size=1", "train.steps=10", "train.device=cpu"]
+    path = tmp_path / "plan.json"
+    status, out, err = command("plan", *small, "--budget", "2.6 %", "--time", "1h", "--json", path)
+    assert status == 0, err
+    proposals = json.loads(path.read_text())["proposals"]
+    assert all(each["estimate"]["trainable_percent"] <= 2.6 for each in proposals)
+    assert all(0 < each["seconds"] <= 3600 for each in proposals)
+    assert "'peft.deltas=" in out
+    status, _, err = command("plan", *small, "--memory", "1MB")
+    assert status == 1
+    assert "No configuration fits --memory 1MB. Nearest is heads alone" in err
+
+
 def test_sites__lists_the_matches_of_a_pattern(config_path: Path, command: Command) -> None:
     status, out, _ = command("sites", config_path, "decoder.layers.*.linear1")
     assert status == 0

@@ -10,7 +10,7 @@ import pytest
 
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run
-from vispeft.engine.estimate import estimate
+from vispeft.engine.estimation.estimate import estimate
 from vispeft.errors import PlanError
 from vispeft.io.metrics_file import read_metrics
 from vispeft.models import EoMT

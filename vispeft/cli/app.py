@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vispeft.cli import compare, data, inspect, machine, run, sweep
+from vispeft.cli import compare, data, inspect, machine, plan, run, sweep
 from vispeft.cli.terminal import guarded
 from vispeft.training.arithmetic import request_reproducible_arithmetic
 
@@ -32,7 +32,7 @@ app.command("predict")(run.predict)
 app.command("merge")(run.merge)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
-app.command("plan")(inspect.plan)
+app.command("plan")(plan.plan)
 app.command("sites")(inspect.sites)
 app.add_typer(data.app, name="data")
 app.command("methods")(machine.methods)

@@ -1,6 +1,9 @@
 """Configuration -> model, plan, loaders, optimizer, run: the one composer."""
 
-from vispeft.engine.estimate import Estimate, RoleRow, SiteRow, estimate, list_roles, list_sites
+from vispeft.engine.estimation.estimate import Estimate, estimate
+from vispeft.engine.estimation.limits import Limits
+from vispeft.engine.estimation.propose import Proposal, Proposals, propose
+from vispeft.engine.estimation.sites import RoleRow, SiteRow, list_roles, list_sites
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
 from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
@@ -10,8 +13,11 @@ from vispeft.engine.train import RunResult, train_run
 __all__ = [
     "DataSets",
     "Estimate",
+    "Limits",
     "LoadedRun",
     "PredictionReport",
+    "Proposal",
+    "Proposals",
     "RoleRow",
     "RunDirectory",
     "RunResult",
@@ -24,6 +30,7 @@ __all__ = [
     "load_run",
     "new_run_directory",
     "predict_images",
+    "propose",
     "read_sets",
     "train_run",
     "write_merged",

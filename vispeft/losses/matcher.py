@@ -82,6 +82,7 @@ class HungarianMatcher(nn.Module):
     at the same random points, drawn anew at each call.
 
     class_costs: costs [N, T] of class logits [N, K] and labels [T]
+    assign: pairs of the costs of one image; estimates replace it, because their costs have no values
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class HungarianMatcher(nn.Module):
         class_costs: Callable[[Tensor, Tensor], Tensor] = focal_class_costs,
     ) -> None:
         super().__init__()
+        self.assign = assign
         self.weights = weights or CostWeights()
         self.num_points = num_points
         self.class_costs = class_costs
@@ -123,7 +125,7 @@ class HungarianMatcher(nn.Module):
         # one transfer for the whole batch
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         per_image = flat.split_with_sizes([cost.numel() for cost in costs])
-        return tuple(assign(cost.view(L, Q, len(t))) for cost, t in zip(per_image, targets, strict=True))
+        return tuple(self.assign(cost.view(L, Q, len(t))) for cost, t in zip(per_image, targets, strict=True))
 
     def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
         """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""

@@ -83,15 +83,20 @@ def sample_masks(masks: Tensor, at: Corners) -> Tensor:
 
 def _columns(x: Tensor, idx: Tensor) -> Tensor:
     """Columns `idx` [N] of `x` [T, cells], without gradient."""
-    if x.device.type == "cpu":
+    if _is_read_by_numpy(x):
         # numpy gathers more than twice as fast as torch.index_select on a CPU
         return torch.from_numpy(x.numpy().take(idx.numpy(), axis=1))
     return x.index_select(1, idx)
 
 
+def _is_read_by_numpy(x: Tensor) -> bool:
+    """Return True for a plain tensor on the CPU; a tensor without data, as estimates use, is of another type."""
+    return x.device.type == "cpu" and type(x) is Tensor
+
+
 def smallest(values: Tensor, count: int) -> Tensor:
     """Indices of the `count` smallest of each row, in no order. values: [M, N]. Returns [M, count] int64."""
-    if values.device.type == "cpu" and 0 < count < values.shape[1]:
+    if _is_read_by_numpy(values) and 0 < count < values.shape[1]:
         # numpy selects several times as fast as torch.topk on a CPU
         return torch.from_numpy(np.argpartition(values.detach().numpy(), count - 1, axis=1)[:, :count])
     return values.topk(count, dim=1, largest=False, sorted=False).indices

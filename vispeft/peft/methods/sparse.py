@@ -20,6 +20,7 @@ from vispeft.peft.methods.base import Delta, WeightDelta, at_least, one_of, trai
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.scored import Scored
 from vispeft.peft.methods.weight_update import ConvUpdate, LinearUpdate, ParameterUpdate, Update, UpdateMethod
+from vispeft.peft.quantization.kinds import frozen_weight
 from vispeft.peft.targets import Site
 
 RULES = ("magnitude", "gradient", "fisher", "gps")
@@ -255,4 +256,7 @@ def _num_factors(weight: Tensor, rank: int) -> int:
 
 def _weight_of(site: Site) -> Tensor:
     """Return the weight that a delta at a site changes."""
-    return site.module.get_parameter(site.parameter or "weight")
+    if site.parameter is not None:
+        return site.module.get_parameter(site.parameter)
+    assert isinstance(site.module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return frozen_weight(site.module)

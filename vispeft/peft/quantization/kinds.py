@@ -134,7 +134,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     return _TENSORS.get(_full_name(type(weight)), _UNKNOWN_TORCHAO)
 
 
-def frozen_weight(module: nn.Linear | nn.Conv2d) -> Tensor:
+def frozen_weight(module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Tensor:
     """Return the weight of a map, of a quantised one the values that its codes stand for."""
     kind = kind_of(module)
     return module.weight if kind is None else kind.weight(module)

@@ -1,0 +1,83 @@
+"""Estimates compared with real passes of the smallest configuration, and proposals."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vispeft import peft
+from vispeft.config import load_config
+from vispeft.engine import Limits, estimate, propose
+from vispeft.engine.build import attach
+from vispeft.engine.estimation.base_model import base_without_weights
+from vispeft.engine.estimation.propose import NothingFitsError
+from vispeft.engine.estimation.simulated_step import make_batch
+from vispeft.engine.settings import criterion_of
+from vispeft.training.step import LossModule, SealedBatch
+
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "configs" / "bundled_lora.yaml"
+SMALL = ["model.image_size=64", "train.batch_size=2", "train.device=cpu"]
+
+
+def test_estimate__has_the_flops_of_a_real_step() -> None:
+    config = load_config(CONFIG, SMALL)
+    found = estimate(config)
+    base = base_without_weights(config)
+    attach(base.model, base.config)
+    peft.train_mode(base.model)
+    step = LossModule(base.model, criterion_of(base.config, base.model))
+    with FlopCounterMode(display=False) as counter:
+        loss = torch.stack(list(step(SealedBatch(make_batch(base.config, base.model, base.num_objects))).values()))
+        forward = counter.get_total_flops()
+        loss.sum().backward()
+    assert found.step_forward_flops == pytest.approx(forward, rel=0.02)
+    assert found.step_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_estimate__adds_up() -> None:
+    found = estimate(load_config(CONFIG, SMALL))
+    assert sum(region.total for region in found.regions) == found.total_params
+    assert sum(sum(region.trained.values()) for region in found.regions) == found.trainable_params
+    assert found.gradient_bytes == 4 * found.trainable_params
+    assert found.optimizer_bytes == 8 * found.trainable_params
+    assert found.weight_bytes + found.optimizer_bytes + found.activation_bytes <= found.peak_bytes
+    assert found.first_block == "backbone.body.model.patch_embed.proj"
+
+
+def test_recomputation__keeps_less_and_computes_more() -> None:
+    plain = estimate(load_config(CONFIG, SMALL))
+    recomputed = estimate(load_config(CONFIG, [*SMALL, "model.activation_checkpointing=true"]))
+    assert recomputed.activation_bytes < plain.activation_bytes
+    assert recomputed.peak_bytes < plain.peak_bytes
+    assert recomputed.step_backward_flops > plain.step_backward_flops
+
+
+def test_later_blocks__need_no_gradient_before_them() -> None:
+    words = [*SMALL, 'peft.deltas={"@encoder.qkv[2:]": {method: lora, rank: 2}}', 'peft.train=["@heads"]']
+    assert estimate(load_config(CONFIG, words)).first_block.endswith("blocks.2")
+
+
+def test_proposals__fit_the_budget_and_train() -> None:
+    found = propose(load_config(CONFIG, SMALL), Limits(share=0.03, text="--budget 3%")).found
+    assert found
+    for proposal in found:
+        again = estimate(load_config(CONFIG, [*SMALL, *proposal.overrides]))
+        assert again.trainable_params == proposal.estimate.trainable_params <= 0.03 * again.total_params
+    assert "docs/study/" in found[0].reason
+
+
+def test_nothing_fits__names_the_smallest() -> None:
+    with pytest.raises(NothingFitsError, match="smallest is heads alone with"):
+        propose(load_config(CONFIG, SMALL), Limits(count=10, text="--budget 10"))
+
+
+def test_evidence__is_that_of_the_raw_files() -> None:
+    spec = importlib.util.spec_from_file_location("study_evidence", ROOT / "tools" / "study_evidence.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TABLE.read_text() == module.text()
