@@ -139,14 +139,21 @@ def test_inject__low_rank_methods_keep_no_more_for_backward_than_an_input_gradie
     assert kept_mb(model, images.clone().requires_grad_()) <= floor + (6 * rows + gains) * 4
 
 
-def test_inject__an_earlier_hook_keeps_what_it_saw(build: Build, images: Tensor, shake: Shake) -> None:
+def test_inject__hooks_of_others_get_the_output_after_the_deltas_unless_they_are_put_before_them(
+    build: Build, images: Tensor, shake: Shake
+) -> None:
     model = build()
-    seen: list[Tensor] = []
-    model.head.register_forward_hook(lambda module, args, output: seen.append(output))
+    earlier: list[Tensor] = []
+    before: list[Tensor] = []
+    model.head.register_forward_hook(lambda module, args, output: earlier.append(output))
     inject(model, Plan({"head": LoRA(2)}))
     shake(model)
     output = model(images)
-    assert not torch.equal(seen[0], output)
+    assert torch.equal(earlier[0], output)
+    model.head.register_forward_hook(lambda module, args, output: before.append(output), prepend=True)
+    output = model(images)
+    assert torch.equal(earlier[1], output)
+    assert not torch.equal(before[0], output)
 
 
 def test_inject__under_autocast_has_close_gradients_in_full_precision(

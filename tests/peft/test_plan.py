@@ -65,7 +65,7 @@ def test_from_dict__names_the_pattern_of_a_wrong_method() -> None:
         (Plan.full(), {"conv", "bn", "grouped", "blocks", "self_attn", "reader", "head"}),
         (Plan.head_only(), {"head"}),
         (Plan.last_blocks(1), {"blocks", "head"}),
-        (Plan.norms(), {"blocks", "head"}),
+        (Plan.norms(), {"bn", "blocks", "head"}),
         (Plan.norms("bn"), {"bn", "head"}),
         (Plan.biases(), {"conv", "bn", "grouped", "blocks", "self_attn", "head"}),
     ],

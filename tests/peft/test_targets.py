@@ -1,6 +1,8 @@
 """The pattern language."""
 
 import pytest
+import timm
+import torch
 from torch import nn
 
 from vispeft.errors import PlanError
@@ -110,3 +112,34 @@ def test_sites__refuses_a_parameter_that_modules_share() -> None:
 )
 def test_trained__takes_parameters_and_whole_modules(names: Names, pattern: str, count: int) -> None:
     assert len(names.trained(pattern)) == count
+
+
+class L2NormBlock(nn.Module):
+    """A block with `Norm` in its name: a parameter of its own, and a map inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.map = nn.Parameter(torch.ones(2)), nn.Linear(2, 2)
+
+
+def test_norms__are_found_by_type_under_any_name_and_without_roles() -> None:
+    model = nn.ModuleDict(
+        {
+            "stem": nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)),
+            "a": nn.GroupNorm(1, 2),
+            "b": nn.RMSNorm(2),
+            "plain": nn.LayerNorm(2, elementwise_affine=False),
+            "norm": nn.Linear(2, 2),
+            "block": L2NormBlock(),
+            "act": timm.layers.BatchNormAct2d(2),
+        }
+    )
+    names = Names(model)
+    wanted = ["stem.1.weight", "stem.1.bias", "a.weight", "a.bias", "b.weight", "block.scale", "act.weight", "act.bias"]
+    assert names.trained("@norms") == names.trained("@norms", {"encoder.qkv": "x"}) == wanted
+    assert [site.name for site in names.sites("norm | @norms")] == ["norm", "stem.1", "a", "b", "block", "act"]
+    assert names.trained("@norms", {"norms": "a"}) == ["a.weight", "a.bias"]
+    with pytest.raises(PlanError, match="`@norm` is not a role of this model. Did you mean `norms`"):
+        names.trained("@norm", {"blocks": "x"})
+    with pytest.raises(PlanError, match="none of its norms has parameters"):
+        Names(nn.Sequential(nn.Linear(1, 1))).trained("@norms")

@@ -25,7 +25,7 @@ def methods() -> None:
         ("head only", "peft.train: ['@heads']"),
         ("last k blocks", "peft.train: ['@heads', '@encoder.blocks[-2:]']"),
         ("biases", "peft.train: ['@heads', '**.bias']"),
-        ("norms", "peft.train: ['@heads', '**.norm*.**']"),
+        ("norms", "peft.train: ['@heads', '@norms']"),
         ("full", "peft.train: ['**']"),
     ]
     show_table("Parameters trained in full, without deltas", ("plan", "configuration"), plans)

@@ -38,7 +38,8 @@ class SiteHooks:
         """
         handles = []
         if not before:
-            handles.append(module.register_forward_hook(self.run_deltas, with_kwargs=True))
+            # before the hooks of others, as of those that collect features: they get what the deltas give
+            handles.append(module.register_forward_hook(self.run_deltas, prepend=True, with_kwargs=True))
             if type(delta) is LinearLoRA:
                 handles.append(module.register_forward_pre_hook(self.bypassed_inputs.bypass_base))
         if isinstance(delta, AroundDelta) and not any(isinstance(other, AroundDelta) for other in before):

@@ -93,8 +93,8 @@ class Plan:
         return cls(train=("**.bias", *head))
 
     @classmethod
-    def norms(cls, norms: str = "**.*norm*.**", head: Sequence[str] = ("head.**",)) -> Plan:
-        """Return a plan that trains all parameters of the norms, found by name, and the head."""
+    def norms(cls, norms: str = "@norms", head: Sequence[str] = ("head.**",)) -> Plan:
+        """Return a plan that trains all parameters of the norms, found by their type, and the head."""
         return cls(train=(norms, *head))
 
 

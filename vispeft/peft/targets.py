@@ -3,7 +3,8 @@
 A pattern is dotted like a name. `*` is one component or a part of one (`norm*`), `**` any number of components, none
 included. A range in brackets picks numbers among siblings, the way Python slices do: `blocks.[6:]`, `blocks.[-2:]`,
 `blocks.[0]`, and after a stem too: `stages_[2:]`. `first | second` is both. `@role` stands for the pattern that a model
-family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range.
+family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range. `@norms` needs no
+roles: it stands for the norms of any model, found by type.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ from torch.nn import Parameter
 
 from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean, nearest_names
+from vispeft.peft.norms import is_norm
 
 Roles = Mapping[str, str]
+
+# the role that every model has
+NORMS = "norms"
 
 _RANGE = re.compile(r"\[(-?\d*(?::-?\d*){0,2})\]")
 _ROLE = re.compile(r"@(?P<name>[\w.]+)(?P<range>\[[^\]]*\])?")
@@ -56,6 +61,7 @@ class Names:
         self._parameter_names: dict[Parameter, list[str]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             self._parameter_names[parameter].append(name)
+        self._norms = {name for name, module in self.modules.items() if is_norm(module)}
         self._positions = {name: place for place, name in enumerate([*self.modules, *self.parameters])}
         self._lengths = _lengths([*self.modules, *self.parameters])
 
@@ -76,7 +82,9 @@ class Names:
         found: dict[str, None] = {}
         for alternative in expand(pattern, roles):
             matches = self._match(alternative)
-            named = [name for name in self.parameters if any(matches(part) for part in _ancestry(name))]
+            # of a norm by type alone the parameters of its own, for what is inside it may be more than a norm
+            parts = _parents if alternative == f"@{NORMS}" else _ancestry
+            named = [name for name in self.parameters if any(matches(part) for part in parts(name))]
             if not named:
                 raise PlanError(self._nothing(pattern, alternative))
             found.update((self._parameter_names[self.parameters[name]][0], None) for name in named)
@@ -102,11 +110,15 @@ class Names:
         return Site(names[0], self._owners[owner], leaf)
 
     def _match(self, pattern: str) -> Callable[[str], bool]:
+        if pattern == f"@{NORMS}":
+            return self._norms.__contains__
         components = tuple(_component(text, pattern) for text in pattern.split("."))
         return lambda name: _matches(components, name.split("."), 0, 0, self._lengths)
 
     def _nothing(self, pattern: str, alternative: str) -> str:
         shown = f"`{pattern}`" if pattern == alternative else f"`{pattern}` (that is `{alternative}`)"
+        if alternative == f"@{NORMS}":
+            return f"{shown} matches no module of this model: none of its norms has parameters."
         candidates = [*self.modules, *self.parameters]
         return f"{shown} matches no module or parameter of this model. {suggest_names(alternative, candidates)}"
 
@@ -116,7 +128,9 @@ def expand(pattern: str, roles: Roles | None = None) -> list[str]:
     alternatives: list[str] = []
     for text in pattern.split("|"):
         alternative = text.strip()
-        if alternative.startswith("@"):
+        if alternative == f"@{NORMS}" and NORMS not in (roles or {}):
+            alternatives.append(alternative)
+        elif alternative.startswith("@"):
             alternatives += expand(_role(alternative, roles), None)
         else:
             alternatives.append(alternative)
@@ -140,8 +154,9 @@ def _role(text: str, roles: Roles | None) -> str:
     if roles is None:
         raise PlanError(f"`@{name}` is a role, but no roles were given. Pass `roles=`, or write the names themselves.")
     if name not in roles:
+        known = {*roles, NORMS}
         raise PlanError(
-            f"`@{name}` is not a role of this model.{did_you_mean(name, roles)} It has {', '.join(sorted(roles))}."
+            f"`@{name}` is not a role of this model.{did_you_mean(name, known)} It has {', '.join(sorted(known))}."
         )
     pattern = roles[name]
     if numbers is None:
@@ -224,6 +239,10 @@ def _lengths(names: Iterable[str]) -> dict[tuple[str, str], int]:
 
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _parents(name: str) -> list[str]:
+    return [_parent(name)]
 
 
 def _ancestry(name: str) -> list[str]:

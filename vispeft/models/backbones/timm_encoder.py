@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_models import Source, create, padded_side, pixel_statistics, timm_module_of
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
-from vispeft.models.roles.timm import encoder_roles, flattened
+from vispeft.models.roles.timm import encoder_roles
 
 # timm modules whose models interpolate their position embedding to any input size
 _DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
@@ -83,11 +83,8 @@ class Backbone(nn.Module):
 
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of the backbone in its model"""
-        roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, self)
-        if self.is_plain:
-            return {role: f"{name}.body.model.{pattern}" for role, pattern in roles.items()}
-        # timm's feature lists flatten the first level of names: layers.0 becomes layers_0
-        return {role: f"{name}.body.{flattened(pattern, self.body)}" for role, pattern in roles.items()}
+        roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, self.body)
+        return {role: f"{name}.body.{pattern}" for role, pattern in roles.items()}
 
 
 def _create(source: Source, image_size: int | None, options: dict[str, Any]) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -42,22 +43,34 @@ FAMILIES: dict[str, Mapping[str, str]] = {
 
 
 def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
-    """Return the roles `encoder.*` of a timm model; none for a family that is not in `FAMILIES`.
+    """Return the roles `encoder.*` of a timm model that name something; none for a family that is not in `FAMILIES`.
 
     In families whose attention reads `qkv.weight` without calling `qkv` (BEiT, Swin V2, EVA-02), `encoder.qkv` is that
     parameter.
 
     family: name of the timm module that defines the model
+    model: itself, or a feature backbone of timm's, which has the model inside it or its children under flattened names
     """
-    roles = {f"encoder.{name}": pattern for name, pattern in FAMILIES.get(family, {}).items()}
+    names = [name for name, _ in model.named_modules()]
+    roles = {}
+    for role, pattern in FAMILIES.get(family, {}).items():
+        named = next((each for each in _placed(pattern) if _names_any(each, names)), None)
+        if named is not None:
+            roles[f"encoder.{role}"] = named
     reads_weight = any(name.endswith("attn.q_bias") for name, _ in model.named_parameters())
     if reads_weight and "encoder.qkv" in roles:
         roles["encoder.qkv"] += ".weight"
     return roles
 
 
-def flattened(pattern: str, body: nn.Module) -> str:
-    """Return `layers.*.x` as `layers_*.x` if the body's children are named so, as in timm's feature backbones."""
+def _placed(pattern: str) -> tuple[str, str, str]:
+    """Return the pattern of a model itself, and those of its two kinds of feature backbones."""
     first = pattern.split(".")[0]
-    is_flat = any(name.startswith(f"{first}_") for name, _ in body.named_children())
-    return pattern.replace(f"{first}.*", f"{first}_*", 1) if is_flat else pattern
+    # feature lists flatten the first level of names: layers.0 becomes layers_0
+    return pattern, f"model.{pattern}", pattern.replace(f"{first}.*", f"{first}_*", 1)
+
+
+def _names_any(pattern: str, names: Sequence[str]) -> bool:
+    """Return True if a pattern, in which `*` is one component or a part of one, matches a name."""
+    expression = re.compile("[^.]*".join(re.escape(piece) for piece in pattern.split("*")))
+    return any(expression.fullmatch(name) for name in names)
