@@ -80,7 +80,6 @@ FOREIGN = {
     "old spectral norm": (lambda: torch.nn.utils.spectral_norm(nn.Linear(6, 6)), "its `weight` is no parameter"),
     "pruned": (lambda: prune.l1_unstructured(nn.Linear(6, 6), "weight", 0.5), "its `weight` is no parameter"),
     "patched": (patched, "its `forward` was replaced"),
-    "hook": (hooked, r"the hook `hooked\.<locals>\.<lambda>` of another library"),
     "pre-hook": (pre_hooked, r"the hook `pre_hooked\.<locals>\.<lambda>` of another library"),
 }
 
@@ -93,6 +92,24 @@ def assert_unchanged(model: nn.Module, before: dict[str, Tensor], keys: list[str
     assert list(before) == list(model.state_dict())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert [item.key for item in attached(model)] == keys
+
+
+@pytest.mark.parametrize("method", LINEAR.values(), ids=LINEAR)
+def test_merge__takes_a_map_with_a_hook_of_others_after_its_deltas_but_none_before_them(
+    method: Method, shake: Shake
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 6), hooked()), torch.randn(3, 6)
+    inject(model, Plan({"0 | 1": method}))
+    shake(model)
+    y = model(x)
+    handle = model[1].register_forward_hook(lambda module, args, output: output.relu(), prepend=True)
+    with pytest.raises(PlanError, match=r"do not merge: `1\.\w+` \(the hook `.*<lambda>` of another library"):
+        merge(model)
+    handle.remove()
+    merge(model)
+    assert (y >= 0).all()
+    torch.testing.assert_close(model(x), y)
 
 
 @pytest.mark.parametrize("method", LINEAR.values(), ids=LINEAR)

@@ -139,7 +139,7 @@ def test_norms__are_found_by_type_under_any_name_and_without_roles() -> None:
     assert names.trained("@norms") == names.trained("@norms", {"encoder.qkv": "x"}) == wanted
     assert [site.name for site in names.sites("norm | @norms")] == ["norm", "stem.1", "a", "b", "block", "act"]
     assert names.trained("@norms", {"norms": "a"}) == ["a.weight", "a.bias"]
-    with pytest.raises(PlanError, match="`@norm` is not a role of this model. Did you mean `norms`"):
+    with pytest.raises(PlanError, match=r"`@norm` is not a role of this model\. Did you mean `norms`"):
         names.trained("@norm", {"blocks": "x"})
     with pytest.raises(PlanError, match="none of its norms has parameters"):
         Names(nn.Sequential(nn.Linear(1, 1))).trained("@norms")
