@@ -134,7 +134,9 @@ def test_check__names_the_deltas_that_ran_where_the_model_fails_behind_them() ->
         check(model, torch.ones(4))
 
 
-@pytest.mark.parametrize("output", [{"y": torch.ones(4)}, ((torch.ones(4),), 1), None], ids=["dict", "nested", "None"])
+@pytest.mark.parametrize(
+    "output", [{"y": torch.ones(4).int()}, ((2, "y"), 1), None], ids=["integers", "no tensor", "None"]
+)
 def test_check__names_a_module_whose_output_no_delta_can_follow(output: object) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -146,7 +148,7 @@ def test_check__names_a_module_whose_output_no_delta_can_follow(output: object) 
 
     model = nn.Sequential(Odd())
     inject(model, Plan({"0": Adapter(width=2)}))
-    with pytest.raises(PlanError, match=r"A Odd with a delta must give a tensor, or a tuple that begins with one"):
+    with pytest.raises(PlanError, match=r"A Odd with a delta must give a tensor of real numbers"):
         check(model, torch.ones(4))
 
 

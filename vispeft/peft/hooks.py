@@ -22,6 +22,7 @@ from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
+from vispeft.peft.outputs import Path, first_features, replaced
 
 
 class SiteHooks:
@@ -76,9 +77,12 @@ class SiteHooks:
         return ((x, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: x})
 
     def run_deltas(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Pass the output of a module through its deltas in turn: a forward hook. Of several outputs, the first."""
-        x = args[0] if args else next(iter(kwargs.values()), None)
-        y = output if isinstance(output, Tensor) else _first(module, output)
+        """Pass the output of a module through its deltas in turn: a forward hook.
+
+        Of several outputs, also inside each other, it is the first tensor of real numbers.
+        """
+        x = _input_of(args, kwargs)
+        place, y = ((), output) if isinstance(output, Tensor) else _features_of(module, output)
         base = None if torch.compiler.is_compiling() or hooks_before_deltas(module) else module
         deltas = [delta for delta in deltas_of(module) if delta.is_active]
         if (bypassed := self.bypassed_inputs.take(args)) is not None:
@@ -87,11 +91,7 @@ class SiteHooks:
         for delta in deltas:
             y = delta(x, y, base)
             base = None
-        if isinstance(output, Tensor):
-            return y
-        rest = (y, *output[1:])
-        # a named tuple takes its fields one by one
-        return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+        return replaced(output, place, y) if place else y
 
     def _add_to_maps(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Record the sizes of maps where sites need them. base: modules in the model's order"""
@@ -147,12 +147,19 @@ def _is_method_of(hook: Callable[..., Any], *kinds: type) -> bool:
     return isinstance(hook, MethodType) and isinstance(hook.__self__, kinds)
 
 
-def _first(module: nn.Module, output: Any) -> Tensor:
-    """Return the first of a module's several outputs; PlanError if there is no tensor in its place."""
-    first = output[0] if isinstance(output, tuple | list) and output else None
-    if not isinstance(first, Tensor):
+def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the first input of a module, or the first tensor inside it where it is a tuple or mapping of some."""
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    found = None if isinstance(first, Tensor) else first_features(first)
+    return first if found is None else found[1]
+
+
+def _features_of(module: nn.Module, output: Any) -> tuple[Path, Tensor]:
+    """Return the features among a module's several outputs, with their place; PlanError where there are none."""
+    found = first_features(output)
+    if found is None:
         raise PlanError(
-            f"A {type(module).__name__} with a delta must give a tensor, or a tuple that begins with one, but gives a "
-            f"{type(output).__name__}{'' if first is None else f' of {type(first).__name__}'}. Name a module inside it."
+            f"A {type(module).__name__} with a delta must give a tensor of real numbers, or a tuple, mapping or "
+            f"dataclass that holds one, but gives a {type(output).__name__}. Name a module inside it."
         )
-    return first
+    return found
