@@ -1,10 +1,13 @@
 """Every delta takes part in a forward pass."""
 
+import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
 from vispeft.peft import VPT, Adapter, LoRA, Plan, check, inject
@@ -168,3 +171,78 @@ def test_check__names_the_deltas_whose_inputs_a_module_does_not_take() -> None:
     inject(model, Plan({"0": VPT(2), "0.map": LoRA(2)}))
     with pytest.raises(PlanError, match=r"these deltas give their sites: `0\.vpt`\. Name sites that take such inputs"):
         check(model, torch.ones(1, 4, 8))
+
+
+class Towers(nn.Module):
+    """Two maps, of which the first runs without gradients or is detached, and gives losses in train mode if asked."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), kind
+
+    def forward(self, x: Tensor) -> object:
+        if self.training and self.kind == "targets":
+            raise ValueError("targets must be given in train mode")
+        with torch.set_grad_enabled(self.kind != "no_grad"):
+            y = self.first(x)
+        if self.kind == "reentrant":
+            return checkpoint(self.second, checkpoint(self.first, x.requires_grad_(), use_reentrant=True))
+        if not (self.training and self.kind == "losses"):
+            y = y.detach()
+        return {"y": self.second(y), "sizes": [3]}
+
+
+@pytest.mark.parametrize("kind", ["no_grad", "detached"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("site", ["first", "first.weight"])
+def test_check__names_deltas_that_run_without_a_gradient(kind: str, training: bool, site: str) -> None:
+    model = Towers(kind)
+    inject(model, Plan({f"{site} | second": LoRA(2)}))
+    with pytest.raises(PlanError, match=rf"run, but get no gradient.*trained: `{site}\.lora`\. The model runs"):
+        check(model, torch.ones(2, 4), training=training)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["losses", "reentrant", "targets"])
+@pytest.mark.filterwarnings("ignore:.*use_reentrant")
+def test_check__takes_deltas_that_get_a_gradient_in_training_alone(kind: str) -> None:
+    model = Towers(kind)
+    inject(model, Plan({"first | second": LoRA(2)}))
+    model.first.lora.b.grad = torch.ones_like(model.first.lora.b)
+    check(model, torch.ones(2, 4))
+    assert (model.first.lora.b.grad == 1).all()
+    assert model.second.lora.b.grad is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_check__sees_gradients_in_every_mode_of_the_caller(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    model, detached = Towers("losses"), Towers("detached")
+    inject(model, Plan({"second": LoRA(2)}))
+    inject(detached, Plan({"first": LoRA(2)}))
+    x = torch.ones(2, 4)
+    with mode():
+        check(model, x)
+        with pytest.raises(PlanError, match="get no gradient"):
+            check(detached, x)
+
+
+def test_check__keeps_nothing_for_a_backward_pass() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            square = y * y
+            kept.append(weakref.ref(y))
+            del y
+            alive.append(sum(one() is not None for one in kept))
+            return square
+
+    model = injected(Net())
+    check(model, torch.ones(2, 4))
+    assert alive == [0]

@@ -1,4 +1,4 @@
-"""One forward pass that every delta must take part in."""
+"""One forward pass that every delta must take part in, with a gradient."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vispeft.errors import PlanError
+from vispeft.peft.gradients import graph_alone, parameters_behind, parameters_with_gradient
 from vispeft.peft.inject import attached, disabled, injection_of, recorded, switched_off
 from vispeft.peft.methods.base import AroundDelta
 from vispeft.peft.modes import train_mode
+from vispeft.peft.outputs import tensors_of
 from vispeft.peft.wrappers import unwrapped
 
 
 def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
-    """Run the model once, without gradients; PlanError names every delta that did not run.
+    """Run the model once; PlanError names every delta that did not run, or whose parameters get no gradient.
+
+    A delta gets no gradient where the model runs it under `torch.no_grad`, or detaches what comes of it. Where no
+    output in eval mode depends on a delta, those in train mode count, if the model gives any without targets. Nothing
+    is kept for a backward pass, so that memory is that of a pass without gradients.
+
 
     training: run in the mode of `train_mode` and not in eval mode, for models that compute something else there; the
         random generators are left as they were
@@ -27,12 +34,23 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
     """
     model = unwrapped(model)
     injection_of(model)
-    with recorded(model) as (finished, running), _in_mode(model, training), torch.no_grad():
+    with recorded(model) as (finished, running), _in_mode(model, training):
         try:
-            _call(model, example)
-        except Exception as error:
-            _explain(model, example, error, finished, running)
+            with graph_alone():
+                output = _call(model, example)
+        except PlanError:
             raise
+        except Exception:
+            # a model may be able to run, but not to be trained in this mode
+            output = None
+            finished.clear()
+            running.clear()
+            with torch.no_grad():
+                try:
+                    _call(model, example)
+                except Exception as error:
+                    _explain(model, example, error, finished, running)
+                    raise
     unused = [item.key for item in attached(model) if item.key not in finished]
     if unused:
         raise PlanError(
@@ -40,6 +58,40 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
             f"The model does not call their modules (it may read the weights itself). Name the parameters, such as "
             f"`{unused[0].rpartition('.')[0]}.weight`."
         )
+    if output is not None:
+        _refuse_without_gradient(model, example, output)
+
+
+def _refuse_without_gradient(model: nn.Module, example: Any, output: Any) -> None:
+    """Refuse deltas on which no output depends with a gradient, neither this one nor one in train mode."""
+    deltas = {item.key: trained for item in attached(model) if (trained := _trained(item.delta))}
+    missing = _without(deltas, parameters_behind(output))
+    if not missing or next(tensors_of(output), None) is None:
+        return
+    with _in_mode(model, training=True), torch.inference_mode(False), torch.enable_grad():
+        try:
+            output = _call(model, example)
+            reached = parameters_with_gradient(output, [one for trained in missing.values() for one in trained])
+        except Exception:
+            # the model needs targets in train mode, or its outputs have no sum
+            return
+    keys = list(_without(missing, reached | parameters_behind(output)))
+    if keys:
+        raise PlanError(
+            f"These deltas run, but get no gradient, so they would not be trained: "
+            f"{', '.join(f'`{key}`' for key in keys)}. The model runs them under `torch.no_grad`, or detaches what "
+            f"comes of them. Name other modules."
+        )
+
+
+def _trained(delta: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of a delta."""
+    return [parameter for parameter in delta.parameters() if parameter.requires_grad]
+
+
+def _without(deltas: Mapping[str, list[nn.Parameter]], reached: set[Tensor]) -> dict[str, list[nn.Parameter]]:
+    """Return the deltas of which no parameter was reached."""
+    return {key: trained for key, trained in deltas.items() if reached.isdisjoint(trained)}
 
 
 def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str], running: list[str]) -> None:
@@ -100,13 +152,10 @@ def _forms(example: Any) -> tuple[str, list[tuple[str, Any]]]:
     return f"the {kind} as its one argument", others
 
 
-def _call(model: nn.Module, example: Any) -> None:
+def _call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
-        model(**example)
-    elif type(example) is tuple:
-        model(*example)
-    else:
-        model(example)
+        return model(**example)
+    return model(*example) if type(example) is tuple else model(example)
 
 
 def _works(model: nn.Module, example: Any) -> bool:
