@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
+from vispeft.peft.channel_trial import channel_dim_by_trial
 from vispeft.peft.methods.base import AroundDelta, Delta, widths
 from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
@@ -83,12 +84,17 @@ class SiteHooks:
         """
         x = _input_of(args, kwargs)
         place, y = ((), output) if isinstance(output, Tensor) else _features_of(module, output)
+        frozen = y
         base = None if torch.compiler.is_compiling() or hooks_before_deltas(module) else module
         deltas = [delta for delta in deltas_of(module) if delta.is_active]
         if (bypassed := self.bypassed_inputs.take(args)) is not None:
             x, y = bypassed, fused_forward(module, bypassed)
             deltas, base = deltas[1:], None
         for delta in deltas:
+            if delta.channel_dim is not None and not delta.channel_dim.is_known(y):
+                dim = channel_dim_by_trial(module, args, kwargs, frozen, delta.channel_dim.channels)
+                if dim is not None:
+                    delta.channel_dim.settle(y, dim)
             y = delta(x, y, base)
             base = None
         return replaced(output, place, y) if place else y

@@ -114,6 +114,11 @@ class AdapterDelta(Delta):
         for index in range(method.count):
             self.add_module(str(index), Bottleneck(inputs, width, size.outputs, like))
 
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the channels of maps, 1 or -1; None before the first one that tells it."""
+        return self.channel_dim.of_maps
+
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y after every adapter in turn, or with the result of every adapter on x added."""
         dim = self.channel_dim.of(y)
