@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,11 +21,12 @@ from vispeft.peft.wrappers import unwrapped
 
 
 def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
-    """Run the model once; PlanError names every delta that did not run, or whose parameters get no gradient.
+    """Run the model once; PlanError names every delta that did not run, or that the model runs under `torch.no_grad`.
 
-    A delta gets no gradient where the model runs it under `torch.no_grad`, or detaches what comes of it. Where no
-    output in eval mode depends on a delta, those in train mode count, if the model gives any without targets. Nothing
-    is kept for a backward pass, so that memory is that of a pass without gradients.
+    A warning names the deltas that no output depends on with a gradient, as those of a layer whose features the model
+    does not use. Where all deltas are such, it is a PlanError. Where no output in eval mode depends on a delta, those
+    in train mode count, if the model gives any without targets. Nothing is kept for a backward pass, so that memory is
+    that of a pass without gradients.
 
 
     training: run in the mode of `train_mode` and not in eval mode, for models that compute something else there; the
@@ -63,25 +65,51 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
 
 
 def _refuse_without_gradient(model: nn.Module, example: Any, output: Any) -> None:
-    """Refuse deltas on which no output depends with a gradient, neither this one nor one in train mode."""
+    """Refuse, or warn of, deltas on which no output depends with a gradient, here and in train mode."""
     deltas = {item.key: trained for item in attached(model) if (trained := _trained(item.delta))}
     missing = _without(deltas, parameters_behind(output))
     if not missing or next(tensors_of(output), None) is None:
         return
-    with _in_mode(model, training=True), torch.inference_mode(False), torch.enable_grad():
+    blocked: set[str] = set()
+    with _in_mode(model, True), torch.inference_mode(False), torch.enable_grad(), _without_grad(model, blocked):
         try:
             output = _call(model, example)
             reached = parameters_with_gradient(output, [one for trained in missing.values() for one in trained])
         except Exception:
             # the model needs targets in train mode, or its outputs have no sum
             return
-    keys = list(_without(missing, reached | parameters_behind(output)))
-    if keys:
+    missing = _without(missing, reached | parameters_behind(output))
+    blocked &= missing.keys()
+    if blocked or (missing and len(missing) == len(deltas)):
         raise PlanError(
-            f"These deltas run, but get no gradient, so they would not be trained: "
-            f"{', '.join(f'`{key}`' for key in keys)}. The model runs them under `torch.no_grad`, or detaches what "
-            f"comes of them. Name other modules."
+            f"These deltas run, but get no gradient, so they would not be trained: {_quoted(blocked or missing)}. The "
+            f"model runs them under `torch.no_grad`, or detaches what comes of them. Name other modules."
         )
+    if missing:
+        warnings.warn(
+            f"No output of the model depends on these deltas with a gradient, so they may not be trained: "
+            f"{_quoted(missing)}. Leave them out, unless a loss inside the model uses them.",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _without_grad(model: nn.Module, blocked: set[str]) -> Iterator[None]:
+    """Collect, for the block, the keys of the deltas that run while gradients are switched off."""
+
+    def watch(key: str) -> Callable[..., None]:
+        return lambda *_: None if torch.is_grad_enabled() else blocked.add(key)
+
+    handles = [item.delta.register_forward_hook(watch(item.key)) for item in attached(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _quoted(keys: Collection[str]) -> str:
+    return ", ".join(f"`{key}`" for key in sorted(keys))
 
 
 def _trained(delta: nn.Module) -> list[nn.Parameter]:
