@@ -98,3 +98,24 @@ def test_inject__serves_outputs_of_transformers() -> None:
     assert torch.equal(result.last_hidden_state, Y + 2)
     assert torch.equal(result[0], Y + 2)
     assert torch.equal(output.last_hidden_state, Y)
+
+
+class Numbered(nn.Module):
+    """A layer that gets its number before the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, 4)
+
+    def forward(self, index: int, features: Tensor) -> Tensor:
+        return self.map(features)
+
+
+def test_inject__takes_the_first_features_of_all_inputs_where_the_first_input_is_no_tensor() -> None:
+    model = nn.ModuleList([Numbered()])
+    inject(model, Plan({"0": Adapter(width=2, parallel=True)}))
+    nn.init.ones_(model[0].adapter.get_submodule("0").up_w)
+    x = torch.randn(2, 4)
+    one = model[0](3, x)
+    assert torch.equal(model[0](3, features=x), one)
+    assert not torch.equal(one, model[0].map(x))

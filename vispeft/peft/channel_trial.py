@@ -53,8 +53,9 @@ def _weights(module: nn.Module, channels: int) -> Iterator[Tensor]:
     """Yield the weights of maps and norms that have a row for each channel, from the last module's."""
     for part in reversed(list(module.modules())):
         weight = dict(part.named_parameters(recurse=False)).get("weight")
-        has_rows = weight is not None and weight.is_floating_point() and len(weight) == channels
-        if has_rows and (isinstance(part, nn.Linear | nn.Conv2d) or is_norm(part)):
+        if weight is None or not weight.is_floating_point() or len(weight) != channels:
+            continue
+        if isinstance(part, nn.Linear | nn.Conv2d) or is_norm(part):
             yield weight
 
 

@@ -154,9 +154,11 @@ def _is_method_of(hook: Callable[..., Any], *kinds: type) -> bool:
 
 
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Return the first input of a module, or the first tensor inside it where it is a tuple or mapping of some."""
+    """Return the first input of a module; where it is no tensor, the first tensor of real numbers in all inputs."""
     first = args[0] if args else next(iter(kwargs.values()), None)
-    found = None if isinstance(first, Tensor) else first_features(first)
+    if isinstance(first, Tensor):
+        return first
+    found = first_features((args, kwargs))
     return first if found is None else found[1]
 
 

@@ -117,7 +117,8 @@ class AdapterDelta(Delta):
     @property
     def dim(self) -> int | None:
         """Dimension of the channels of maps, 1 or -1; None before the first one that tells it."""
-        return self.channel_dim.of_maps
+        dim: int | None = self.channel_dim.of_maps
+        return dim
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y after every adapter in turn, or with the result of every adapter on x added."""

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,6 @@ from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean
 from vispeft.peft.methods.context import Context
 from vispeft.peft.norms import is_norm
-
-if TYPE_CHECKING:
-    from vispeft.peft.methods.layout import ChannelDim
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,12 @@ class Delta(nn.Module, ABC):
     """A trainable module beside a frozen one.
 
     is_active: False while deltas are disabled
-    channel_dim: dimension of the channels of y, for deltas that need it; where the first y does not tell it, it is
+    channel_dim: `ChannelDim` of y, for deltas that need it; where the first y does not tell it, it is
         found by a trial before the delta runs
     """
 
-    channel_dim: ChannelDim | None = None
+    # a ChannelDim, whose class needs this module; of any type, for subclasses to set without a declaration
+    channel_dim: Any = None
 
     def __init__(self, method: Method) -> None:
         super().__init__()
