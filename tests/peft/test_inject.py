@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,3 +324,15 @@ def test_inject__names_the_whole_class_of_a_module_that_is_called_as_one_it_serv
     model = nn.Sequential(type("Linear", (nn.Module,), {"__module__": "quantised.modules"})())
     with pytest.raises(PlanError, match=r"but this is a quantised\.modules\.Linear"):
         inject(model, Plan({"0": LoRA(2)}))
+
+
+def test_save_pretrained__of_an_injected_model_of_transformers_opens_as_the_base(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+    images = torch.randn(1, 3, 16, 16)
+    before = model(images).last_hidden_state
+    inject(model, Plan({"**.fc1 | layernorm": (ScaleShift(), Adapter(width=2))}))
+    model.save_pretrained(tmp_path)
+    after = transformers.ViTModel.from_pretrained(tmp_path).eval()(images).last_hidden_state
+    torch.testing.assert_close(after, before)
