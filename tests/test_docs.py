@@ -20,6 +20,7 @@ from vispeft.models.roles.eomt import EOMT, decoder_roles
 from vispeft.models.roles.mask_dino import MASK_DINO
 from vispeft.models.roles.timm import FAMILIES
 from vispeft.peft import METHODS
+from vispeft.peft.targets import NORMS
 from vispeft.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -137,7 +138,7 @@ def test_roles__exist(page: str) -> None:
     code = "\n".join([*re.findall(r"`([^`\n]+)`", text_of(page)), *blocks(page, "yaml", "sh"), *python])
     code = text_of(page) if page.endswith(".yaml") else code
     for role in re.findall(r"(?<![\w/])@([a-z_.]*[a-z_0-9])", code):
-        assert role in ROLES or role in ("role", "norms"), f"{page} names the role @{role}"
+        assert role in ROLES or role in ("role", NORMS), f"{page} names the role @{role}"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Every delta takes part in a forward pass."""
 
+import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -135,7 +137,9 @@ def test_check__names_the_deltas_that_ran_where_the_model_fails_behind_them() ->
         check(model, torch.ones(4))
 
 
-@pytest.mark.parametrize("output", [{"y": torch.ones(4)}, ((torch.ones(4),), 1), None], ids=["dict", "nested", "None"])
+@pytest.mark.parametrize(
+    "output", [{"y": torch.ones(4).int()}, ((2, "y"), 1), None], ids=["integers", "no tensor", "None"]
+)
 def test_check__names_a_module_whose_output_no_delta_can_follow(output: object) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -147,7 +151,7 @@ def test_check__names_a_module_whose_output_no_delta_can_follow(output: object) 
 
     model = nn.Sequential(Odd())
     inject(model, Plan({"0": Adapter(width=2)}))
-    with pytest.raises(PlanError, match=r"A Odd with a delta must give a tensor, or a tuple that begins with one"):
+    with pytest.raises(PlanError, match=r"A Odd with a delta must give a tensor of real numbers"):
         check(model, torch.ones(4))
 
 
@@ -169,36 +173,80 @@ def test_check__names_the_deltas_whose_inputs_a_module_does_not_take() -> None:
         check(model, torch.ones(1, 4, 8))
 
 
-class Tower(nn.Module):
-    """A frozen tower that the model runs without gradients, and a head."""
+class Towers(nn.Module):
+    """Two maps, of which the first runs without gradients or is detached, and gives losses in train mode if asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
-        self.tower, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.first, self.second, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), kind
 
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            features = self.tower(x)
-        y: Tensor = self.head(features)
-        return y
-
-
-@pytest.mark.parametrize("site", ["tower", "tower.weight"])
-def test_check__names_deltas_in_a_part_that_the_model_runs_without_gradients(site: str) -> None:
-    model = Tower()
-    inject(model, Plan({site: LoRA(rank=1), "head": LoRA(rank=1)}))
-    with pytest.raises(PlanError, match=rf"without gradients.*: `{site}.lora`\."):
-        check(model, torch.zeros(2, 4))
-    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" in name]
+    def forward(self, x: Tensor) -> object:
+        if self.training and self.kind == "targets":
+            raise ValueError("targets must be given in train mode")
+        with torch.set_grad_enabled(self.kind != "no_grad"):
+            y = self.first(x)
+        if self.kind == "reentrant":
+            return checkpoint(self.second, checkpoint(self.first, x.requires_grad_(), use_reentrant=True))
+        if not (self.training and self.kind == "losses"):
+            y = y.detach()
+        return {"y": self.second(y), "sizes": [3]}
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_check__knows_activation_checkpointing(reentrant: bool) -> None:
-    class Checkpointed(Tower):
+@pytest.mark.parametrize("kind", ["no_grad", "detached"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("site", ["first", "first.weight"])
+def test_check__names_deltas_that_run_without_a_gradient(kind: str, training: bool, site: str) -> None:
+    model = Towers(kind)
+    inject(model, Plan({f"{site} | second": LoRA(2)}))
+    if kind == "no_grad":
+        with pytest.raises(PlanError, match=rf"run, but get no gradient.*trained: `{site}\.lora`\. The model runs"):
+            check(model, torch.ones(2, 4), training=training)
+    else:
+        with pytest.warns(UserWarning, match=rf"not be trained: `{site}\.lora`\. Leave them out"):
+            check(model, torch.ones(2, 4), training=training)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["losses", "reentrant", "targets"])
+@pytest.mark.filterwarnings("ignore:.*use_reentrant")
+def test_check__takes_deltas_that_get_a_gradient_in_training_alone(kind: str) -> None:
+    model = Towers(kind)
+    inject(model, Plan({"first | second": LoRA(2)}))
+    model.first.lora.b.grad = torch.ones_like(model.first.lora.b)
+    check(model, torch.ones(2, 4))
+    assert (model.first.lora.b.grad == 1).all()
+    assert model.second.lora.b.grad is None
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_check__sees_gradients_in_every_mode_of_the_caller(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    model, detached = Towers("losses"), Towers("detached")
+    inject(model, Plan({"second": LoRA(2)}))
+    inject(detached, Plan({"first": LoRA(2)}))
+    x = torch.ones(2, 4)
+    with mode():
+        check(model, x)
+        with pytest.raises(PlanError, match="get no gradient"):
+            check(detached, x)
+
+
+def test_check__keeps_nothing_for_a_backward_pass() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = checkpoint(lambda x: self.head(self.tower(x)), x, use_reentrant=reentrant)
-            return y
+            y = self.body(x)
+            square = y * y
+            kept.append(weakref.ref(y))
+            del y
+            alive.append(sum(one() is not None for one in kept))
+            return square
 
-    model = Checkpointed()
-    inject(model, Plan({"tower": LoRA(rank=1), "head": LoRA(rank=1)}))
-    check(model, torch.zeros(2, 4))
+    model = injected(Net())
+    check(model, torch.ones(2, 4))
+    assert alive == [0]

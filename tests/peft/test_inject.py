@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,27 +140,21 @@ def test_inject__low_rank_methods_keep_no_more_for_backward_than_an_input_gradie
     assert kept_mb(model, images.clone().requires_grad_()) <= floor + (6 * rows + gains) * 4
 
 
-def test_inject__a_hook_that_was_there_before_sees_the_output_of_the_deltas(
+def test_inject__hooks_of_others_get_the_output_after_the_deltas_unless_they_are_put_before_them(
     build: Build, images: Tensor, shake: Shake
 ) -> None:
-    """As it must be for the hooks with which transformers keeps features."""
     model = build()
-    seen: list[Tensor] = []
-    model.head.register_forward_hook(lambda module, args, output: seen.append(output))
+    earlier: list[Tensor] = []
+    before: list[Tensor] = []
+    model.head.register_forward_hook(lambda module, args, output: earlier.append(output))
     inject(model, Plan({"head": LoRA(2)}))
     shake(model)
     output = model(images)
-    assert seen[0] is output
-
-
-def test_inject__a_hook_put_before_the_deltas_keeps_what_it_saw(build: Build, images: Tensor, shake: Shake) -> None:
-    model = build()
-    seen: list[Tensor] = []
-    inject(model, Plan({"head": LoRA(2)}))
-    model.head.register_forward_hook(lambda module, args, output: seen.append(output), prepend=True)
-    shake(model)
+    assert torch.equal(earlier[0], output)
+    model.head.register_forward_hook(lambda module, args, output: before.append(output), prepend=True)
     output = model(images)
-    assert not torch.equal(seen[0], output)
+    assert torch.equal(earlier[1], output)
+    assert not torch.equal(before[0], output)
 
 
 def test_inject__under_autocast_has_close_gradients_in_full_precision(
@@ -341,3 +336,15 @@ def test_inject__puts_deltas_into_the_mode_of_the_model(build: Build, images: Te
     remove(model)
     inject(model.train(), Plan({"blocks.*.mlp.fc1": LoRA(2)}))
     assert all(item.delta.training for item in attached(model))
+
+
+def test_save_pretrained__of_an_injected_model_of_transformers_opens_as_the_base(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **sizes)).eval()
+    images = torch.randn(1, 3, 16, 16)
+    before = model(images).last_hidden_state
+    inject(model, Plan({"**.fc1 | layernorm": (ScaleShift(), Adapter(width=2))}))
+    model.save_pretrained(tmp_path)
+    after = transformers.ViTModel.from_pretrained(tmp_path).eval()(images).last_hidden_state
+    torch.testing.assert_close(after, before)

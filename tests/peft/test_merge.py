@@ -115,6 +115,24 @@ def assert_unchanged(model: nn.Module, before: dict[str, Tensor], keys: list[str
 
 
 @pytest.mark.parametrize("method", LINEAR.values(), ids=LINEAR)
+def test_merge__takes_a_map_with_a_hook_of_others_after_its_deltas_but_none_before_them(
+    method: Method, shake: Shake
+) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 6), hooked()), torch.randn(3, 6)
+    inject(model, Plan({"0 | 1": method}))
+    shake(model)
+    y = model(x)
+    handle = model[1].register_forward_hook(lambda module, args, output: output.relu(), prepend=True)
+    with pytest.raises(PlanError, match=r"do not merge: `1\.\w+` \(the hook `.*<lambda>` of another library"):
+        merge(model)
+    handle.remove()
+    merge(model)
+    assert (y >= 0).all()
+    torch.testing.assert_close(model(x), y)
+
+
+@pytest.mark.parametrize("method", LINEAR.values(), ids=LINEAR)
 @pytest.mark.parametrize(("make", "reason"), FOREIGN.values(), ids=FOREIGN)
 def test_merge__refuses_a_map_that_may_do_more_and_changes_nothing(
     make: Build, reason: str, method: Method, shake: Shake

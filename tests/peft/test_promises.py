@@ -204,3 +204,24 @@ def test_load_state_dict__takes_the_base_and_its_own_dictionary(
 def outer(key: str) -> str:
     """A tensor's name in the state dict, from the one that torch reports of a parametrized module."""
     return re.sub(r"parametrizations\.(\w+)\.0\.", r"\1.", key)
+
+
+def test_outputs_of_sites__may_be_changed_in_place_or_are_refused(
+    case, build: Build, images: Tensor, train: Train
+) -> None:
+    def change_in_place(module: nn.Module, args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        y = output if isinstance(output, Tensor) else output[0]
+        y[..., :2] += 1
+        y.mul_(0.5)
+
+    model = build()
+    inject(model, case.plan)
+    sites = {item.site for item in attached(model)} & dict(model.named_modules()).keys()
+    for site in sites:
+        model.get_submodule(site).register_forward_hook(change_in_place)
+    train_mode(model)
+    if any(item.delta.method.name == "ladder" for item in attached(model)):
+        with pytest.raises(PlanError, match="was changed in place after the block"):
+            model(images)
+    else:
+        train(model, images)

@@ -1,6 +1,8 @@
 """The pattern language."""
 
 import pytest
+import timm
+import torch
 from torch import nn
 
 from vispeft.errors import PlanError
@@ -112,36 +114,32 @@ def test_trained__takes_parameters_and_whole_modules(names: Names, pattern: str,
     assert len(names.trained(pattern)) == count
 
 
-class RootMeanSquareNorm(nn.Module):
+class L2NormBlock(nn.Module):
+    """A block with `Norm` in its name: a parameter of its own, and a map inside it."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.scale = nn.Parameter(nn.init.ones_(nn.Linear(2, 1).weight.detach()[0]))
+        self.scale, self.map = nn.Parameter(torch.ones(2)), nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize("kind", ["trained", "sites"])
-def test_norms__are_found_by_type(kind: str) -> None:
-    model = nn.Module()
-    model.bn1, model.ln, model.rms = nn.BatchNorm2d(2), nn.LayerNorm(2), RootMeanSquareNorm()
-    model.norm_proj, model.plain = nn.Linear(2, 2), nn.LayerNorm(2, elementwise_affine=False)
+def test_norms__are_found_by_type_under_any_name_and_without_roles() -> None:
+    model = nn.ModuleDict(
+        {
+            "stem": nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)),
+            "a": nn.GroupNorm(1, 2),
+            "b": nn.RMSNorm(2),
+            "plain": nn.LayerNorm(2, elementwise_affine=False),
+            "norm": nn.Linear(2, 2),
+            "block": L2NormBlock(),
+            "act": timm.layers.BatchNormAct2d(2),
+        }
+    )
     names = Names(model)
-    if kind == "sites":
-        assert [site.name for site in names.sites("@norms")] == ["bn1", "ln", "rms"]
-    else:
-        assert names.trained("@norms | norm_proj.bias") == [
-            "bn1.weight",
-            "bn1.bias",
-            "ln.weight",
-            "ln.bias",
-            "rms.scale",
-            "norm_proj.bias",
-        ]
-
-
-def test_norms__of_a_model_without_any_are_an_error() -> None:
-    with pytest.raises(PlanError, match="has none with parameters"):
-        Names(nn.Sequential(nn.Linear(2, 2))).sites("@norms")
-
-
-def test_norms__are_those_of_a_role_of_this_name_where_the_model_has_it() -> None:
-    model = nn.Sequential(nn.LayerNorm(2), nn.LayerNorm(2))
-    assert [site.name for site in Names(model).sites("@norms", {"norms": "1"})] == ["1"]
+    wanted = ["stem.1.weight", "stem.1.bias", "a.weight", "a.bias", "b.weight", "block.scale", "act.weight", "act.bias"]
+    assert names.trained("@norms") == names.trained("@norms", {"encoder.qkv": "x"}) == wanted
+    assert [site.name for site in names.sites("norm | @norms")] == ["norm", "stem.1", "a", "b", "block", "act"]
+    assert names.trained("@norms", {"norms": "a"}) == ["a.weight", "a.bias"]
+    with pytest.raises(PlanError, match=r"`@norm` is not a role of this model\. Did you mean `norms`"):
+        names.trained("@norm", {"blocks": "x"})
+    with pytest.raises(PlanError, match="none of its norms has parameters"):
+        Names(nn.Sequential(nn.Linear(1, 1))).trained("@norms")

@@ -1,26 +1,33 @@
-"""One forward pass that every delta must take part in."""
+"""One forward pass that every delta must take part in, with a gradient."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vispeft.errors import PlanError
+from vispeft.peft.gradients import graph_alone, parameters_behind, parameters_with_gradient
 from vispeft.peft.inject import attached, disabled, injection_of, recorded, switched_off
 from vispeft.peft.methods.base import AroundDelta
 from vispeft.peft.modes import train_mode
+from vispeft.peft.outputs import tensors_of
 from vispeft.peft.wrappers import unwrapped
 
 
 def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
-    """Run the model once, keeping nothing for backward; PlanError names every delta that cannot be trained.
+    """Run the model once; PlanError names every delta that did not run, or that the model runs under `torch.no_grad`.
 
-    That is one that does not run, or runs where the model itself has switched gradients off.
+    A warning names the deltas that no output depends on with a gradient, as those of a layer whose features the model
+    does not use. Where all deltas are such, it is a PlanError. Where no output in eval mode depends on a delta, those
+    in train mode count, if the model gives any without targets. Nothing is kept for a backward pass, so that memory is
+    that of a pass without gradients.
+
 
     training: run in the mode of `train_mode` and not in eval mode, for models that compute something else there; the
         random generators are left as they were
@@ -29,17 +36,23 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
     """
     model = unwrapped(model)
     injection_of(model)
-    with (
-        recorded(model) as (finished, running),
-        _in_mode(model, training),
-        _all_frozen(model),
-        _without_gradients(model) as without_gradients,
-    ):
+    with recorded(model) as (finished, running), _in_mode(model, training):
         try:
-            _call(model, example)
-        except Exception as error:
-            _explain(model, example, error, finished, running)
+            with graph_alone():
+                output = _call(model, example)
+        except PlanError:
             raise
+        except Exception:
+            # a model may be able to run, but not to be trained in this mode
+            output = None
+            finished.clear()
+            running.clear()
+            with torch.no_grad():
+                try:
+                    _call(model, example)
+                except Exception as error:
+                    _explain(model, example, error, finished, running)
+                    raise
     unused = [item.key for item in attached(model) if item.key not in finished]
     if unused:
         raise PlanError(
@@ -47,12 +60,66 @@ def check(model: nn.Module, example: Any, *, training: bool = False) -> None:
             f"The model does not call their modules (it may read the weights itself). Name the parameters, such as "
             f"`{unused[0].rpartition('.')[0]}.weight`."
         )
-    if without_gradients:
+    if output is not None:
+        _refuse_without_gradient(model, example, output)
+
+
+def _refuse_without_gradient(model: nn.Module, example: Any, output: Any) -> None:
+    """Refuse, or warn of, deltas on which no output depends with a gradient, here and in train mode."""
+    deltas = {item.key: trained for item in attached(model) if (trained := _trained(item.delta))}
+    missing = _without(deltas, parameters_behind(output))
+    if not missing or next(tensors_of(output), None) is None:
+        return
+    blocked: set[str] = set()
+    with _in_mode(model, True), torch.inference_mode(False), torch.enable_grad(), _without_grad(model, blocked):
+        try:
+            output = _call(model, example)
+            reached = parameters_with_gradient(output, [one for trained in missing.values() for one in trained])
+        except Exception:
+            # the model needs targets in train mode, or its outputs have no sum
+            return
+    missing = _without(missing, reached | parameters_behind(output))
+    blocked &= missing.keys()
+    if blocked or (missing and len(missing) == len(deltas)):
         raise PlanError(
-            f"The model runs these deltas without gradients, so they would not be trained: "
-            f"{', '.join(f'`{key}`' for key in without_gradients)}. Name sites outside of the part that the model "
-            f"itself runs under `torch.no_grad()`, or build the model without that."
+            f"These deltas run, but get no gradient, so they would not be trained: {_quoted(blocked or missing)}. The "
+            f"model runs them under `torch.no_grad`, or detaches what comes of them. Name other modules."
         )
+    if missing:
+        warnings.warn(
+            f"No output of the model depends on these deltas with a gradient, so they may not be trained: "
+            f"{_quoted(missing)}. Leave them out, unless a loss inside the model uses them.",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _without_grad(model: nn.Module, blocked: set[str]) -> Iterator[None]:
+    """Collect, for the block, the keys of the deltas that run while gradients are switched off."""
+
+    def watch(key: str) -> Callable[..., None]:
+        return lambda *_: None if torch.is_grad_enabled() else blocked.add(key)
+
+    handles = [item.delta.register_forward_hook(watch(item.key)) for item in attached(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _quoted(keys: Collection[str]) -> str:
+    return ", ".join(f"`{key}`" for key in sorted(keys))
+
+
+def _trained(delta: nn.Module) -> list[nn.Parameter]:
+    """Return the trainable parameters of a delta."""
+    return [parameter for parameter in delta.parameters() if parameter.requires_grad]
+
+
+def _without(deltas: Mapping[str, list[nn.Parameter]], reached: set[Tensor]) -> dict[str, list[nn.Parameter]]:
+    """Return the deltas of which no parameter was reached."""
+    return {key: trained for key, trained in deltas.items() if reached.isdisjoint(trained)}
 
 
 def _explain(model: nn.Module, example: Any, error: Exception, finished: set[str], running: list[str]) -> None:
@@ -113,13 +180,10 @@ def _forms(example: Any) -> tuple[str, list[tuple[str, Any]]]:
     return f"the {kind} as its one argument", others
 
 
-def _call(model: nn.Module, example: Any) -> None:
+def _call(model: nn.Module, example: Any) -> Any:
     if isinstance(example, Mapping):
-        model(**example)
-    elif type(example) is tuple:
-        model(*example)
-    else:
-        model(example)
+        return model(**example)
+    return model(*example) if type(example) is tuple else model(example)
 
 
 def _works(model: nn.Module, example: Any) -> bool:
@@ -142,53 +206,6 @@ def _misfit(model: nn.Module, example: Any) -> str | None:
     except ValueError:
         return None
     return None
-
-
-@contextmanager
-def _all_frozen(model: nn.Module) -> Iterator[None]:
-    """Freeze all parameters for the block: gradients are enabled, but autograd keeps nothing."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[list[str]]:
-    """Record, for the block, the keys of the deltas that run only where the model itself has switched gradients off."""
-    keys: dict[bool, dict[str, None]] = {True: {}, False: {}}
-    handles = []
-
-    def watch(key: str) -> Callable[..., None]:
-        def note(*_: Any) -> None:
-            keys[torch.is_grad_enabled() or _is_in_checkpoint()][key] = None
-
-        return note
-
-    for item in attached(model):
-        handles.append(item.delta.register_forward_pre_hook(watch(item.key)))
-    found: list[str] = []
-    try:
-        yield found
-    finally:
-        found += [key for key in keys[False] if key not in keys[True]]
-        for handle in handles:
-            handle.remove()
-
-
-def _is_in_checkpoint() -> bool:
-    """Return True inside reentrant activation checkpointing, whose forward pass has no gradients but backward has."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            return True
-        frame = frame.f_back
-    return False
 
 
 @contextmanager

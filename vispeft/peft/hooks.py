@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
+from vispeft.peft.channel_trial import channel_dim_by_trial
 from vispeft.peft.methods.base import AroundDelta, Delta, widths
 from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
+from vispeft.peft.outputs import Path, first_features, replaced
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
 from vispeft.peft.relu_signs import ReLUSigns, keeps_its_output
 
@@ -41,8 +43,8 @@ class SiteHooks:
         """
         handles = []
         if not before:
-            # before hooks of others, such as those with which transformers keeps features
-            handles.append(module.register_forward_hook(self.run_deltas, with_kwargs=True, prepend=True))
+            # before the hooks of others, as of those that collect features: they get what the deltas give
+            handles.append(module.register_forward_hook(self.run_deltas, prepend=True, with_kwargs=True))
             if type(delta) is LinearLoRA:
                 handles.append(module.register_forward_pre_hook(self.bypassed_inputs.bypass_base))
         if isinstance(delta, AroundDelta) and not any(isinstance(other, AroundDelta) for other in before):
@@ -79,9 +81,13 @@ class SiteHooks:
         return ((x, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: x})
 
     def run_deltas(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-        """Pass the output of a module through its deltas in turn: a forward hook. Of several outputs, the first."""
-        x = args[0] if args else next(iter(kwargs.values()), None)
-        y = output if isinstance(output, Tensor) else _first(module, output)
+        """Pass the output of a module through its deltas in turn: a forward hook.
+
+        Of several outputs, also inside each other, it is the first tensor of real numbers.
+        """
+        x = _input_of(args, kwargs)
+        place, y = ((), output) if isinstance(output, Tensor) else _features_of(module, output)
+        frozen = y
         base = None if torch.compiler.is_compiling() or hooks_before_deltas(module) else module
         deltas = [delta for delta in deltas_of(module) if delta.is_active]
         if not torch.compiler.is_compiling():
@@ -90,13 +96,13 @@ class SiteHooks:
             x, y = bypassed, fused_forward(module, bypassed)
             deltas, base = deltas[1:], None
         for delta in deltas:
+            if delta.channel_dim is not None and not delta.channel_dim.is_known(y):
+                dim = channel_dim_by_trial(module, args, kwargs, frozen, delta.channel_dim.channels)
+                if dim is not None:
+                    delta.channel_dim.settle(y, dim)
             y = delta(x, y, base)
             base = None
-        if isinstance(output, Tensor):
-            return y
-        rest = (y, *output[1:])
-        # a named tuple takes its fields one by one
-        return type(output)(rest) if type(output) in (tuple, list) else type(output)(*rest)
+        return replaced(output, place, y) if place else y
 
     def _add_to_relus(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Let ReLU modules keep signs where nothing needs their outputs."""
@@ -166,12 +172,21 @@ def _is_method_of(hook: Callable[..., Any], *kinds: type) -> bool:
     return isinstance(hook, MethodType) and isinstance(hook.__self__, kinds)
 
 
-def _first(module: nn.Module, output: Any) -> Tensor:
-    """Return the first of a module's several outputs; PlanError if there is no tensor in its place."""
-    first = output[0] if isinstance(output, tuple | list) and output else None
-    if not isinstance(first, Tensor):
+def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the first input of a module; where it is no tensor, the first tensor of real numbers in all inputs."""
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    if isinstance(first, Tensor):
+        return first
+    found = first_features((args, kwargs))
+    return first if found is None else found[1]
+
+
+def _features_of(module: nn.Module, output: Any) -> tuple[Path, Tensor]:
+    """Return the features among a module's several outputs, with their place; PlanError where there are none."""
+    found = first_features(output)
+    if found is None:
         raise PlanError(
-            f"A {type(module).__name__} with a delta must give a tensor, or a tuple that begins with one, but gives a "
-            f"{type(output).__name__}{'' if first is None else f' of {type(first).__name__}'}. Name a module inside it."
+            f"A {type(module).__name__} with a delta must give a tensor of real numbers, or a tuple, mapping or "
+            f"dataclass that holds one, but gives a {type(output).__name__}. Name a module inside it."
         )
-    return first
+    return found

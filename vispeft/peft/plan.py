@@ -94,7 +94,7 @@ class Plan:
 
     @classmethod
     def norms(cls, norms: str = "@norms", head: Sequence[str] = ("head.**",)) -> Plan:
-        """Return a plan that trains all parameters of the norms, found by type, and the head."""
+        """Return a plan that trains all parameters of the norms, found by their type, and the head."""
         return cls(train=(norms, *head))
 
 

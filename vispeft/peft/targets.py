@@ -3,15 +3,15 @@
 A pattern is dotted like a name. `*` is one component or a part of one (`norm*`), `**` any number of components, none
 included. A range in brackets picks numbers among siblings, the way Python slices do: `blocks.[6:]`, `blocks.[-2:]`,
 `blocks.[0]`, and after a stem too: `stages_[2:]`. `first | second` is both. `@role` stands for the pattern that a model
-family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range. `@norms` is
-all norms of any model, which are found by type.
+family gives to a role; `@role[6:]` is the same with the role's first lone `*` replaced by the range. `@norms` needs no
+roles: it stands for the norms of any model, found by type.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,15 +19,17 @@ from torch.nn import Parameter
 
 from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean, nearest_names
+from vispeft.peft.norms import is_norm
 from vispeft.peft.quantization.kinds import kind_of
 
 Roles = Mapping[str, str]
 
+# the role that every model has
+NORMS = "norms"
+
 _RANGE = re.compile(r"\[(-?\d*(?::-?\d*){0,2})\]")
 _ROLE = re.compile(r"@(?P<name>[\w.]+)(?P<range>\[[^\]]*\])?")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)")
-
-NORMS = "norms"
 
 
 _NO_WEIGHT = "Name the module, or leave it out of the quantisation (`skip` of `quantize`)."
@@ -65,13 +67,14 @@ class Names:
         self._parameter_names: dict[Parameter, list[str]] = defaultdict(list)
         for name, parameter in self.parameters.items():
             self._parameter_names[parameter].append(name)
+        self._norms = {name for name, module in self.modules.items() if is_norm(module)}
         self._positions = {name: place for place, name in enumerate([*self.modules, *self.parameters])}
         self._lengths = _lengths([*self.modules, *self.parameters])
 
     def sites(self, pattern: str, roles: Roles | None = None) -> list[Site]:
         """Return the sites that `pattern` names, in the model's order: modules if it names any, else parameters."""
         found: dict[str, Site] = {}
-        for alternative in self._expanded(pattern, roles):
+        for alternative in expand(pattern, roles):
             matches = self._match(alternative)
             sites = [self._module_site(name) for name in self.modules if matches(name)]
             sites = sites or [self._parameter_site(name) for name in self.parameters if matches(name)]
@@ -85,9 +88,11 @@ class Names:
     def trained(self, pattern: str, roles: Roles | None = None) -> list[str]:
         """First names of the parameters that `pattern` names, or that belong to a module that it names."""
         found: dict[str, None] = {}
-        for alternative in self._expanded(pattern, roles):
+        for alternative in expand(pattern, roles):
             matches = self._match(alternative)
-            named = [name for name in self.parameters if any(matches(part) for part in _ancestry(name))]
+            # of a norm by type alone the parameters of its own, for what is inside it may be more than a norm
+            parts = _parents if alternative == f"@{NORMS}" else _ancestry
+            named = [name for name in self.parameters if any(matches(part) for part in parts(name))]
             if not named:
                 raise PlanError(self._nothing(pattern, alternative))
             found.update((self._parameter_names[self.parameters[name]][0], None) for name in named)
@@ -103,17 +108,6 @@ class Names:
     def position(self, site: Site) -> int:
         """Return the rank of a site in the model's order, modules first."""
         return self._positions[site.name]
-
-    def _expanded(self, pattern: str, roles: Roles | None) -> Iterator[str]:
-        """Yield a pattern's alternatives with roles put in, and names in the place of `@norms`."""
-        for text in pattern.split("|"):
-            if text.strip() != f"@{NORMS}" or NORMS in (roles or ()):
-                yield from expand(text, roles)
-                continue
-            norms = [name for name, module in self.modules.items() if is_norm(module)]
-            if not norms:
-                raise PlanError(f"`@{NORMS}` names the norms of a model, but this one has none with parameters.")
-            yield from norms
 
     def _module_site(self, name: str) -> Site:
         module = self.modules[name]
@@ -131,21 +125,17 @@ class Names:
         return Site(names[0], self._owners[owner], leaf)
 
     def _match(self, pattern: str) -> Callable[[str], bool]:
+        if pattern == f"@{NORMS}":
+            return self._norms.__contains__
         components = tuple(_component(text, pattern) for text in pattern.split("."))
         return lambda name: _matches(components, name.split("."), 0, 0, self._lengths)
 
     def _nothing(self, pattern: str, alternative: str) -> str:
         shown = f"`{pattern}`" if pattern == alternative else f"`{pattern}` (that is `{alternative}`)"
+        if alternative == f"@{NORMS}":
+            return f"{shown} matches no module of this model: none of its norms has parameters."
         candidates = [*self.modules, *self.parameters]
         return f"{shown} matches no module or parameter of this model. {suggest_names(alternative, candidates)}"
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Return True for a norm of any library with parameters of its own."""
-    is_map = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
-    return (
-        "norm" in type(module).__name__.lower() and not is_map and any(True for _ in module.parameters(recurse=False))
-    )
 
 
 def expand(pattern: str, roles: Roles | None = None) -> list[str]:
@@ -153,7 +143,9 @@ def expand(pattern: str, roles: Roles | None = None) -> list[str]:
     alternatives: list[str] = []
     for text in pattern.split("|"):
         alternative = text.strip()
-        if alternative.startswith("@"):
+        if alternative == f"@{NORMS}" and NORMS not in (roles or {}):
+            alternatives.append(alternative)
+        elif alternative.startswith("@"):
             alternatives += expand(_role(alternative, roles), None)
         else:
             alternatives.append(alternative)
@@ -177,8 +169,9 @@ def _role(text: str, roles: Roles | None) -> str:
     if roles is None:
         raise PlanError(f"`@{name}` is a role, but no roles were given. Pass `roles=`, or write the names themselves.")
     if name not in roles:
+        known = {*roles, NORMS}
         raise PlanError(
-            f"`@{name}` is not a role of this model.{did_you_mean(name, roles)} It has {', '.join(sorted(roles))}."
+            f"`@{name}` is not a role of this model.{did_you_mean(name, known)} It has {', '.join(sorted(known))}."
         )
     pattern = roles[name]
     if numbers is None:
@@ -267,6 +260,10 @@ def _refuse_quantized(pattern: str, named: Sequence[str], remedy: str) -> None:
 
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _parents(name: str) -> list[str]:
+    return [_parent(name)]
 
 
 def _ancestry(name: str) -> list[str]:

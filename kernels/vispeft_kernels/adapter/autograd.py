@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from vispeft_kernels.adapter import torch_impl, triton_impl
 from vispeft_kernels.adapter.options import AdapterOptions, Gradients, Kept, Maps
+from vispeft_kernels.fresh import reshaped
 
 
 class Implementation(Protocol):
@@ -51,8 +52,7 @@ def forward(
         rows, columns = x.reshape(-1, x.shape[-1]), stream.shape[-1]
         chosen = IMPLEMENTATIONS[implementation]
         out, z = chosen.forward(stream.reshape(-1, columns), rows, maps.to(x.dtype), options)
-    # not a view, which in-place operations on the output would be refused
-    return torch.ops.aten._unsafe_view(out, stream.shape), z
+    return reshaped(out, stream.shape), z
 
 
 def gradients(grad: Tensor, kept: Kept, options: AdapterOptions, implementation: str, needs_x: bool) -> Gradients:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from vispeft_kernels.adapter.options import AdapterOptions, Maps
 from vispeft_kernels.adapter.reference import ACTIVATIONS
 from vispeft_kernels.adapter.torch_impl import GRADIENTS
+from vispeft_kernels.fresh import reshaped
 
 
 def bottleneck_chain(x: Tensor, maps: Maps, options: AdapterOptions) -> Tensor:
@@ -50,9 +51,7 @@ class _Chain(torch.autograd.Function):
             out.addmm_(hidden, up.t(), alpha=scale)
         ctx.save_for_backward(x, z, down_w, up_w, up_b)
         ctx.options, ctx.down_b_dtype = options, down_b.dtype
-        # not a view, which in-place operations on the output would be refused
-        output: Tensor = torch.ops.aten._unsafe_view(out, x.shape)
-        return output
+        return reshaped(out, x.shape)
 
     @staticmethod
     @once_differentiable

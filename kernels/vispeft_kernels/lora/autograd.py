@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vispeft_kernels.fresh import reshaped
 from vispeft_kernels.lora import torch_impl, triton_impl
 from vispeft_kernels.lora.options import Factors, InputRows, Kept, LoraOptions
 
@@ -140,8 +141,7 @@ def forward(inputs: Inputs, options: LoraOptions, implementation: Implementation
             assert weight is not None
             offset = None if bias is None else bias.to(x.dtype)
             out, hidden = implementation.linear(rows, weight.to(x.dtype), offset, factors, options)
-            # not a view, which in-place operations on the output would be refused
-            return torch.ops.aten._unsafe_view(out, (*x.shape[:-1], out.shape[1])), hidden
+            return reshaped(out, (*x.shape[:-1], out.shape[1])), hidden
         out = y if weight is not None and y.is_contiguous() else y.clone(memory_format=torch.contiguous_format)
         return out, implementation.update_(out.view(-1, y.shape[-1]), rows, factors, options)
 

@@ -21,17 +21,27 @@ class Mixed(nn.Module):
         self.conv, self.linear = nn.Conv2d(4, 4, 1), nn.Linear(4, 4)
 
 
-def test_channel_dim__is_that_of_the_maps_where_they_agree() -> None:
+def test_channel_dim__of_a_map_is_known() -> None:
     assert ChannelDim(widths(nn.Conv2d(3, 4, 1))).of(torch.zeros(1, 4, 4, 4)) == 1
     assert ChannelDim(widths(nn.Linear(3, 4))).of(torch.zeros(1, 4, 4, 4)) == -1
 
 
+def test_channel_dim__is_that_of_the_maps_inside_where_it_is_the_usual_one() -> None:
+    conv, linear = (widths(nn.Sequential(part)) for part in (nn.Conv2d(3, 4, 1), nn.Linear(3, 4)))
+    assert ChannelDim(conv).of(torch.zeros(1, 4, 4, 4)) == 1
+    assert ChannelDim(linear).of(torch.zeros(1, 4, 4)) == -1
+    assert not ChannelDim(linear).is_known(torch.zeros(1, 4, 4, 4))
+    assert not ChannelDim(conv).is_known(torch.zeros(1, 4, 4))
+
+
 def test_channel_dim__of_a_mixed_module_is_decided_by_the_first_output_that_tells_it() -> None:
     first, last = ChannelDim(widths(Mixed())), ChannelDim(widths(Mixed()))
+    assert first.of_maps is None
     assert first.of(torch.zeros(1, 4, 5, 6)) == 1
     assert last.of(torch.zeros(1, 5, 6, 4)) == -1
     square = torch.zeros(1, 4, 4, 4)
     assert (first.of(square), last.of(square)) == (1, -1)
+    assert (first.of_maps, last.of_maps) == (1, -1)
     assert copy.deepcopy(first).of(square) == 1
     assert ChannelDim(widths(Mixed())).of(torch.zeros(1, 9, 4)) == -1
     with pytest.raises(PlanError, match=r"\[1, 4, 4, 4\] does not tell which dimension holds the 4 channels"):

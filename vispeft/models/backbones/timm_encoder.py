@@ -83,12 +83,8 @@ class Backbone(nn.Module):
 
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of the backbone in its model"""
-        # timm's feature networks hold the model as it is (FeatureGetterNet), or its children by flattened names
-        # (FeatureListNet: layers.0 becomes layers_0)
-        inner = self.body._modules.get("model")
-        prefix, body = (f"{name}.body", self.body) if inner is None else (f"{name}.body.model", inner)
-        roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, body)
-        return {role: f"{prefix}.{pattern}" for role, pattern in roles.items()}
+        roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, self.body)
+        return {role: f"{name}.body.{pattern}" for role, pattern in roles.items()}
 
 
 def _create(source: Source, image_size: int | None, options: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -43,30 +43,34 @@ FAMILIES: dict[str, Mapping[str, str]] = {
 
 
 def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
-    """Return the roles `encoder.*` of a timm model that name something in it; none for a family not in `FAMILIES`.
+    """Return the roles `encoder.*` of a timm model that name something; none for a family that is not in `FAMILIES`.
 
     In families whose attention reads `qkv.weight` without calling `qkv` (BEiT, Swin V2, EVA-02), `encoder.qkv` is that
     parameter.
 
     family: name of the timm module that defines the model
-    model: the model, or timm's list of its features, whose children may have flattened names
+    model: itself, or a feature backbone of timm's, which has the model inside it or its children under flattened names
     """
-    names = [*dict(model.named_modules()), *dict(model.named_parameters())]
-    patterns = {name: _flattened(pattern, model) for name, pattern in FAMILIES.get(family, {}).items()}
-    roles = {f"encoder.{name}": pattern for name, pattern in patterns.items() if _matches_any(pattern, names)}
-    if "encoder.qkv" in roles and any(name.endswith("attn.q_bias") for name in names):
+    names = [name for name, _ in model.named_modules()]
+    roles = {}
+    for role, pattern in FAMILIES.get(family, {}).items():
+        named = next((each for each in _placed(pattern) if _names_any(each, names)), None)
+        if named is not None:
+            roles[f"encoder.{role}"] = named
+    reads_weight = any(name.endswith("attn.q_bias") for name, _ in model.named_parameters())
+    if reads_weight and "encoder.qkv" in roles:
         roles["encoder.qkv"] += ".weight"
     return roles
 
 
-def _flattened(pattern: str, body: nn.Module) -> str:
-    """Return `layers.*.x` as `layers_*.x` if the body's children are named so, as in timm's feature backbones."""
+def _placed(pattern: str) -> tuple[str, str, str]:
+    """Return the pattern of a model itself, and those of its two kinds of feature backbones."""
     first = pattern.split(".")[0]
-    is_flat = any(name.startswith(f"{first}_") for name, _ in body.named_children())
-    return pattern.replace(f"{first}.*", f"{first}_*", 1) if is_flat else pattern
+    # feature lists flatten the first level of names: layers.0 becomes layers_0
+    return pattern, f"model.{pattern}", pattern.replace(f"{first}.*", f"{first}_*", 1)
 
 
-def _matches_any(pattern: str, names: Iterable[str]) -> bool:
-    """Return True if a pattern, whose `*` is one component of a name or a part of one, matches one of the names."""
-    expression = re.compile(re.escape(pattern).replace(r"\*", r"[^.]*"))
+def _names_any(pattern: str, names: Sequence[str]) -> bool:
+    """Return True if a pattern, in which `*` is one component or a part of one, matches a name."""
+    expression = re.compile("[^.]*".join(re.escape(piece) for piece in pattern.split("*")))
     return any(expression.fullmatch(name) for name in names)

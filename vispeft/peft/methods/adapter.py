@@ -146,6 +146,12 @@ class AdapterDelta(Delta):
                 nn.init.trunc_normal_(bottleneck.down_w, std=_NORMAL_STD, a=-2 * _NORMAL_STD, b=2 * _NORMAL_STD)
             self.add_module(str(index), bottleneck)
 
+    @property
+    def dim(self) -> int | None:
+        """Dimension of the channels of maps, 1 or -1; None before the first one that tells it."""
+        dim: int | None = self.channel_dim.of_maps
+        return dim
+
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return y after every adapter in turn, or with the result of every adapter on x added."""
         dim = self.channel_dim.of(y)

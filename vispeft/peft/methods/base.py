@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.io.names import did_you_mean
 from vispeft.peft.methods.context import Context
+from vispeft.peft.norms import is_norm
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,15 @@ class Method(ABC):
 
 
 class Delta(nn.Module, ABC):
-    """A trainable module beside a frozen one. `is_active` is False while deltas are disabled."""
+    """A trainable module beside a frozen one.
+
+    is_active: False while deltas are disabled
+    channel_dim: `ChannelDim` of y, for deltas that need it; where the first y does not tell it, it is
+        found by a trial before the delta runs
+    """
+
+    # a ChannelDim, whose class needs this module; of any type, for subclasses to set without a declaration
+    channel_dim: Any = None
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -137,18 +146,25 @@ class Widths:
     """Input and output features of a module.
 
     dim: dimension of the output of its last map that holds the features, 1 or -1
-    is_mixed: True for a module with maps of both kinds, which does not tell the dimension of its own output
+    is_mixed: True for a module with maps of both kinds
+    is_map: True for a module that is such a map itself, so that `dim` is known to be that of its own output
     """
 
     inputs: int
     outputs: int
     dim: int
     is_mixed: bool = False
+    is_map: bool = False
 
 
 def widths(module: nn.Module) -> Widths:
     """Return a module's widths: its own, or those of the first and last map inside it."""
+    own = _own_widths(module)
+    if own is not None:
+        return own
     maps = list(_maps(module))
+    if not maps and is_norm(module) and (features := _features_of_norm(module)):
+        return Widths(features, features, -1)
     if not maps:
         raise PlanError(
             f"A {type(module).__name__} has no linear map, convolution or norm that tells its width. "
@@ -194,23 +210,38 @@ def one_of(name: str, value: str, known: Collection[str]) -> None:
 
 def _maps(module: nn.Module) -> Iterator[Widths]:
     """Yield the widths of the maps in a module, in the order of registration; a fully described module counts alone."""
+    own = _own_widths(module)
+    if own is not None:
+        yield own
+        return
+    for child in module.children():
+        if not isinstance(child, Delta):
+            yield from _maps(child)
+
+
+def _own_widths(module: nn.Module) -> Widths | None:
+    """Return the widths of a module that is a map itself; None for others."""
     match module:
         case nn.Linear():
-            yield Widths(module.in_features, module.out_features, -1)
+            return Widths(module.in_features, module.out_features, -1, is_map=True)
         case nn.Conv2d():
-            yield Widths(module.in_channels, module.out_channels, 1)
+            return Widths(module.in_channels, module.out_channels, 1, is_map=True)
         case nn.LayerNorm():
-            yield Widths(module.normalized_shape[-1], module.normalized_shape[-1], _channel_dim(module))
+            size = module.normalized_shape[-1]
+            return Widths(size, size, _channel_dim(module), is_map=True)
         case nn.BatchNorm2d():
-            yield Widths(module.num_features, module.num_features, 1)
+            return Widths(module.num_features, module.num_features, 1, is_map=True)
         case nn.GroupNorm():
-            yield Widths(module.num_channels, module.num_channels, 1)
+            return Widths(module.num_channels, module.num_channels, 1, is_map=True)
         case nn.MultiheadAttention():
-            yield Widths(module.embed_dim, module.embed_dim, -1)
-        case _:
-            for child in module.children():
-                if not isinstance(child, Delta):
-                    yield from _maps(child)
+            return Widths(module.embed_dim, module.embed_dim, -1, is_map=True)
+    return None
+
+
+def _features_of_norm(norm: nn.Module) -> int:
+    """Return the features of a norm of another library, which its weight [C] tells; 0 where it has none."""
+    weight = dict(norm.named_parameters(recurse=False)).get("weight")
+    return 0 if weight is None or weight.ndim != 1 else len(weight)
 
 
 @torch.no_grad()
