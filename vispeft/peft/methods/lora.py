@@ -51,7 +51,7 @@ class LoRA(LowRank):
 
     def for_conv(self, module: Conv, context: Context) -> Delta:
         """Return the delta for a convolution."""
-        return ConvLoRA(self, module) if self.start == "zero" else ConvStartedLoRA(self, self.start, module)
+        return ConvolutionLoRA(self, module) if self.start == "zero" else ConvStartedLoRA(self, self.start, module)
 
     def for_other(self, module: nn.Module) -> Delta:
         """Return the delta for a transposed convolution or an embedding, which start at zero alone."""
@@ -83,7 +83,7 @@ class LinearLoRA(LinearFactors):
         return add_product(weight, self.a, self.b, self.scale, self.rows), bias
 
 
-class ConvLoRA(ConvFactors):
+class ConvolutionLoRA(ConvFactors):
     """Low-rank update of a convolution."""
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
