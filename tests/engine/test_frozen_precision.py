@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from vispeft.engine.estimate import estimate
+from vispeft.engine.estimation.estimate import estimate
 
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run
