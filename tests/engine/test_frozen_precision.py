@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from vispeft.engine.estimation.estimate import estimate
 
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run
 from vispeft.engine.build import build_base
+from vispeft.engine.estimation.estimate import estimate
 from vispeft.engine.saved_runs import write_merged
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.peft import load_adapter
