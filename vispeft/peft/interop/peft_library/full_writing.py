@@ -18,7 +18,7 @@ _LISTS = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
 
 @dataclass
 class InFull:
-    """What the library has to train in full.
+    """Modules and biases that the library has to train in full.
 
     modules: names of the modules that it saves whole
     biases: names of biases outside of these
