@@ -26,6 +26,7 @@ from vispeft.engine.build import (
 )
 from vispeft.engine.choice import choose
 from vispeft.engine.data_warnings import warn_of_crowded_images
+from vispeft.engine.exchange import fit_exchange
 from vispeft.engine.features import KeptFeatures, keep_features
 from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
@@ -199,7 +200,12 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     config, model, checkpoint = run.config, run.model, run.checkpoint
     tail, batches = run.training()
     callbacks = [Callback(on_step=partial(peft.update_schedules, model)), *_progress_of(run), *callbacks]
-    optimizer, schedule = optimizer_of(config.train, model), schedule_of(config.train)
+    optimizer, schedule, criterion = (
+        optimizer_of(config.train, model),
+        schedule_of(config.train),
+        criterion_of(config, model),
+    )
+    fit_exchange(config, run.fabric, run.sets.train, model, criterion)
     log = RunLog(
         run.directory.root,
         start_step=run.start_step,
@@ -208,7 +214,7 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     )
     with log, naming_training_keys():
         return fit(
-            Task(model, criterion_of(config, model), optimizer, schedule, tail),
+            Task(model, criterion, optimizer, schedule, tail),
             batches,
             loop_settings_of(config.train),
             Outputs(log, run.directory.checkpoint, partial(_keep, run), run.data),
