@@ -12,9 +12,9 @@ from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
-from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.postprocess import postprocess
 from vispeft.models.mask_dino.split_point import split_mask_dino
 from vispeft.models.mask_dino.weights import load_mask_dino

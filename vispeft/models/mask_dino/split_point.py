@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vispeft.models.backbones.stages import BackboneSplit, split_backbone
 from vispeft.models.backbones.timm_encoder import Backbone
+from vispeft.models.layers.pixel_decoder import PixelDecoder, PixelFeatures
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
-from vispeft.models.mask_dino.pixel_decoder import PixelDecoder, PixelFeatures
 from vispeft.models.modes import evaluating
 from vispeft.models.split import Split, SplitPoint
 from vispeft.structures import Predictions, Targets
