@@ -23,6 +23,8 @@ class PaddedSwinBlock(nn.Module):
         self.shift_size: tuple[int, int] = block.shift_size
         self.norm1 = block.norm1
         self.attn = block.attn
+        # timm's switch: attention weights are not kept for backward
+        self.attn.fused_attn = True
         self.drop_path1 = block.drop_path1
         self.norm2 = block.norm2
         self.mlp = block.mlp
