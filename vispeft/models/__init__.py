@@ -4,6 +4,8 @@ from vispeft.models.base import DetectionLimits, FollowsProgress, LossSettings, 
 from vispeft.models.bundled import bundled_path, load_bundled, save_bundled
 from vispeft.models.eomt.config import EoMTSize
 from vispeft.models.eomt.model import EoMT
+from vispeft.models.mask2former.config import Mask2FormerSize
+from vispeft.models.mask2former.model import Mask2Former
 from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
@@ -16,6 +18,8 @@ __all__ = [
     "EoMTSize",
     "FollowsProgress",
     "LossSettings",
+    "Mask2Former",
+    "Mask2FormerSize",
     "MaskDINO",
     "MaskDINOSize",
     "ModelArguments",

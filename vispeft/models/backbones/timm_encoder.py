@@ -11,6 +11,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
+from vispeft.models.backbones.swin import pad_before_shift
 from vispeft.models.backbones.timm_models import Source, create, padded_side, pixel_statistics, timm_module_of
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
 from vispeft.models.roles.timm import encoder_roles
@@ -19,13 +20,16 @@ from vispeft.models.roles.timm import encoder_roles
 _DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
 _LEAST_DIVISOR = 32
 _FEATURES = {"features_only": True}
+_SWIN = "timm.models.swin_transformer"
+_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 
 
 class Backbone(nn.Module):
     """Maps at about the strides 4, 8, 16 and 32, finest first, from any timm model that gives features.
 
     Hierarchical models by their own stages; plain ViTs (one stride throughout) by a simple feature pyramid on the
-    last block. `output_norm` adds a LayerNorm to each map, as the published Swin models of this family have.
+    last block. `output_norm` adds a LayerNorm to each map, as published models over Swin have. A Swin Transformer then
+    also pads its maps as they do and takes images of any size.
     """
 
     def __init__(
@@ -40,7 +44,12 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        body = _create(Source(name, pretrained, weights), image_size, dict(options or {}))
+        source, options = Source(name, pretrained, weights), dict(options or {})
+        if output_norm and timm_module_of(name, options) == _SWIN:
+            body = create(source, {**_ANY_SIZE, **options}, form=_FEATURES)
+            pad_before_shift(body)
+        else:
+            body = _create(source, image_size, options)
         channels, strides = list(body.feature_info.channels()), list(body.feature_info.reduction())
         self.is_plain = len(set(strides)) == 1
         self.strides: list[float] = strides[-4:]

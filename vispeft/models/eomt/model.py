@@ -15,10 +15,10 @@ from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, FollowsProgress, LossSettings, SegmentationModel
 from vispeft.models.eomt.annealing import mask_probabilities
 from vispeft.models.eomt.criterion import Criterion
-from vispeft.models.eomt.postprocess import postprocess
 from vispeft.models.eomt.predictor import Predictor
 from vispeft.models.eomt.weights import load_eomt
 from vispeft.models.roles.eomt import EOMT, decoder_roles
+from vispeft.models.softmax_postprocess import postprocess
 from vispeft.models.split import Split, SplitPointError
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
 

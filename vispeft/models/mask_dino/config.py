@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.base import ModelArguments
+from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.model import MaskDINO
-from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
 from vispeft.models.sizes import size_of
 
 

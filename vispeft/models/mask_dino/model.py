@@ -12,12 +12,12 @@ from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
-from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.postprocess import postprocess
-from vispeft.models.mask_dino.split_point import split_mask_dino
 from vispeft.models.mask_dino.weights import load_mask_dino
+from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
 from vispeft.models.roles.mask_dino import MASK_DINO
 from vispeft.models.split import Split
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
@@ -108,7 +108,7 @@ class MaskDINO(SegmentationModel):
 
         images: [B, 3, H, W]
         """
-        return split_mask_dino(self, images)
+        return split_pixel_decoder_model(self, images)
 
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """images: [B, 3, H, W] float, normalised and padded; `targets` for denoising in training mode only.

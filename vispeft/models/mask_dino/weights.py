@@ -10,43 +10,25 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
+from vispeft.models.detectron2_names import (
+    BACKBONE_NAMES,
+    PIXEL_DECODER,
+    PIXEL_DECODER_NAMES,
+    PREDICTOR,
+    rename,
+    unpacked,
+)
 from vispeft.models.weight_files import load_state, read_state
 
 # official name -> ours, tried in order; the first that matches rewrites the name
-_PIXEL_DECODER = "sem_seg_head.pixel_decoder."
-_PREDICTOR = "sem_seg_head.predictor."
 _OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.", "pixel_decoder.layers."),
-    (r"^sem_seg_head\.pixel_decoder\.transformer\.level_embed$", "pixel_decoder.level_embed"),
-    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.norm\.", "pixel_decoder.lateral_convs.0.1."),
-    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.", "pixel_decoder.lateral_convs.0.0."),
-    (r"^sem_seg_head\.pixel_decoder\.layer_1\.norm\.", "pixel_decoder.output_convs.0.1."),
-    (r"^sem_seg_head\.pixel_decoder\.layer_1\.", "pixel_decoder.output_convs.0.0."),
-    (r"^sem_seg_head\.pixel_decoder\.", "pixel_decoder."),
+    *PIXEL_DECODER_NAMES,
     (r"^sem_seg_head\.predictor\.decoder\.(layers|ref_point_head)\.", r"decoder.\1."),
     (r"^sem_seg_head\.predictor\.decoder_norm\.", "decoder.norm."),
     (r"^sem_seg_head\.predictor\.label_enc\.", "decoder.label_embed."),
     (r"^sem_seg_head\.predictor\._bbox_embed\.", "decoder.bbox_embed."),
     (r"^sem_seg_head\.predictor\.(enc_output|enc_output_norm|class_embed|mask_embed)\.", r"decoder.\1."),
-    # ResNet, detectron2 names
-    (r"^backbone\.stem\.conv1\.norm\.", "backbone.body.bn1."),
-    (r"^backbone\.stem\.conv1\.", "backbone.body.conv1."),
-    (r"^backbone\.res2\.", "backbone.body.layer1."),
-    (r"^backbone\.res3\.", "backbone.body.layer2."),
-    (r"^backbone\.res4\.", "backbone.body.layer3."),
-    (r"^backbone\.res5\.", "backbone.body.layer4."),
-    # Swin; timm puts the patch merging at the start of the next stage
-    (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
-    (r"^backbone\.layers\.0\.downsample\.", "backbone.body.layers_1.downsample."),
-    (r"^backbone\.layers\.1\.downsample\.", "backbone.body.layers_2.downsample."),
-    (r"^backbone\.layers\.2\.downsample\.", "backbone.body.layers_3.downsample."),
-    (r"^backbone\.layers\.(\d)\.", r"backbone.body.layers_\1."),
-    (r"^backbone\.patch_embed\.", "backbone.body.patch_embed."),
-)
-_RESNET_PARTS = (
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.", ".downsample.0."),
-    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    *BACKBONE_NAMES,
 )
 # shared copies of the same tensor, and what our modules compute themselves
 _IGNORED = (
@@ -60,7 +42,7 @@ _IGNORED = (
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
     """Tell whether the names are those of the official Mask DINO checkpoints."""
-    return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
+    return any(name.startswith((PIXEL_DECODER, PREDICTOR)) for name in state)
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,27 +54,8 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if any(re.search(pattern, name) for pattern in _IGNORED):
             continue
-        ours = _rename(name)
-        packed = re.match(r"(.*self_attn)\.in_proj_(weight|bias)$", ours)
-        if packed is None:
-            renamed[ours] = tensor
-            continue
-        for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
-            renamed[f"{packed[1]}.{part}_proj.{packed[2]}"] = chunk
+        renamed.update(unpacked(rename(name, _OFFICIAL_NAMES, family="Mask DINO"), tensor))
     return renamed
-
-
-def _rename(name: str) -> str:
-    for pattern, replacement in _OFFICIAL_NAMES:
-        ours, count = re.subn(pattern, replacement, name)
-        if count:
-            if ours.startswith("backbone.body.layer"):
-                for part, part_replacement in _RESNET_PARTS:
-                    ours = re.sub(part, part_replacement, ours)
-            return ours
-    raise CheckpointError(
-        f"The checkpoint's tensor {name!r} has no place in Mask DINO; is it another model's checkpoint?"
-    )
 
 
 def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
@@ -119,7 +82,7 @@ def num_classes_in(path: str | Path) -> int | None:
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
     state = read_state(path)
-    name = f"{_PREDICTOR}class_embed.weight" if is_official(state) else "decoder.class_embed.weight"
+    name = f"{PREDICTOR}class_embed.weight" if is_official(state) else "decoder.class_embed.weight"
     return len(state[name]) if name in state else None
 
 
