@@ -49,6 +49,17 @@ class ModelConfig(Section):
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
+    num_queries: Count | None = Field(
+        None, description="Queries, the most objects of one image. Default: those of the weights, or of the size."
+    )
+    keep_classes: bool = Field(
+        False, description="Keep the classes of the weights and add those of the data set that are not among them."
+    )
+    weights_classes: tuple[str, ...] = Field(
+        (),
+        description="Names of the classes of the weights, in order, for `keep_classes` with a weights file that does "
+        "not name them. Default: COCO's, for 80 classes.",
+    )
     frozen_precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
         "fp32",
         description="Storage of frozen weights of linear maps and convolutions: `bf16` for training in bf16, `int8` or "

@@ -59,7 +59,7 @@ def _remedy(sides: list[float], size: int) -> str:
 
 def warn_of_crowded_images(train: CocoSet, val: CocoSet, *, num_queries: int, max_detections: int) -> None:
     """Warn of images with more instances than the model has queries, or than detections are kept."""
-    queries = f"the model has {num_queries} queries (`model.options.num_queries`; more need another base)"
+    queries = f"the model has {num_queries} queries (`model.num_queries`)"
     kept = f"{max_detections} detections are kept per image (`eval.max_detections`)"
     limits_of_sets = [(val, {queries: num_queries, kept: max_detections})]
     if train.annotations_path != val.annotations_path:

@@ -19,8 +19,9 @@ from vispeft.data import (
     train_draws,
 )
 from vispeft.data.loading.sampling import Draws
-from vispeft.engine.build import complete
+from vispeft.engine.build import complete, kept_class_names
 from vispeft.engine.data_warnings import warn_of_tiny_objects
+from vispeft.engine.kept_classes import with_kept_classes
 from vispeft.errors import ConfigError
 from vispeft.models import SegmentationModel
 
@@ -46,6 +47,8 @@ def read_sets(config: Config) -> DataSets:
     train = read_split(config.data.train, "data.train")
     val = read_split(config.data.val, "data.val")
     _warn_of_untaught_classes(train)
+    if config.model.keep_classes:
+        train = with_kept_classes(train, kept_class_names(config.model))
     warn_of_tiny_objects(train, image_size(complete(config, len(train))), config.data.augment.min_pixels)
     return DataSets(train, match_categories(train, val))
 

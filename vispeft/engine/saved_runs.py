@@ -47,7 +47,7 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
     class_names = _class_names(directory.adapter)
     category_ids = _category_ids(directory.annotations, class_names)
-    model = build_base(config, len(class_names))
+    model = build_base(config, len(class_names), class_names=class_names)
     peft.load_adapter(model, directory.adapter)
     model.eval()
     return LoadedRun(directory, config, model, class_names, category_ids)

@@ -27,6 +27,7 @@ from vispeft.engine.build import (
 from vispeft.engine.choice import choose
 from vispeft.engine.data_warnings import warn_of_crowded_images
 from vispeft.engine.features import KeptFeatures, keep_features
+from vispeft.engine.kept_classes import PinnedRows
 from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.engine.run_directory import RunDirectory, describe_environment
@@ -82,6 +83,7 @@ class _Run:
     model: SegmentationModel
     data: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
+    pinned: PinnedRows | None = None
     features: KeptFeatures | None = None
 
     @property
@@ -158,16 +160,17 @@ def _set_up(
     fabric = fabric_of(train)
     if fabric.device.type == "cpu" and train.workers:
         leave_cores_to_workers(train.workers * fabric.world_size)
-    model = build_base(config, len(sets.train.categories))
+    model = build_base(config, len(sets.train.categories), class_names=sets.train.class_names)
     seed_everything(train.seed, rank=fabric.global_rank)
     attach(model, config)
+    pinned = None if sets.train.labelled is None else PinnedRows.of(model, sets.train.labelled)
     choose(config, fabric, sets.train, model, checkpoint)
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
     warn_of_crowded_images(
         sets.train, sets.val, num_queries=model.num_queries, max_detections=config.eval.max_detections
     )
-    run = _Run(config, directory, fabric, sets, model, data, checkpoint)
+    run = _Run(config, directory, fabric, sets, model, data, checkpoint, pinned)
     _check_deltas(run)
     if fabric.is_global_zero:
         environment = describe_environment(describe_device(fabric), train.seed)
@@ -199,6 +202,8 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     config, model, checkpoint = run.config, run.model, run.checkpoint
     tail, batches = run.training()
     callbacks = [Callback(on_step=partial(peft.update_schedules, model)), *_progress_of(run), *callbacks]
+    if run.pinned is not None:
+        callbacks.append(Callback(on_step=run.pinned.restore))
     optimizer, schedule = optimizer_of(config.train, model), schedule_of(config.train)
     log = RunLog(
         run.directory.root,
@@ -208,7 +213,7 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     )
     with log, naming_training_keys():
         return fit(
-            Task(model, criterion_of(config, model), optimizer, schedule, tail),
+            Task(model, criterion_of(config, model, run.sets.train.labelled), optimizer, schedule, tail),
             batches,
             loop_settings_of(config.train),
             Outputs(log, run.directory.checkpoint, partial(_keep, run), run.data),
@@ -249,7 +254,8 @@ def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
 
 def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     """Evaluate the best adapter, read from its file into a fresh base, and write the summary."""
-    best = build_base(run.config, len(run.sets.train.categories))
+    classes = run.sets.train.class_names
+    best = build_base(run.config, len(classes), class_names=classes)
     peft.load_adapter(best, run.directory.adapter)
     best.to(run.fabric.device)
     began = time.monotonic()

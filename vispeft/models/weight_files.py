@@ -30,6 +30,11 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and not start.startswith(b"PK")
 
 
+def weights_path(weights: str | Path) -> Path:
+    """Return the path of a weights file as a configuration names it."""
+    return Path(weights).expanduser()
+
+
 def require_file(path: Path, key: str) -> None:
     """Raise CheckpointError where there is no weights file. key: argument or configuration key that names it."""
     if not path.is_file():

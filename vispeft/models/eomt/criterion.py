@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from vispeft.losses.mask_losses import paired_mask_losses
 from vispeft.losses.matcher import CostWeights, HungarianMatcher, softmax_class_costs
 from vispeft.losses.pairs import Pairs, mean_num_targets, pairs_of
+from vispeft.losses.partial_labels import partial_cross_entropy
 from vispeft.losses.points import PUBLISHED_POINTS, PointPlan
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
@@ -24,10 +25,13 @@ class Criterion(nn.Module):
 
     Layers are matched and compared one after another, since each has its own mask features. Everything is computed in
     float32, whatever the predictions' dtype.
+
+    labelled_classes: classes that the data annotate (see `partial_cross_entropy`); None: all
     """
 
-    def __init__(self, *, num_points: int = PUBLISHED_POINTS) -> None:
+    def __init__(self, *, num_points: int = PUBLISHED_POINTS, labelled_classes: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.labelled_classes = labelled_classes
         self.matcher = HungarianMatcher(
             CostWeights(class_=_WEIGHTS["class"], mask=_WEIGHTS["mask"], dice=_WEIGHTS["dice"]),
             num_points=num_points,
@@ -58,18 +62,23 @@ class Criterion(nn.Module):
         pairs = pairs_of(matches, layer.class_logits.shape[1], [len(t) for t in targets], features.device)
         embeddings = layer.mask_embeddings.flatten(0, 1).float()
         mask, dice = paired_mask_losses(embeddings, features, pairs, targets, self.points)
-        class_ = class_loss(layer.class_logits.flatten(0, 1).float(), pairs, targets)
+        class_ = class_loss(layer.class_logits.flatten(0, 1).float(), pairs, targets, self.labelled_classes)
         return torch.stack((class_, mask / num_targets, dice / num_targets))
 
 
-def class_loss(class_logits: Tensor, pairs: Pairs, targets: Sequence[Targets]) -> Tensor:
+def class_loss(
+    class_logits: Tensor, pairs: Pairs, targets: Sequence[Targets], labelled_classes: Sequence[int] | None = None
+) -> Tensor:
     """Return the cross-entropy of all queries, a mean in which those without a target count by the no-object weight.
 
     class_logits: [B Q, K + 1] float32, of the rows of `pairs`
+    labelled_classes: classes that the data annotate; None: all
     """
     num_classes = class_logits.shape[1] - 1
     labels = torch.full((len(class_logits),), num_classes, device=class_logits.device)
     labels[pairs.rows] = torch.cat([t.labels for t in targets])[pairs.targets]
     weights = class_logits.new_ones(num_classes + 1)
     weights[-1] = _NO_OBJECT_WEIGHT
+    if labelled_classes is not None:
+        return partial_cross_entropy(class_logits, labels, weights, labelled_classes)
     return F.cross_entropy(class_logits, labels, weights)
