@@ -133,7 +133,7 @@ def test_weights_class_names__asks_for_names() -> None:
 
     assert names(80) == COCO_CLASSES
     assert names(2, "model.weights_classes=[a, b]") == ("a", "b")
-    with pytest.raises(ConfigError, match="names of the 7 classes of `model.weights: x.pth`, which names none"):
+    with pytest.raises(ConfigError, match=r"names of the 7 classes of `model\.weights: x\.pth`, which names none"):
         names(7)
     with pytest.raises(ConfigError, match="which names 2"):
         names(7, "model.weights_classes=[a, b]")

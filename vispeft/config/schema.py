@@ -214,7 +214,9 @@ class EvalConfig(Section):
     """Settings of evaluation."""
 
     max_detections: Count = Field(
-        300, description="Instances kept per image, by score. COCO counts up to 100 of each class in an image."
+        300,
+        description="Instances kept per image, by score. COCO counts up to 100 of each class in an image; where there "
+        "are more, `AP@N` and `AR@N` are given too.",
     )
     batch_size: Count = Field(1, description="Images per forward pass.")
 

@@ -90,7 +90,7 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
     results = predict_split(run.config, fabric, coco_set, run.model, run.model, loader)
-    return evaluate_coco(to_annotations(coco_set), results)
+    return evaluate_coco(to_annotations(coco_set), results, max_detections=run.config.eval.max_detections)
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:

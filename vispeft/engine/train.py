@@ -235,7 +235,11 @@ def _progress_of(run: _Run) -> list[Callback]:
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
     """Return COCO metrics of the current model, by their names in metrics.jsonl."""
     results = predict_split(run.config, run.fabric, run.sets.val, run.model, *scored)
-    return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
+    return flat_metrics(_metrics(run, to_annotations(run.sets.val), results))
+
+
+def _metrics(run: _Run, annotations: Any, results: Any) -> CocoMetrics:
+    return evaluate_coco(annotations, results, max_detections=run.config.eval.max_detections)
 
 
 def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
@@ -263,7 +267,7 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     if run.fabric.is_global_zero:
         write_results(run.directory.predictions, results)
         # from the files as written, so that scoring them again gives the same metrics
-        metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
+        metrics = _metrics(run, run.directory.annotations, run.directory.predictions)
         result = replace(result, evaluate_seconds=result.evaluate_seconds + time.monotonic() - began)
         if not run.evaluates_while_training:
             with RunLog(run.directory.root, start_step=result.steps, repeats_evaluation=True) as log:
