@@ -49,6 +49,14 @@ class ModelConfig(Section):
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
+    tile: Count | None = Field(
+        None,
+        description="Side of the tiles, in pixels of the image, into which larger images are cut in training, "
+        "evaluation and prediction. `image_size` is the size of a tile at the network, by default the same.",
+    )
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(
+        0.25, description="Part of a tile's side that it shares with the next one, at least."
+    )
     num_queries: Count | None = Field(
         None, description="Queries, the most objects of one image. Default: those of the weights, or of the size."
     )

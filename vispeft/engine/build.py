@@ -81,7 +81,7 @@ def check_weights_files(config: ModelConfig) -> None:
 
 def size_of(model: ModelConfig) -> int:
     """Return the side of the network's input in pixels."""
-    return model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
+    return model.image_size or model.tile or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
 
 
 def complete(config: Config, num_images: int) -> Config:

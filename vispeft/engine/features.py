@@ -96,6 +96,8 @@ def keep_features(
 def _kept(
     config: Config, fabric: Fabric, sets: DataSets, model: SegmentationModel, *, start_step: int, memory: FeatureMemory
 ) -> KeptFeatures:
+    if config.model.tile is not None:
+        raise SplitPointError("images are cut into tiles (`model.tile`)")
     if fabric.world_size > 1:
         raise SplitPointError("several processes train one model")
     model.to(fabric.device)

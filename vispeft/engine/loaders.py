@@ -18,12 +18,18 @@ from vispeft.data import (
     read_coco,
     train_draws,
 )
-from vispeft.data.loading.sampling import Draws
+from vispeft.data.loading.sampling import Draws, TileBatches
+from vispeft.data.reading.dataset import CACHE_BYTES
+from vispeft.data.transforms.augmentation import TileTransform
+from vispeft.data.transforms.tiles import Tiling
 from vispeft.engine.build import complete, kept_class_names
 from vispeft.engine.data_warnings import warn_of_tiny_objects
 from vispeft.engine.kept_classes import with_kept_classes
 from vispeft.errors import ConfigError
 from vispeft.models import SegmentationModel
+
+TILED_CACHE_BYTES = 2**30
+"""Decoded pictures that training keeps, in all loader processes together, where it draws windows of large images."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ def read_sets(config: Config) -> DataSets:
     _warn_of_untaught_classes(train)
     if config.model.keep_classes:
         train = with_kept_classes(train, kept_class_names(config.model))
-    warn_of_tiny_objects(train, image_size(complete(config, len(train))), config.data.augment.min_pixels)
+    size = image_size(complete(config, len(train)))
+    warn_of_tiny_objects(train, size, config.data.augment.min_pixels, tile=config.model.tile)
     return DataSets(train, match_categories(train, val))
 
 
@@ -102,7 +109,11 @@ def drawn_for_training(config: Config, coco_set: CocoSet, share: Share, *, start
 
 
 def drawn_for_scoring(config: Config, coco_set: CocoSet, share: Share) -> Draws:
-    """Return draws of every image of a set once."""
+    """Return draws of every image of a set once, or of its tiles."""
+    tiling = tiling_of(config)
+    if tiling is not None:
+        counts = tuple(len(tiling.tiles(image.height, image.width)) for image in coco_set.images)
+        return TileBatches(counts, config.eval.batch_size, share.rank, share.world_size)
     return eval_draws(coco_set, batch_size=config.eval.batch_size, rank=share.rank, world_size=share.world_size)
 
 
@@ -118,12 +129,18 @@ def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
         colour=augment.colour,
         min_pixels=augment.min_pixels,
         extra=tuple(augment.extra.items()),
+        tile=config.model.tile,
     )
-    return InstanceDataset(coco_set, transform, seed=config.train.seed if augment.variants is None else 0)
+    cache_bytes = CACHE_BYTES if config.model.tile is None else TILED_CACHE_BYTES
+    seed = config.train.seed if augment.variants is None else 0
+    return InstanceDataset(coco_set, transform, seed=seed, cache_bytes=cache_bytes)
 
 
 def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
-    """Return samples without augmentation."""
+    """Return samples without augmentation: whole images, or tiles."""
+    tiling = tiling_of(config)
+    if tiling is not None:
+        return InstanceDataset(coco_set, TileTransform(image_size(config), tiling), seed=config.train.seed)
     return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
 
 
@@ -138,6 +155,11 @@ def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: Seg
         seed=config.train.seed,
         size_divisor=model.size_divisor,
     )
+
+
+def tiling_of(config: Config) -> Tiling | None:
+    """Return the division of images into tiles; None for whole images."""
+    return None if config.model.tile is None else Tiling(config.model.tile, config.model.tile_overlap)
 
 
 def image_size(config: Config) -> int:

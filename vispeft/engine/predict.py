@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,12 +18,16 @@ from torch import Tensor
 
 from vispeft.data import EvalTransform, Sample, collate
 from vispeft.data.reading.images import Picture, read_picture
+from vispeft.data.transforms.augmentation import Example, TileTransform
+from vispeft.data.transforms.tiles import Tiling
 from vispeft.engine.loaders import image_size as image_size_of
+from vispeft.engine.loaders import tiling_of
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import ConfigError, DataError
 from vispeft.models import DetectionLimits, SegmentationModel
 from vispeft.models.modes import evaluating
-from vispeft.structures import ImageMeta, Instances, Predictions
+from vispeft.models.tile_merging import merge_tiles
+from vispeft.structures import ImageMeta, Instances, Predictions, Window
 from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.step import in_float32
 
@@ -37,19 +41,33 @@ class Predictor:
     """A model with its device, precision and settings; called with one image, it returns the instances.
 
     image_size: longer side of the network input, in pixels
+    tiling: division of images into tiles, which are then as large at the network; None for whole images
     """
 
     model: SegmentationModel
     fabric: Fabric
     image_size: int
     limits: DetectionLimits
+    tiling: Tiling | None = None
 
     @torch.no_grad()
     def __call__(self, picture: Picture) -> Instances:
         """Return the instances of one image, in its own pixels."""
         height, width = picture.pixels.shape[:2]
-        example = EvalTransform(self.image_size)(picture, (), height, width, np.random.default_rng(0))
-        meta = ImageMeta(0, "", height, width, *example.image.shape[1:])
+        if self.tiling is None:
+            example = EvalTransform(self.image_size)(picture, (), height, width, np.random.default_rng(0))
+            return self._instances(example, ImageMeta(0, "", height, width, *example.image.shape[1:]))
+        transform, tiles = TileTransform(self.image_size, self.tiling), self.tiling.tiles(height, width)
+        found = []
+        for tile in tiles:
+            example = transform(picture, (), tile)
+            size = (tile.bottom - tile.top, tile.right - tile.left, *example.image.shape[1:])
+            meta = ImageMeta(0, "", *size, window=Window(tile.left, tile.top, height, width, len(tiles)))
+            found.append((meta, self._instances(example, meta)))
+        return merge_tiles(found, self.limits.max_detections)
+
+    def _instances(self, example: Example, meta: ImageMeta) -> Instances:
+        """Return the instances of one image, or of one tile in its own pixels."""
         batch = collate(
             [Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)],
             pixel_mean=self.model.pixel_mean,
@@ -72,6 +90,8 @@ def predict(
     threshold: float = 0.5,
     max_detections: int | None = None,
     image_size: int | None = None,
+    tile: int | None = None,
+    tile_overlap: float = 0.25,
 ) -> list[Instances]:
     """Return the instances of each image at its own size, best first.
 
@@ -82,18 +102,23 @@ def predict(
     threshold: lowest score of an instance
     max_detections: instances kept per image; the run's `eval.max_detections`, or 300 for a model alone, by default
     image_size: longer side of the network input in pixels; the run's by default, required for a model alone
+    tile: side of the tiles into which images are cut, in their pixels; a tile has then `image_size` at the network. By
+        default the run's `model.tile`, or whole images for a model alone
+    tile_overlap: part of its side that a tile shares with the next one, if `tile` is given
 
     Raises ConfigError for a wrong setting, and DataError, with the image's number, for an image of another form.
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"`threshold` must be in 0..1, but is {threshold}.")
-    for name, value in (("max_detections", max_detections), ("image_size", image_size)):
+    for name, value in (("max_detections", max_detections), ("image_size", image_size), ("tile", tile)):
         if value is not None and value < 1:
             raise ConfigError(f"`{name}` must be at least 1, but is {value}.")
     if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
         raise DataError(f"`images` must be a list of images, but is one {type(images).__name__}. Write [image].")
     pictures = [_picture_of(image, number) for number, image in enumerate(images)]
     predictor = _predictor(model, threshold, max_detections, image_size)
+    if tile is not None:
+        predictor = replace(predictor, tiling=Tiling(tile, tile_overlap))
     with evaluating(predictor.model):
         return [predictor(picture) for picture in pictures]
 
@@ -113,7 +138,7 @@ def predictor_of_run(
     """
     limits = DetectionLimits(max_detections=max_detections or run.config.eval.max_detections, score_threshold=threshold)
     fabric = build_fabric(device, _precision(run, device, prefix), prefix=prefix)
-    return Predictor(run.model, fabric, image_size or image_size_of(run.config), limits)
+    return Predictor(run.model, fabric, image_size or image_size_of(run.config), limits, tiling_of(run.config))
 
 
 def _predictor(

@@ -168,7 +168,11 @@ def _set_up(
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
     warn_of_crowded_images(
-        sets.train, sets.val, num_queries=model.num_queries, max_detections=config.eval.max_detections
+        sets.train,
+        sets.val,
+        num_queries=model.num_queries,
+        max_detections=config.eval.max_detections,
+        is_tiled=config.model.tile is not None,
     )
     run = _Run(config, directory, fabric, sets, model, data, checkpoint, pinned)
     _check_deltas(run)

@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vispeft.coco.sets import CocoSet
+from vispeft.coco.sets import CocoSet, ImageEntry
 from vispeft.data.reading.images import Picture, read_picture
-from vispeft.data.transforms.augmentation import Transform
+from vispeft.data.transforms.augmentation import TileTransform, Transform
 from vispeft.errors import DataError
-from vispeft.structures import ImageMeta
+from vispeft.structures import ImageMeta, Window
 
 CACHE_BYTES = 256 * 2**20
 
@@ -43,11 +43,17 @@ class Sample:
 class InstanceDataset(Dataset[Sample]):
     """Samples of a `CocoSet`. A sample depends only on `seed`, its index and its draw number.
 
+    transform: with a `TileTransform`, the draw number is that of the tile
     cache_bytes: decoded pictures are kept up to this many bytes in each process
     """
 
     def __init__(
-        self, coco_set: CocoSet, transform: Transform, *, seed: int = 0, cache_bytes: int = CACHE_BYTES
+        self,
+        coco_set: CocoSet,
+        transform: Transform | TileTransform,
+        *,
+        seed: int = 0,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.coco_set = coco_set
         self.transform = transform
@@ -55,6 +61,7 @@ class InstanceDataset(Dataset[Sample]):
         self.cache_bytes = cache_bytes
         self._cache: dict[int, Picture] = {}
         self._cached_bytes = 0
+        self._latest: tuple[int, Picture] | None = None
 
     def __len__(self) -> int:
         return len(self.coco_set)
@@ -62,6 +69,8 @@ class InstanceDataset(Dataset[Sample]):
     def __getitem__(self, key: int | Draw) -> Sample:
         draw = key if isinstance(key, Draw) else Draw(range(len(self))[key])
         entry = self.coco_set.images[draw.index]
+        if isinstance(self.transform, TileTransform):
+            return self._tile(self.transform, draw, entry)
         rng = np.random.default_rng((self.seed, draw.number, draw.index))
         annotations = self.coco_set.annotations[draw.index]
         example = self.transform(self._picture(draw.index), annotations, entry.height, entry.width, rng)
@@ -69,13 +78,24 @@ class InstanceDataset(Dataset[Sample]):
         meta = ImageMeta(entry.id, entry.file_name, entry.height, entry.width, height, width)
         return Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
 
+    def _tile(self, transform: TileTransform, draw: Draw, entry: ImageEntry) -> Sample:
+        tiles = transform.tiling.tiles(entry.height, entry.width)
+        tile = tiles[draw.number]
+        example = transform(self._picture(draw.index), self.coco_set.annotations[draw.index], tile)
+        size = (tile.bottom - tile.top, tile.right - tile.left, *example.image.shape[1:])
+        window = Window(tile.left, tile.top, entry.height, entry.width, len(tiles))
+        meta = ImageMeta(entry.id, entry.file_name, *size, window=window)
+        return Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
+
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the cache, so that worker processes start with an empty one."""
-        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0}
+        return {**self.__dict__, "_cache": {}, "_cached_bytes": 0, "_latest": None}
 
     def _picture(self, index: int) -> Picture:
         if index in self._cache:
             return self._cache[index]
+        if self._latest is not None and self._latest[0] == index:
+            return self._latest[1]
         path = self.coco_set.images[index].path
         if path is None:
             raise DataError("The set was read without an image folder; pass `images` to `read_coco`.")
@@ -83,4 +103,7 @@ class InstanceDataset(Dataset[Sample]):
         if self._cached_bytes + picture.pixels.nbytes <= self.cache_bytes:
             self._cache[index] = picture
             self._cached_bytes += picture.pixels.nbytes
+        elif isinstance(self.transform, TileTransform):
+            # its other tiles follow
+            self._latest = (index, picture)
         return picture

@@ -19,8 +19,11 @@ from vispeft.coco.sets import Annotation
 from vispeft.data.reading.images import Picture
 from vispeft.data.transforms.albumentations_pipeline import apply_with_masks, build_pipeline, colour_jitter
 from vispeft.data.transforms.geometry import View, boxes_of, fit, jitter
+from vispeft.data.transforms.tiles import Tile, Tiling, inside, tile_view
 from vispeft.errors import ConfigError
 
+WHOLE = 2**31
+"""Longer side, in pixels, that no image exceeds: images are decoded at their own size."""
 TRIES = 5
 """Largest number of windows that are drawn to find one with an instance."""
 
@@ -63,6 +66,20 @@ class EvalTransform:
         return _example(fit(height, width, self.image_size), picture, annotations, min_pixels=1)
 
 
+class TileTransform:
+    """One tile of an image, a whole tile at `image_size`. Uses no randomness."""
+
+    def __init__(self, image_size: int, tiling: Tiling) -> None:
+        self.image_size = _checked_size(image_size)
+        self.tiling = tiling
+        self.longest_needed = WHOLE
+
+    def __call__(self, picture: Picture, annotations: Sequence[Annotation], tile: Tile) -> Example:
+        """Return the tile with the annotations that reach into it."""
+        view = tile_view(tile, self.tiling, self.image_size)
+        return _example(view, picture, inside(annotations, view), min_pixels=1)
+
+
 class TrainTransform:
     """Large-scale jitter with a random window (Ghiasi et al. 2021), flips, quarter turns, colour jitter.
 
@@ -71,6 +88,7 @@ class TrainTransform:
     colour: strength of the jitter of brightness, contrast and saturation, in 0..1; hue moves an eighth of it; 0: none
     min_pixels: instances with fewer visible pixels at network size are dropped
     extra: more albumentations transforms, by name with their options, applied to the image and its masks alike
+    tile: side of the windows that 1 of `scale` fits to `image_size`, in pixels of the image; None: the whole image
     """
 
     def __init__(
@@ -84,6 +102,7 @@ class TrainTransform:
         colour: float = 0.3,
         min_pixels: int = 4,
         extra: Sequence[tuple[str, Mapping[str, Any]]] = (),
+        tile: int | None = None,
     ) -> None:
         if not 0 < scale[0] <= scale[1]:
             raise ConfigError(f"`scale` must be two numbers above 0, the smaller first, but is {scale}.")
@@ -96,7 +115,8 @@ class TrainTransform:
             if not 0 <= value <= 1:
                 raise ConfigError(f"`{name}` must lie in 0..1, but is {value}.")
         self.image_size = _checked_size(image_size)
-        self.longest_needed = round(image_size * max(scale[1], 1.0))
+        self.longest_needed = round(image_size * max(scale[1], 1.0)) if tile is None else WHOLE
+        self.tile = tile
         self.scale = (float(scale[0]), float(scale[1]))
         self.flip, self.vertical_flip, self.quarter_turn = flip, vertical_flip, quarter_turn
         self.min_pixels = min_pixels
@@ -111,12 +131,15 @@ class TrainTransform:
         for pipeline in (self._colour, self._extra):
             if pipeline is not None:
                 pipeline.set_random_seed(seed)
+        if self.tile is not None:
+            annotations = inside(annotations, view)
         return _example(view, picture, annotations, self.min_pixels, self._colour, self._extra)
 
     def _draw(self, annotations: Sequence[Annotation], height: int, width: int, rng: np.random.Generator) -> View:
         scale = float(rng.uniform(*self.scale))
         for _ in range(TRIES):
-            view = jitter(height, width, self.image_size, scale, float(rng.random()), float(rng.random()))
+            place = float(rng.random()), float(rng.random())
+            view = jitter(height, width, self.image_size, scale, *place, self.tile)
             if not annotations or any(_is_centre_inside(view, annotation) for annotation in annotations):
                 break
         turned, mirrored, flipped = rng.random(3) < (self.quarter_turn, self.flip, self.vertical_flip)

@@ -118,12 +118,13 @@ def fit(height: int, width: int, image_size: int) -> View:
     return View(0, 0, width, height, max(round(width * scale), 1), max(round(height * scale), 1))
 
 
-def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float) -> View:
+def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float, tile: int | None = None) -> View:
     """Return the view of the image at `scale` times its fitted size; a crop where that exceeds `image_size`.
 
     x, y: position of the crop in 0..1 of the range that it can move in
+    tile: pixels of the image that fit to `image_size`; None: those of its longer side
     """
-    zoom = scale * image_size / max(height, width)
+    zoom = scale * image_size / (tile or max(height, width))
     window_width = min(width, max(round(image_size / zoom), 1))
     window_height = min(height, max(round(image_size / zoom), 1))
     left, top = round(x * (width - window_width)), round(y * (height - window_height))
