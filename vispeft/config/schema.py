@@ -49,6 +49,17 @@ class ModelConfig(Section):
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
+    in_chans: Annotated[int, Field(ge=1, le=12)] | None = Field(
+        None,
+        description="Channels of the images, 1 to 12: 1 for grey, others for multispectral ones. Default: those of the "
+        "weights, or 3 for RGB.",
+    )
+    pixel_mean: tuple[float, ...] | None = Field(
+        None, description="Mean of each channel in 0..255; see `vispeft data stats`. Default: the pretrained model's."
+    )
+    pixel_std: tuple[Positive, ...] | None = Field(
+        None, description="Standard deviation of each channel in 0..255, with `pixel_mean`."
+    )
     tile: Count | None = Field(
         None,
         description="Side of the tiles, in pixels of the image, into which larger images are cut in training, "

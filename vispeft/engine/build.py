@@ -168,6 +168,9 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
     """
     _check_backbone_weights(config)
     changed: dict[str, Any] = {} if config.num_queries is None else {"num_queries": config.num_queries}
+    channels = {
+        key: value for key in ("in_chans", "pixel_mean", "pixel_std") if (value := getattr(config, key)) is not None
+    }
     metadata = _metadata(config)
     if metadata is None:
         return {
@@ -175,7 +178,7 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
             "backbone": config.backbone or "resnet50",
             "image_size": config.image_size,
             "size": config.size or "base",
-            "backbone_options": config.backbone_options,
+            "backbone_options": {**config.backbone_options, **channels},
             **config.options,
             **changed,
         }
@@ -186,7 +189,14 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
                 f"holds, but is {getattr(config, key)!r}. Or choose other weights."
             )
+    if channels:
+        changed["backbone_options"] = {**metadata.arguments.get("backbone_options", {}), **channels}
     return {**metadata.arguments, **changed}
+
+
+def num_channels_of(config: ModelConfig) -> int:
+    """Return the number of channels of the images."""
+    return int((model_arguments(config).get("backbone_options") or {}).get("in_chans", 3))
 
 
 def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:

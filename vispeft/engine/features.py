@@ -56,7 +56,7 @@ class KeptFeatures:
 
         The prefix runs once: deltas of the tail may need the sizes of its maps, which hooks record.
         """
-        images = torch.zeros(1, 3, *self.prefix.padded_size, device=next(model.parameters()).device)
+        images = torch.zeros(1, model.num_channels, *self.prefix.padded_size, device=next(model.parameters()).device)
         with evaluating(model):
             self.prefix(model, images)
         return Tail(model, self.prefix)

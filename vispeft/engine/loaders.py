@@ -19,10 +19,11 @@ from vispeft.data import (
     train_draws,
 )
 from vispeft.data.loading.sampling import Draws, TileBatches
+from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.dataset import CACHE_BYTES
 from vispeft.data.transforms.augmentation import TileTransform
 from vispeft.data.transforms.tiles import Tiling
-from vispeft.engine.build import complete, kept_class_names
+from vispeft.engine.build import complete, kept_class_names, num_channels_of
 from vispeft.engine.data_warnings import warn_of_tiny_objects
 from vispeft.engine.kept_classes import with_kept_classes
 from vispeft.errors import ConfigError
@@ -50,8 +51,9 @@ class Share:
 
 def read_sets(config: Config) -> DataSets:
     """Read and check both data sets; warn of all that was left out."""
-    train = read_split(config.data.train, "data.train")
-    val = read_split(config.data.val, "data.val")
+    channels = num_channels_of(config.model)
+    train = read_split(config.data.train, "data.train", channels)
+    val = read_split(config.data.val, "data.val", channels)
     _warn_of_untaught_classes(train)
     if config.model.keep_classes:
         train = with_kept_classes(train, kept_class_names(config.model))
@@ -71,9 +73,10 @@ def _warn_of_untaught_classes(train: CocoSet) -> None:
     warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
 
 
-def read_split(split: SplitConfig, key: str) -> CocoSet:
-    """Read one data set and warn of its problems. key: its configuration key, for errors."""
-    found = read_coco(_required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images"))
+def read_split(split: SplitConfig, key: str, num_channels: int = RGB) -> CocoSet:
+    """Read one data set and warn of its problems. key: its configuration key, for errors"""
+    annotations, images = _required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images")
+    found = read_coco(annotations, images, num_channels=num_channels)
     for problem in found.report.warnings:
         warnings.warn(f"{split.annotations}: {problem.message}", stacklevel=2)
     return found
@@ -133,15 +136,15 @@ def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
     )
     cache_bytes = CACHE_BYTES if config.model.tile is None else TILED_CACHE_BYTES
     seed = config.train.seed if augment.variants is None else 0
-    return InstanceDataset(coco_set, transform, seed=seed, cache_bytes=cache_bytes)
+    channels = num_channels_of(config.model)
+    return InstanceDataset(coco_set, transform, seed=seed, cache_bytes=cache_bytes, num_channels=channels)
 
 
 def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
     """Return samples without augmentation: whole images, or tiles."""
-    tiling = tiling_of(config)
-    if tiling is not None:
-        return InstanceDataset(coco_set, TileTransform(image_size(config), tiling), seed=config.train.seed)
-    return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
+    tiling, size = tiling_of(config), image_size(config)
+    transform = EvalTransform(size) if tiling is None else TileTransform(size, tiling)
+    return InstanceDataset(coco_set, transform, seed=config.train.seed, num_channels=num_channels_of(config.model))
 
 
 def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: SegmentationModel) -> Loader:

@@ -86,7 +86,7 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     """Return COCO metrics of a run's best adapter on the validation set of its configuration or of an override."""
     run = load_run(root, overrides)
     fabric = fabric_of(run.config.train)
-    coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
+    coco_set = _with_classes(read_split(run.config.data.val, "data.val", run.model.num_channels), run)
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
     results = predict_split(run.config, fabric, coco_set, run.model, run.model, loader)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vispeft.coco.sets import CocoSet, ImageEntry
-from vispeft.data.reading.images import Picture, read_picture
+from vispeft.data.reading.channels import RGB, read_image
+from vispeft.data.reading.images import Picture
 from vispeft.data.transforms.augmentation import TileTransform, Transform
 from vispeft.errors import DataError
 from vispeft.structures import ImageMeta, Window
@@ -29,7 +30,7 @@ class Draw:
 class Sample:
     """One network input before padding.
 
-    image: [3, h, w] uint8 RGB
+    image: [C, h, w] uint8, RGB for three, or float32 in 0..255
     labels: [T] int64; boxes_xyxy: [T, 4] float32 in pixels of `image`; masks: [T, h, w] bool
     """
 
@@ -45,6 +46,7 @@ class InstanceDataset(Dataset[Sample]):
 
     transform: with a `TileTransform`, the draw number is that of the tile
     cache_bytes: decoded pictures are kept up to this many bytes in each process
+    num_channels: channels C of the images
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class InstanceDataset(Dataset[Sample]):
         *,
         seed: int = 0,
         cache_bytes: int = CACHE_BYTES,
+        num_channels: int = RGB,
     ) -> None:
         self.coco_set = coco_set
         self.transform = transform
         self.seed = seed
         self.cache_bytes = cache_bytes
+        self.num_channels = num_channels
         self._cache: dict[int, Picture] = {}
         self._cached_bytes = 0
         self._latest: tuple[int, Picture] | None = None
@@ -99,7 +103,7 @@ class InstanceDataset(Dataset[Sample]):
         path = self.coco_set.images[index].path
         if path is None:
             raise DataError("The set was read without an image folder; pass `images` to `read_coco`.")
-        picture = read_picture(path, long_side=self.transform.longest_needed)
+        picture = read_image(path, self.num_channels, long_side=self.transform.longest_needed)
         if self._cached_bytes + picture.pixels.nbytes <= self.cache_bytes:
             self._cache[index] = picture
             self._cached_bytes += picture.pixels.nbytes

@@ -18,6 +18,7 @@ from torch import Tensor
 from vispeft.coco.sets import Annotation
 from vispeft.data.reading.images import Picture
 from vispeft.data.transforms.albumentations_pipeline import apply_with_masks, build_pipeline, colour_jitter
+from vispeft.data.transforms.brightness import BrightnessContrast
 from vispeft.data.transforms.geometry import View, boxes_of, fit, jitter
 from vispeft.data.transforms.tiles import Tile, Tiling, inside, tile_view
 from vispeft.errors import ConfigError
@@ -32,7 +33,7 @@ TRIES = 5
 class Example:
     """A network input before padding.
 
-    image: [3, h, w] uint8 RGB
+    image: [C, h, w] uint8, RGB for three, or float32 in 0..255
     labels: [T] int64; boxes_xyxy: [T, 4] float32 in pixels of `image`, around the masks; masks: [T, h, w] bool
     """
 
@@ -85,7 +86,8 @@ class TrainTransform:
 
     scale: range of the jitter; 1 fits the longer side to `image_size`, more cuts a window, less leaves padding
     flip, vertical_flip, quarter_turn: probabilities
-    colour: strength of the jitter of brightness, contrast and saturation, in 0..1; hue moves an eighth of it; 0: none
+    colour: strength of the jitter of brightness, contrast and saturation, in 0..1; hue moves an eighth of it; 0: none.
+        Images of other channels than RGB have no saturation and no hue
     min_pixels: instances with fewer visible pixels at network size are dropped
     extra: more albumentations transforms, by name with their options, applied to the image and its masks alike
     tile: side of the windows that 1 of `scale` fits to `image_size`, in pixels of the image; None: the whole image
@@ -120,6 +122,7 @@ class TrainTransform:
         self.scale = (float(scale[0]), float(scale[1]))
         self.flip, self.vertical_flip, self.quarter_turn = flip, vertical_flip, quarter_turn
         self.min_pixels = min_pixels
+        self.colour = colour
         self._colour = build_pipeline(colour_jitter(colour))
         self._extra = build_pipeline(extra)
 
@@ -133,7 +136,10 @@ class TrainTransform:
                 pipeline.set_random_seed(seed)
         if self.tile is not None:
             annotations = inside(annotations, view)
-        return _example(view, picture, annotations, self.min_pixels, self._colour, self._extra)
+        if picture.pixels.shape[2] == 3:
+            return _example(view, picture, annotations, self.min_pixels, self._colour, self._extra)
+        jittered = BrightnessContrast(self.colour, np.random.default_rng(seed)) if self.colour else None
+        return _example(view, picture, annotations, self.min_pixels, jittered, self._extra)
 
     def _draw(self, annotations: Sequence[Annotation], height: int, width: int, rng: np.random.Generator) -> View:
         scale = float(rng.uniform(*self.scale))

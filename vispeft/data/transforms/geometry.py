@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,8 +41,8 @@ class View:
         """Height and width of the output."""
         return (self.width, self.height) if self.quarter_turns % 2 else (self.height, self.width)
 
-    def pixels(self, picture: Picture) -> NDArray[np.uint8]:
-        """Return the window of a decoded picture, [h, w, 3] uint8, contiguous."""
+    def pixels(self, picture: Picture) -> NDArray[Any]:
+        """Return the window of a decoded picture, [h, w, C] in its own type, contiguous."""
         reduced_height, reduced_width = picture.pixels.shape[:2]
         r = picture.reduction
         left, top = min(self.left // r, reduced_width - 1), min(self.top // r, reduced_height - 1)
@@ -84,7 +85,7 @@ class View:
         window[:, left - self.left : right - self.left] = columns * 255
         out[:] = self._turn(_resize(window, self.width, self.height)) >= 128
 
-    def _turn(self, window: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _turn(self, window: NDArray[Any]) -> NDArray[Any]:
         window = np.rot90(window, self.quarter_turns)
         if self.is_mirrored:
             window = window[:, ::-1]
@@ -93,13 +94,14 @@ class View:
         return window
 
 
-def _resize(window: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def _resize(window: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     if window.shape[:2] == (height, width):
         return window
     is_small = height < AREA_BELOW * window.shape[0] or width < AREA_BELOW * window.shape[1]
     method = cv2.INTER_AREA if is_small else cv2.INTER_LINEAR
-    resized: NDArray[np.uint8] = np.asarray(cv2.resize(window, (width, height), interpolation=method), np.uint8)
-    return resized
+    resized: NDArray[Any] = np.asarray(cv2.resize(window, (width, height), interpolation=method), window.dtype)
+    # OpenCV leaves out a single channel
+    return resized[:, :, None] if resized.ndim < window.ndim else resized
 
 
 def boxes_of(masks: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
-from vispeft.models.backbones.timm_models import Source, create, padded_side, pixel_statistics, timm_module_of
+from vispeft.models.backbones.timm_models import Source, channels_of, create, padded_side, timm_module_of
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
 from vispeft.models.roles.timm import encoder_roles
 
@@ -40,7 +40,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        body = _create(Source(name, pretrained, weights), image_size, dict(options or {}))
+        image_channels, options = channels_of(name, options or {})
+        body = _create(Source(name, pretrained, weights), image_size, options)
         channels, strides = list(body.feature_info.channels()), list(body.feature_info.reduction())
         self.is_plain = len(set(strides)) == 1
         self.strides: list[float] = strides[-4:]
@@ -54,11 +55,10 @@ class Backbone(nn.Module):
             self.pyramid, self.channels, self.strides = pyramid, pyramid.channels, pyramid.strides
         self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
         self.recomputes = False
-        mean, std = pixel_statistics(name)
-        self.pixel_mean, self.pixel_std = mean, std
+        self.pixel_mean, self.pixel_std = image_channels.pixel_mean, image_channels.pixel_std
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps [B, C_i, H / s_i, W / s_i] of images [B, 3, H, W], normalised, H and W multiples of `size_divisor`."""
+        """Maps [B, C_i, H / s_i, W / s_i] of images [B, C, H, W], normalised, H and W multiples of `size_divisor`."""
         return self.finish(self.body(images))
 
     def finish(self, body_maps: Sequence[Tensor]) -> list[Tensor]:
