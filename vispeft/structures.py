@@ -38,11 +38,28 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Place of a tile in its image.
+
+    left, top: first column and row of the tile
+    image_height, image_width: of the whole image, in pixels
+    num_windows: tiles of the image
+    """
+
+    left: int
+    top: int
+    image_height: int
+    image_width: int
+    num_windows: int
+
+
+@dataclass(frozen=True)
 class ImageMeta:
     """Original size of a network input, by which predictions are mapped back to the file's own pixels.
 
-    height, width: size of the image as shown (EXIF applied), in pixels
+    height, width: size of the image, or of the tile, as shown (EXIF applied), in pixels
     input_height, input_width: the part of the padded input that the whole image fills, from the top left, in pixels
+    window: of a tile; None for a whole image
     """
 
     image_id: int
@@ -51,6 +68,7 @@ class ImageMeta:
     width: int
     input_height: int
     input_width: int
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

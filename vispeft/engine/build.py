@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
+from vispeft.engine.kept_classes import add_named_classes, weights_class_names
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
@@ -36,7 +37,9 @@ _ARGUMENT = re.compile(r"`(name|backbone_options|backbone_weights|backbone|size|
 CLASS_HEAD_LR_SCALE = 10.0
 
 
-def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> SegmentationModel:
+def build_base(
+    config: Config, num_classes: int, *, with_weights: bool = True, class_names: Sequence[str] = ()
+) -> SegmentationModel:
     """Return the base model without deltas, on the CPU, after a forward pass of its encoder at `model.image_size`.
 
     Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
@@ -44,10 +47,14 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
     name is stored in `model.frozen_precision`.
 
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
+    class_names: of all classes, for `model.keep_classes`, those of the weights first
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = _weighted(config.model, num_classes, with_weights)
+        if config.model.keep_classes and with_weights:
+            model = _with_added_classes(config.model, class_names)
+        else:
+            model = _weighted(config.model, num_classes, with_weights)
     with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)
@@ -74,7 +81,7 @@ def check_weights_files(config: ModelConfig) -> None:
 
 def size_of(model: ModelConfig) -> int:
     """Return the side of the network's input in pixels."""
-    return model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
+    return model.image_size or model.tile or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
 
 
 def complete(config: Config, num_images: int) -> Config:
@@ -95,6 +102,18 @@ def with_class_head_rates(config: Config, num_classes: int) -> Config:
     is_fitted = given is not None and given != num_classes
     regions = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)} if is_fitted else {}
     return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
+
+
+def kept_class_names(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the classes that `model.keep_classes` keeps; none where it is false."""
+    return weights_class_names(config, _num_classes_in_weights(config)) if config.keep_classes else ()
+
+
+def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> SegmentationModel:
+    kept = kept_class_names(config)
+    model = _weighted(config, len(kept), True)
+    add_named_classes(model, kept, class_names)
+    return model
 
 
 def _num_classes_in_weights(config: ModelConfig) -> int | None:
@@ -144,9 +163,14 @@ def attach(model: nn.Module, config: Config) -> None:
 def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
     """Return the arguments of `build_model` except the number of classes, from the weights file or the configuration.
 
-    The metadata of a weights file, if any, decide alone unless `model.backbone` is named.
+    The metadata of a weights file, if any, decide alone unless `model.backbone` is named, but for what a file can be
+    fitted to, such as the number of queries.
     """
     _check_backbone_weights(config)
+    changed: dict[str, Any] = {} if config.num_queries is None else {"num_queries": config.num_queries}
+    channels = {
+        key: value for key in ("in_chans", "pixel_mean", "pixel_std") if (value := getattr(config, key)) is not None
+    }
     metadata = _metadata(config)
     if metadata is None:
         return {
@@ -154,8 +178,9 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
             "backbone": config.backbone or "resnet50",
             "image_size": config.image_size,
             "size": config.size or "base",
-            "backbone_options": config.backbone_options,
+            "backbone_options": {**config.backbone_options, **channels},
             **config.options,
+            **changed,
         }
     defaults = ModelConfig()
     for key in ("name", "backbone", "size", "options", "backbone_options"):
@@ -164,7 +189,14 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
                 f"holds, but is {getattr(config, key)!r}. Or choose other weights."
             )
-    return metadata.arguments
+    if channels:
+        changed["backbone_options"] = {**metadata.arguments.get("backbone_options", {}), **channels}
+    return {**metadata.arguments, **changed}
+
+
+def num_channels_of(config: ModelConfig) -> int:
+    """Return the number of channels of the images."""
+    return int((model_arguments(config).get("backbone_options") or {}).get("in_chans", 3))
 
 
 def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
@@ -190,7 +222,7 @@ def _check_backbone_weights(config: ModelConfig) -> None:
 def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> SegmentationModel:
     arguments = model_arguments(config)
     if config.weights == BUNDLED:
-        return load_bundled(num_classes)
+        return load_bundled(num_classes, arguments=arguments)
     from_file = config.backbone_weights if with_weights else None
     pretrained = with_weights and config.weights == PRETRAINED and from_file is None
     with naming_model_keys():

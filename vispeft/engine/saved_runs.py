@@ -47,7 +47,7 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
     class_names = _class_names(directory.adapter)
     category_ids = _category_ids(directory.annotations, class_names)
-    model = build_base(config, len(class_names))
+    model = build_base(config, len(class_names), class_names=class_names)
     peft.load_adapter(model, directory.adapter)
     model.eval()
     return LoadedRun(directory, config, model, class_names, category_ids)
@@ -86,11 +86,11 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     """Return COCO metrics of a run's best adapter on the validation set of its configuration or of an override."""
     run = load_run(root, overrides)
     fabric = fabric_of(run.config.train)
-    coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
+    coco_set = _with_classes(read_split(run.config.data.val, "data.val", run.model.num_channels), run)
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
     results = predict_split(run.config, fabric, coco_set, run.model, run.model, loader)
-    return evaluate_coco(to_annotations(coco_set), results)
+    return evaluate_coco(to_annotations(coco_set), results, max_detections=run.config.eval.max_detections)
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:

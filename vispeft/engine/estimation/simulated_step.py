@@ -80,7 +80,7 @@ def forward_flops(config: Config, model: SegmentationModel) -> int:
     fake = _without_data(model, mode).eval()
     precision = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_weights(config))
     with mode, FlopMeter() as counter, precision:
-        fake(torch.zeros(1, 3, *[_padded(model, image_size(config))] * 2))
+        fake(torch.zeros(1, model.num_channels, *[_padded(model, image_size(config))] * 2))
     return int(counter.total)
 
 
@@ -97,7 +97,7 @@ def make_batch(config: Config, model: SegmentationModel, num_objects: int) -> Ba
     boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5]]).repeat(num_objects, 1)
     targets = Targets(torch.zeros(num_objects, dtype=torch.int64), boxes, masks)
     size = config.train.batch_size
-    return Batch(torch.zeros(size, 3, side, side), (targets,) * size, ())
+    return Batch(torch.zeros(size, model.num_channels, side, side), (targets,) * size, ())
 
 
 def _padded(model: SegmentationModel, side: int) -> int:

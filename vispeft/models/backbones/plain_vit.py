@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_models import (
     Source,
+    channels_of,
     create,
     first_line,
     padded_side,
-    pixel_statistics,
     timm_module_of,
 )
 from vispeft.models.layers.activation_checkpointing import run_layer
@@ -45,7 +45,7 @@ class PlainViT(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        options = dict(options or {})
+        channels, options = channels_of(name, options or {})
         if timm_module_of(name, options) != _MODULE:
             raise ConfigError(
                 f"`backbone` must be a plain ViT of timm with learned positions (`vit_*`), but is {name!r}, which "
@@ -70,7 +70,7 @@ class PlainViT(nn.Module):
         self.recomputes = False
         self.dim: int = body.embed_dim
         self.num_prefix: int = body.num_prefix_tokens
-        self.pixel_mean, self.pixel_std = pixel_statistics(name)
+        self.pixel_mean, self.pixel_std = channels.pixel_mean, channels.pixel_std
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -131,7 +131,10 @@ class PlainViT(nn.Module):
         try:
             with evaluating(self):
                 self.body.forward_intermediates(
-                    torch.zeros(1, 3, side, side), indices=[0], stop_early=True, intermediates_only=True
+                    torch.zeros(1, len(self.pixel_mean), side, side),
+                    indices=[0],
+                    stop_early=True,
+                    intermediates_only=True,
                 )
         except (AssertionError, RuntimeError) as error:
             raise ConfigError(

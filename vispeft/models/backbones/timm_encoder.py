@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.swin import pad_before_shift
-from vispeft.models.backbones.timm_models import Source, create, padded_side, pixel_statistics, timm_module_of
+from vispeft.models.backbones.timm_models import Source, channels_of, create, padded_side, timm_module_of
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
 from vispeft.models.roles.timm import encoder_roles
 
@@ -44,7 +44,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        source, options = Source(name, pretrained, weights), dict(options or {})
+        image_channels, options = channels_of(name, options or {})
+        source = Source(name, pretrained, weights)
         if output_norm and timm_module_of(name, options) == _SWIN:
             body = create(source, {**_ANY_SIZE, **options}, form=_FEATURES)
             pad_before_shift(body)
@@ -63,11 +64,10 @@ class Backbone(nn.Module):
             self.pyramid, self.channels, self.strides = pyramid, pyramid.channels, pyramid.strides
         self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
         self.recomputes = False
-        mean, std = pixel_statistics(name)
-        self.pixel_mean, self.pixel_std = mean, std
+        self.pixel_mean, self.pixel_std = image_channels.pixel_mean, image_channels.pixel_std
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps [B, C_i, H / s_i, W / s_i] of images [B, 3, H, W], normalised, H and W multiples of `size_divisor`."""
+        """Maps [B, C_i, H / s_i, W / s_i] of images [B, C, H, W], normalised, H and W multiples of `size_divisor`."""
         return self.finish(self.body(images))
 
     def finish(self, body_maps: Sequence[Tensor]) -> list[Tensor]:

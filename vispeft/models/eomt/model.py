@@ -13,10 +13,11 @@ from vispeft.losses.points import PUBLISHED_POINTS
 from vispeft.models.backbones.plain_vit import PlainViT
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, FollowsProgress, LossSettings, SegmentationModel
+from vispeft.models.class_head import ClassHead
 from vispeft.models.eomt.annealing import mask_probabilities
 from vispeft.models.eomt.criterion import Criterion
 from vispeft.models.eomt.predictor import Predictor
-from vispeft.models.eomt.weights import load_eomt
+from vispeft.models.eomt.weights import CLASS_HEAD, load_eomt
 from vispeft.models.roles.eomt import EOMT, decoder_roles
 from vispeft.models.softmax_postprocess import postprocess
 from vispeft.models.split import Split, SplitPointError
@@ -99,7 +100,7 @@ class EoMT(SegmentationModel, FollowsProgress):
 
     def criterion(self, settings: LossSettings) -> Criterion:
         """Return the published loss. Matching costs are taken at as many points as mask losses."""
-        return Criterion(num_points=settings.num_points or PUBLISHED_POINTS)
+        return Criterion(num_points=settings.num_points or PUBLISHED_POINTS, labelled_classes=settings.labelled_classes)
 
     def instances(
         self,
@@ -128,6 +129,10 @@ class EoMT(SegmentationModel, FollowsProgress):
     def load_tensors(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
         """Load the tensors of a whole model, in place; a class head of another size is fitted."""
         load_eomt(self, tensors, source=source)
+
+    def class_head(self) -> ClassHead:
+        """Return the class map."""
+        return CLASS_HEAD
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ConfigError if the encoder does not make tokens of images of `image_size` pixels."""
