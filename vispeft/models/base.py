@@ -100,12 +100,12 @@ class SegmentationModel(nn.Module, ABC):
     @property
     @abstractmethod
     def pixel_mean(self) -> tuple[float, ...]:
-        """Return the mean of each of the C channels, RGB for three, in 0..255, by which images are normalised."""
+        """Return the mean of each channel, RGB for three, in 0..255, by which images are normalised."""
 
     @property
     @abstractmethod
     def pixel_std(self) -> tuple[float, ...]:
-        """Return the standard deviation of each of the C channels, RGB for three, in 0..255, by which images are normalised."""
+        """Return the standard deviation of each channel, RGB for three, in 0..255, by which images are normalised."""
 
     @property
     def num_channels(self) -> int:

@@ -93,7 +93,7 @@ def test_read_image__reads_pages_of_a_stack(tmp_path: Path) -> None:
     pixels = read_image(tmp_path / "a.tif", 5).pixels
     np.testing.assert_allclose(pixels, np.stack(planes, 2) * np.float32(255 / 65535), rtol=1e-6)
     assert read_image(tmp_path / "a.tif", 1).pixels.shape == (13, 10, 1)
-    with pytest.raises(DataError, match="must have 4 channels .* but has 1 and 5 pages"):
+    with pytest.raises(DataError, match=r"must have 4 channels .* but has 1 and 5 pages"):
         read_image(tmp_path / "a.tif", 4)
 
 
@@ -125,7 +125,7 @@ def test_read_image__reads_usual_files_as_grey_and_with_alpha(tmp_path: Path) ->
     assert np.abs(read_image(tmp_path / "rgb.png", 1).pixels[:, :, 0].astype(int) - grey).max() <= 1
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert (read_image(tmp_path / "grey.png", 1).pixels[:, :, 0] == grey).all()
-    with pytest.raises(DataError, match="must have 4 channels .* but has 3"):
+    with pytest.raises(DataError, match=r"must have 4 channels .* but has 3"):
         read_image(tmp_path / "rgb.png", 4)
     deep = (RNG.random((13, 10)) * 60000).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)

@@ -128,8 +128,8 @@ def _checked(path: Path, values: NDArray[Any], num_channels: int | None) -> NDAr
         raise DataError(f"{path} is {width}x{height} pixels, more than the {LARGEST_IMAGE:,} that are read at once.")
     if num_channels is not None and found != num_channels:
         raise DataError(
-            f"{path} must have {num_channels} channels (`model.in_chans`), but has {found}. Change `model.in_chans`, or "
-            "the file."
+            f"{path} must have {num_channels} channels (`model.in_chans`), but has {found}. Change "
+            "`model.in_chans`, or the file."
         )
     return values
 
@@ -138,7 +138,8 @@ def _scaled(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     name = values.dtype.newbyteorder("=").name
     if name not in _SCALES:
         raise DataError(
-            f"{path} must hold values of 8 or 16 bits without sign, or floating-point numbers in 0..1, but holds {name}."
+            f"{path} must hold values of 8 or 16 bits without sign, or floating-point numbers in 0..1, but holds "
+            f"{name}."
         )
     if name == "uint8":
         return np.ascontiguousarray(values)
