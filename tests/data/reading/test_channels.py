@@ -97,10 +97,13 @@ def test_read_image__reads_pages_of_a_stack(tmp_path: Path) -> None:
         read_image(tmp_path / "a.tif", 4)
 
 
-def test_read_image__reads_three_pages_and_bands_as_they_are(tmp_path: Path) -> None:
+def test_read_image__does_not_guess_colours(tmp_path: Path) -> None:
     values = (RNG.random((13, 10, 3)) * 60000).astype(np.uint16)
     write_tiff(tmp_path / "a.tif", values)
-    np.testing.assert_allclose(read_image(tmp_path / "a.tif", 3).pixels, values * np.float32(255 / 65535), rtol=1e-6)
+    with pytest.raises(DataError, match="not declared as red, green and blue"):
+        read_image(tmp_path / "a.tif", 3)
+    np.save(tmp_path / "a.npy", values)
+    np.testing.assert_allclose(read_image(tmp_path / "a.npy", 3).pixels, values * np.float32(255 / 65535), rtol=1e-6)
 
 
 def test_read_image__reads_arrays(tmp_path: Path) -> None:
