@@ -62,8 +62,10 @@ class Predictor:
         found = []
         for tile in tiles:
             example = transform(picture, (), tile)
-            size = (tile.bottom - tile.top, tile.right - tile.left, *example.image.shape[1:])
-            meta = ImageMeta(0, "", *size, window=Window(tile.left, tile.top, height, width, len(tiles)))
+            window = Window(tile.left, tile.top, height, width, len(tiles))
+            input_height, input_width = example.image.shape[1:]
+            sides = tile.bottom - tile.top, tile.right - tile.left
+            meta = ImageMeta(0, "", *sides, input_height, input_width, window)
             found.append((meta, self._instances(example, meta)))
         return merge_tiles(found, self.limits.max_detections)
 

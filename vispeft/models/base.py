@@ -116,7 +116,7 @@ class SegmentationModel(nn.Module, ABC):
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """Return the predictions for a batch.
 
-        images: [B, 3, H, W] float, normalised, zero in the padding
+        images: [B, C, H, W] float, normalised, zero in the padding
         targets: of each image in train mode, for families whose training adds noised targets as queries
         """
 
@@ -145,7 +145,7 @@ class SegmentationModel(nn.Module, ABC):
 
         Raises SplitPointError where the first part of the model is trained or the family cannot be split.
 
-        images: [B, 3, H, W]
+        images: [B, C, H, W]
         """
 
     @abstractmethod
