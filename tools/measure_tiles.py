@@ -4,9 +4,8 @@
     python tools/measure_tiles.py memory --side 10000 --objects 1500 --json tools/results/tiles_memory.json
 
 `merging` gives every tile what a good model would find there, the visible parts of the objects with noisy outlines
-and false parts at the borders, and scores whole images. `memory` writes a synthetic image, predicts it by a tiny model
-with `model.tile`'s own code and reports the peak memory of the process. With random weights it finds as much as its
-limits let it, which is the worst case for merging.
+and scores whole images. `memory` writes a synthetic image, predicts it by the bundled base in tiles and reports the
+peak memory of the process, from the reading of the file to the merged instances.
 """
 
 from __future__ import annotations
@@ -172,39 +171,36 @@ def measure_merging(num_scenes: int) -> dict[str, Any]:
     return {"scenes": num_scenes, "side": SIDE, "tile": TILE, "objects": len(annotations), "methods": rows}
 
 
-def measure_memory(side: int, num_objects: int, tile: int, queries: int) -> dict[str, Any]:
-    """Return time and peak memory of the prediction of one image file."""
+def measure_memory(side: int, num_objects: int, tile: int, threshold: float) -> dict[str, Any]:
+    """Return time and peak memory of the prediction of one image file by the bundled base."""
     import vispeft as vp
 
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.png"
         pixels = np.full((side, side, 3), 90, np.uint8)
-        for _ in range(num_objects):
-            centre, radius = rng.integers(0, side, 2).tolist(), int(rng.integers(8, 60))
-            cv2.circle(pixels, centre, radius, rng.integers(0, 255, 3).tolist(), -1)
+        # on a grid, so that no object hides another
+        places = rng.permutation((side // 200) ** 2)[:num_objects]
+        for place in places.tolist():
+            column, row = place % (side // 200), place // (side // 200)
+            centre = (200 * column + 100, 200 * row + 100)
+            cv2.circle(pixels, centre, int(rng.integers(20, 90)), rng.integers(120, 255, 3).tolist(), -1)
         Image.fromarray(pixels).save(path, compress_level=1)
         del pixels
-        torch.manual_seed(0)
-        options = {"depth": 3, "embed_dim": 48}
-        model = vp.build_model(
-            "eomt",
-            backbone="vit_tiny_patch16_224",
-            size="tiny",
-            num_queries=queries,
-            num_classes=1,
-            backbone_options=options,
-        )
+        model = vp.load_bundled()
         began = time.monotonic()
-        (found,) = vp.predict(model, [path], threshold=0.0, max_detections=num_objects, image_size=256, tile=tile)
+        (found,) = vp.predict(
+            model, [path], threshold=threshold, max_detections=2 * num_objects, image_size=256, tile=tile
+        )
         seconds = time.monotonic() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "side": side,
-        "objects": num_objects,
+        "objects": len(places),
+        "model": "bundled",
         "tile": tile,
         "image_size": 256,
-        "queries": queries,
+        "threshold": threshold,
         "tiles": len(Tiling(tile).tiles(side, side)),
         "instances": len(found),
         "seconds": round(seconds, 1),
@@ -219,15 +215,15 @@ def main() -> None:
     parser.add_argument("what", choices=("merging", "memory"))
     parser.add_argument("--side", type=int, default=10_000)
     parser.add_argument("--objects", type=int, default=1500)
-    parser.add_argument("--tile", type=int, default=1024)
-    parser.add_argument("--queries", type=int, default=40)
+    parser.add_argument("--tile", type=int, default=768)
+    parser.add_argument("--threshold", type=float, default=0.3)
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.what == "merging":
         measured = measure_merging(args.scenes)
     else:
-        measured = measure_memory(args.side, args.objects, args.tile, args.queries)
+        measured = measure_memory(args.side, args.objects, args.tile, args.threshold)
     text = json.dumps(measured, indent=1)
     print(text)
     if args.json is not None:

@@ -1,9 +1,9 @@
 """Data structures shared by all parts, from images to predictions. Shapes are defined here once.
 
-Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (about a quarter of it), `T`
-targets of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Box names
-tell their form; "normalised" means divided by the padded input's width and height. Padding is at the right and
-bottom.
+Letters: `B` images in a batch, `C` their channels, `H W` the padded network input, `h w` the mask features (about a
+quarter of it), `T` targets of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one
+image. Box names tell their form; "normalised" means divided by the padded input's width and height. Padding is at the
+right and bottom.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ImageMeta:
 class Batch:
     """Images with their targets and their original sizes.
 
-    images: [B, 3, H, W] float32 RGB, normalised by the base's pixel statistics, zero in the padding
+    images: [B, C, H, W] float32, RGB for three channels, normalised by the base's pixel statistics, zero in the padding
     """
 
     images: Tensor

@@ -17,7 +17,7 @@ LARGEST_SIZE = 1024
 WARNED_SHARE = 0.01
 """Share of dropped objects from which on there is a warning."""
 
-_ANY_SIZE = "set it higher, or cut the images into tiles"
+_ANY_SIZE = "set it higher, or cut the images into tiles (`model.tile`)"
 
 
 def warn_of_tiny_objects(train: CocoSet, size: int, min_pixels: int, *, tile: int | None = None) -> None:
@@ -56,7 +56,7 @@ def _remedy(sides: list[float], size: int) -> str:
     proposed = math.ceil(size * LEAST_SIDE / max(median(sides), 1e-6) / 32) * 32
     if proposed <= LARGEST_SIZE:
         return f"set it to {proposed}"
-    return "cut the images into tiles, or set it much higher"
+    return "cut the images into tiles (`model.tile`), or set it much higher"
 
 
 def warn_of_crowded_images(
@@ -80,6 +80,6 @@ def warn_of_crowded_images(
         warnings.warn(
             f"{coco_set.annotations_path}: {len(crowded):,} of {len(coco_set):,} images have more instances than can "
             f"be detected: {entry.file_name} has {most:,}, but {' and '.join(exceeded)}. Raise "
-            f"{'both' if len(exceeded) > 1 else 'it'}, or cut the images into tiles.",
+            f"{'both' if len(exceeded) > 1 else 'it'}, or cut the images into tiles (`model.tile`).",
             stacklevel=3,
         )

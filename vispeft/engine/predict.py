@@ -62,8 +62,10 @@ class Predictor:
         found = []
         for tile in tiles:
             example = transform(picture, (), tile)
-            size = (tile.bottom - tile.top, tile.right - tile.left, *example.image.shape[1:])
-            meta = ImageMeta(0, "", *size, window=Window(tile.left, tile.top, height, width, len(tiles)))
+            window = Window(tile.left, tile.top, height, width, len(tiles))
+            input_height, input_width = example.image.shape[1:]
+            sides = tile.bottom - tile.top, tile.right - tile.left
+            meta = ImageMeta(0, "", *sides, input_height, input_width, window)
             found.append((meta, self._instances(example, meta)))
         return merge_tiles(found, self.limits.max_detections)
 
@@ -196,16 +198,16 @@ def _picture_of(image: AnyImage, number: int, num_channels: int) -> Picture:
             types = (torch.uint8,) if num_channels == RGB else (torch.uint8, torch.float32)
             if image.dtype not in types or image.ndim != 3 or image.shape[0] != num_channels:
                 raise DataError(
-                    f"Image {number} must be a tensor {_form('[C, H, W]', num_channels)}, but is {list(image.shape)} of "
-                    f"{str(image.dtype).removeprefix('torch.')}."
+                    f"Image {number} must be a tensor {_form('[C, H, W]', num_channels)}, but is "
+                    f"{list(image.shape)} of {str(image.dtype).removeprefix('torch.')}."
                 )
             return _checked(image.permute(1, 2, 0).contiguous().cpu().numpy(), number)
         case np.ndarray():
             kinds = (np.uint8,) if num_channels == RGB else (np.uint8, np.float32)
             if image.dtype not in kinds or image.ndim != 3 or image.shape[2] != num_channels:
                 raise DataError(
-                    f"Image {number} must be an array {_form('[H, W, C]', num_channels)}, but is {list(image.shape)} of "
-                    f"{image.dtype}."
+                    f"Image {number} must be an array {_form('[H, W, C]', num_channels)}, but is "
+                    f"{list(image.shape)} of {image.dtype}."
                 )
             return _checked(np.ascontiguousarray(image), number)
     raise DataError(f"Image {number} must be a file, a PIL image, an array or a tensor, but is {type(image).__name__}.")

@@ -100,12 +100,12 @@ class SegmentationModel(nn.Module, ABC):
     @property
     @abstractmethod
     def pixel_mean(self) -> tuple[float, ...]:
-        """Return the mean of each of the C channels, RGB for three, in 0..255, by which images are normalised."""
+        """Return the mean of each channel, RGB for three, in 0..255, by which images are normalised."""
 
     @property
     @abstractmethod
     def pixel_std(self) -> tuple[float, ...]:
-        """Return the standard deviation of each of the C channels, RGB for three, in 0..255, by which images are normalised."""
+        """Return the standard deviation of each channel, RGB for three, in 0..255, by which images are normalised."""
 
     @property
     def num_channels(self) -> int:
@@ -116,7 +116,7 @@ class SegmentationModel(nn.Module, ABC):
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """Return the predictions for a batch.
 
-        images: [B, 3, H, W] float, normalised, zero in the padding
+        images: [B, C, H, W] float, normalised, zero in the padding
         targets: of each image in train mode, for families whose training adds noised targets as queries
         """
 
@@ -145,7 +145,7 @@ class SegmentationModel(nn.Module, ABC):
 
         Raises SplitPointError where the first part of the model is trained or the family cannot be split.
 
-        images: [B, 3, H, W]
+        images: [B, C, H, W]
         """
 
     @abstractmethod

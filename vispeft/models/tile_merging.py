@@ -178,10 +178,13 @@ def _agreeing(
         [mask_utils.merge([parts.rles[i], frame], intersect=True) for i in numbers.tolist()]
         for numbers in (ones, others)
     )
-    agreement = mask_utils.iou(shown, shown_others, [0] * len(others))
-    # shares of the smaller part, for parts that a border cuts to a sliver
-    share = mask_utils.iou(shown, shown_others, [1] * len(others))
-    share_of_others = mask_utils.iou(shown_others, shown, [1] * len(ones)).T
+    area, area_of_others = (mask_utils.area(masks).astype(np.float64) for masks in (shown, shown_others))
+    # of a crowd, pycocotools gives the intersection over the area of the other mask
+    share = np.asarray(mask_utils.iou(shown, shown_others, [1] * len(others)))
+    intersection = share * area[:, None]
+    agreement = intersection / np.maximum(area[:, None] + area_of_others - intersection, 1.0)
+    # of the smaller part, for parts that a border cuts to a sliver
+    share_of_others = intersection / np.maximum(area_of_others, 1.0)
     cut, cut_others = parts.is_cut[ones][:, None], parts.is_cut[others][None]
     agreement = np.maximum(agreement, np.where(cut, share, 0.0))
     agreement = np.maximum(agreement, np.where(cut_others, share_of_others, 0.0))

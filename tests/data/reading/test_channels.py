@@ -93,14 +93,17 @@ def test_read_image__reads_pages_of_a_stack(tmp_path: Path) -> None:
     pixels = read_image(tmp_path / "a.tif", 5).pixels
     np.testing.assert_allclose(pixels, np.stack(planes, 2) * np.float32(255 / 65535), rtol=1e-6)
     assert read_image(tmp_path / "a.tif", 1).pixels.shape == (13, 10, 1)
-    with pytest.raises(DataError, match="must have 4 channels .* but has 1 and 5 pages"):
+    with pytest.raises(DataError, match=r"must have 4 channels .* but has 1 and 5 pages"):
         read_image(tmp_path / "a.tif", 4)
 
 
-def test_read_image__reads_three_pages_and_bands_as_they_are(tmp_path: Path) -> None:
+def test_read_image__does_not_guess_colours(tmp_path: Path) -> None:
     values = (RNG.random((13, 10, 3)) * 60000).astype(np.uint16)
     write_tiff(tmp_path / "a.tif", values)
-    np.testing.assert_allclose(read_image(tmp_path / "a.tif", 3).pixels, values * np.float32(255 / 65535), rtol=1e-6)
+    with pytest.raises(DataError, match="not declared as red, green and blue"):
+        read_image(tmp_path / "a.tif", 3)
+    np.save(tmp_path / "a.npy", values)
+    np.testing.assert_allclose(read_image(tmp_path / "a.npy", 3).pixels, values * np.float32(255 / 65535), rtol=1e-6)
 
 
 def test_read_image__reads_arrays(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_read_image__reads_usual_files_as_grey_and_with_alpha(tmp_path: Path) ->
     assert np.abs(read_image(tmp_path / "rgb.png", 1).pixels[:, :, 0].astype(int) - grey).max() <= 1
     Image.fromarray(grey).save(tmp_path / "grey.png")
     assert (read_image(tmp_path / "grey.png", 1).pixels[:, :, 0] == grey).all()
-    with pytest.raises(DataError, match="must have 4 channels .* but has 3"):
+    with pytest.raises(DataError, match=r"must have 4 channels .* but has 3"):
         read_image(tmp_path / "rgb.png", 4)
     deep = (RNG.random((13, 10)) * 60000).astype(np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)

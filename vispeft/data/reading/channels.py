@@ -18,7 +18,6 @@ from vispeft.data.reading.images import (
     Picture,
     guarded,
     quiet,
-    read_header,
     read_picture,
     read_stored,
     verify_picture,
@@ -39,7 +38,7 @@ def read_image(path: Path, num_channels: int = RGB, *, long_side: int | None = N
     Four channels are also those of an RGB image with alpha, and one channel is also the brightness of a colour image.
     Raises `DataError` that names the file.
     """
-    if num_channels == RGB and path.suffix != _NUMPY and not _is_undeclared(path):
+    if num_channels == RGB and path.suffix != _NUMPY:
         return read_picture(path, long_side=long_side)
     with quiet():
         return Picture(guarded(path, lambda: _scaled(path, _values(path, num_channels))))
@@ -47,7 +46,7 @@ def read_image(path: Path, num_channels: int = RGB, *, long_side: int | None = N
 
 def verify_image(path: Path, num_channels: int = RGB) -> ImageHeader:
     """Decode a file at the lowest cost, to check that it is complete and has the channels. Raises `DataError`."""
-    if num_channels == RGB and path.suffix != _NUMPY and not _is_undeclared(path):
+    if num_channels == RGB and path.suffix != _NUMPY:
         return verify_picture(path)
     height, width = read_image(path, num_channels).pixels.shape[:2]
     return ImageHeader(height, width, False, False)
@@ -72,17 +71,6 @@ def shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(chosen)
     low, high = np.percentile(chosen, (1, 99))
     return np.asarray(((chosen - low) * (255 / max(high - low, 1e-6))).clip(0, 255), np.uint8)
-
-
-def _is_undeclared(path: Path) -> bool:
-    """Return True for a TIFF file that holds three channels in another form than as an RGB image."""
-    if not path.is_file() or not is_tiff(path):
-        return False
-    try:
-        read_header(path)
-    except DataError:
-        return True
-    return False
 
 
 def _values(path: Path, num_channels: int | None) -> NDArray[Any]:
@@ -128,8 +116,8 @@ def _checked(path: Path, values: NDArray[Any], num_channels: int | None) -> NDAr
         raise DataError(f"{path} is {width}x{height} pixels, more than the {LARGEST_IMAGE:,} that are read at once.")
     if num_channels is not None and found != num_channels:
         raise DataError(
-            f"{path} must have {num_channels} channels (`model.in_chans`), but has {found}. Change `model.in_chans`, or "
-            "the file."
+            f"{path} must have {num_channels} channels (`model.in_chans`), but has {found}. Change "
+            "`model.in_chans`, or the file."
         )
     return values
 
@@ -138,7 +126,8 @@ def _scaled(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     name = values.dtype.newbyteorder("=").name
     if name not in _SCALES:
         raise DataError(
-            f"{path} must hold values of 8 or 16 bits without sign, or floating-point numbers in 0..1, but holds {name}."
+            f"{path} must hold values of 8 or 16 bits without sign, or floating-point numbers in 0..1, but holds "
+            f"{name}."
         )
     if name == "uint8":
         return np.ascontiguousarray(values)

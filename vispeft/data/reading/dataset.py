@@ -86,9 +86,10 @@ class InstanceDataset(Dataset[Sample]):
         tiles = transform.tiling.tiles(entry.height, entry.width)
         tile = tiles[draw.number]
         example = transform(self._picture(draw.index), self.coco_set.annotations[draw.index], tile)
-        size = (tile.bottom - tile.top, tile.right - tile.left, *example.image.shape[1:])
+        height, width = example.image.shape[1:]
         window = Window(tile.left, tile.top, entry.height, entry.width, len(tiles))
-        meta = ImageMeta(entry.id, entry.file_name, *size, window=window)
+        sides = tile.bottom - tile.top, tile.right - tile.left
+        meta = ImageMeta(entry.id, entry.file_name, *sides, height, width, window)
         return Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
 
     def __getstate__(self) -> dict[str, object]:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from vispeft.coco.segmentation import FloatArray, Polygons, Rle, Segmentation, rasterize
 from vispeft.data.reading.images import Picture
 
+# channels that OpenCV averages at once
+_RESIZED_AT_ONCE = 4
 AREA_BELOW = 0.6
 """Below this scale the pixels that fall together are averaged; above it bilinear is as good, and faster."""
 
@@ -99,6 +101,9 @@ def _resize(window: NDArray[Any], width: int, height: int) -> NDArray[Any]:
         return window
     is_small = height < AREA_BELOW * window.shape[0] or width < AREA_BELOW * window.shape[1]
     method = cv2.INTER_AREA if is_small else cv2.INTER_LINEAR
+    if window.ndim == 3 and window.shape[2] > _RESIZED_AT_ONCE:
+        groups = [window[:, :, i : i + _RESIZED_AT_ONCE] for i in range(0, window.shape[2], _RESIZED_AT_ONCE)]
+        return np.concatenate([_resize(np.ascontiguousarray(group), width, height) for group in groups], 2)
     resized: NDArray[Any] = np.asarray(cv2.resize(window, (width, height), interpolation=method), window.dtype)
     # OpenCV leaves out a single channel
     return resized[:, :, None] if resized.ndim < window.ndim else resized

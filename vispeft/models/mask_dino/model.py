@@ -115,12 +115,12 @@ class MaskDINO(SegmentationModel):
 
         Raises SplitPointError where the first part of the backbone is trained.
 
-        images: [B, 3, H, W]
+        images: [B, C, H, W]
         """
         return split_pixel_decoder_model(self, images)
 
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
-        """images: [B, 3, H, W] float, normalised and padded; `targets` for denoising in training mode only.
+        """images: [B, C, H, W] float, normalised and padded; `targets` for denoising in training mode only.
 
         Raises ConfigError where H or W is not a multiple of `size_divisor`.
         """
