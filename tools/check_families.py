@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import tempfile
 import warnings
@@ -101,7 +102,8 @@ def family(name: str) -> Family:
     """Return a family of `FAMILIES`, with the modules that its forward pass calls as places."""
     model_name, options, side = FAMILIES[name]
 
-    def build() -> nn.Module:
+    @functools.cache
+    def first() -> nn.Module:
         torch.manual_seed(0)
         model: nn.Module = timm.create_model(model_name, num_classes=5, **options).eval()
         with torch.no_grad():
@@ -109,6 +111,9 @@ def family(name: str) -> Family:
             for parameter in model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
         return model
+
+    def build() -> nn.Module:
+        return copy.deepcopy(first())
 
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     return Family(build, images, _places(build(), images))
@@ -145,6 +150,7 @@ def check_place(each: Family, method: vp.Method, pattern: str) -> str:
     """Return "ok" or "refused: <error>"; raise BrokenPromise."""
     plan = vp.Plan({pattern: method})
     model = each.build()
+    base_keys = model.state_dict().keys()
     before = _answer(model, each.images)
     try:
         vp.inject(model, plan)
@@ -153,7 +159,7 @@ def check_place(each: Family, method: vp.Method, pattern: str) -> str:
         return f"refused: {error}"
     if method.is_identity_at_start:
         _hold("identity at start", torch.equal(_answer(model, each.images), before))
-    base = {key: value.clone() for key, value in model.state_dict().items() if key in each.build().state_dict()}
+    base = {key: value.clone() for key, value in model.state_dict().items() if key in base_keys}
     _train(model, each.images)
     _hold("base unchanged", all(torch.equal(model.state_dict()[key], value) for key, value in base.items()))
     after = _answer(model.eval(), each.images)

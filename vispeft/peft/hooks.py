@@ -25,6 +25,7 @@ from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
 from vispeft.peft.outputs import Path, first_features, replaced
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
+from vispeft.peft.reentrant_checkpoints import ReentrantCheckpoints, can_recompute
 from vispeft.peft.relu_signs import ReLUSigns, keeps_its_output
 
 
@@ -60,7 +61,13 @@ class SiteHooks:
             for module in base
             if is_recomputed(module)
         ]
-        return handles + self._add_to_relus(base) + self._add_to_maps(base)
+        return handles + self._add_to_relus(model, base) + self._add_to_maps(base)
+
+    def add_to_checkpoints(self, model: nn.Module) -> list[RemovableHandle]:
+        """Let reentrant checkpoints of frozen layers give gradients. Returns the handles of the hooks."""
+        layers = [module for module in dict.fromkeys(_base_modules(model)) if can_recompute(module)]
+        checkpoints = ReentrantCheckpoints()
+        return [layer.register_forward_pre_hook(checkpoints.require_gradient) for layer in layers]
 
     def change_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -104,7 +111,7 @@ class SiteHooks:
             base = None
         return replaced(output, place, y) if place else y
 
-    def _add_to_relus(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
+    def _add_to_relus(self, model: nn.Module, base: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Let ReLU modules keep signs where nothing needs their outputs."""
         signs = self.relu_signs
         relus = [module for module in base if keeps_its_output(module)]
@@ -112,6 +119,7 @@ class SiteHooks:
             return []
         trained = [module for module in base if any(p.requires_grad for p in module.parameters(recurse=False))]
         return [
+            model.register_forward_pre_hook(signs.begin_pass),
             *(module.register_forward_pre_hook(signs.detach_input) for module in relus),
             *(module.register_forward_hook(signs.keep_signs) for module in relus),
             *(module.register_forward_pre_hook(signs.need_input) for module in trained),
@@ -153,7 +161,7 @@ def hook_of_others(module: nn.Module) -> str | None:
 
     Hooks that get the output after the deltas change nothing between the module and them.
     """
-    ours = BypassedInputs, ReLUSigns, SiteHooks, OwnerHooks, BatchHooks
+    ours = BypassedInputs, ReLUSigns, ReentrantCheckpoints, SiteHooks, OwnerHooks, BatchHooks
     before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, *ours)]
     others = [*before, *(hook for hook in hooks_before_deltas(module) if not _is_method_of(hook, OwnerHooks))]
     return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
