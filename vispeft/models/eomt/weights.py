@@ -1,4 +1,4 @@
-"""Weights of EoMT: whole models by our own names, and class heads of another size."""
+"""Weights of EoMT: whole models by our names or those of others, and class heads of another size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vispeft.models.eomt.names import class_head_of, own_names
 from vispeft.models.weight_files import load_state, read_state
 
 _CLASS_WEIGHT = "predictor.class_embed.weight"
@@ -16,7 +17,9 @@ _CLASS_BIAS = "predictor.class_embed.bias"
 
 
 def load_eomt(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a whole model's tensors by its own names, in place. A class head of another size is fitted.
+    """Load a whole model's tensors, in place, by our names, the official ones or those of transformers.
+
+    A class head of another size is fitted.
 
     Raises CheckpointError naming the tensors that are missing, unknown or of another shape; the model is unchanged
     then.
@@ -24,7 +27,7 @@ def load_eomt(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -
     source: name of the file, for errors
     """
     num_classes = len(model.get_parameter(_CLASS_WEIGHT)) - 1
-    load_state(model, fit_class_head(tensors, num_classes), source=source)
+    load_state(model, fit_class_head(own_names(tensors, model.state_dict()), num_classes), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:
@@ -32,8 +35,8 @@ def num_classes_in(path: str | Path) -> int | None:
 
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
-    state = read_state(path)
-    return len(state[_CLASS_WEIGHT]) - 1 if _CLASS_WEIGHT in state else None
+    rows = class_head_of(read_state(path))
+    return None if rows is None else len(rows) - 1
 
 
 def fit_class_head(state: Mapping[str, Tensor], num_classes: int) -> dict[str, Tensor]:

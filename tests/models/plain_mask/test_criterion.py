@@ -1,4 +1,4 @@
-"""The criterion of EoMT against the published formulas."""
+"""The criterion of EoMT and PMT against the published formulas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from vispeft.losses.pairs import Pairs
-from vispeft.models.eomt.criterion import Criterion, class_loss
+from vispeft.models.plain_mask.criterion import Criterion, class_loss
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 
