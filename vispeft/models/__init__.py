@@ -6,11 +6,14 @@ from vispeft.models.eomt.config import EoMTSize
 from vispeft.models.eomt.model import EoMT
 from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
+from vispeft.models.pmt.config import PMTSize
+from vispeft.models.pmt.model import PMT
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
 from vispeft.models.weight_files import load_weights
 
 __all__ = [
     "FAMILIES",
+    "PMT",
     "DetectionLimits",
     "EoMT",
     "EoMTSize",
@@ -20,6 +23,7 @@ __all__ = [
     "MaskDINOSize",
     "ModelArguments",
     "ModelFamily",
+    "PMTSize",
     "SegmentationModel",
     "build_model",
     "bundled_path",

@@ -83,6 +83,12 @@ class PlainViT(nn.Module):
         """Return the number of blocks."""
         return len(self.body.blocks)
 
+    @property
+    def head_dim(self) -> int:
+        """Return the channels of one attention head."""
+        attention = self.body.blocks[0].attn
+        return int(self.dim // attention.num_heads)
+
     def embedded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the tokens before the first block, and their rotary positions; None for learned positions.
 

@@ -1,6 +1,7 @@
 """Tensors of the ViTs of transformers (DINOv2 with registers, DINOv3) under the names of timm, and back.
 
-transformers has q, k and v apart, and positions of the patches alone.
+transformers has q, k and v apart, gate and values of DINOv2's SwiGLU too (together in older files, as `weights_in`),
+and positions of the patches alone.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ DINOV2: NamePairs = {
 DINOV2_SWIGLU: NamePairs = {
     **DINOV2,
     "blocks.*.mlp.fc1.": "layers.*.mlp.weights_in.",
-    "blocks.*.mlp.fc2.": "layers.*.mlp.weights_out.",
+    "blocks.*.mlp.fc2.": "layers.*.mlp.down_proj.",
 }
 DINOV3: NamePairs = {
     **_BLOCK,
@@ -48,7 +49,7 @@ DINOV3: NamePairs = {
     "blocks.*.mlp.fc2.": "layers.*.mlp.down_proj.",
 }
 DINOV3_SWIGLU: NamePairs = {
-    **DINOV3,
+    **{ours: theirs for ours, theirs in DINOV3.items() if ours != "blocks.*.mlp.fc1."},
     "blocks.*.mlp.fc1_g.": "layers.*.mlp.gate_proj.",
     "blocks.*.mlp.fc1_x.": "layers.*.mlp.up_proj.",
 }
@@ -82,10 +83,11 @@ class VitNames:
         """
         renamed: dict[str, Tensor] = {}
         parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
+        for name, tensor in self._current(tensors).items():
             if (match := _QKV.fullmatch(name)) is not None:
                 parts.setdefault((match[1], match[3]), {})[match[2]] = tensor
-            elif name not in _IGNORED:
+            # no register tokens are an empty tensor there
+            elif name not in _IGNORED and tensor.numel():
                 renamed[self._ours(name)] = tensor
         if "pos_embed" in renamed:
             renamed["pos_embed"] = self._with_prefix_positions(renamed["pos_embed"])
@@ -93,15 +95,34 @@ class VitNames:
             renamed |= self._weight(block, qkv) if kind == "weight" else self._biases(block, qkv)
         return renamed
 
+    def _current(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of transformers with gate and values of DINOv2's SwiGLU together, of older files or newer."""
+        if self.pairs is not DINOV2_SWIGLU:
+            return dict(tensors)
+        current = {}
+        for name, tensor in tensors.items():
+            if ".mlp.gate_proj." in name:
+                values = tensors.get(name.replace("gate_proj", "up_proj"), tensor[:0])
+                current[name.replace("gate_proj", "weights_in")] = torch.cat((tensor, values))
+            elif ".mlp.up_proj." not in name:
+                current[name.replace(".mlp.weights_out.", ".mlp.down_proj.")] = tensor
+        return current
+
     def to_transformers(self) -> dict[str, Tensor]:
         """Return the model's own tensors under the names of transformers."""
-        renamed: dict[str, Tensor] = {}
         own = dict(self.own)
+        renamed = {}
+        if "reg_token" not in own:
+            renamed["embeddings.register_tokens"] = own["cls_token"][:, :0]
         if "pos_embed" in own:
             own = _without_prefix_positions(own)
         for name, tensor in own.items():
             theirs = to_theirs(name, self.pairs)
-            if theirs is not None:
+            if theirs is not None and ".weights_in." in theirs:
+                gate, values = tensor.chunk(2)
+                renamed[theirs.replace("weights_in", "gate_proj")] = gate
+                renamed[theirs.replace("weights_in", "up_proj")] = values
+            elif theirs is not None:
                 renamed[theirs] = tensor
             elif (match := re.fullmatch(r"blocks\.(\d+)\.attn\.(?:qkv\.(weight|bias)|([qv])_bias)", name)) is not None:
                 start, kind = f"layers.{match[1]}.attention.", match[2] or "bias"

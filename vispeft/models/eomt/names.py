@@ -51,10 +51,14 @@ def own_names(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
     return dict(tensors)
 
 
-def class_head_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the class rows [K + 1, C] of a checkpoint in any of the layouts; None where it has none."""
-    names = ("predictor.class_embed.weight", "network.class_head.weight", "class_predictor.weight")
-    return next((tensors[name] for name in names if name in tensors), None)
+def class_head_of(tensors: Mapping[str, Tensor], official: str = "network.class_head.weight") -> Tensor | None:
+    """Return the class rows [K + 1, C] of a checkpoint in any of the layouts; None where it has none.
+
+    official: name of the rows in official checkpoints
+    """
+    names = ("predictor.class_embed.weight", official, "class_predictor.weight")
+    by_name = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    return next((by_name[name] for name in names if name in by_name), None)
 
 
 def is_official(tensors: Mapping[str, Tensor]) -> bool:
@@ -68,7 +72,7 @@ def from_official(
     """Return official tensors under our names. heads: pairs of the parts beside the encoder"""
     renamed: dict[str, Tensor] = {}
     encoder: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in unfused(tensors).items():
         # compiled modules have this in their tensors' names
         official = name.replace("_orig_mod.", "")
         if re.search(_IGNORED, official):
@@ -91,6 +95,23 @@ def to_transformers(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def encoder_of(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's tensors under the names of timm."""
     return {name.removeprefix(ENCODER): tensor for name, tensor in own.items() if name.startswith(ENCODER)}
+
+
+def unfused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return official tensors with q, k and v apart, as they are before the official code joins them.
+
+    Keys have no bias; where they are joined with the others, it is zero.
+    """
+    split: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        start, joined, kind = name.partition("attention.qkv_proj.")
+        if not joined:
+            split[name] = tensor
+            continue
+        for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
+            if part != "k" or kind != "bias" or chunk.any():
+                split[f"{start}attention.{part}_proj.{kind}"] = chunk
+    return split
 
 
 def _encoder_from_official(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -26,8 +26,16 @@ def load_eomt(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -
 
     source: name of the file, for errors
     """
+    load_own(model, own_names(tensors, model.state_dict()), source=source)
+
+
+def load_own(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Load a whole model's tensors, in place, by our names. A class head of another size is fitted.
+
+    Raises CheckpointError as `load_eomt` does.
+    """
     num_classes = len(model.get_parameter(_CLASS_WEIGHT)) - 1
-    load_state(model, fit_class_head(own_names(tensors, model.state_dict()), num_classes), source=source)
+    load_state(model, fit_class_head(tensors, num_classes), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:

@@ -17,7 +17,7 @@ from vispeft.models.eomt.postprocess import postprocess
 from vispeft.models.plain_mask.attention_mask import attention_mask
 from vispeft.models.plain_mask.criterion import Criterion
 from vispeft.models.plain_mask.predictor import Predictor
-from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
+from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions
 
 
 class PlainMaskModel(SegmentationModel, FollowsProgress):
