@@ -8,11 +8,14 @@ from vispeft.models.mask2former.config import Mask2FormerSize
 from vispeft.models.mask2former.model import Mask2Former
 from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
+from vispeft.models.pmt.config import PMTSize
+from vispeft.models.pmt.model import PMT
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
 from vispeft.models.weight_files import load_weights
 
 __all__ = [
     "FAMILIES",
+    "PMT",
     "DetectionLimits",
     "EoMT",
     "EoMTSize",
@@ -24,6 +27,7 @@ __all__ = [
     "MaskDINOSize",
     "ModelArguments",
     "ModelFamily",
+    "PMTSize",
     "SegmentationModel",
     "build_model",
     "bundled_path",

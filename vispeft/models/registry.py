@@ -19,6 +19,9 @@ from vispeft.models.mask2former.config import build_mask2former
 from vispeft.models.mask_dino import weights as mask_dino_weights
 from vispeft.models.mask_dino.config import SIZES as MASK_DINO_SIZES
 from vispeft.models.mask_dino.config import build_mask_dino
+from vispeft.models.pmt import weights as pmt_weights
+from vispeft.models.pmt.config import SIZES as PMT_SIZES
+from vispeft.models.pmt.config import build_pmt
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "mask_dino": ModelFamily(build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES)),
     "mask2former": ModelFamily(build_mask2former, mask2former_weights.num_classes_in, tuple(MASK2FORMER_SIZES)),
     "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
+    "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES)),
 }
 
 
@@ -64,12 +68,12 @@ def build_model(
 ) -> SegmentationModel:
     """Return a segmentation model over a timm backbone.
 
-    name: "mask_dino" or "mask2former", over any backbone, or "eomt", over a plain ViT (`vit_*`)
+    name: "mask_dino" or "mask2former", over any backbone, or "eomt" or "pmt", over a plain ViT (`vit_*`)
     backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
     backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
     options: `size`, such as "base" (the default, published R50), "large" (published Swin-L) or "tiny", and single
-        fields of the family's sizes (`MaskDINOSize`, `Mask2FormerSize`, `EoMTSize`)
+        fields of the family's sizes (`MaskDINOSize`, `Mask2FormerSize`, `EoMTSize`, `PMTSize`)
 
     Raises ConfigError for an unknown name, size, backbone or option.
     """

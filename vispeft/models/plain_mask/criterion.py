@@ -1,4 +1,4 @@
-"""Training loss of EoMT: that of Mask2Former (https://arxiv.org/abs/2112.01527), class, mask and dice losses."""
+"""Training loss of EoMT and PMT: that of Mask2Former (https://arxiv.org/abs/2112.01527), class, mask and dice."""
 
 from __future__ import annotations
 
