@@ -22,6 +22,7 @@ from vispeft.models.backbones.timm_models import (
 )
 from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.modes import evaluating
+from vispeft.models.roles.placement import prefixed
 from vispeft.models.roles.timm import encoder_roles
 
 _MODULE = "timm.models.vision_transformer"
@@ -141,4 +142,4 @@ class PlainViT(nn.Module):
 
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of this module in its model"""
-        return {role: f"{name}.body.{pattern}" for role, pattern in encoder_roles(_MODULE, self.body).items()}
+        return prefixed(encoder_roles(_MODULE, self.body), f"{name}.body")
