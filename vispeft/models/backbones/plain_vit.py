@@ -23,6 +23,7 @@ from vispeft.models.backbones.timm_models import (
 )
 from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.modes import evaluating
+from vispeft.models.roles.placement import prefixed
 from vispeft.models.roles.timm import encoder_roles
 
 _MODULES = ("timm.models.vision_transformer", "timm.models.eva")
@@ -161,4 +162,4 @@ class PlainViT(nn.Module):
 
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of this module in its model"""
-        return {role: f"{name}.body.{pattern}" for role, pattern in encoder_roles(self._module, self.body).items()}
+        return prefixed(encoder_roles(self._module, self.body), f"{name}.body")

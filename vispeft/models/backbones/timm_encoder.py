@@ -14,6 +14,7 @@ from vispeft.errors import ConfigError
 from vispeft.models.backbones.swin import pad_before_shift
 from vispeft.models.backbones.timm_models import Source, channels_of, create, padded_side, timm_module_of
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
+from vispeft.models.roles.placement import prefixed
 from vispeft.models.roles.timm import encoder_roles
 
 # timm modules whose models interpolate their position embedding to any input size
@@ -93,7 +94,7 @@ class Backbone(nn.Module):
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of the backbone in its model"""
         roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, self.body)
-        return {role: f"{name}.body.{pattern}" for role, pattern in roles.items()}
+        return prefixed(roles, f"{name}.body")
 
 
 def _create(source: Source, image_size: int | None, options: dict[str, Any]) -> Any:
