@@ -8,6 +8,7 @@ from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
 from vispeft.models.weight_files import load_weights
+from vispeft.models.wrappers.model import TransformersModel
 
 __all__ = [
     "FAMILIES",
@@ -21,6 +22,7 @@ __all__ = [
     "ModelArguments",
     "ModelFamily",
     "SegmentationModel",
+    "TransformersModel",
     "build_model",
     "bundled_path",
     "load_bundled",
