@@ -84,7 +84,7 @@ def read_config(source: str, options: Mapping[str, Any]) -> Any:
     try:
         for key, value in options.items():
             setattr(config, key, value)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # the library's own kinds, which differ between its versions
         raise ConfigError(f"`options.{key}` is not usable: {str(error).strip().splitlines()[-1].strip()}.") from error
     return config
 
