@@ -146,7 +146,10 @@ def predict(
 
 def merge(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(help="Checkpoint to write: .safetensors, or a directory of transformers.", show_default=False),
+    ],
 ) -> None:
     """Merge a run into one plain checkpoint without deltas. A run with adapters is refused: they cannot be merged.
 
@@ -154,8 +157,10 @@ def merge(
     """
     from vispeft.engine import load_run, write_merged
 
-    write_merged(load_run(run), out)
-    console().print(f"Plain checkpoint in {out}; use it by model.weights={out}")
+    loaded = load_run(run)
+    write_merged(loaded, out)
+    name = "" if out.suffix == ".safetensors" else f"model.name={loaded.config.model.name} "
+    console().print(f"Plain checkpoint in {out}; use it by {name}model.weights={out}")
 
 
 def checked_overrides(overrides: list[str] | None) -> list[str]:

@@ -40,7 +40,9 @@ class ModelConfig(Section):
     name: str = Field("mask_dino", description="Model family; see `vispeft methods`.")
     backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or that of the bundled base.")
     weights: str = Field(
-        "pretrained", description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file."
+        "pretrained",
+        description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file; with `name: "
+        "transformers` a directory or a name of its hub.",
     )
     backbone_weights: FilePath | None = Field(
         None, description="File with the weights of the backbone alone, instead of timm's download."

@@ -17,7 +17,7 @@ from vispeft.engine.kept_classes import add_named_classes, weights_class_names
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
-from vispeft.models.registry import family_of
+from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
 from vispeft.models.weight_files import require_file
 from vispeft.peft.quantization.frozen_precision import set_frozen_precision
@@ -73,7 +73,7 @@ def check_backbone(config: Config) -> None:
 
 def check_weights_files(config: ModelConfig) -> None:
     """Raise CheckpointError where a weights file that the configuration names is not there."""
-    if config.weights not in (BUNDLED, PRETRAINED, NONE):
+    if config.weights not in (BUNDLED, PRETRAINED, NONE) and not _reads_weights(config):
         require_file(_weights_file(config), "model.weights")
     if config.backbone_weights is not None:
         require_file(config.backbone_weights, "model.backbone_weights")
@@ -167,6 +167,8 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
     fitted to, such as the number of queries.
     """
     _check_backbone_weights(config)
+    if _reads_weights(config):
+        return _arguments_of_directory(config)
     changed: dict[str, Any] = {} if config.num_queries is None else {"num_queries": config.num_queries}
     channels = {
         key: value for key in ("in_chans", "pixel_mean", "pixel_std") if (value := getattr(config, key)) is not None
@@ -206,6 +208,38 @@ def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
     return {**arguments, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
 
 
+def _reads_weights(config: ModelConfig) -> bool:
+    """Tell whether `model.weights` is a directory or a hub's name, which the family reads itself."""
+    return config.name in FAMILIES and FAMILIES[config.name].reads_weights
+
+
+def _arguments_of_directory(config: ModelConfig) -> Mapping[str, Any]:
+    if config.weights in (BUNDLED, PRETRAINED, NONE):
+        raise ConfigError(
+            f"`model.weights` must name a directory or a model of the hub with `model.name: {config.name}`, but is "
+            f"`{config.weights}`."
+        )
+    if config.backbone is not None:
+        raise ConfigError(
+            f"`model.backbone` must be left out with `model.name: {config.name}`: `model.weights` names the whole "
+            "model."
+        )
+    for key in ("num_queries", "in_chans", "pixel_mean", "pixel_std"):
+        if getattr(config, key) is not None:
+            raise ConfigError(
+                f"`model.{key}` must be left out with `model.name: {config.name}`, whose files name it, but is "
+                f"{getattr(config, key)!r}."
+            )
+    return {
+        "name": config.name,
+        "backbone": config.weights,
+        "image_size": config.image_size,
+        "size": config.size or "base",
+        "backbone_options": config.backbone_options,
+        **config.options,
+    }
+
+
 def _check_backbone_weights(config: ModelConfig) -> None:
     """Refuse two sources of the backbone's weights."""
     if config.backbone_weights is None:
@@ -224,10 +258,11 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
     if config.weights == BUNDLED:
         return load_bundled(num_classes, arguments=arguments)
     from_file = config.backbone_weights if with_weights else None
-    pretrained = with_weights and config.weights == PRETRAINED and from_file is None
+    reads_weights = _reads_weights(config)
+    pretrained = with_weights and (config.weights == PRETRAINED or reads_weights) and from_file is None
     with naming_model_keys():
         model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **arguments)
-        if with_weights and config.weights not in (PRETRAINED, NONE):
+        if with_weights and config.weights not in (PRETRAINED, NONE) and not reads_weights:
             load_weights(model, _weights_file(config))
     return model
 
@@ -235,6 +270,10 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
 def _trained_image_size(config: ModelConfig) -> int | None:
     if config.weights == BUNDLED:
         return BUNDLED_IMAGE_SIZE
+    image_size_in = FAMILIES[config.name].image_size_in if config.name in FAMILIES else None
+    if image_size_in is not None:
+        with naming_model_keys():
+            return image_size_in(str(model_arguments(config)["backbone"]))
     metadata = _metadata(config)
     return None if metadata is None else metadata.image_size
 

@@ -21,6 +21,7 @@ from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
+from vispeft.models.base import SavesDirectory
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
 
 
@@ -96,15 +97,22 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
 def write_merged(run: LoadedRun, out: Path) -> None:
     """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata.
 
-    Frozen weights in a lower precision become float32.
+    Frozen weights in a lower precision become float32. A model of another library is written as that library's
+    directory.
     """
-    if out.suffix != ".safetensors":
+    is_directory = isinstance(run.model, SavesDirectory)
+    if is_directory and out.suffix == ".safetensors":
+        raise CheckpointError(f"`--out` must be a directory for `model.name: {run.config.model.name}`, but is {out}.")
+    if not is_directory and out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     if run.config.model.frozen_precision == "bf16":
         # before the update is added, which bf16 would round
         run.model.float()
     peft.merge(run.model)
     peft.dequantize(run.model)
+    if isinstance(run.model, SavesDirectory):
+        run.model.save_directory(out, class_names=run.class_names)
+        return
     metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
     save_with_metadata(run.model.state_dict(), out, metadata, notes=notes)

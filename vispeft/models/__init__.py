@@ -12,6 +12,7 @@ from vispeft.models.pmt.config import PMTSize
 from vispeft.models.pmt.model import PMT
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
 from vispeft.models.weight_files import load_weights
+from vispeft.models.wrappers.model import TransformersModel
 
 __all__ = [
     "FAMILIES",
@@ -29,6 +30,7 @@ __all__ = [
     "ModelFamily",
     "PMTSize",
     "SegmentationModel",
+    "TransformersModel",
     "build_model",
     "bundled_path",
     "load_bundled",

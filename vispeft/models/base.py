@@ -194,3 +194,16 @@ class FollowsProgress(ABC):
         step: steps done; that of the checkpoint where a run is resumed
         num_steps: steps of the whole run
         """
+
+
+class SavesDirectory(ABC):
+    """A model whose plain checkpoint is a directory of its own library. A family of such inherits this beside
+    `SegmentationModel`.
+    """
+
+    @abstractmethod
+    def save_directory(self, path: Path, *, class_names: Sequence[str]) -> None:
+        """Write the model without deltas as a directory that its library opens.
+
+        class_names: by contiguous class index
+        """

@@ -22,6 +22,8 @@ from vispeft.models.mask_dino.config import build_mask_dino
 from vispeft.models.pmt import weights as pmt_weights
 from vispeft.models.pmt.config import SIZES as PMT_SIZES
 from vispeft.models.pmt.config import build_pmt
+from vispeft.models.wrappers import weights as transformers_weights
+from vispeft.models.wrappers.config import build_transformers
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,19 @@ class ModelFamily:
     build: returns a model with random weights, except pretrained ones of its encoder
     num_classes_in: returns the number of classes of a weights file; None where the file has no class head
     sizes: names of the sizes that `build` knows
+    image_size_in: of families whose `build` reads whole models itself, by a directory or a hub's name in the place of
+        the backbone: returns the longer side of such a model's input; None for families of weights files
     """
 
     build: Callable[[ModelArguments], SegmentationModel]
     num_classes_in: Callable[[Path], int | None]
     sizes: tuple[str, ...]
+    image_size_in: Callable[[str], int | None] | None = None
+
+    @property
+    def reads_weights(self) -> bool:
+        """Return True where `build` reads whole models itself."""
+        return self.image_size_in is not None
 
 
 FAMILIES: dict[str, ModelFamily] = {
@@ -43,6 +53,9 @@ FAMILIES: dict[str, ModelFamily] = {
     "mask2former": ModelFamily(build_mask2former, mask2former_weights.num_classes_in, tuple(MASK2FORMER_SIZES)),
     "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
     "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES)),
+    "transformers": ModelFamily(
+        build_transformers, transformers_weights.num_classes_in, ("base",), transformers_weights.image_size_in
+    ),
 }
 
 
@@ -68,7 +81,8 @@ def build_model(
 ) -> SegmentationModel:
     """Return a segmentation model over a timm backbone.
 
-    name: "mask_dino" or "mask2former", over any backbone, or "eomt" or "pmt", over a plain ViT (`vit_*`)
+    name: "mask_dino" or "mask2former", over any backbone, "eomt" or "pmt", over a plain ViT (`vit_*`), or
+        "transformers", for a model of that library, whose directory or hub name is `backbone`
     backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
     backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
