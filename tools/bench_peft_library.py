@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compare a step of LoRA through vispeft with one through the `peft` library, and with full fine-tuning, in one process.
+"""Compare a step of LoRA through vispeft with one through the `peft` library and one of full fine-tuning.
 
     python tools/bench_peft_library.py --json tools/results/peft_library_cpu.json
 
