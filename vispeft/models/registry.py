@@ -61,7 +61,8 @@ def build_model(
     """Return a segmentation model over a timm backbone.
 
     name: "mask_dino", over any backbone, or "eomt", over a plain ViT (`vit_*`)
-    backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
+    backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`; its
+        `in_chans` may be 1 to 12, and `pixel_mean` and `pixel_std` among them are those of the channels
     backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
     options: `size`, such as "base" (the default, published R50), "large" (published Swin-L) or "tiny" of Mask DINO, and
