@@ -2,10 +2,12 @@
 
     python tools/measure_tiles.py merging --json tools/results/tiles_merging.json
     python tools/measure_tiles.py memory --side 10000 --objects 1500 --json tools/results/tiles_memory.json
+    python tools/measure_tiles.py training --tile 1536 --json tools/results/tiles_training.json
 
 `merging` gives every tile what a good model would find there, the visible parts of the objects with noisy outlines
 and scores whole images. `memory` writes a synthetic image, predicts it by the bundled base in tiles and reports the
-peak memory of the process, from the reading of the file to the merged instances.
+peak memory of the process, from the reading of the file to the merged instances. `training` trains on such an image,
+evaluates it and writes the report; nothing is filtered by score there, which is the most that merging can get.
 """
 
 from __future__ import annotations
@@ -171,57 +173,103 @@ def measure_merging(num_scenes: int) -> dict[str, Any]:
     return {"scenes": num_scenes, "side": SIDE, "tile": TILE, "objects": len(annotations), "methods": rows}
 
 
+def write_discs(path: Path, side: int, num_objects: int) -> list[tuple[tuple[int, int], int]]:
+    """Write an image of discs on a grid, so that none hides another; return centres and radii."""
+    rng = np.random.default_rng(0)
+    pixels = np.full((side, side, 3), 90, np.uint8)
+    discs = []
+    for place in rng.permutation((side // 200) ** 2)[:num_objects].tolist():
+        row, column = divmod(place, side // 200)
+        centre, radius = (200 * column + 100, 200 * row + 100), int(rng.integers(20, 90))
+        cv2.circle(pixels, centre, radius, rng.integers(120, 255, 3).tolist(), -1)
+        discs.append((centre, radius))
+    Image.fromarray(pixels).save(path, compress_level=1)
+    return discs
+
+
 def measure_memory(side: int, num_objects: int, tile: int, threshold: float) -> dict[str, Any]:
     """Return time and peak memory of the prediction of one image file by the bundled base."""
     import vispeft as vp
 
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.png"
-        pixels = np.full((side, side, 3), 90, np.uint8)
-        # on a grid, so that no object hides another
-        places = rng.permutation((side // 200) ** 2)[:num_objects]
-        for place in places.tolist():
-            column, row = place % (side // 200), place // (side // 200)
-            centre = (200 * column + 100, 200 * row + 100)
-            cv2.circle(pixels, centre, int(rng.integers(20, 90)), rng.integers(120, 255, 3).tolist(), -1)
-        Image.fromarray(pixels).save(path, compress_level=1)
-        del pixels
+        discs = write_discs(path, side, num_objects)
         model = vp.load_bundled()
         began = time.monotonic()
         (found,) = vp.predict(
             model, [path], threshold=threshold, max_detections=2 * num_objects, image_size=256, tile=tile
         )
         seconds = time.monotonic() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        **_setting(side, len(discs), tile, seconds),
+        "threshold": threshold,
+        "instances": len(found),
+        "characters_of_rles": sum(len(rle["counts"]) for rle in found.rles),
+    }
+
+
+def measure_training(side: int, num_objects: int, tile: int, steps: int) -> dict[str, Any]:
+    """Return time and peak memory of a short run with LoRA on one image, which it also evaluates, report included."""
+    from vispeft.config import parse_config
+    from vispeft.engine import RunDirectory, train_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        discs = write_discs(root / "large.png", side, num_objects)
+        annotations = []
+        for number, (centre, radius) in enumerate(discs, start=1):
+            outline = cv2.ellipse2Poly(centre, (radius, radius), 0, 0, 360, 6).reshape(-1).tolist()
+            box = [centre[0] - radius, centre[1] - radius, 2 * radius, 2 * radius]
+            entry = {"image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": box, "area": 3.14 * radius**2}
+            annotations.append({"id": number, "segmentation": [outline], **entry})
+        images = [{"id": 1, "file_name": "large.png", "height": side, "width": side}]
+        document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "disc"}]}
+        (root / "large.json").write_text(json.dumps(document))
+        data = {"annotations": str(root / "large.json"), "images": folder}
+        config = {
+            "model": {"weights": "bundled", "tile": tile, "image_size": 256},
+            "peft": {"deltas": {"@encoder.qkv": {"method": "lora", "rank": 4, "parts": "qv"}}, "train": ["@heads"]},
+            "data": {"train": data, "val": data},
+            "train": {"steps": steps, "batch_size": 2, "workers": 0, "device": "cpu", "eval_every": steps},
+            "eval": {"max_detections": 2 * num_objects},
+        }
+        began = time.monotonic()
+        result = train_run(parse_config(config), RunDirectory(root / "run"))
+        seconds = time.monotonic() - began
+    assert result.summary is not None
+    return {**_setting(side, len(discs), tile, seconds), "steps": steps, "segm": result.summary["segm"]}
+
+
+def _setting(side: int, num_objects: int, tile: int, seconds: float) -> dict[str, Any]:
+    """Return what both measurements report, with the peak memory of this process so far."""
     return {
         "side": side,
-        "objects": len(places),
+        "objects": num_objects,
         "model": "bundled",
         "tile": tile,
         "image_size": 256,
-        "threshold": threshold,
         "tiles": len(Tiling(tile).tiles(side, side)),
-        "instances": len(found),
         "seconds": round(seconds, 1),
-        "characters_of_rles": sum(len(rle["counts"]) for rle in found.rles),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("merging", "memory"))
+    parser.add_argument("what", choices=("merging", "memory", "training"))
     parser.add_argument("--side", type=int, default=10_000)
     parser.add_argument("--objects", type=int, default=1500)
     parser.add_argument("--tile", type=int, default=768)
     parser.add_argument("--threshold", type=float, default=0.3)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.what == "merging":
         measured = measure_merging(args.scenes)
+    elif args.what == "training":
+        measured = measure_training(args.side, args.objects, args.tile, args.steps)
     else:
         measured = measure_memory(args.side, args.objects, args.tile, args.threshold)
     text = json.dumps(measured, indent=1)

@@ -61,7 +61,8 @@ def _names_in(weights: str) -> tuple[str, ...]:
 
 
 def with_kept_classes(coco_set: CocoSet, kept: Sequence[str]) -> CocoSet:
-    """Return a set that lists the kept classes first, then its own others; `labelled` are those that it listed itself.
+    """Return a set that lists the kept classes first, then its own others; `labelled` are those that it listed itself,
+    or None where these are all.
 
     Classes are the same if their names are, in large or small letters; such a class has the set's own name.
     """
@@ -73,7 +74,7 @@ def with_kept_classes(coco_set: CocoSet, kept: Sequence[str]) -> CocoSet:
     classes = tuple(Category(index, name) for index, name in enumerate(names))
     matched = match_categories(replace(coco_set, categories=classes), coco_set)
     labelled = tuple(index for index, name in enumerate(names) if name in coco_set.class_names)
-    return replace(matched, labelled=labelled)
+    return replace(matched, labelled=labelled if len(labelled) < len(names) else None)
 
 
 def add_named_classes(model: SegmentationModel, kept: Sequence[str], names: Sequence[str]) -> None:

@@ -83,7 +83,8 @@ def build_model(
 
     name: "mask_dino" or "mask2former", over any backbone, "eomt" or "pmt", over a plain ViT (`vit_*`), or
         "transformers", for a model of that library, whose directory or hub name is `backbone`
-    backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
+    backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`; its
+        `in_chans` may be 1 to 12, and `pixel_mean` and `pixel_std` among them are those of the channels
     backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
     options: `size`, such as "base" (the default, published R50), "large" (published Swin-L) or "tiny", and single

@@ -148,6 +148,10 @@ class TrainTransform:
             view = jitter(height, width, self.image_size, scale, *place, self.tile)
             if not annotations or any(_is_centre_inside(view, annotation) for annotation in annotations):
                 break
+        else:
+            if self.tile is not None:
+                # windows of a large image with few objects are nearly all empty
+                view = _around(annotations[int(rng.integers(len(annotations)))], view, height, width, rng)
         turned, mirrored, flipped = rng.random(3) < (self.quarter_turn, self.flip, self.vertical_flip)
         turns = int(rng.integers(1, 4)) if turned else 0
         return View(
@@ -159,6 +163,15 @@ def _checked_size(image_size: int) -> int:
     if image_size < 1:
         raise ConfigError(f"`image_size` must be at least 1, but is {image_size}.")
     return image_size
+
+
+def _around(annotation: Annotation, view: View, height: int, width: int, rng: np.random.Generator) -> View:
+    """Return a view of the same size with the centre of an instance at a random place in it."""
+    (low_x, low_y), (high_x, high_y) = annotation.segmentation.extent
+    view_width, view_height = view.right - view.left, view.bottom - view.top
+    left = int(np.clip((low_x + high_x) / 2 - rng.random() * view_width, 0, width - view_width))
+    top = int(np.clip((low_y + high_y) / 2 - rng.random() * view_height, 0, height - view_height))
+    return View(left, top, left + view_width, top + view_height, view.width, view.height)
 
 
 def _is_centre_inside(view: View, annotation: Annotation) -> bool:
