@@ -16,15 +16,18 @@ import argparse
 import copy
 import functools
 import json
+import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
+from bench_adapters import processor
 from torch import Tensor, nn
 
 import vispeft as vp
@@ -218,6 +221,13 @@ def _check_file(each: Family, model: nn.Module, answer: Tensor) -> None:
 
 def _check_gradient(each: Family, plan: vp.Plan) -> None:
     """The gradient along a random direction must be the central difference of the loss, in float64."""
+    # the linear attention of EfficientViT goes to float32 in a model of any precision, whose rounding hides the slope
+    with mock.patch.object(Tensor, "float", Tensor.double):
+        _compare_slopes(each, plan)
+
+
+def _compare_slopes(each: Family, plan: vp.Plan) -> None:
+    """Compare the gradient with the central difference."""
     model = each.build().double()
     vp.inject(model, plan)
     images = each.images.double()
@@ -291,7 +301,12 @@ def main() -> None:
             print(f"{name}, {method} at {kind}: {outcome}", flush=True)
     print(", ".join(f"{number} {word}" for word, number in counts.items()))
     if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "timm": timm.__version__, **table}, indent=1))
+        facts = {
+            "machine": f"{platform.machine()}, {processor()}, 1 thread, torch {torch.__version__}",
+            "timm": timm.__version__,
+            "counts": counts,
+        }
+        args.json.write_text(json.dumps({**facts, "families": table}, indent=1) + "\n")
     raise SystemExit(counts["FAIL"] > 0)
 
 

@@ -35,6 +35,7 @@ BUNDLED_IMAGE_SIZE = 256
 _ARGUMENT = re.compile(r"`(name|backbone_options|backbone_weights|backbone|size|image_size|weights|options)(?=[`.=])")
 # for the class head where its rows are new, see docs/results.md
 CLASS_HEAD_LR_SCALE = 10.0
+_CLASS_HEAD_RATES = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)}
 
 
 def build_base(
@@ -100,7 +101,7 @@ def with_class_head_rates(config: Config, num_classes: int) -> Config:
         return config
     given = _num_classes_in_weights(config.model)
     is_fitted = given is not None and given != num_classes
-    regions = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)} if is_fitted else {}
+    regions = dict(_CLASS_HEAD_RATES) if is_fitted else {}
     return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
 
 
@@ -148,16 +149,22 @@ def build_plan(config: PeftConfig) -> peft.Plan:
 def attach(model: nn.Module, config: Config) -> None:
     """Freeze the base, attach the deltas and thaw what is trained in full, in place.
 
-    Raises ConfigError if a pattern of `train.regions` names nothing in the model.
+    Raises ConfigError if a pattern of `train.regions` names nothing in the model, or frozen parameters alone.
     """
     roles = roles_for(model)
     peft.inject(model, build_plan(config.peft), roles=roles)
     names = peft.Names(model)
-    for pattern in config.train.regions or {}:
+    for pattern, rates in (config.train.regions or {}).items():
         try:
-            names.trained(pattern, roles)
+            found = names.trained(pattern, roles)
         except PlanError as error:
             raise ConfigError(f"`train.regions`: {error}") from error
+        is_default = {pattern: rates} == _CLASS_HEAD_RATES
+        if not is_default and not any(model.get_parameter(name).requires_grad for name in found):
+            raise ConfigError(
+                f"`train.regions`: `{pattern}` names {len(found)} parameters, all of them frozen, so that its rates "
+                "have no effect. Name it in `peft.deltas` or `peft.train`, or leave the region out."
+            )
 
 
 def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
