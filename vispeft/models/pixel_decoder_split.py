@@ -24,7 +24,10 @@ class PixelDecoderModel(Protocol):
 
     backbone: Backbone
     pixel_decoder: PixelDecoder
-    decoder: nn.Module
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Return the decoder."""
 
 
 def split_pixel_decoder_model(model: PixelDecoderModel, images: Tensor) -> Split:

@@ -27,7 +27,7 @@ class ReLUSigns:
         self._found: set[nn.Module] = set()
 
     def begin_pass(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """Leave the ReLU modules alone whose outputs were needed in the pass before: a forward pre-hook of the model."""
+        """Leave ReLU modules alone whose outputs were needed in the pass before: a forward pre-hook of the model."""
         if not torch.compiler.is_compiling():
             self._needed |= self._found
             self._found.clear()

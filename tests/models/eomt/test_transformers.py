@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -101,8 +100,8 @@ def pair(case: str) -> tuple[Any, EoMT]:
 
 
 @pytest.fixture(params=list(CASES))
-def both(request: pytest.FixtureRequest) -> Iterator[tuple[Any, EoMT]]:
-    yield pair(request.param)
+def both(request: pytest.FixtureRequest) -> tuple[Any, EoMT]:
+    return pair(request.param)
 
 
 def their_logits(theirs: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ class PlainViT(nn.Module):
     @property
     def head_dim(self) -> int:
         """Return the channels of one attention head."""
-        attention = self.body.blocks[0].attn
+        attention: Any = self.body.blocks[0].attn
         return int(self.dim // attention.num_heads)
 
     def embedded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -107,7 +107,8 @@ class PlainViT(nn.Module):
         """Return the rotary positions of a grid of patches, as `embedded` gives them in eval mode."""
         if not isinstance(self.body, Eva) or self.body.rope is None:
             return None
-        rotary: Tensor = self.body.rope.get_embed(shape=list(grid))
+        rope: Any = self.body.rope
+        rotary: Tensor = rope.get_embed(shape=list(grid))
         return rotary
 
     def run_blocks(self, x: Tensor, rotary: Tensor | None, blocks: range) -> Tensor:
@@ -122,7 +123,7 @@ class PlainViT(nn.Module):
         rotary: of all tokens but the first P (see `with_unrotated`)
         attention_mask: [B, 1, N, N] bool, True where a token (row) may attend to another (column); None: everywhere
         """
-        block = self.body.blocks[index]
+        block: Callable[..., Tensor] = self.body.blocks[index]
         if isinstance(self.body, Eva):
             # learned frequencies differ from block to block
             of_block = rotary[index] if rotary is not None and self.body.rope_mixed else rotary

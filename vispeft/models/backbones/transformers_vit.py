@@ -180,6 +180,6 @@ def _without_prefix_positions(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     side = round((len(positions) - sum(counts)) ** 0.5)
     if side**2 + sum(counts) != len(positions):
         return {**own, "pos_embed": positions}
-    parts = positions.split([*counts, side**2])
+    parts = torch.split(positions, [*counts, side**2])
     added = {name: own[name] + part for name, part in zip(prefix, parts[:-1], strict=True)}
     return {**own, **added, "pos_embed": parts[-1]}

@@ -25,7 +25,7 @@ def axial_rotary(grid: tuple[int, int], head_dim: int, *, device: torch.device) 
 
 def rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Return queries or keys [B, heads, N, head_dim] whose last tokens, as many as there are angles, are rotated."""
-    kept, patches = x.split((x.shape[2] - len(cosines), len(cosines)), dim=2)
+    kept, patches = torch.split(x, [x.shape[2] - len(cosines), len(cosines)], dim=2)
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cosines.to(x.dtype) + torch.cat((-second, first), dim=-1) * sines.to(x.dtype)
     return torch.cat((kept, turned), dim=2)

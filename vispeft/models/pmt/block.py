@@ -52,4 +52,5 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotary: Tensor, mask: Tensor | None) -> Tensor:
         """Return [B, N, C]. x: [B, N, C]; rotary and mask: those of `Attention`"""
         x = x + self.scale1 * self.self_attn(self.norm1(x), rotary, mask)
-        return x + self.scale2 * self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        y: Tensor = x + self.scale2 * self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return y

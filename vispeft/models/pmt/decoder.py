@@ -26,7 +26,8 @@ class Lateral(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, N, C]. x: [B, N, C]"""
         x = self.norm(x.transpose(1, 2)).transpose(1, 2)
-        return (x + self.fc2(F.gelu(self.fc1(x)))) * self.scale
+        y: Tensor = (x + self.fc2(F.gelu(self.fc1(x)))) * self.scale
+        return y
 
 
 class PlainMaskDecoder(nn.Module):

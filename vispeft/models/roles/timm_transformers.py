@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vispeft.models.roles.placement import Patterns
 
 # maps into a gated MLP have two names
@@ -41,7 +43,7 @@ def _first(pattern: str | tuple[str, ...]) -> str:
     return pattern if isinstance(pattern, str) else pattern[0]
 
 
-_ONE_MLP = {"fc1": ("mlp.fc1",), "fc2": ("mlp.fc2",)}
+_ONE_MLP: dict[str, Any] = {"fc1": ("mlp.fc1",), "fc2": ("mlp.fc2",)}
 _PLAIN = blocks_at("blocks.*")
 _ENCODER = blocks_at("encoder.blocks.*")
 _LAYERS = blocks_at("layers.*.blocks.*")

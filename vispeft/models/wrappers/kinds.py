@@ -70,7 +70,7 @@ def _auxiliary_answers(network: nn.Module, images: Tensor, **inputs: Any) -> lis
 
 
 def _oneformer_answers(network: nn.Module, images: Tensor) -> list[Answer]:
-    length = network.config.task_seq_len  # type: ignore[union-attr]
+    length = int(network.config.task_seq_len)  # type: ignore[union-attr, arg-type]
     tokens = torch.zeros(length, dtype=torch.long, device=images.device)
     given = torch.tensor(_TASK_TOKENS[:length], device=images.device)
     tokens[: len(given)] = given
