@@ -79,7 +79,7 @@ def test_train_run__does_not_move_the_scores_of_classes_without_labels(
     torch.testing.assert_close(last[..., fixed].sort(1).values, first[..., fixed].sort(1).values)
     for moved in (1, 3):
         assert (last[..., moved].sort(1).values - first[..., moved].sort(1).values).abs().max() > 0.01
-    head = f"{before.class_head().linears[0]}.weight"
+    head = f"{before.class_rows().linears[0]}.weight"
     rows, kept = run.model.get_parameter(head), before.get_parameter(head)
     assert torch.equal(rows[fixed], kept[fixed])
     assert result.summary is not None
@@ -97,7 +97,7 @@ def test_build_base__keeps_the_rows_of_the_weights(weights: Path, tiny: dict[str
     # two-stage queries may be chosen by a new class
     if new.shape[-1] == 6:
         torch.testing.assert_close(new[..., :3], old[..., :3])
-    head = grown.class_head().linears[0]
+    head = grown.class_rows().linears[0]
     rows, kept = grown.get_submodule(head).weight, plain.get_submodule(head).weight
     assert torch.equal(rows[:3], kept[:3])
     assert torch.equal(rows[3], kept[2])

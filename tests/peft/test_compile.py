@@ -10,7 +10,10 @@ from torch._dynamo.testing import CompileCounter
 from vispeft.peft import METHODS, inject, train_mode
 
 # methods that break the graph, with the reason
-BREAKS = {"conv_lora": "the experts that run depend on the images; all of them would cost many times as much"}
+BREAKS = {
+    "conv_lora": "the experts that run depend on the images; all of them would cost many times as much",
+    "ladder": "the state beside the blocks is found by the tensor that it belongs to, in a table of weak references",
+}
 
 
 def gradients(run: Callable[[Tensor], Tensor], model: nn.Module, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

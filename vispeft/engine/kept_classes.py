@@ -82,7 +82,7 @@ def add_named_classes(model: SegmentationModel, kept: Sequence[str], names: Sequ
 
     A class without a near name starts from the mean of all. names: of all classes; the kept ones come first
     """
-    add_classes(model, model.class_head(), [nearest_class(name, kept) for name in names[len(kept) :]])
+    add_classes(model, model.class_rows(), [nearest_class(name, kept) for name in names[len(kept) :]])
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class PinnedRows:
     @classmethod
     def of(cls, model: SegmentationModel, labelled: Sequence[int]) -> PinnedRows:
         """Return the rows as the weights brought them. model: before any training"""
-        rows, head = {}, model.class_head()
+        rows, head = {}, model.class_rows()
         parameters = dict(model.named_parameters())
         for name in head.tensors():
             # a frozen tensor may have another form

@@ -162,7 +162,7 @@ class SegmentationModel(nn.Module, ABC):
         source: name of the file, for errors
         """
 
-    def class_head(self) -> ClassHead:
+    def class_rows(self) -> ClassHead:
         """Return the modules with a row for each class, to which classes can be added.
 
         A family that gives them must also follow `LossSettings.labelled_classes`. Raises ConfigError in others.

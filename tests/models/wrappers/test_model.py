@@ -12,6 +12,7 @@ import torch
 from vispeft.errors import ConfigError
 from vispeft.models import DetectionLimits, LossSettings, SegmentationModel, TransformersModel, build_model
 from vispeft.models.split import SplitPointError
+from vispeft.peft import Names
 from vispeft.structures import ImageMeta, Targets
 
 MODEL_TYPES = ["mask2former", "maskformer", "oneformer", "eomt", "eomt_dinov3"]
@@ -160,7 +161,7 @@ def test_roles__name_modules_of_the_network(model_type: str, transformers_direct
     roles = model.roles()
     for role in ("heads", "class_head", "new"):
         for pattern in roles[role].split(" | "):
-            model.get_submodule(pattern)
+            assert Names(model).trained(pattern, {})
     head: Any = model.get_submodule(roles["class_head"])
     assert head.out_features == 4
 

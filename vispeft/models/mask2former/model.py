@@ -96,7 +96,7 @@ class Mask2Former(SegmentationModel):
         """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
         load_mask2former(self, tensors, source=source)
 
-    def class_head(self) -> ClassHead:
+    def class_rows(self) -> ClassHead:
         """Return the class map."""
         return CLASS_HEAD
 

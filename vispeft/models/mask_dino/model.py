@@ -102,7 +102,7 @@ class MaskDINO(SegmentationModel):
         """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
         load_mask_dino(self, tensors, source=source)
 
-    def class_head(self) -> ClassHead:
+    def class_rows(self) -> ClassHead:
         """Return the class map and the label embedding of denoising."""
         return CLASS_HEAD
 

@@ -32,14 +32,12 @@ class PlainMaskModel(SegmentationModel, FollowsProgress):
     mask_probs: probability of masked attention in each of the blocks; 1 until `on_progress` is called
     """
 
-    mask_probs: tuple[float, ...]
-
     def __init__(self, encoder: PlainViT, predictor: Predictor, *, num_queries: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.queries = nn.Parameter(torch.randn(num_queries, encoder.dim))
         self.predictor = predictor
-        self.on_progress(0, 1)
+        self.mask_probs = self.annealed(0, 1)
 
     @property
     def encoder_name(self) -> str:
@@ -70,6 +68,14 @@ class PlainMaskModel(SegmentationModel, FollowsProgress):
     def pixel_std(self) -> tuple[float, ...]:
         """Return the standard deviation of each channel in 0..255, in the encoder's pretraining."""
         return self.encoder.pixel_std
+
+    @abstractmethod
+    def annealed(self, step: int, num_steps: int) -> tuple[float, ...]:
+        """Return the probability of masked attention in each block after `step` of `num_steps` steps."""
+
+    def on_progress(self, step: int, num_steps: int) -> None:
+        """Anneal the masks. step: steps done, of `num_steps`"""
+        self.mask_probs = self.annealed(step, num_steps)
 
     @abstractmethod
     def run_query_block(self, index: int, x: Tensor, mask: Tensor | None, rotary: Tensor | None) -> Tensor:
@@ -127,7 +133,7 @@ class PlainMaskModel(SegmentationModel, FollowsProgress):
         """Return the instances of every image of a batch in its own pixels, best first."""
         return postprocess(predictions, metas, padded_size=padded_size, limits=limits)
 
-    def class_head(self) -> ClassHead:
+    def class_rows(self) -> ClassHead:
         """Return the class map."""
         return CLASS_HEAD
 

@@ -82,9 +82,9 @@ class PMT(PlainMaskModel):
         """
         return split_pmt(self, images)
 
-    def on_progress(self, step: int, num_steps: int) -> None:
-        """Anneal the masks. step: steps done, of `num_steps`"""
-        self.mask_probs = mask_probabilities(self.num_blocks, step, num_steps)
+    def annealed(self, step: int, num_steps: int) -> tuple[float, ...]:
+        """Return the probability of masked attention in each block after `step` of `num_steps` steps."""
+        return mask_probabilities(self.num_blocks, step, num_steps)
 
     def roles(self) -> Mapping[str, str]:
         """Return the roles of the encoder and those of PMT's own parts."""
