@@ -4,6 +4,7 @@ from vispeft.engine.estimation.estimate import Estimate, estimate
 from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.propose import Proposal, Proposals, propose
 from vispeft.engine.estimation.sites import RoleRow, SiteRow, list_roles, list_sites
+from vispeft.engine.inspection import Inspection, inspect_runs
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
 from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
@@ -13,6 +14,7 @@ from vispeft.engine.train import RunResult, train_run
 __all__ = [
     "DataSets",
     "Estimate",
+    "Inspection",
     "Limits",
     "LoadedRun",
     "PredictionReport",
@@ -25,6 +27,7 @@ __all__ = [
     "begun_run_directory",
     "estimate",
     "evaluate_run",
+    "inspect_runs",
     "list_roles",
     "list_sites",
     "load_run",

@@ -27,7 +27,7 @@ from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_met
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run with its best adapter in the model, on the CPU.
+    """A run with its model on the CPU.
 
     class_names: by contiguous class index
     category_ids: the validation file's own id of each class
@@ -42,6 +42,14 @@ class LoadedRun:
 
 def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
     """Return the model of a run directory, rebuilt from its configuration and its adapter file."""
+    run = load_base(root, overrides)
+    peft.load_adapter(run.model, run.directory.adapter)
+    run.model.eval()
+    return run
+
+
+def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
+    """Return a run with the base model that it started from, without its adapter file."""
     directory = RunDirectory(Path(root))
     config = directory.load_config(overrides)
     if not directory.adapter.is_file():
@@ -49,8 +57,6 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     class_names = _class_names(directory.adapter)
     category_ids = _category_ids(directory.annotations, class_names)
     model = build_base(config, len(class_names), class_names=class_names)
-    peft.load_adapter(model, directory.adapter)
-    model.eval()
     return LoadedRun(directory, config, model, class_names, category_ids)
 
 

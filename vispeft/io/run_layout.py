@@ -12,6 +12,7 @@ CHECKPOINT_FILE = Path("checkpoints") / "last.pt"
 ANNOTATIONS_FILE = "annotations_val.json"
 PREDICTIONS_FILE = "predictions_val.json"
 SUMMARY_FILE = "summary.json"
+INSPECTION_FILE = "inspection.json"
 REPORT_FILE = "report.html"
 TENSORBOARD_DIR = "tensorboard"
 

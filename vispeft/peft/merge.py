@@ -23,7 +23,7 @@ _LISTED = 6
 
 
 @dataclass(frozen=True)
-class _Change:
+class MergedValue:
     """A frozen parameter, of `owner` under `name`, and the value that it gets."""
 
     owner: nn.Module
@@ -52,7 +52,7 @@ def merge(model: nn.Module) -> None:
     """
     model = unwrapped(model)
     injection_of(model)
-    changes, refused = _planned(model)
+    changes, refused = merged_values(model)
     if refused:
         raise PlanError(
             f"These deltas do not merge: {_listed(refused)}. Keep them as an adapter file, or `remove` them."
@@ -72,11 +72,15 @@ def merge(model: nn.Module) -> None:
         raise
 
 
-def _planned(model: nn.Module) -> tuple[list[_Change], dict[str, str]]:
-    """Return the values of the merged model's parameters, and the reason for each delta that cannot be folded."""
+@torch.no_grad()
+def merged_values(model: nn.Module) -> tuple[list[MergedValue], dict[str, str]]:
+    """Return the values of the merged model's parameters, and the reason for each delta that cannot be folded.
+
+    The reasons are by the name of the delta's tensors. Of named adapters, the active ones count.
+    """
     keys = {item.delta: item.key for item in attached(model)}
     held = list(_held(model))
-    changes: list[_Change] = []
+    changes: list[MergedValue] = []
     refused: dict[str, str] = {}
     for module in model.modules():
         try:
@@ -95,7 +99,7 @@ class _Refused(Exception):
     """Return the reason why a module's deltas cannot be folded, as a clause."""
 
 
-def _module_changes(module: nn.Module) -> list[_Change]:
+def _module_changes(module: nn.Module) -> list[MergedValue]:
     """Return the parameters of one module that its deltas change, with their merged values."""
     parameters = base_parameters(module)
     if kind_of(module) is not None and deltas_of(module):
@@ -110,7 +114,7 @@ def _module_changes(module: nn.Module) -> list[_Change]:
     deltas = [delta for delta in deltas_of(module) if not isinstance(delta, SiteMixture) or delta.running]
     if deltas:
         values |= _folded(module, deltas, parameters)
-    return [_Change(module, name, parameters[name], value) for name, value in values.items()]
+    return [MergedValue(module, name, parameters[name], value) for name, value in values.items()]
 
 
 def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -132,7 +136,7 @@ def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor
     return {"weight": weight} if bias is None or bias is before else {"weight": weight, "bias": bias}
 
 
-def _unsupported_reason(change: _Change, held: list[_Held]) -> str | None:
+def _unsupported_reason(change: MergedValue, held: list[_Held]) -> str | None:
     """Return the reason why a parameter must not be given its merged value, as a clause."""
     old, new = change.parameter, change.value
     if new.shape != old.shape:

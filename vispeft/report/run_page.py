@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE, REPORT_FILE
+from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE, INSPECTION_FILE, REPORT_FILE
 from vispeft.report.charts import Chart, Series, line_chart
 from vispeft.report.error_analysis import CATEGORY_COLUMNS, MOST_PREDICTIONS, ErrorAnalysisSection, error_analysis_of
 from vispeft.report.formats import NOTHING, defined, metric_text
@@ -17,6 +17,7 @@ from vispeft.report.page import Cell, Fact, NextStep, environment_facts, run_fac
 from vispeft.report.run_contents import RunContents, read_run
 from vispeft.report.samples import draw_samples
 from vispeft.report.trained import read_trained
+from vispeft.report.weight_updates import read_weight_updates
 
 METRIC_MEANINGS = {
     "AP": "average precision over IoU 0.50 to 0.95",
@@ -61,6 +62,7 @@ def write_report(run_dir: Path) -> Path:
             threshold=error_analysis.threshold if error_analysis else None,
         ),
         trained=read_trained(run_dir / ADAPTER_FILE),
+        updates=read_weight_updates(run_dir),
         config=run.config_text,
         environment=environment_facts(run.environment),
         steps=_next_steps(run),
@@ -162,6 +164,8 @@ def _next_steps(run: RunContents) -> list[NextStep]:
         found.append(_step("Merge into one plain checkpoint, as fast as the base model:", *merged))
     if len(run.predictions) > MOST_PREDICTIONS and not (run.path / "analysis.json").is_file():
         found.append(_step("Analyse the errors of its predictions:", "vispeft", "evaluate", path, "--analysis"))
+    if not (run.path / INSPECTION_FILE).is_file():
+        found.append(_step("See what it changed in the weights, and which rank fits:", "vispeft", "inspect", path))
     found.append(_step("Compare it with another run, with intervals:", "vispeft", "compare", path, "OTHER_RUN"))
     if run.data:
         sweep = ("vispeft", "sweep", "configs/sweep_adapters_per_block.yaml", *run.data)
