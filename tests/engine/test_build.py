@@ -1,5 +1,7 @@
 """Configurations as models and plans."""
 
+import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from vispeft.engine.build import (
     with_class_head_rates,
 )
 from vispeft.errors import ConfigError, VispeftError
+from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
+from vispeft.models.coco_classes import COCO_CLASSES
+from vispeft.models.registry import build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -139,22 +144,47 @@ def test_complete__leaves_nothing_open(tiny: dict[str, Any]) -> None:
 def test_with_class_head_rates__only_where_the_weights_bring_other_classes(
     weights: str, num_classes: int, is_scaled: bool
 ) -> None:
-    done = with_class_head_rates(parse_config({"model": {"weights": weights}}), num_classes)
+    done = with_class_head_rates(parse_config({"model": {"weights": weights}}), ["a", "b", "c"][:num_classes])
     wanted = {"@class_head": RegionRates(lr_scale=10.0)} if is_scaled else {}
     assert done.train.regions == wanted
 
 
 def test_with_class_head_rates__leaves_the_users_own_rates() -> None:
     config = parse_config({"model": {"weights": "bundled"}, "train": {"regions": {}}})
-    assert with_class_head_rates(config, 3).train.regions == {}
+    assert with_class_head_rates(config, ["a", "b", "c"]).train.regions == {}
 
 
 def test_with_class_head_rates__reads_the_classes_of_official_files(tmp_path: Path) -> None:
     path = tmp_path / "official.pth"
     torch.save({"model": {"sem_seg_head.predictor.class_embed.weight": torch.zeros(80, 4)}}, path)
     config = parse_config({"model": {"weights": str(path)}})
-    assert with_class_head_rates(config, 80).train.regions == {}
-    assert with_class_head_rates(config, 81).train.regions == {"@class_head": RegionRates(lr_scale=10.0)}
+    scaled = {"@class_head": RegionRates(lr_scale=10.0)}
+    assert with_class_head_rates(config, COCO_CLASSES).train.regions == {}
+    assert with_class_head_rates(config, [*COCO_CLASSES, "tree"]).train.regions == scaled
+    assert with_class_head_rates(config, [*COCO_CLASSES[1:], "tree"]).train.regions == scaled
+
+
+def test_build_base__starts_classes_from_those_of_the_nearest_name(tiny: dict[str, Any], tmp_path: Path) -> None:
+    model = {key: tiny["model"][key] for key in ("backbone", "size", "image_size", "backbone_options")}
+    arguments = {"name": "mask_dino", **model, **tiny["model"]["options"]}
+    torch.manual_seed(3)
+    old = build_model(num_classes=3, **arguments)
+    with torch.no_grad():
+        old.get_parameter("decoder.class_embed.bias").copy_(torch.tensor([-1.0, -2.0, -3.0]))
+    path = tmp_path / "old.safetensors"
+    notes = {"class_names": json.dumps(["object", "stop sign", "Zebra"])}
+    save_with_metadata(old.state_dict(), path, CheckpointMetadata(arguments, 64), notes=notes)
+    config = parse_config({"model": {"weights": str(path)}})
+    names = ["zebra", "leaf", "sign", "root"]
+    new = build_base(config, len(names), class_names=names)
+    assert new.num_classes == 4
+    rows = old.get_parameter("decoder.class_embed.weight")
+    torch.testing.assert_close(new.get_parameter("decoder.class_embed.weight"), rows[[2, 0, 1, 0]])
+    # two classes share the odds of "object"
+    biases = torch.tensor([-3.0, -1.0 - math.log(2), -2.0, -1.0 - math.log(2)])
+    torch.testing.assert_close(new.get_parameter("decoder.class_embed.bias").detach(), biases)
+    same = build_base(config, 3, class_names=["object", "stop sign", "zebra"])
+    torch.testing.assert_close(same.state_dict(), old.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("pattern", ["@no_role", "decoder.layr", "decoder["])

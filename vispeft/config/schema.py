@@ -78,8 +78,8 @@ class ModelConfig(Section):
     )
     weights_classes: tuple[str, ...] = Field(
         (),
-        description="Names of the classes of the weights, in order, for `keep_classes` with a weights file that does "
-        "not name them. Default: COCO's, for 80 classes.",
+        description="Names of the classes of the weights, in order, for a weights file that does not name them: new "
+        "classes start from those of the nearest name. Default: COCO's, for 80 classes.",
     )
     frozen_precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
         "fp32",

@@ -13,17 +13,18 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
-from vispeft.engine.kept_classes import add_named_classes, weights_class_names
+from vispeft.engine.kept_classes import add_named_classes, known_class_names, weights_class_names
 from vispeft.errors import CheckpointError, ConfigError, PlanError
-from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models import SegmentationModel, build_model, load_bundled, load_weights
+from vispeft.models.bundled import BUNDLED, bundled_path
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
+from vispeft.models.class_head import replace_classes, same_names, starting_classes
 from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
 from vispeft.models.weight_files import require_file
 from vispeft.peft.quantization.frozen_precision import set_frozen_precision
 from vispeft.training.devices import trains_on_cpu
 
-BUNDLED = "bundled"
 PRETRAINED = "pretrained"
 NONE = "none"
 DEFAULT_IMAGE_SIZE = 640
@@ -48,12 +49,15 @@ def build_base(
     name is stored in `model.frozen_precision`.
 
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
-    class_names: of all classes, for `model.keep_classes`, those of the weights first
+    class_names: of all classes, so that each starts from the weights' class with the nearest name; with
+        `model.keep_classes` those of the weights come first, and stay
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         if config.model.keep_classes and with_weights:
             model = _with_added_classes(config.model, class_names)
+        elif with_weights and (given := _class_names_in_weights(config.model)) and class_names:
+            model = _with_classes_by_name(config.model, given, class_names)
         else:
             model = _weighted(config.model, num_classes, with_weights)
     with naming_model_keys():
@@ -90,18 +94,19 @@ def complete(config: Config, num_images: int) -> Config:
     return resolve(config, num_images, size_of(config.model), on_cpu=trains_on_cpu(config.train.device))
 
 
-def with_class_head_rates(config: Config, num_classes: int) -> Config:
-    """Fill in `train.regions` if the user left it empty, for `num_classes` classes.
+def with_class_head_rates(config: Config, class_names: Sequence[str]) -> Config:
+    """Fill in `train.regions` if the user left it empty, for these classes.
 
-    Class rows that the weights did not bring all start as one and the same mean row, from which the rate that suits the
+    Class rows that the weights did not bring start from those of others, from which the rate that suits the
     pretrained rest moves them too slowly: objects are found, but not classified. Their rate is `CLASS_HEAD_LR_SCALE`
     times as high.
     """
     if config.train.regions is not None:
         return config
     given = _num_classes_in_weights(config.model)
-    is_fitted = given is not None and given != num_classes
-    regions = dict(_CLASS_HEAD_RATES) if is_fitted else {}
+    names = _class_names_in_weights(config.model)
+    is_new = given is not None and (given != len(class_names) or (bool(names) and not same_names(names, class_names)))
+    regions = dict(_CLASS_HEAD_RATES) if is_new else {}
     return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
 
 
@@ -115,6 +120,20 @@ def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> Segm
     model = _weighted(config, len(kept), True)
     add_named_classes(model, kept, class_names)
     return model
+
+
+def _with_classes_by_name(config: ModelConfig, given: Sequence[str], class_names: Sequence[str]) -> SegmentationModel:
+    model = _weighted(config, len(given), True)
+    if not same_names(given, class_names):
+        replace_classes(model, model.class_rows(), starting_classes(class_names, given))
+    return model
+
+
+def _class_names_in_weights(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the classes of a weights file; none where they are not known, or the head cannot change."""
+    if _reads_weights(config) or config.weights in (PRETRAINED, NONE):
+        return ()
+    return known_class_names(config, _num_classes_in_weights(config))
 
 
 def _num_classes_in_weights(config: ModelConfig) -> int | None:

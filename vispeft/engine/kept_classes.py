@@ -18,6 +18,7 @@ from vispeft.config import ModelConfig
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.io.tensors import read_metadata
 from vispeft.models import SegmentationModel
+from vispeft.models.bundled import BUNDLED, bundled_path
 from vispeft.models.class_head import add_classes, nearest_class, normalised
 from vispeft.models.coco_classes import COCO_CLASSES
 from vispeft.models.weight_files import weights_path
@@ -51,10 +52,22 @@ def weights_class_names(config: ModelConfig, num_classes: int | None) -> tuple[s
     return names
 
 
+def known_class_names(config: ModelConfig, num_classes: int | None) -> tuple[str, ...]:
+    """Return the names of the classes of the weights, in order; none where they are not known.
+
+    num_classes: classes of the weights' head; None without a head
+    """
+    names = config.weights_classes or _names_in(config.weights)
+    if not names and num_classes == len(COCO_CLASSES):
+        names = COCO_CLASSES
+    return names if len(names) == num_classes else ()
+
+
 def _names_in(weights: str) -> tuple[str, ...]:
     """Return the class names in the header of a weights file; none in files of other programs."""
     try:
-        names = json.loads(read_metadata(weights_path(weights)).get(_HEADER, "[]"))
+        path = bundled_path() if weights == BUNDLED else weights_path(weights)
+        names = json.loads(read_metadata(path).get(_HEADER, "[]"))
     except (CheckpointError, ValueError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

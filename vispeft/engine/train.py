@@ -136,7 +136,7 @@ def train_run(
         check_backbone(config)
         sets = read_sets(config)
     config = complete(as_begun(config, directory) if resume else config, len(sets.train))
-    config = with_class_head_rates(config, len(sets.train.categories))
+    config = with_class_head_rates(config, sets.train.class_names)
     data = describe_data(sets)
     checkpoint = checkpoint_to_continue(config, directory, data) if resume else None
     if checkpoint is not None:

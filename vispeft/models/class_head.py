@@ -15,6 +15,10 @@ _LEAST_SHARED_WORDS = 0.5
 _LEAST_SIMILARITY = 0.8
 
 
+ANY_OBJECT = "object"
+"""Name of a class of weights that covers every kind of object."""
+
+
 @dataclass(frozen=True)
 class ClassHead:
     """Modules of a model that hold one row for each class, by name.
@@ -57,19 +61,26 @@ def fit_class_head(state: Mapping[str, Tensor], head: ClassHead, num_classes: in
     for name in head.tensors():
         if name not in state:
             continue
-        extra = head.num_extra(name)
-        given = len(state[name]) - extra
-        if num_classes is None or given == num_classes:
-            continue
-        rows = state[name].float()
-        classes, no_object = rows[:given], rows[given:]
-        start = classes.mean(0, keepdim=True)
-        if name.endswith("bias") and head.has_no_object:
-            start = classes.logsumexp(0, keepdim=True) - math.log(num_classes)
-        elif name.endswith("bias"):
-            start = start - max(0.0, math.log(num_classes / given))
-        fitted[name] = torch.cat((start.expand(num_classes, *start.shape[1:]), no_object))
+        given = len(state[name]) - head.num_extra(name)
+        if num_classes is not None and given != num_classes:
+            fitted[name] = _rows_from(state[name].float(), name, head, [None] * num_classes)
     return fitted
+
+
+@torch.no_grad()
+def replace_classes(model: nn.Module, head: ClassHead, sources: Sequence[int | None]) -> None:
+    """Give a model a class for each of `sources` in the place of its own, in place.
+
+    Classes that start from the same old one share its odds, as `fit_class_head` does for the mean.
+
+    sources: index of the old class whose rows the new class starts from; None: the mean of all old classes
+    """
+    for name in (*head.linears, *head.embeddings):
+        module = model.get_submodule(name)
+        for kind, parameter in list(module.named_parameters(recurse=False)):
+            rows = _rows_from(parameter, f"{name}.{kind}", head, sources)
+            setattr(module, kind, nn.Parameter(rows, requires_grad=parameter.requires_grad))
+        _set_length(module, len(sources) + head.num_extra(f"{name}.weight"))
 
 
 @torch.no_grad()
@@ -80,14 +91,36 @@ def add_classes(model: nn.Module, head: ClassHead, sources: Sequence[int | None]
     """
     for name in (*head.linears, *head.embeddings):
         module = model.get_submodule(name)
-        assert isinstance(module, nn.Linear | nn.Embedding)
         for kind, parameter in list(module.named_parameters(recurse=False)):
             rows = _with_new_rows(parameter, head.num_extra(f"{name}.{kind}"), sources)
             setattr(module, kind, nn.Parameter(rows, requires_grad=parameter.requires_grad))
-        if isinstance(module, nn.Linear):
-            module.out_features += len(sources)
-        else:
-            module.num_embeddings += len(sources)
+        _set_length(module, len(rows))
+
+
+def _rows_from(rows: Tensor, name: str, head: ClassHead, sources: Sequence[int | None]) -> Tensor:
+    """Return the rows of one tensor for new classes, and those that belong to no class."""
+    num_old = len(rows) - head.num_extra(name)
+    old, extra = rows[:num_old], rows[num_old:]
+    is_bias, num_new = name.endswith("bias"), sources.count(None)
+    mean = old.mean(0)
+    if is_bias and num_new and head.has_no_object:
+        mean = old.logsumexp(0) - math.log(num_new)
+    elif is_bias and num_new:
+        mean = mean - max(0.0, math.log(num_new / num_old))
+    started = []
+    for source in sources:
+        row = mean if source is None else old[source]
+        started.append(row - math.log(sources.count(source)) if is_bias and source is not None else row)
+    return torch.cat((torch.stack(started), extra))
+
+
+def _set_length(module: nn.Module, length: int) -> None:
+    """Tell a linear map or an embedding the number of its rows."""
+    if isinstance(module, nn.Linear):
+        module.out_features = length
+    else:
+        assert isinstance(module, nn.Embedding)
+        module.num_embeddings = length
 
 
 def _with_new_rows(rows: Tensor, num_extra: int, sources: Sequence[int | None]) -> Tensor:
@@ -96,6 +129,13 @@ def _with_new_rows(rows: Tensor, num_extra: int, sources: Sequence[int | None]) 
     mean = old.mean(0)
     added = [mean if source is None else old[source] for source in sources]
     return torch.cat((old, *(row[None] for row in added), extra))
+
+
+def starting_classes(names: Sequence[str], old_names: Sequence[str]) -> list[int | None]:
+    """Return the old class that each new one starts from: that of the nearest name, else "object", else None."""
+    anything = old_names.index(ANY_OBJECT) if ANY_OBJECT in old_names else None
+    nearest = (nearest_class(name, old_names) for name in names)
+    return [anything if idx is None else idx for idx in nearest]
 
 
 def nearest_class(name: str, old_names: Sequence[str]) -> int | None:
@@ -116,6 +156,11 @@ def _nearness(words: Sequence[str], others: Sequence[str]) -> tuple[float, float
     similarity = SequenceMatcher(None, " ".join(words), " ".join(others), autojunk=False).ratio()
     is_near = shared >= _LEAST_SHARED_WORDS or similarity >= _LEAST_SIMILARITY
     return (shared, similarity) if is_near else (0.0, 0.0)
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Return True for the same classes in the same order, in large or small letters."""
+    return [normalised(name) for name in names] == [normalised(name) for name in others]
 
 
 def normalised(name: str) -> str:
