@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vispeft.config.methods import checked_deltas, checked_rates, imported_modules
+from vispeft.config.published import with_family
 from vispeft.errors import ConfigError
 
 FilePath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
@@ -41,8 +42,9 @@ class ModelConfig(Section):
     backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or that of the bundled base.")
     weights: str = Field(
         "pretrained",
-        description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file; with `name: "
-        "transformers` a directory or a name of its hub.",
+        description="`bundled`, `pretrained` (timm's for the backbone), `none`, a name of `vispeft models`, a weights "
+        "file, `https://...`, or `hf://user/name[/file][@revision]`; with `name: transformers` a directory or a name "
+        "of its hub.",
     )
     backbone_weights: FilePath | None = Field(
         None, description="File with the weights of the backbone alone, instead of timm's download."
@@ -89,6 +91,11 @@ class ModelConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        return with_family(values)
 
 
 class PeftConfig(Section):

@@ -65,14 +65,24 @@ def safe_file(name: str, source: str) -> str:
 
 def list_files(name: HubName) -> list[str]:
     """Return the files of a repository, sorted; without a network those that the cache has."""
+    snapshot = _cached_snapshot(name)
     if offline_variable() is not None:
-        snapshot = _cached_snapshot(name)
         if snapshot is None:
             raise _not_cached(name)
-        return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+        return _files_below(snapshot)
     with _asking(name):
-        siblings = _api().model_info(name.repository, revision=name.revision).siblings or ()
+        try:
+            siblings = _api().model_info(name.repository, revision=name.revision).siblings or ()
+        except _connection_errors() as error:
+            # answers of the hub have their own errors
+            if getattr(error, "response", None) is not None or snapshot is None:
+                raise
+            return _files_below(snapshot)
     return sorted(safe_file(sibling.rfilename, str(name)) for sibling in siblings)
+
+
+def _files_below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def hub_file(name: HubName, file: str) -> Path:
@@ -141,7 +151,6 @@ def _not_cached(name: HubName, file: str | None = None) -> CheckpointError:
 @contextlib.contextmanager
 def _asking(name: HubName) -> Iterator[None]:
     """Context that turns the client's errors into one sentence each."""
-    from httpx import HTTPError
     from huggingface_hub import errors
 
     try:
@@ -158,7 +167,9 @@ def _asking(name: HubName) -> Iterator[None]:
             f"{name.repository} is not on the hub, or is private. Check the name, or name your token by `HF_TOKEN`."
         ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise CheckpointError(f"{name} is not in the cache, and the hub cannot be reached. Check the network.") from error
+        raise CheckpointError(
+            f"{name} is not in the cache, and the hub cannot be reached. Check the network."
+        ) from error
     except errors.EntryNotFoundError as error:
         raise CheckpointError(f"{name} has no such file on the hub. Check its name.") from error
     except errors.HfHubHTTPError as error:
@@ -167,8 +178,18 @@ def _asking(name: HubName) -> Iterator[None]:
         raise CheckpointError(f"The hub answers {code} for {name}. {remedy}") from error
     except (errors.HFValidationError, errors.FileMetadataError) as error:
         raise CheckpointError(f"{name} cannot be used ({str(error).splitlines()[0].rstrip('.')}).") from error
-    except (HTTPError, OSError) as error:
+    except _connection_errors() as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CheckpointError(
-            f"The hub cannot be reached for {name} ({str(error).splitlines()[0].rstrip('.') if str(error) else type(error).__name__}). "
-            "Check the network; with `VISPEFT_OFFLINE=1` the cache alone is used."
+            f"The hub cannot be reached for {name} ({reason}). Check the network; with `VISPEFT_OFFLINE=1` the cache "
+            "alone is used."
         ) from error
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """Return the errors with which the client reports a lack of network: those of httpx, or, of old versions, OSError."""
+    try:
+        from httpx import HTTPError
+    except ImportError:
+        return (OSError,)
+    return (OSError, HTTPError)

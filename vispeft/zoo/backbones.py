@@ -18,5 +18,7 @@ BACKBONES: tuple[Backbone, ...] = (
     Backbone("vit_base_patch16_dinov3.lvd1689m", "DINOv3 ViT-B", _DINOV3, _DINOV3_LICENCE, 85.6, _PLAIN),
     Backbone("vit_large_patch16_dinov3.lvd1689m", "DINOv3 ViT-L", _DINOV3, _DINOV3_LICENCE, 303.1, _PLAIN),
     Backbone("convnext_tiny.dinov3_lvd1689m", "DINOv3 ConvNeXt-T", _DINOV3, _DINOV3_LICENCE, 27.8, _ANY),
-    Backbone("resnet50", "ResNet-50, ImageNet", "https://github.com/huggingface/pytorch-image-models", APACHE, 23.5, _ANY),
+    Backbone(
+        "resnet50", "ResNet-50, ImageNet", "https://github.com/huggingface/pytorch-image-models", APACHE, 23.5, _ANY
+    ),
 )

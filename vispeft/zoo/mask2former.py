@@ -11,7 +11,9 @@ _HUB_INPUT = "that of its image processor"
 _RECIPE = "mask2former_lora.yaml"
 
 
-def _official(name: str, title: str, file: str, millions: float, mask_ap: float, backbone: str, **size: str) -> ZooModel:
+def _official(
+    name: str, title: str, file: str, millions: float, mask_ap: float, backbone: str, **size: str
+) -> ZooModel:
     """Return a checkpoint of the authors. Names of the files carry the first digits of their MD5."""
     return ZooModel(
         name=name,
@@ -42,8 +44,8 @@ def _of_hub(name: str, title: str, repository: str, millions: float, mask_ap: fl
         mask_ap=mask_ap,
         input_rule=_HUB_INPUT,
         image_size=1333,
-        recipe="transformers_mask2former_lora.yaml",
-        note=note or "The hub lists the licence as \"other\"; that of the authors' checkpoints is CC-BY-NC-4.0.",
+        recipe="transformers_lora.yaml",
+        note=note or 'The hub lists the licence as "other"; that of the authors\' checkpoints is CC-BY-NC-4.0.',
     )
 
 

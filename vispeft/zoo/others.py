@@ -5,7 +5,7 @@ from __future__ import annotations
 from vispeft.zoo.entry import MIT, NOT_CONFIRMED, ZooModel
 
 _INPUT = "that of its image processor"
-_RECIPE = "transformers_oneformer_lora.yaml"
+_RECIPE = "transformers_lora.yaml"
 
 OTHERS: tuple[ZooModel, ...] = (
     ZooModel(
@@ -34,7 +34,7 @@ OTHERS: tuple[ZooModel, ...] = (
         mask_ap=None,
         input_rule=_INPUT,
         image_size=1333,
-        recipe="transformers_mask2former_lora.yaml",
+        recipe="transformers_lora.yaml",
         takes_coco_classes=False,
         note='133 panoptic classes. The hub lists the licence as "other".',
     ),
