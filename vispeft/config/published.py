@@ -1,4 +1,4 @@
-"""Keys of `model` that a published model decides, named by `model.weights`."""
+"""Keys that a published model decides, named by `model.weights`."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from vispeft.errors import ConfigError
 from vispeft.zoo import MODELS
 
 
-def with_family(values: Any) -> Any:
-    """Return the raw keys of `model` with the family of the published model that `weights` names.
+def with_family(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return raw configuration keys with the family of the published model that `model.weights` names, if it does.
 
-    Raises ConfigError where `name` is that of another family.
+    Raises ConfigError where `model.name` is another family.
     """
-    published = MODELS.get(values.get("weights", "")) if isinstance(values, dict) else None
-    if published is None:
-        return values
-    if values.get("name", published.family) != published.family:
+    model = raw.get("model")
+    weights = model.get("weights") if isinstance(model, dict) else None
+    published = MODELS.get(weights) if isinstance(weights, str) else None
+    if published is None or not isinstance(model, dict):
+        return raw
+    if model.get("name", published.family) != published.family:
         raise ConfigError(
             f"`model.name` must be {published.family} with `model.weights: {published.name}`, but is "
-            f"{values['name']!r}. Or leave it out."
+            f"{model['name']!r}. Or leave it out."
         )
-    return {**values, "name": published.family}
+    return {**raw, "model": {**model, "name": published.family}}

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from vispeft.config.methods import checked_deltas, checked_rates, imported_modules
-from vispeft.config.published import with_family
 from vispeft.errors import ConfigError
 
 FilePath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
@@ -91,11 +90,6 @@ class ModelConfig(Section):
     activation_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, more time."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _published(cls, values: Any) -> Any:
-        return with_family(values)
 
 
 class PeftConfig(Section):

@@ -65,6 +65,8 @@ def safe_file(name: str, source: str) -> str:
 
 def list_files(name: HubName) -> list[str]:
     """Return the files of a repository, sorted; without a network those that the cache has."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     snapshot = _cached_snapshot(name)
     if offline_variable() is not None:
         if snapshot is None:
@@ -72,13 +74,15 @@ def list_files(name: HubName) -> list[str]:
         return _files_below(snapshot)
     with _asking(name):
         try:
-            siblings = _api().model_info(name.repository, revision=name.revision).siblings or ()
-        except _connection_errors() as error:
-            # answers of the hub have their own errors
-            if getattr(error, "response", None) is not None or snapshot is None:
+            info = _api().model_info(name.repository, revision=name.revision)
+        except HfHubHTTPError:
+            # the hub has answered
+            raise
+        except _connection_errors():
+            if snapshot is None:
                 raise
             return _files_below(snapshot)
-    return sorted(safe_file(sibling.rfilename, str(name)) for sibling in siblings)
+    return sorted(safe_file(sibling.rfilename, str(name)) for sibling in info.siblings or ())
 
 
 def _files_below(folder: Path) -> list[str]:
@@ -186,10 +190,11 @@ def _asking(name: HubName) -> Iterator[None]:
         ) from error
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
-    """Return the errors with which the client reports a lack of network: those of httpx, or, of old versions, OSError."""
-    try:
-        from httpx import HTTPError
-    except ImportError:
-        return (OSError,)
-    return (OSError, HTTPError)
+def _connection_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors with which the client reports a lack of network: the bases of its own errors, and OSError.
+
+    Its versions speak HTTP through different libraries, whose names they do not make public.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *HfHubHTTPError.__bases__)
