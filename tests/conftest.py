@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +85,31 @@ def transformers_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable
         return path
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def hub_stand_in() -> ModuleType:
+    """The module `hub_stand_in.py`, a server in the place of the hub."""
+    spec = importlib.util.spec_from_file_location("hub_stand_in", Path(__file__).parent / "hub_stand_in.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # for its dataclasses
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(hub_stand_in: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server in the place of the hub, without files, and empty caches."""
+    for name in ("VISPEFT_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    with hub_stand_in.serving() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("VISPEFT_CACHE", str(tmp_path / "cache"))
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from vispeft.cli import compare, data, inspect, machine, plan, run, sweep
+from vispeft.cli import compare, data, inspect, machine, plan, run, share, sweep, zoo
 from vispeft.cli.terminal import guarded
+from vispeft.io.cache import request_offline_libraries
 from vispeft.training.arithmetic import request_reproducible_arithmetic
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("predict")(run.predict)
 app.command("merge")(run.merge)
+app.command("push")(share.push)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("plan")(plan.plan)
@@ -37,6 +39,7 @@ app.command("sites")(inspect.sites)
 app.command("inspect")(inspect.inspect)
 app.add_typer(data.app, name="data")
 app.command("methods")(machine.methods)
+app.command("models")(zoo.models)
 app.command("schema")(machine.schema)
 app.command("doctor")(machine.doctor)
 
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_debug = "--debug" in words
     # otherwise albumentations checks for a newer version over the network
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    request_offline_libraries()
     request_reproducible_arithmetic()
     remaining = [word for word in words if word != "--debug"]
     sys.exit(guarded(lambda: app(remaining, prog_name="vispeft"), is_debug=is_debug))

@@ -84,7 +84,9 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Run directory.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="Run directory, or a name of `vispeft models`.", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file, instead of a run.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO annotations of --predictions.")] = None,

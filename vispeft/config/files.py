@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from vispeft.config.messages import known_keys, sentences
 from vispeft.config.overrides import Override, apply_overrides, parse_override
+from vispeft.config.published import with_family
 from vispeft.config.recipes import config_path
 from vispeft.config.schema import Config
 from vispeft.config.strict_yaml import read_yaml, write_yaml
@@ -37,7 +38,7 @@ def _validated(raw: dict[str, Any], overrides: Sequence[Override], source: str) 
     # a section whose keys are all commented out reads as null
     filled = {key: value for key, value in merged.items() if value is not None}
     try:
-        return Config.model_validate_json(json.dumps(filled))
+        return Config.model_validate_json(json.dumps(with_family(filled)))
     except ValidationError as error:
         paths = [override.path for override in overrides]
         found = sentences(error, known=list(known_keys(Config)), overridden=paths)

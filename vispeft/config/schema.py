@@ -41,8 +41,9 @@ class ModelConfig(Section):
     backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or that of the bundled base.")
     weights: str = Field(
         "pretrained",
-        description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file; with `name: "
-        "transformers` a directory or a name of its hub.",
+        description="`bundled`, `pretrained` (timm's for the backbone), `none`, a name of `vispeft models`, a weights "
+        "file, `https://...`, or `hf://user/name[/file][@revision]`; with `name: transformers` a directory or a name "
+        "of its hub.",
     )
     backbone_weights: FilePath | None = Field(
         None, description="File with the weights of the backbone alone, instead of timm's download."

@@ -13,10 +13,13 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
+from vispeft.engine.hub_runs import check_shared_config
 from vispeft.engine.kept_classes import add_named_classes, known_class_names, weights_class_names
+from vispeft.engine.merged import merge_deltas, save_checkpoint
+from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED, local_directory, local_weights, published
 from vispeft.errors import CheckpointError, ConfigError, PlanError
-from vispeft.models import SegmentationModel, build_model, load_bundled, load_weights
-from vispeft.models.bundled import BUNDLED, bundled_path
+from vispeft.io.run_layout import ADAPTER_FILE
+from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.class_head import replace_classes, same_names, starting_classes
 from vispeft.models.registry import FAMILIES, family_of
@@ -25,8 +28,6 @@ from vispeft.models.weight_files import require_file
 from vispeft.peft.quantization.frozen_precision import set_frozen_precision
 from vispeft.training.devices import trains_on_cpu
 
-PRETRAINED = "pretrained"
-NONE = "none"
 DEFAULT_IMAGE_SIZE = 640
 # arguments of `timm.create_model` that name weights
 _WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained_cfg_overlay"}
@@ -112,7 +113,9 @@ def with_class_head_rates(config: Config, class_names: Sequence[str]) -> Config:
 
 def kept_class_names(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the classes that `model.keep_classes` keeps; none where it is false."""
-    return weights_class_names(config, _num_classes_in_weights(config)) if config.keep_classes else ()
+    if not config.keep_classes:
+        return ()
+    return weights_class_names(config, _num_classes_in_weights(config), _checkpoint(config))
 
 
 def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> SegmentationModel:
@@ -131,9 +134,15 @@ def _with_classes_by_name(config: ModelConfig, given: Sequence[str], class_names
 
 def _class_names_in_weights(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the classes of a weights file; none where they are not known, or the head cannot change."""
-    if _reads_weights(config) or config.weights in (PRETRAINED, NONE):
-        return ()
-    return known_class_names(config, _num_classes_in_weights(config))
+    path = _checkpoint(config)
+    return () if path is None else known_class_names(config, _num_classes_in_weights(config), path)
+
+
+def _checkpoint(config: ModelConfig) -> Path | None:
+    """Return the path of the file with the weights of a whole model; None where there is none."""
+    if config.weights == BUNDLED:
+        return bundled_path()
+    return None if _reads_weights(config) or config.weights in (PRETRAINED, NONE) else _weights_file(config)
 
 
 def _num_classes_in_weights(config: ModelConfig) -> int | None:
@@ -200,6 +209,7 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
         key: value for key in ("in_chans", "pixel_mean", "pixel_std") if (value := getattr(config, key)) is not None
     }
     metadata = _metadata(config)
+    model = published(config.weights)
     if metadata is None:
         return {
             "name": config.name,
@@ -212,7 +222,8 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
         }
     defaults = ModelConfig()
     for key in ("name", "backbone", "size", "options", "backbone_options"):
-        if getattr(config, key) != getattr(defaults, key):
+        is_same = model is not None and getattr(config, key) == metadata.arguments.get(key)
+        if getattr(config, key) != getattr(defaults, key) and not is_same:
             raise ConfigError(
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
                 f"holds, but is {getattr(config, key)!r}. Or choose other weights."
@@ -258,7 +269,7 @@ def _arguments_of_directory(config: ModelConfig) -> Mapping[str, Any]:
             )
     return {
         "name": config.name,
-        "backbone": config.weights,
+        "backbone": local_directory(config.weights),
         "image_size": config.image_size,
         "size": config.size or "base",
         "backbone_options": config.backbone_options,
@@ -285,12 +296,14 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
         return load_bundled(num_classes, arguments=arguments)
     from_file = config.backbone_weights if with_weights else None
     reads_weights = _reads_weights(config)
-    pretrained = with_weights and (config.weights == PRETRAINED or reads_weights) and from_file is None
+    model = published(config.weights)
+    needs_timm = config.weights == PRETRAINED or (model is not None and model.has_timm_encoder)
+    pretrained = with_weights and (needs_timm or reads_weights) and from_file is None
     with naming_model_keys():
-        model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **arguments)
+        built = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **arguments)
         if with_weights and config.weights not in (PRETRAINED, NONE) and not reads_weights:
-            load_weights(model, _weights_file(config))
-    return model
+            load_weights(built, _weights_file(config))
+    return built
 
 
 def _trained_image_size(config: ModelConfig) -> int | None:
@@ -305,13 +318,49 @@ def _trained_image_size(config: ModelConfig) -> int | None:
 
 
 def _weights_file(config: ModelConfig) -> Path:
-    return Path(config.weights).expanduser()
+    """Return the path of the weights, fetched first where they are elsewhere; a directory's or hub's name as it is."""
+    if _reads_weights(config):
+        return Path(local_directory(config.weights))
+    return local_weights(config.weights, _merged_run)
+
+
+def _merged_run(folder: Path, out: Path) -> Path:
+    """Write the merged checkpoint of a run of the hub, whose files are in `folder`, and return its path."""
+    config, adapter = check_shared_config(folder), folder / ADAPTER_FILE
+    class_names = class_names_in(adapter)
+    model = build_base(config, len(class_names), class_names=class_names)
+    peft.load_adapter(model, adapter)
+    try:
+        merge_deltas(model, config.model.frozen_precision)
+    except PlanError as error:
+        raise CheckpointError(
+            f"`model.weights` names a run of the hub whose deltas cannot be merged into weights: {error} Predict with "
+            "the run itself, or start from its base."
+        ) from error
+    metadata = CheckpointMetadata(arguments_without_weights(config.model), size_of(config.model))
+    save_checkpoint(model, out, metadata, class_names=class_names)
+    return out
+
+
+def class_names_in(adapter: Path) -> tuple[str, ...]:
+    """Return the classes that a run's adapter file names."""
+    names = dict(peft.describe(adapter).metadata).get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
+            "For a file of `vispeft.save_adapter`, use `vispeft.load_adapter`."
+        )
+    return tuple(names)
 
 
 def _metadata(config: ModelConfig) -> CheckpointMetadata | None:
     """Return the metadata of the configuration's weights file; None without a file or without metadata."""
     if config.weights == BUNDLED:
         return read_checkpoint_metadata(bundled_path())
+    model = published(config.weights)
+    if model is not None:
+        size = config.image_size or model.image_size
+        return CheckpointMetadata({"name": model.family, **model.arguments, "image_size": size}, model.image_size)
     if config.weights in (PRETRAINED, NONE) or config.backbone is not None:
         return None
     return read_checkpoint_metadata(_weights_file(config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,18 +19,17 @@ from vispeft.config import ModelConfig
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.io.tensors import read_metadata
 from vispeft.models import SegmentationModel
-from vispeft.models.bundled import BUNDLED, bundled_path
 from vispeft.models.class_head import add_classes, nearest_class, normalised
 from vispeft.models.coco_classes import COCO_CLASSES
-from vispeft.models.weight_files import weights_path
 
 _HEADER = "class_names"
 
 
-def weights_class_names(config: ModelConfig, num_classes: int | None) -> tuple[str, ...]:
+def weights_class_names(config: ModelConfig, num_classes: int | None, path: Path | None) -> tuple[str, ...]:
     """Return the names of the classes of the weights, in order.
 
     num_classes: classes of the weights' head; None without a head
+    path: of the weights file, whose header may name them; None where the weights are no such file
 
     Raises ConfigError where the weights have no classes, or their names are not known.
     """
@@ -38,7 +38,7 @@ def weights_class_names(config: ModelConfig, num_classes: int | None) -> tuple[s
             f"`model.keep_classes` must be false with `model.weights: {config.weights}`, which has no classes. Name a "
             "weights file of a whole model."
         )
-    names = config.weights_classes or _names_in(config.weights)
+    names = config.weights_classes or _names_in(path)
     if not names and num_classes == len(COCO_CLASSES):
         names = COCO_CLASSES
     if len(names) != num_classes:
@@ -52,21 +52,23 @@ def weights_class_names(config: ModelConfig, num_classes: int | None) -> tuple[s
     return names
 
 
-def known_class_names(config: ModelConfig, num_classes: int | None) -> tuple[str, ...]:
+def known_class_names(config: ModelConfig, num_classes: int | None, path: Path | None) -> tuple[str, ...]:
     """Return the names of the classes of the weights, in order; none where they are not known.
 
     num_classes: classes of the weights' head; None without a head
+    path: of the weights file, whose header may name them; None where the weights are no such file
     """
-    names = config.weights_classes or _names_in(config.weights)
+    names = config.weights_classes or _names_in(path)
     if not names and num_classes == len(COCO_CLASSES):
         names = COCO_CLASSES
     return names if len(names) == num_classes else ()
 
 
-def _names_in(weights: str) -> tuple[str, ...]:
+def _names_in(path: Path | None) -> tuple[str, ...]:
     """Return the class names in the header of a weights file; none in files of other programs."""
+    if path is None:
+        return ()
     try:
-        path = bundled_path() if weights == BUNDLED else weights_path(weights)
         names = json.loads(read_metadata(path).get(_HEADER, "[]"))
     except (CheckpointError, ValueError):
         return ()

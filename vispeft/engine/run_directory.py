@@ -66,6 +66,10 @@ class RunDirectory:
         return self.root / run_layout.ANNOTATIONS_FILE
 
     @property
+    def categories(self) -> Path:
+        return self.root / run_layout.CATEGORIES_FILE
+
+    @property
     def predictions(self) -> Path:
         return self.root / run_layout.PREDICTIONS_FILE
 

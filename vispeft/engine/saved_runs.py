@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +11,22 @@ from typing import Any
 from vispeft import peft
 from vispeft.coco.sets import Category, CocoSet, match_categories, to_annotations
 from vispeft.config import Config
-from vispeft.engine.build import arguments_without_weights, build_base
+from vispeft.engine.build import arguments_without_weights, build_base, class_names_in, complete
+from vispeft.engine.hub_runs import fetch_run
 from vispeft.engine.loaders import Share, image_size, read_split, val_loader
+from vispeft.engine.merged import merge_deltas, save_checkpoint
+from vispeft.engine.published_runs import classes_of, published_config
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.scoring import predict_split
 from vispeft.engine.settings import fabric_of
 from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.io.hub import is_hub_name
 from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
 from vispeft.models.base import SavesDirectory
-from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
+from vispeft.models.checkpoint_metadata import CheckpointMetadata
+from vispeft.zoo import MODELS, ZooModel
 
 
 @dataclass(frozen=True)
@@ -41,34 +45,43 @@ class LoadedRun:
 
 
 def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
-    """Return the model of a run directory, rebuilt from its configuration and its adapter file."""
-    run = load_base(root, overrides)
+    """Return the model of a run, rebuilt from its configuration and its adapter file; of a published model its own.
+
+    root: run directory, `hf://user/name` of a run of `vispeft push`, or a name of `vispeft models`
+    """
+    source = os.fspath(root)
+    if source in MODELS and not Path(source).exists():
+        return _published_run(MODELS[source], overrides)
+    run = load_base(source, overrides)
     peft.load_adapter(run.model, run.directory.adapter)
     run.model.eval()
     return run
 
 
 def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
-    """Return a run with the base model that it started from, without its adapter file."""
-    directory = RunDirectory(Path(root))
+    """Return a run with the base model that it started from, without its adapter file.
+
+    root: run directory, or `hf://user/name` of a run of `vispeft push`
+    """
+    source = os.fspath(root)
+    directory = RunDirectory(fetch_run(source) if is_hub_name(source) else Path(source))
     config = directory.load_config(overrides)
     if not directory.adapter.is_file():
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
-    class_names = _class_names(directory.adapter)
-    category_ids = _category_ids(directory.annotations, class_names)
+    class_names = class_names_in(directory.adapter)
+    listed = directory.annotations if directory.annotations.exists() else directory.categories
+    category_ids = _category_ids(listed if listed.exists() else directory.annotations, class_names)
     model = build_base(config, len(class_names), class_names=class_names)
     return LoadedRun(directory, config, model, class_names, category_ids)
 
 
-def _class_names(adapter: Path) -> tuple[str, ...]:
-    """Return the classes that a run's adapter file names."""
-    names = dict(peft.describe(adapter).metadata).get("class_names")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(
-            f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
-            "For a file of `vispeft.save_adapter`, use `vispeft.load_adapter`."
-        )
-    return tuple(names)
+def _published_run(model: ZooModel, overrides: Sequence[str]) -> LoadedRun:
+    """Return a published model as a run without deltas."""
+    config = complete(published_config(model, overrides), num_images=1)
+    names, ids = classes_of(model)
+    base = build_base(config, len(names), class_names=names)
+    base.eval()
+    return LoadedRun(RunDirectory(Path(model.name)), config, base, names, ids)
 
 
 def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, ...]:
@@ -111,17 +124,12 @@ def write_merged(run: LoadedRun, out: Path) -> None:
         raise CheckpointError(f"`--out` must be a directory for `model.name: {run.config.model.name}`, but is {out}.")
     if not is_directory and out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
-    if run.config.model.frozen_precision == "bf16":
-        # before the update is added, which bf16 would round
-        run.model.float()
-    peft.merge(run.model)
-    peft.dequantize(run.model)
+    merge_deltas(run.model, run.config.model.frozen_precision)
     if isinstance(run.model, SavesDirectory):
         run.model.save_directory(out, class_names=run.class_names)
         return
     metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
-    notes = {"class_names": json.dumps(run.class_names)}
-    save_with_metadata(run.model.state_dict(), out, metadata, notes=notes)
+    save_checkpoint(run.model, out, metadata, class_names=run.class_names)
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:

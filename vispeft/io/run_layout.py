@@ -10,6 +10,8 @@ METRICS_FILE = "metrics.jsonl"
 ADAPTER_FILE = "adapter.safetensors"
 CHECKPOINT_FILE = Path("checkpoints") / "last.pt"
 ANNOTATIONS_FILE = "annotations_val.json"
+# in the place of the annotations, in runs of the hub
+CATEGORIES_FILE = "categories.json"
 PREDICTIONS_FILE = "predictions_val.json"
 SUMMARY_FILE = "summary.json"
 INSPECTION_FILE = "inspection.json"

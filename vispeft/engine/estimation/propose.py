@@ -14,7 +14,7 @@ from typing import Any
 
 from vispeft import peft
 from vispeft.config import Config
-from vispeft.engine.build import NONE, PRETRAINED, attach, build_base
+from vispeft.engine.build import attach, build_base
 from vispeft.engine.estimation import candidates
 from vispeft.engine.estimation.base_model import Base, base_without_weights
 from vispeft.engine.estimation.candidates import Candidate
@@ -22,8 +22,8 @@ from vispeft.engine.estimation.estimate import Estimate, estimate_attached
 from vispeft.engine.estimation.evidence import reference_difference, results_of
 from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.step_time import Timing, time_step
+from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED
 from vispeft.errors import ConfigError, PlanError, VispeftError
-from vispeft.models.bundled import BUNDLED
 from vispeft.training.memory import available_memory_bytes
 
 MOST_PROPOSALS = 5
