@@ -57,6 +57,10 @@ class Preset:
     num_points: int
 
 
+_SHARED_SIZES = (
+    *("dim", "num_heads", "ffn_dim", "pixel_decoder_ffn_dim"),
+    *("num_queries", "pixel_decoder_layers", "decoder_layers"),
+)
 PRESETS = {
     "mini": Preset(32, (1, 1, 2, 1), (1, 2, 4, 8), 128, 4, 3, 3, 256, 512, 50, 2048),
     "swin-t": Preset(96, (2, 2, 6, 2), (3, 6, 12, 24), 256, 8, 6, 9, 1024, 2048, 100, 12544),
@@ -116,11 +120,7 @@ def ours(preset: Preset, args: argparse.Namespace) -> Measured:
         backbone_options=swin,
         num_classes=CLASSES,
         mask_dim=preset.dim,
-        **{
-            name: getattr(preset, name)
-            for name in ("dim", "num_heads", "ffn_dim", "pixel_decoder_ffn_dim", "num_queries")
-            + ("pixel_decoder_layers", "decoder_layers")
-        },
+        **{name: getattr(preset, name) for name in _SHARED_SIZES},
     )
     deltas = {
         "@encoder.qkv": LoRA(RANK, ALPHA, parts="qv"),

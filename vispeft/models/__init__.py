@@ -8,11 +8,15 @@ from vispeft.models.mask2former.config import Mask2FormerSize
 from vispeft.models.mask2former.model import Mask2Former
 from vispeft.models.mask_dino.config import MaskDINOSize
 from vispeft.models.mask_dino.model import MaskDINO
+from vispeft.models.pmt.config import PMTSize
+from vispeft.models.pmt.model import PMT
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
 from vispeft.models.weight_files import load_weights
+from vispeft.models.wrappers.model import TransformersModel
 
 __all__ = [
     "FAMILIES",
+    "PMT",
     "DetectionLimits",
     "EoMT",
     "EoMTSize",
@@ -24,7 +28,9 @@ __all__ = [
     "MaskDINOSize",
     "ModelArguments",
     "ModelFamily",
+    "PMTSize",
     "SegmentationModel",
+    "TransformersModel",
     "build_model",
     "bundled_path",
     "load_bundled",

@@ -24,7 +24,10 @@ class PixelDecoderModel(Protocol):
 
     backbone: Backbone
     pixel_decoder: PixelDecoder
-    decoder: nn.Module
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Return the decoder."""
 
 
 def split_pixel_decoder_model(model: PixelDecoderModel, images: Tensor) -> Split:
@@ -32,7 +35,7 @@ def split_pixel_decoder_model(model: PixelDecoderModel, images: Tensor) -> Split
 
     Trained parameters are those that require gradients. SplitPointError where the backbone's first part is trained.
 
-    images: [B, 3, H, W], from which sizes are taken
+    images: [B, C, H, W], from which sizes are taken
     """
     if _is_trained(model.backbone) or _is_trained(model.pixel_decoder):
         return _InBackbone(split_backbone(model.backbone, images, name="backbone"))

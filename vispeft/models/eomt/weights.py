@@ -1,4 +1,4 @@
-"""Weights of EoMT: whole models by our own names, and class heads of another size."""
+"""Weights of EoMT: whole models by our names or those of others."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from vispeft.models.softmax_class_head import fit_class_head, num_classes_of
-from vispeft.models.weight_files import load_state, read_state
-
-_CLASS_HEAD = "predictor.class_embed"
+from vispeft.models.eomt.names import class_head_of, own_names
+from vispeft.models.plain_mask.weights import load_own
+from vispeft.models.weight_files import read_state
 
 
 def load_eomt(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a whole model's tensors by its own names, in place. A class head of another size is fitted.
+    """Load a whole model's tensors, in place, by our names, the official ones or those of transformers.
 
-    Raises CheckpointError naming the tensors that are missing, unknown or of another shape; the model is unchanged
-    then.
+    A class head of another size is fitted, and further queries start as copies of those of the file. Raises
+    CheckpointError naming the tensors that are missing, unknown or of another shape; the model is unchanged then.
 
     source: name of the file, for errors
     """
-    load_state(model, fit_class_head(tensors, model.state_dict(), _CLASS_HEAD), source=source)
+    load_own(model, own_names(tensors, model.state_dict()), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:
@@ -29,4 +28,5 @@ def num_classes_in(path: str | Path) -> int | None:
 
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
-    return num_classes_of(read_state(path), _CLASS_HEAD)
+    rows = class_head_of(read_state(path))
+    return None if rows is None else len(rows) - 1

@@ -23,10 +23,13 @@ class Criterion(nn.Module):
 
     Everything is computed in float32, whatever the predictions' dtype. All layers are matched and compared at points
     drawn once for the batch; the published code draws anew for every layer and mask.
+
+    labelled_classes: classes that the data annotate (see `partial_cross_entropy`); None: all
     """
 
-    def __init__(self, *, num_points: int = PUBLISHED_POINTS) -> None:
+    def __init__(self, *, num_points: int = PUBLISHED_POINTS, labelled_classes: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.labelled_classes = labelled_classes
         self.matcher = HungarianMatcher(
             CostWeights(class_=_WEIGHTS["class"], mask=_WEIGHTS["mask"], dice=_WEIGHTS["dice"]),
             num_points=num_points,
@@ -46,7 +49,7 @@ class Criterion(nn.Module):
             mask, dice = paired_mask_losses(embeddings, features, pairs, targets, self.points)
             class_logits = torch.cat([layer.class_logits.flatten(0, 1) for layer in layers]).float()
             # a mean over each layer; all layers have as many matched queries
-            class_ = len(layers) * softmax_class_loss(class_logits, pairs, targets)
+            class_ = len(layers) * softmax_class_loss(class_logits, pairs, targets, self.labelled_classes)
             num_targets = mean_num_targets(targets, device)
             losses = {"class": class_, "mask": mask / num_targets, "dice": dice / num_targets}
         return {name: weight * losses[name] for name, weight in _WEIGHTS.items()}

@@ -106,7 +106,7 @@ class Mask2FormerDecoder(nn.Module):
 
     def _levels(self, features: PixelFeatures) -> list[_Level]:
         shapes = features.spatial_shapes
-        memories = features.memory.split([h * w for h, w in shapes], dim=1)
+        memories = torch.split(features.memory, [h * w for h, w in shapes], dim=1)
         levels = []
         for number, (memory, (h, w)) in enumerate(zip(memories, shapes, strict=True)):
             located = memory + self.level_embed.weight[number]

@@ -11,10 +11,11 @@ from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.class_head import ClassHead
 from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask2former.criterion import Criterion
 from vispeft.models.mask2former.decoder import Mask2FormerDecoder
-from vispeft.models.mask2former.weights import load_mask2former
+from vispeft.models.mask2former.weights import CLASS_HEAD, load_mask2former
 from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
 from vispeft.models.roles.mask2former import MASK2FORMER
 from vispeft.models.softmax_postprocess import postprocess
@@ -48,12 +49,12 @@ class Mask2Former(SegmentationModel):
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
-        """Return the mean of each channel, RGB, in 0..255, in the backbone's pretraining."""
+        """Return the mean of each channel in 0..255, in the backbone's pretraining."""
         return self.backbone.pixel_mean
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
-        """Return the standard deviation of each channel, RGB, in 0..255, in the backbone's pretraining."""
+        """Return the standard deviation of each channel in 0..255, in the backbone's pretraining."""
         return self.backbone.pixel_std
 
     @property
@@ -72,7 +73,7 @@ class Mask2Former(SegmentationModel):
 
     def criterion(self, settings: LossSettings) -> Criterion:
         """Return the published loss. Matching costs are taken at as many points as mask losses."""
-        return Criterion(num_points=settings.num_points or PUBLISHED_POINTS)
+        return Criterion(num_points=settings.num_points or PUBLISHED_POINTS, labelled_classes=settings.labelled_classes)
 
     def instances(
         self,
@@ -94,6 +95,10 @@ class Mask2Former(SegmentationModel):
     def load_tensors(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
         """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
         load_mask2former(self, tensors, source=source)
+
+    def class_rows(self) -> ClassHead:
+        """Return the class map."""
+        return CLASS_HEAD
 
     def check_image_size(self, image_size: int) -> None:
         """Raise ConfigError if the backbone does not give its maps for images of `image_size` pixels."""

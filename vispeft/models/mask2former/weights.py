@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
+from vispeft.models.class_head import ClassHead, fit_class_head, num_classes_of
 from vispeft.models.detectron2_names import (
     BACKBONE_NAMES,
     PIXEL_DECODER,
@@ -17,10 +18,11 @@ from vispeft.models.detectron2_names import (
     rename,
     unpacked,
 )
-from vispeft.models.softmax_class_head import fit_class_head, num_classes_of
+from vispeft.models.query_rows import fit_query_rows
 from vispeft.models.weight_files import load_state, read_state
 
-_CLASS_HEAD = "decoder.class_embed"
+CLASS_HEAD = ClassHead(linears=("decoder.class_embed",), has_no_object=True)
+_QUERY_ROWS = ("decoder.query_feat.weight", "decoder.query_embed.weight")
 # official name -> ours
 _OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
     *PIXEL_DECODER_NAMES,
@@ -62,8 +64,8 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def load_mask2former(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Load a whole model's tensors, in place, by our own names, the official ones or those of transformers.
 
-    A class head of another size is fitted. Raises CheckpointError naming the tensors that are missing, unknown or of
-    another shape; the model is unchanged then.
+    A class head of another size is fitted, and further queries start as copies of those of the file. Raises
+    CheckpointError naming the tensors that are missing, unknown or of another shape; the model is unchanged then.
 
     source: name of the file, for errors
     """
@@ -74,7 +76,9 @@ def load_mask2former(model: nn.Module, tensors: Mapping[str, Tensor], *, source:
             f"(such as {next(iter(tensors))}). Load those by `backbone_weights={source}`, together with "
             "`backbone` and without `weights`."
         )
-    load_state(model, fit_class_head(own, model.state_dict(), _CLASS_HEAD), source=source)
+    fitted = fit_class_head(own, CLASS_HEAD, num_classes_of(model.state_dict(), CLASS_HEAD))
+    num_queries = len(model.get_parameter(_QUERY_ROWS[0]))
+    load_state(model, fit_query_rows(fitted, _QUERY_ROWS, num_queries), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:
@@ -82,7 +86,7 @@ def num_classes_in(path: str | Path) -> int | None:
 
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
-    return num_classes_of(_by_own_names(read_state(path)), _CLASS_HEAD)
+    return num_classes_of(_by_own_names(read_state(path)), CLASS_HEAD)
 
 
 def _by_own_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

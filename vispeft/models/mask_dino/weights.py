@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
+from vispeft.models.class_head import ClassHead, fit_class_head
 from vispeft.models.detectron2_names import (
     BACKBONE_NAMES,
     PIXEL_DECODER,
@@ -19,6 +19,8 @@ from vispeft.models.detectron2_names import (
     unpacked,
 )
 from vispeft.models.weight_files import load_state, read_state
+
+CLASS_HEAD = ClassHead(linears=("decoder.class_embed",), embeddings=("decoder.label_embed",))
 
 # official name -> ours, tried in order; the first that matches rewrites the name
 _OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
@@ -73,7 +75,8 @@ def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: s
             "`backbone` and without `weights`."
         )
     own = from_official(tensors) if is_official(tensors) else tensors
-    load_state(model, fit_class_head(model.state_dict(), own), source=source)
+    num_classes = len(model.get_parameter("decoder.class_embed.weight"))
+    load_state(model, fit_class_head(own, CLASS_HEAD, num_classes), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:
@@ -84,22 +87,3 @@ def num_classes_in(path: str | Path) -> int | None:
     state = read_state(path)
     name = f"{PREDICTOR}class_embed.weight" if is_official(state) else "decoder.class_embed.weight"
     return len(state[name]) if name in state else None
-
-
-def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with class rows for the model's number of classes.
-
-    Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the
-    two-stage query selection working from the first step. More classes than before share the old ones' odds, so that
-    an object is expected to be about one of them and not all at once. Equal numbers are left alone.
-    """
-    fitted = dict(state)
-    for name in ("decoder.class_embed.weight", "decoder.class_embed.bias", "decoder.label_embed.weight"):
-        if name in own and name in state and own[name].shape[1:] == state[name].shape[1:]:
-            wanted, given = len(own[name]), len(state[name])
-            if wanted != given:
-                mean = state[name].float().mean(0, keepdim=True)
-                if name.endswith("bias"):
-                    mean = mean - max(0.0, math.log(wanted / given))
-                fitted[name] = mean.expand(wanted, *state[name].shape[1:]).clone()
-    return fitted

@@ -1,4 +1,4 @@
-"""Training loss of EoMT: that of Mask2Former (https://arxiv.org/abs/2112.01527), class, mask and dice losses."""
+"""Training loss of EoMT and PMT: that of Mask2Former (https://arxiv.org/abs/2112.01527), class, mask and dice."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ class Criterion(nn.Module):
 
     Layers are matched and compared one after another, since each has its own mask features. Everything is computed in
     float32, whatever the predictions' dtype.
+
+    labelled_classes: classes that the data annotate (see `partial_cross_entropy`); None: all
     """
 
-    def __init__(self, *, num_points: int = PUBLISHED_POINTS) -> None:
+    def __init__(self, *, num_points: int = PUBLISHED_POINTS, labelled_classes: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.labelled_classes = labelled_classes
         self.matcher = HungarianMatcher(
             CostWeights(class_=_WEIGHTS["class"], mask=_WEIGHTS["mask"], dice=_WEIGHTS["dice"]),
             num_points=num_points,
@@ -57,5 +60,6 @@ class Criterion(nn.Module):
         pairs = pairs_of(matches, layer.class_logits.shape[1], [len(t) for t in targets], features.device)
         embeddings = layer.mask_embeddings.flatten(0, 1).float()
         mask, dice = paired_mask_losses(embeddings, features, pairs, targets, self.points)
-        class_ = softmax_class_loss(layer.class_logits.flatten(0, 1).float(), pairs, targets)
+        class_logits = layer.class_logits.flatten(0, 1).float()
+        class_ = softmax_class_loss(class_logits, pairs, targets, self.labelled_classes)
         return torch.stack((class_, mask / num_targets, dice / num_targets))

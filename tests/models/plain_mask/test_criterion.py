@@ -1,4 +1,4 @@
-"""The criterion of EoMT against the published formulas."""
+"""The criterion of EoMT and PMT against the published formulas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from vispeft.models.eomt.criterion import Criterion
+from vispeft.models.plain_mask.criterion import Criterion
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 
