@@ -20,6 +20,7 @@ from vispeft.io.tensors import read_metadata
 from vispeft.models import SegmentationModel
 from vispeft.models.class_head import add_classes, nearest_class, normalised
 from vispeft.models.coco_classes import COCO_CLASSES
+from vispeft.models.weight_directories import directory_class_names, is_weights_directory
 from vispeft.models.weight_files import weights_path
 
 _HEADER = "class_names"
@@ -52,9 +53,12 @@ def weights_class_names(config: ModelConfig, num_classes: int | None) -> tuple[s
 
 
 def _names_in(weights: str) -> tuple[str, ...]:
-    """Return the class names in the header of a weights file; none in files of other programs."""
+    """Return the class names of a directory or in the header of a weights file; none in files of other programs."""
+    path = weights_path(weights)
+    if is_weights_directory(path):
+        return directory_class_names(path)
     try:
-        names = json.loads(read_metadata(weights_path(weights)).get(_HEADER, "[]"))
+        names = json.loads(read_metadata(path).get(_HEADER, "[]"))
     except (CheckpointError, ValueError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

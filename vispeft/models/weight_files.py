@@ -1,4 +1,4 @@
-"""Reading of weights files, safetensors and pickles without code, and loading of tensors that must fit."""
+"""Reading of weights, safetensors and pickles without code, and loading of tensors that must fit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vispeft.errors import CheckpointError
 from vispeft.io.tensors import read_tensors
 from vispeft.models.base import SegmentationModel
+from vispeft.models.weight_directories import is_weights_directory, read_directory
 
 # torch reads what is no checkpoint as a pickle, with any of these
 _READ_ERRORS = (
@@ -37,16 +38,17 @@ def weights_path(weights: str | Path) -> Path:
 
 
 def require_file(path: Path, key: str) -> None:
-    """Raise CheckpointError where there is no weights file. key: argument or configuration key that names it."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
-            f"Put it there, or name its place by `{key}`."
-        )
+    """Raise CheckpointError where there is no weights file, and no directory of transformers either.
+
+    key: argument or configuration key that names it
+    """
+    if not path.is_file() and not is_weights_directory(path):
+        fault = "is a directory without `config.json`" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"The weights file {path} {fault}. Put it there, or name its place by `{key}`.")
 
 
 def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a .pth, .pt or .bin file without code.
+    """Return the tensors of a .safetensors file, of a .pth, .pt or .bin file without code, or of a directory of these.
 
     key: name of the argument or configuration key, for errors
 
@@ -54,6 +56,8 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
     """
     path = Path(path)
     require_file(path, key)
+    if path.is_dir():
+        return read_directory(path, lambda part: read_state(part, key=key))
     try:
         # training scripts leave their arguments beside the tensors
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
@@ -119,7 +123,7 @@ def _with_input_channels(own: Mapping[str, Tensor], state: Mapping[str, Tensor])
 
 
 def load_weights(model: SegmentationModel, path: str | Path) -> None:
-    """Load a weights file of a whole model, in place; the model's family knows the names of official checkpoints.
+    """Load a weights file of a whole model, or a directory, in place; the model's family knows official names.
 
     Raises CheckpointError where the file cannot be read or does not fit; the model is unchanged then.
     """

@@ -1,14 +1,18 @@
-"""Configurations of transformers' Mask2Former, and the arguments that build the same model here."""
+"""Configurations of transformers' Mask2Former, read as the arguments that build the same model here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vispeft.errors import CheckpointError
+from vispeft.models.checkpoint_metadata import CheckpointMetadata
+from vispeft.models.input_rule import InputRule
+from vispeft.models.weight_directories import CONFIG, read_directory_config, read_directory_processor
 
 _NUM_STAGES = 4
-# what our model has, with transformers' defaults: a configuration that differs is refused
+# our model's values, which are transformers' defaults: a configuration that differs is refused
 _FIXED: Mapping[str, Any] = {
     "pre_norm": False,
     "enforce_input_projection": False,
@@ -51,13 +55,23 @@ _RESNETS = {
 _WIDTHS = {"basic": (64, 128, 256, 512), "bottleneck": (256, 512, 1024, 2048)}
 
 
-def arguments_of(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
-    """Return the arguments of `build_model` beside the name and the number of classes.
-
-    source: name of the file, for errors
+def read_directory_metadata(path: Path) -> CheckpointMetadata:
+    """Return the arguments of `build_model` and the image size of a directory.
 
     Raises CheckpointError for a configuration of another model, or one that this family does not have.
     """
+    arguments = _arguments_of(read_directory_config(path), str(path / CONFIG))
+    processor = read_directory_processor(path)
+    if not processor:
+        return CheckpointMetadata(arguments)
+    rule = InputRule.of(processor)
+    statistics = {"pixel_mean": rule.pixel_mean, "pixel_std": rule.pixel_std}
+    backbone_options = {**arguments["backbone_options"], **statistics}
+    return CheckpointMetadata({**arguments, "backbone_options": backbone_options}, rule.image_size)
+
+
+def _arguments_of(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the arguments of `build_model` but for the number of classes. source: name of the file, for errors"""
     if config.get("model_type") != "mask2former":
         raise CheckpointError(
             f"{source} is the configuration of a {config.get('model_type')!r} model, not of mask2former. Choose "
@@ -67,12 +81,14 @@ def arguments_of(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
     dim = config.get("hidden_dim", 256)
     _check(config, {"feature_size": dim}, source)
     return {
+        "name": "mask2former",
         **_backbone_arguments(config.get("backbone_config"), source),
         "dim": dim,
         "mask_dim": config.get("mask_feature_size", 256),
         "ffn_dim": config.get("dim_feedforward", 2048),
         "pixel_decoder_ffn_dim": config.get("encoder_feedforward_dim", 1024),
         "pixel_decoder_layers": config.get("encoder_layers", 6),
+        # transformers counts the predictions before the first layer too
         "decoder_layers": config.get("decoder_layers", 10) - 1,
         "num_heads": config.get("num_attention_heads", 8),
         "num_queries": config.get("num_queries", 100),
@@ -82,16 +98,11 @@ def arguments_of(config: Mapping[str, Any], *, source: str) -> dict[str, Any]:
 def _check(config: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
     for key, value in wanted.items():
         given = config.get(key, value)
-        if given != value and list_of(given) != list_of(value):
+        if given != value:
             raise CheckpointError(
                 f"`{key}` must be {value!r} in {source}, but is {given!r}: mask2former has no such variant here. "
                 "Use `name: transformers` with these weights."
             )
-
-
-def list_of(value: Any) -> list[Any]:
-    """Return a sequence as a list, and anything else as a list of it."""
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _backbone_arguments(config: Any, source: str) -> dict[str, Any]:
@@ -102,7 +113,7 @@ def _backbone_arguments(config: Any, source: str) -> dict[str, Any]:
         return _resnet_arguments(config, source)
     if kind == "timm_backbone":
         _check(config, {"num_channels": 3, "output_stride": None}, source)
-        return {"backbone": config["backbone"], "backbone_norm": False}
+        return {"backbone": config["backbone"], "backbone_options": {}, "backbone_norm": False}
     raise CheckpointError(
         f"`backbone_config` of {source} must be of a swin, resnet or timm_backbone model, but is of {kind!r}. Use "
         "`name: transformers` with these weights."
@@ -114,8 +125,8 @@ def _swin_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     options = {
         "patch_size": config.get("patch_size", 4),
         "embed_dim": config.get("embed_dim", 96),
-        "depths": list_of(config.get("depths", (2, 2, 6, 2))),
-        "num_heads": list_of(config.get("num_heads", (3, 6, 12, 24))),
+        "depths": list(config.get("depths", (2, 2, 6, 2))),
+        "num_heads": list(config.get("num_heads", (3, 6, 12, 24))),
         "window_size": config.get("window_size", 7),
         "mlp_ratio": config.get("mlp_ratio", 4.0),
         "qkv_bias": config.get("qkv_bias", True),
