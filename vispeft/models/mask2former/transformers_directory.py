@@ -185,6 +185,8 @@ def _timm_config(backbone: Backbone) -> dict[str, Any] | None:
 
 
 def _is_built_as(body: nn.Module, name: str, **options: Any) -> bool:
-    """Tell whether timm builds the same modules by a name and options."""
+    """Tell whether timm builds the same modules and tensors by a name and options."""
     with torch.device("meta"):
-        return repr(timm.create_model(name, features_only=True, **options)) == repr(body)
+        built = timm.create_model(name, features_only=True, **options)
+    shapes, wanted = ({n: x.shape for n, x in model.state_dict().items()} for model in (built, body))
+    return repr(built) == repr(body) and shapes == wanted
