@@ -194,7 +194,8 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
         }
     defaults = ModelConfig()
     for key in ("name", "backbone", "size", "options", "backbone_options"):
-        if getattr(config, key) not in (getattr(defaults, key), metadata.arguments.get(key)):
+        is_same_name = key == "name" and config.name == metadata.arguments.get("name")
+        if getattr(config, key) != getattr(defaults, key) and not is_same_name:
             raise ConfigError(
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
                 f"holds, but is {getattr(config, key)!r}. Or choose other weights."

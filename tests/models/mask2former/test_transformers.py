@@ -110,15 +110,23 @@ def assert_close(given: Tensor, expected: Tensor, message: str, *, floor: float 
     assert difference <= 1e-4 * scale, f"{message}: {difference} of {scale}"
 
 
-def test_outputs_and_gradients__are_those_of_transformers(both: tuple[Any, Mask2Former]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(2, 3, 64, 96, generator=generator)
-    inputs = [images.clone().requires_grad_() for _ in both]
-    expected, given = their_logits(both[0], inputs[0]), our_logits(both[1], inputs[1])
-    assert len(given) == len(expected)
+@torch.no_grad()
+def test_outputs__are_those_of_transformers(both: tuple[Any, Mask2Former]) -> None:
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    expected, given = their_logits(both[0], images), our_logits(both[1], images)
     for number, (one, other) in enumerate(zip(given, expected, strict=True)):
         assert_close(one, other, f"output {number}")
-    weights = [torch.randn(x.shape, generator=generator) / x.numel() ** 0.5 for x in expected]
+
+
+def test_gradients__are_those_of_transformers(both: tuple[Any, Mask2Former]) -> None:
+    """In float64, since rounding errors are large where random maps before a norm are nearly constant."""
+    for model in both:
+        model.double()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, 3, 64, 96, generator=generator, dtype=torch.float64)
+    inputs = [images.clone().requires_grad_() for _ in both]
+    expected, given = their_logits(both[0], inputs[0]), our_logits(both[1], inputs[1])
+    weights = [torch.randn(x.shape, generator=generator, dtype=x.dtype) / x.numel() ** 0.5 for x in expected]
     for logits in (expected, given):
         torch.stack([(weight * x).sum() for weight, x in zip(weights, logits, strict=True)]).sum().backward()
     assert inputs[0].grad is not None
@@ -128,7 +136,7 @@ def test_outputs_and_gradients__are_those_of_transformers(both: tuple[Any, Mask2
     our_gradients = gradients(both[1])
     assert their_gradients.keys() == our_gradients.keys()
     # biases of keys and before norms have no gradient but rounding errors
-    floor = 1e-2 * max(float(gradient.abs().max()) for gradient in their_gradients.values())
+    floor = 1e-6 * max(float(gradient.abs().max()) for gradient in their_gradients.values())
     for name, gradient in their_gradients.items():
         assert_close(our_gradients[name], gradient, name, floor=floor)
 
