@@ -6,6 +6,7 @@ import argparse
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.models import adapt_input_conv
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
 from vispeft.io.tensors import read_tensors
+from vispeft.models.array_pickles import is_pickle, read_pickle
 from vispeft.models.base import SegmentationModel
 from vispeft.models.weight_directories import is_weights_directory, read_directory
 
@@ -48,7 +50,9 @@ def require_file(path: Path, key: str) -> None:
 
 
 def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, of a .pth, .pt or .bin file without code, or of a directory of these.
+    """Return the tensors of a .safetensors file, of a .pth, .pt, .bin or .pkl file without code, or of a directory.
+
+    A .pkl file holds arrays of numpy, as detectron2's model zoo.
 
     key: name of the argument or configuration key, for errors
 
@@ -59,16 +63,13 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
     if path.is_dir():
         return read_directory(path, lambda part: read_state(part, key=key))
     try:
-        # training scripts leave their arguments beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
-            # given as a file, since torch goes by the ending of a path
-            loaded = read_tensors(path)[0] if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
+        loaded = _loaded(path)
     except _READ_ERRORS as error:
         # torch itself advises to load the file with code execution
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
+        has_objects = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors, or is no checkpoint" if has_objects else str(error).split("\n")[0]
         remedy = (
-            "Of a model that was saved whole, save `model.state_dict()` instead." if is_pickle else "Is it complete?"
+            "Of a model that was saved whole, save `model.state_dict()` instead." if has_objects else "Is it complete?"
         )
         raise CheckpointError(f"The weights file {path} cannot be read ({reason}). {remedy}") from error
     for wrapper in _WRAPPERS:
@@ -78,6 +79,18 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
     if not state:
         raise CheckpointError(f"The weights file {path} holds no tensors by name.")
     return state
+
+
+def _loaded(path: Path) -> Any:
+    """Return the object of a file by its content, whatever its name ends in."""
+    if _is_safetensors(path):
+        return read_tensors(path)[0]
+    if is_pickle(path):
+        return read_pickle(path)
+    # training scripts leave their arguments beside the tensors
+    with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+        # given as a file, since torch goes by the ending of a path
+        return torch.load(file, "cpu", weights_only=True)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
