@@ -188,12 +188,12 @@ def test_mask_costs__is_cross_entropy_and_dice_of_every_pair() -> None:
     cross_entropy = F.binary_cross_entropy_with_logits(pairs, others, reduction="none").mean(-1)
     probs = pairs.sigmoid()
     dice = 1 - (2 * (probs * others).sum(-1) + 1) / (probs.sum(-1) + others.sum(-1) + 1)
-    costs = mask_costs(logits, masks, CostWeights(mask=5.0, dice=3.0))
+    costs = mask_costs(-logits, masks, CostWeights(mask=5.0, dice=3.0))
     torch.testing.assert_close(costs, 5 * cross_entropy + 3 * dice, atol=1e-4, rtol=1e-4)
 
 
 def test_mask_costs__is_finite_for_extreme_logits() -> None:
-    costs = mask_costs(torch.tensor([[1e4, -1e4], [-1e4, 1e4]]), torch.tensor([[1.0, 0.0]]), CostWeights())
+    costs = mask_costs(torch.tensor([[-1e4, 1e4], [1e4, -1e4]]), torch.tensor([[1.0, 0.0]]), CostWeights())
     assert costs.isfinite().all()
     assert costs[0, 0] < costs[1, 0]
 

@@ -155,6 +155,8 @@ def merge(
 ) -> None:
     """Merge a run into one plain checkpoint without deltas. A run with adapters is refused: they cannot be merged.
 
+    A run of mask2former or transformers can be written as a directory that transformers opens.
+
     Example: vispeft merge runs/bundled_lora-1 --out model.safetensors
     """
     from vispeft.engine import load_run, write_merged

@@ -24,6 +24,7 @@ from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoi
 from vispeft.models.class_head import replace_classes, same_names, starting_classes
 from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
+from vispeft.models.weight_directories import is_weights_directory
 from vispeft.models.weight_files import require_file
 from vispeft.peft.quantization.frozen_precision import set_frozen_precision
 from vispeft.training.devices import trains_on_cpu
@@ -222,7 +223,7 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
         }
     defaults = ModelConfig()
     for key in ("name", "backbone", "size", "options", "backbone_options"):
-        is_same = model is not None and getattr(config, key) == metadata.arguments.get(key)
+        is_same = (model is not None or key == "name") and getattr(config, key) == metadata.arguments.get(key)
         if getattr(config, key) != getattr(defaults, key) and not is_same:
             raise ConfigError(
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
@@ -354,7 +355,7 @@ def class_names_in(adapter: Path) -> tuple[str, ...]:
 
 
 def _metadata(config: ModelConfig) -> CheckpointMetadata | None:
-    """Return the metadata of the configuration's weights file; None without a file or without metadata."""
+    """Return the metadata of the configuration's weights; None without a file, or for one without metadata."""
     if config.weights == BUNDLED:
         return read_checkpoint_metadata(bundled_path())
     model = published(config.weights)
@@ -363,7 +364,19 @@ def _metadata(config: ModelConfig) -> CheckpointMetadata | None:
         return CheckpointMetadata({"name": model.family, **model.arguments, "image_size": size}, model.image_size)
     if config.weights in (PRETRAINED, NONE) or config.backbone is not None:
         return None
-    return read_checkpoint_metadata(_weights_file(config))
+    path = _weights_file(config)
+    return _directory_metadata(config, path) if is_weights_directory(path) else read_checkpoint_metadata(path)
+
+
+def _directory_metadata(config: ModelConfig, path: Path) -> CheckpointMetadata:
+    read = family_of(config.name).read_directory
+    if read is None:
+        raise ConfigError(
+            f"`model.backbone` must be named, with its options, for `model.name: {config.name}` and the directory "
+            f"`model.weights: {config.weights}`. Or choose `model.name: mask2former` or `transformers`, which read "
+            "them from the directory."
+        )
+    return read(path)
 
 
 def _checkpoint_activations(model: SegmentationModel) -> None:

@@ -21,6 +21,7 @@ from vispeft.io.tensors import read_metadata
 from vispeft.models import SegmentationModel
 from vispeft.models.class_head import add_classes, nearest_class, normalised
 from vispeft.models.coco_classes import COCO_CLASSES
+from vispeft.models.weight_directories import directory_class_names, is_weights_directory
 
 _HEADER = "class_names"
 
@@ -65,9 +66,11 @@ def known_class_names(config: ModelConfig, num_classes: int | None, path: Path |
 
 
 def _names_in(path: Path | None) -> tuple[str, ...]:
-    """Return the class names in the header of a weights file; none in files of other programs."""
+    """Return the class names of a directory or in the header of a weights file; none in files of other programs."""
     if path is None:
         return ()
+    if is_weights_directory(path):
+        return directory_class_names(path)
     try:
         names = json.loads(read_metadata(path).get(_HEADER, "[]"))
     except (CheckpointError, ValueError):

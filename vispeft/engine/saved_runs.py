@@ -26,6 +26,7 @@ from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
 from vispeft.models.base import SavesDirectory
 from vispeft.models.checkpoint_metadata import CheckpointMetadata
+from vispeft.models.registry import family_of
 from vispeft.zoo import MODELS, ZooModel
 
 
@@ -114,19 +115,21 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:
-    """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata.
+    """Write one plain checkpoint of the whole model, deltas merged.
 
-    Frozen weights in a lower precision become float32. A model of another library is written as that library's
-    directory.
+    Frozen weights in a lower precision become float32.
+
+    out: a .safetensors file, which has the model arguments as metadata, or a directory of transformers for a family
+        that can be written as such; models of transformers have no other form
     """
-    is_directory = isinstance(run.model, SavesDirectory)
-    if is_directory and out.suffix == ".safetensors":
-        raise CheckpointError(f"`--out` must be a directory for `model.name: {run.config.model.name}`, but is {out}.")
-    if not is_directory and out.suffix != ".safetensors":
+    name, is_file = run.config.model.name, out.suffix == ".safetensors"
+    if is_file and family_of(name).reads_weights:
+        raise CheckpointError(f"`--out` must be a directory for `model.name: {name}`, but is {out}.")
+    if not is_file and not isinstance(run.model, SavesDirectory):
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     merge_deltas(run.model, run.config.model.frozen_precision)
-    if isinstance(run.model, SavesDirectory):
-        run.model.save_directory(out, class_names=run.class_names)
+    if not is_file and isinstance(run.model, SavesDirectory):
+        run.model.save_directory(out, class_names=run.class_names, image_size=image_size(run.config))
         return
     metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
     save_checkpoint(run.model, out, metadata, class_names=run.class_names)

@@ -80,7 +80,8 @@ class _MaskLosses(torch.autograd.Function):
         embeddings, masks, target_idx, *rest = ctx.saved_tensors
         features, kept = rest[: len(ctx.counts)], iter(rest[len(ctx.counts) :])
         grad_embeddings = torch.empty_like(embeddings)
-        grad_points = [features[0].new_zeros(features[0].shape) for _ in ctx.counts] if ctx.needs_input_grad[1] else []
+        needs_cells = ctx.needs_input_grad[1]
+        grad_points: list[Tensor | None] = [None for _ in ctx.counts]
         for chunk in _chunks(ctx.counts, ctx.num_drawn):
             chosen, probs, overlaps, sizes = next(kept).long(), next(kept), next(kept), next(kept)
             labels = _labels(masks, target_idx[chunk.rows], chosen)
@@ -88,10 +89,20 @@ class _MaskLosses(torch.autograd.Function):
             # a mask's points are distinct, so plain writes do
             all_grad = grad.new_zeros(len(grad), ctx.num_drawn).scatter_(1, chosen, grad)
             torch.mm(all_grad, features[chunk.image_idx], out=grad_embeddings[chunk.rows])
-            if grad_points:
-                grad_points[chunk.image_idx].addmm_(all_grad.T, embeddings[chunk.rows])
-        grad_cells = torch.stack([spread_rows(rows, ctx.at) for rows in grad_points]) if grad_points else None
-        return grad_embeddings, grad_cells, *[None] * 5
+            if needs_cells:
+                summed = grad_points[chunk.image_idx]
+                grad_points[chunk.image_idx] = (
+                    torch.mm(all_grad.T, embeddings[chunk.rows])
+                    if summed is None
+                    else summed.addmm_(all_grad.T, embeddings[chunk.rows])
+                )
+        if not needs_cells:
+            return grad_embeddings, None, *[None] * 5
+        grad_cells = [
+            features[0].new_zeros(ctx.at.num_cells, features[0].shape[1]) if rows is None else spread_rows(rows, ctx.at)
+            for rows in grad_points
+        ]
+        return grad_embeddings, torch.stack(grad_cells), *[None] * 5
 
 
 def _labels(masks: Tensor, target_idx: Tensor, chosen: Tensor) -> Tensor:

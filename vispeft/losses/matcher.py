@@ -49,15 +49,20 @@ def softmax_class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
     return -class_logits.softmax(-1)[:, labels]
 
 
-def mask_costs(mask_logits: Tensor, masks: Tensor, weights: CostWeights) -> Tensor:
-    """Weighted cross-entropy and dice costs at points. mask_logits: [N, P]; masks: [T, P] in 0..1. Returns [N, T]."""
+def mask_costs(negated_logits: Tensor, masks: Tensor, weights: CostWeights) -> Tensor:
+    """Weighted cross-entropy and dice costs at points. Returns [N, T].
+
+    negated_logits: mask logits times -1, [N, P]; overwritten
+    masks: [T, P] in 0..1
+    """
     P = masks.shape[1]
     sizes = masks.sum(1)
     # one sigmoid serves both: BCE(x, t) = -log(sigmoid(-x)) - x t, and sigmoid(x) = 1 - sigmoid(-x)
-    absent_probs = mask_logits.neg().sigmoid_().clamp_(min=torch.finfo(mask_logits.dtype).tiny)
+    agreement = negated_logits @ masks.T
+    absent_probs = negated_logits.sigmoid_().clamp_(min=torch.finfo(negated_logits.dtype).tiny)
     overlap = sizes - absent_probs @ masks.T
     dice = 1 - (2 * overlap + 1) / (P - absent_probs.sum(1)[:, None] + sizes + 1)
-    cross_entropy = -absent_probs.log_().sum(1)[:, None] - mask_logits @ masks.T
+    cross_entropy = agreement - absent_probs.log_().sum(1)[:, None]
     return weights.mask / P * cross_entropy + weights.dice * dice
 
 
@@ -130,7 +135,7 @@ class HungarianMatcher(nn.Module):
     def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
         """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""
         pieces = torch.split(embeddings, max(1, LOGITS_AT_ONCE // len(features)))
-        return torch.cat([mask_costs(piece @ features.T, masks, self.weights) for piece in pieces])
+        return torch.cat([mask_costs(-piece @ features.T, masks, self.weights) for piece in pieces])
 
 
 def _boxes_of(layers: Sequence[LayerPredictions]) -> Tensor | None:

@@ -1,77 +1,91 @@
-"""Plain pickles of NumPy arrays, in which detectron2 publishes weights, read without running anything in them."""
+"""Pickles of numpy arrays, as detectron2's model zoo publishes its checkpoints, read without running code."""
 
 from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from typing import IO, Any, Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
-# first bytes of a pickle of protocol 2 or later, and those of torch's old files, which are pickles too
-_PICKLE = b"\x80"
-_TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-START_BYTES = 32
-
-
-def is_plain_pickle(start: bytes) -> bool:
-    """Return True for the first bytes of a pickle that torch has not written."""
-    return start.startswith(_PICKLE) and _TORCH_MAGIC not in start
+# the number with which files of torch before version 1.6 begin
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")
+_NUMBERS = "biufc"
 
 
-def load_arrays(file: IO[bytes]) -> Any:
-    """Return the content of a pickle of arrays, with each array as a tensor.
+class _Encode:
+    """`_codecs.encode` for bytes that Python 2 wrote as text. Without attributes, which a pickle could set."""
 
-    Raises `pickle.UnpicklingError` for one that holds more than arrays, numbers, texts, lists and dicts.
-    """
-    return _as_tensors(_ArrayUnpickler(file).load())
+    __slots__ = ()
 
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """An unpickler that knows the constructors of arrays alone."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = _CONSTRUCTORS.get((module.replace("numpy._core.", "numpy.core."), name))
-        if known is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return known
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"text in the encoding {encoding!r}")
+        return text.encode("latin1")
 
 
-def _empty_array(kind: object, shape: tuple[int, ...], typecode: object) -> NDArray[Any]:
-    """Return the array whose shape, type and bytes the pickle sets next. kind, typecode: of the pickle, not used"""
-    return np.ndarray((0,), dtype=np.uint8)
+class _FromBuffer:
+    """`numpy._core.numeric._frombuffer`, of pickles of protocol 5."""
+
+    __slots__ = ()
+
+    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
+        return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
 
 
-def _array_of(buffer: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]) -> NDArray[Any]:
-    """Return an array of its bytes, as protocol 5 has it."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Return the bytes that protocol 2 writes as text."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
-_CONSTRUCTORS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy.core.numeric", "_frombuffer"): _array_of,
+# functions and types of numpy, which no pickle can change
+_RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+_SCALAR: Any = np.float32(0).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): _Encode(),
+    **{(builtins, "bytes"): bytes for builtins in ("builtins", "__builtin__")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _RECONSTRUCT for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _SCALAR for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): _FromBuffer() for core in ("core", "_core")},
 }
 
 
-def _as_tensors(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biufc":
-            raise pickle.UnpicklingError(f"it holds an array of {value.dtype}")
-        # a copy, since the bytes of a pickle may not be written to
-        return torch.from_numpy(np.array(value))
+class _Unpickler(pickle.Unpickler):
+    """Unpickler that knows arrays and containers alone; any other name in a pickle is an UnpicklingError."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return an allowed object by its name."""
+        if (module_name, global_name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+        return _ALLOWED[module_name, global_name]
+
+
+def is_pickle(path: Path) -> bool:
+    """Tell whether a file is a plain pickle, and not one of torch, which has other objects before its tensors."""
+    with path.open("rb") as file:
+        start = file.read(32)
+    return start[:1] == b"\x80" and _TORCH_MAGIC not in start
+
+
+def read_pickle(path: Path) -> Any:
+    """Return the object of a plain pickle, its arrays of numbers as tensors.
+
+    Raises pickle.UnpicklingError, and errors of numpy, where it holds other objects or is damaged.
+    """
+    with path.open("rb") as file:
+        # as of Python 2
+        return _with_tensors(_Unpickler(file, encoding="latin1").load())
+
+
+def _with_tensors(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _as_tensors(entry) for key, entry in value.items()}
+        return {key: _with_tensors(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in _NUMBERS:
+        return _tensor(np.asarray(value))
     return value
+
+
+def _tensor(array: Any) -> Tensor:
+    # a copy that torch may write to, in the machine's byte order
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))

@@ -197,13 +197,16 @@ class FollowsProgress(ABC):
 
 
 class SavesDirectory(ABC):
-    """A model whose plain checkpoint is a directory of its own library. A family of such inherits this beside
+    """A model that can be written as a directory of transformers. A family of such inherits this beside
     `SegmentationModel`.
     """
 
     @abstractmethod
-    def save_directory(self, path: Path, *, class_names: Sequence[str]) -> None:
-        """Write the model without deltas as a directory that its library opens.
+    def save_directory(self, path: Path, *, class_names: Sequence[str], image_size: int | None = None) -> None:
+        """Write the model without deltas as a directory that transformers opens.
 
         class_names: by contiguous class index
+        image_size: longer side of the network input in pixels, for the image processor
+
+        Raises CheckpointError for a model that the library does not have.
         """

@@ -10,12 +10,14 @@ from typing import Any
 from vispeft.errors import ConfigError
 from vispeft.io.names import did_you_mean
 from vispeft.models.base import ModelArguments, SegmentationModel
+from vispeft.models.checkpoint_metadata import CheckpointMetadata
 from vispeft.models.eomt import weights as eomt_weights
 from vispeft.models.eomt.config import SIZES as EOMT_SIZES
 from vispeft.models.eomt.config import build_eomt
 from vispeft.models.mask2former import weights as mask2former_weights
 from vispeft.models.mask2former.config import SIZES as MASK2FORMER_SIZES
 from vispeft.models.mask2former.config import build_mask2former
+from vispeft.models.mask2former.transformers_config import read_directory_metadata
 from vispeft.models.mask_dino import weights as mask_dino_weights
 from vispeft.models.mask_dino.config import SIZES as MASK_DINO_SIZES
 from vispeft.models.mask_dino.config import build_mask_dino
@@ -31,16 +33,19 @@ class ModelFamily:
     """Functions of a model family.
 
     build: returns a model with random weights, except pretrained ones of its encoder
-    num_classes_in: returns the number of classes of a weights file; None where the file has no class head
+    num_classes_in: returns the number of classes of a weights file or directory; None where it has no class head
     sizes: names of the sizes that `build` knows
     image_size_in: of families whose `build` reads whole models itself, by a directory or a hub's name in the place of
         the backbone: returns the longer side of such a model's input; None for families of weights files
+    read_directory: returns the arguments of `build_model` and the image size of a directory of transformers; None for
+        families whose arguments must be given beside a directory
     """
 
     build: Callable[[ModelArguments], SegmentationModel]
     num_classes_in: Callable[[Path], int | None]
     sizes: tuple[str, ...]
     image_size_in: Callable[[str], int | None] | None = None
+    read_directory: Callable[[Path], CheckpointMetadata] | None = None
 
     @property
     def reads_weights(self) -> bool:
@@ -50,7 +55,12 @@ class ModelFamily:
 
 FAMILIES: dict[str, ModelFamily] = {
     "mask_dino": ModelFamily(build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES)),
-    "mask2former": ModelFamily(build_mask2former, mask2former_weights.num_classes_in, tuple(MASK2FORMER_SIZES)),
+    "mask2former": ModelFamily(
+        build_mask2former,
+        mask2former_weights.num_classes_in,
+        tuple(MASK2FORMER_SIZES),
+        read_directory=read_directory_metadata,
+    ),
     "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
     "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES)),
     "transformers": ModelFamily(

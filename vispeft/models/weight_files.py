@@ -1,4 +1,4 @@
-"""Reading of weights files, safetensors and pickles without code, and loading of tensors that must fit."""
+"""Reading of weights, safetensors and pickles without code, and loading of tensors that must fit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
 from vispeft.io.tensors import read_tensors
-from vispeft.models.array_pickles import START_BYTES, is_plain_pickle, load_arrays
+from vispeft.models.array_pickles import is_pickle, read_pickle
 from vispeft.models.base import SegmentationModel
+from vispeft.models.weight_directories import is_weights_directory, read_directory
 
 # torch reads what is no checkpoint as a pickle, with any of these
 _READ_ERRORS = (
@@ -26,20 +27,11 @@ _READ_ERRORS = (
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "student")
 
 
-def _load(path: Path) -> Any:
-    """Return the content of a weights file of any kind, which its first bytes tell; no code in it is run."""
+def _is_safetensors(path: Path) -> bool:
+    """Return True for a file with the header of safetensors, by whatever name: its length in 8 bytes, then JSON."""
     with path.open("rb") as file:
-        start = file.read(START_BYTES)
-        file.seek(0)
-        # the header of safetensors: its length in 8 bytes, then JSON
-        if start[8:9] == b"{" and not start.startswith(b"PK"):
-            return read_tensors(path)[0]
-        if is_plain_pickle(start):
-            return load_arrays(file)
-        # training scripts leave their arguments beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # given as a file, since torch goes by the ending of a path
-            return torch.load(file, "cpu", weights_only=True)
+        start = file.read(9)
+    return start[8:] == b"{" and not start.startswith(b"PK")
 
 
 def weights_path(weights: str | Path) -> Path:
@@ -48,16 +40,19 @@ def weights_path(weights: str | Path) -> Path:
 
 
 def require_file(path: Path, key: str) -> None:
-    """Raise CheckpointError where there is no weights file. key: argument or configuration key that names it."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"The weights file {path} {'is no file' if path.exists() else 'does not exist'}. "
-            f"Put it there, or name its place by `{key}`."
-        )
+    """Raise CheckpointError where there is no weights file, and no directory of transformers either.
+
+    key: argument or configuration key that names it
+    """
+    if not path.is_file() and not is_weights_directory(path):
+        fault = "is a directory without `config.json`" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"The weights file {path} {fault}. Put it there, or name its place by `{key}`.")
 
 
 def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a .pth, .pt, .bin or .pkl file without code.
+    """Return the tensors of a .safetensors file, of a .pth, .pt, .bin or .pkl file without code, or of a directory.
+
+    A .pkl file holds arrays of numpy, as detectron2's model zoo.
 
     key: name of the argument or configuration key, for errors
 
@@ -65,14 +60,16 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
     """
     path = Path(path)
     require_file(path, key)
+    if path.is_dir():
+        return read_directory(path, lambda part: read_state(part, key=key))
     try:
-        loaded = _load(path)
+        loaded = _loaded(path)
     except _READ_ERRORS as error:
         # torch itself advises to load the file with code execution
-        is_pickle = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than tensors, or is no checkpoint" if is_pickle else str(error).split("\n")[0]
+        has_objects = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than tensors, or is no checkpoint" if has_objects else str(error).split("\n")[0]
         remedy = (
-            "Of a model that was saved whole, save `model.state_dict()` instead." if is_pickle else "Is it complete?"
+            "Of a model that was saved whole, save `model.state_dict()` instead." if has_objects else "Is it complete?"
         )
         raise CheckpointError(f"The weights file {path} cannot be read ({reason}). {remedy}") from error
     for wrapper in _WRAPPERS:
@@ -82,6 +79,18 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
     if not state:
         raise CheckpointError(f"The weights file {path} holds no tensors by name.")
     return state
+
+
+def _loaded(path: Path) -> Any:
+    """Return the object of a file by its content, whatever its name ends in."""
+    if _is_safetensors(path):
+        return read_tensors(path)[0]
+    if is_pickle(path):
+        return read_pickle(path)
+    # training scripts leave their arguments beside the tensors
+    with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+        # given as a file, since torch goes by the ending of a path
+        return torch.load(file, "cpu", weights_only=True)
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -127,7 +136,7 @@ def _with_input_channels(own: Mapping[str, Tensor], state: Mapping[str, Tensor])
 
 
 def load_weights(model: SegmentationModel, path: str | Path) -> None:
-    """Load a weights file of a whole model, in place; the model's family knows the names of official checkpoints.
+    """Load a weights file of a whole model, or a directory, in place; the model's family knows official names.
 
     Raises CheckpointError where the file cannot be read or does not fit; the model is unchanged then.
     """

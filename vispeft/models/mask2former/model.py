@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
@@ -10,20 +11,22 @@ from vispeft.losses.points import PUBLISHED_POINTS
 from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.backbones.timm_models import check_size
-from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.base import DetectionLimits, LossSettings, SavesDirectory, SegmentationModel
 from vispeft.models.class_head import ClassHead
 from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask2former.criterion import Criterion
 from vispeft.models.mask2former.decoder import Mask2FormerDecoder
+from vispeft.models.mask2former.transformers_directory import configuration_of, processor_of, tensors_of
 from vispeft.models.mask2former.weights import CLASS_HEAD, load_mask2former
 from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
 from vispeft.models.roles.mask2former import MASK2FORMER
 from vispeft.models.softmax_postprocess import postprocess
 from vispeft.models.split import Split
+from vispeft.models.weight_directories import write_directory
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
 
 
-class Mask2Former(SegmentationModel):
+class Mask2Former(SegmentationModel, SavesDirectory):
     """Segmentation by queries with masked attention (Cheng et al., CVPR 2022; https://arxiv.org/abs/2112.01527)."""
 
     def __init__(self, backbone: Backbone, pixel_decoder: PixelDecoder, decoder: Mask2FormerDecoder) -> None:
@@ -93,8 +96,20 @@ class Mask2Former(SegmentationModel):
         return {**self.backbone.roles("backbone"), **MASK2FORMER, "new": new}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
-        """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
+        """Load the tensors of a whole model, in place: by our names, the official ones or those of transformers.
+
+        A class head of another size is fitted, and further queries start as copies of those of the file.
+        """
         load_mask2former(self, tensors, source=source)
+
+    def save_directory(self, path: Path, *, class_names: Sequence[str], image_size: int | None = None) -> None:
+        """Write the model as a directory that `AutoModelForUniversalSegmentation.from_pretrained` opens.
+
+        Raises CheckpointError for a backbone that transformers does not have.
+        """
+        config = configuration_of(self.backbone, self.pixel_decoder, self.decoder, class_names=class_names)
+        processor = processor_of(self.backbone, num_classes=self.num_classes, image_size=image_size)
+        write_directory(path, config, processor, tensors_of(self.state_dict(), config))
 
     def class_rows(self) -> ClassHead:
         """Return the class map."""

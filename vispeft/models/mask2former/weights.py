@@ -18,6 +18,7 @@ from vispeft.models.detectron2_names import (
     rename,
     unpacked,
 )
+from vispeft.models.mask2former.transformers_names import from_transformers, is_of_transformers
 from vispeft.models.query_rows import fit_query_rows
 from vispeft.models.weight_files import load_state, read_state
 
@@ -82,7 +83,7 @@ def load_mask2former(model: nn.Module, tensors: Mapping[str, Tensor], *, source:
 
 
 def num_classes_in(path: str | Path) -> int | None:
-    """Return the number of classes that a weights file has a head for; None where it has none of Mask2Former's.
+    """Return the number of classes of the head in a weights file or directory; None where it has none of Mask2Former's.
 
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
@@ -90,4 +91,6 @@ def num_classes_in(path: str | Path) -> int | None:
 
 
 def _by_own_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if is_of_transformers(tensors):
+        return from_transformers(tensors)
     return from_official(tensors) if is_official(tensors) else tensors

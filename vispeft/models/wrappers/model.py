@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SavesDirectory, SegmentationModel
+from vispeft.models.input_rule import InputRule
 from vispeft.models.postprocess import best_instances, check_metas
 from vispeft.models.roles import roles_for
 from vispeft.models.split import Split, SplitPointError
 from vispeft.models.weight_files import load_state
 from vispeft.models.wrappers.criterion import Criterion
 from vispeft.models.wrappers.kinds import Answer, kind_of
-from vispeft.models.wrappers.library import InputRule
 from vispeft.models.wrappers.weights import fit_class_head, side_of, write_directory
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
 
@@ -148,8 +148,11 @@ class TransformersModel(SegmentationModel, SavesDirectory):
         else:
             network.gradient_checkpointing_disable()
 
-    def save_directory(self, path: Path, *, class_names: Sequence[str]) -> None:
-        """Write the network as a directory that `AutoModelForUniversalSegmentation.from_pretrained` opens."""
+    def save_directory(self, path: Path, *, class_names: Sequence[str], image_size: int | None = None) -> None:
+        """Write the network as a directory that `AutoModelForUniversalSegmentation.from_pretrained` opens.
+
+        image_size: not used; the image processor keeps its own
+        """
         write_directory(self.network, self.processor, path, class_names=class_names)
 
     def _check_side(self, side: int) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, ConfigError, writing
-from vispeft.models.wrappers.library import InputRule, read_config, read_processor
+from vispeft.models.input_rule import InputRule
+from vispeft.models.wrappers.library import read_config, read_processor
 
 
 def num_classes_in(source: str | os.PathLike[str]) -> int | None:
