@@ -16,6 +16,7 @@ from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods
 from vispeft.engine.kept_classes import add_named_classes, weights_class_names
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models.base import TakesClassNames
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
@@ -48,7 +49,7 @@ def build_base(
     name is stored in `model.frozen_precision`.
 
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
-    class_names: of all classes, for `model.keep_classes`, those of the weights first
+    class_names: of all classes, for models with text prompts, and for `model.keep_classes`, those of the weights first
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -56,6 +57,9 @@ def build_base(
             model = _with_added_classes(config.model, class_names)
         else:
             model = _weighted(config.model, num_classes, with_weights)
+    if isinstance(model, TakesClassNames) and class_names:
+        with naming_model_keys():
+            model.set_class_names(class_names)
     with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)
