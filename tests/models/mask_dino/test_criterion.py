@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vispeft.losses.focal import focal_loss
 from vispeft.losses import HungarianMatcher
+from vispeft.losses.focal import focal_loss
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 

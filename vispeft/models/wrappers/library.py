@@ -65,8 +65,7 @@ def library() -> Any:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ConfigError(
-            "`name: transformers` needs the transformers library, which is not installed. "
-            "Install it: pip install 'vispeft[hf]'."
+            "This `name` needs the transformers library, which is not installed. Install it: pip install 'vispeft[hf]'."
         ) from error
 
 
@@ -114,7 +113,8 @@ def class_of(config: Any) -> Any:
     if type(config) not in mapping:
         raise ConfigError(
             f"`weights` must name a model of `AutoModelForUniversalSegmentation`, but its type is {config.model_type}, "
-            "which has no class and mask queries. Choose a Mask2Former, MaskFormer, OneFormer or EoMT."
+            "which has no class and mask queries. Choose a Mask2Former, MaskFormer, OneFormer or EoMT, or a SAM 3 with "
+            "`name: sam3`."
         )
     return mapping[type(config)]
 
