@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run, write_merged
@@ -82,6 +83,22 @@ def test_train_run__resumes_adapters_to_the_bit(sam3: dict[str, Any], tmp_path: 
     assert halved.adapter.read_bytes() == whole.adapter.read_bytes()
     with pytest.raises(PlanError, match="merge"):
         write_merged(load_run(whole.root), tmp_path / "merged")
+
+
+def test_train_run__keeps_the_features_of_a_frozen_encoder(sam3: dict[str, Any], tmp_path: Path) -> None:
+    deltas = {"@neck.q_proj | @decoder.q_proj": {"method": "lora", "rank": 2}}
+    plan = {"deltas": deltas, "train": ["@heads"]}
+    directories = []
+    for kept in ("memory", "off"):
+        directory = RunDirectory(tmp_path / kept)
+        words = [f"train.feature_cache={kept}", "data.augment.variants=2", "train.steps=7"]
+        result = train_run(parse_config({**sam3, "peft": plan}, words), directory)
+        assert result.summary is not None
+        assert (result.summary.get("feature_cache") is not None) == (kept == "memory")
+        directories.append(directory)
+    first, second = (load_file(directory.adapter) for directory in directories)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_build_base__prompts_are_the_texts_of_the_options(sam3: dict[str, Any]) -> None:

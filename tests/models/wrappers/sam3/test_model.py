@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.models import DetectionLimits, Sam3, build_model
-from vispeft.models.split import SplitPointError
+from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.models.wrappers.sam3.config import image_size_in, num_classes_in
 from vispeft.models.wrappers.sam3.predictions import PromptPredictions
 from vispeft.structures import ImageMeta
@@ -197,6 +197,15 @@ def test_load_tensors__are_the_models_own(source: Path) -> None:
     assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
-def test_split__is_refused(source: Path) -> None:
-    with pytest.raises(SplitPointError, match="no split point"):
-        built(source).split(images())
+def test_split__is_after_the_frozen_image_encoder(source: Path) -> None:
+    model = built(source)
+    with pytest.raises(SplitPointError, match=r"`network\.vision_encoder\.backbone\..*` is trained"):
+        model.split(images())
+    model.requires_grad_(False)
+    model.network.vision_encoder.neck.requires_grad_(True)
+    prefix = FrozenPrefix(model, model.split(images()), images())
+    assert prefix.point.name == "network.vision_encoder.backbone"
+    assert prefix.bytes_per_image == 8 * 8 * 32 * 4
+    with torch.no_grad():
+        given = Tail(model, prefix)(prefix(model, images()))
+    assert given.mask_features.equal(predicted(model).mask_features)

@@ -1,7 +1,8 @@
-"""Answers of the SAM 3 network to text prompts: those of all decoder layers, from one pass of the image encoder."""
+"""Answers of the SAM 3 network to text prompts: those of all decoder layers, after one pass of the image encoder."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,17 +32,26 @@ class Answers:
     mask_logits: Tensor
 
 
-def answers_of(network: Any, images: Tensor, prompts: Prompts) -> Answers:
+def encoded(network: Any, images: Tensor) -> Tensor:
+    """Return the tokens [B, N, D] of the image encoder's last block."""
+    tokens: Tensor = network.vision_encoder.backbone(images).last_hidden_state
+    return tokens
+
+
+def answers_from(network: Any, tokens: Tensor, prompts: Prompts) -> Answers:
     """Return the answers of a `Sam3Model`, whose own forward pass gives those of the last layer to one prompt.
 
     Prompts go through the rest of the network one after another: its maps are as large as those of an image.
+
+    tokens: [B, N, D] of square images
     """
-    vision = network.vision_encoder(images)
-    # the coarsest level is for the library's tracker
-    features, positions = vision.fpn_hidden_states[:-1], vision.fpn_position_encoding[:-1]
+    num_images, side = len(tokens), math.isqrt(tokens.shape[1])
+    features, positions = network.vision_encoder.neck(tokens.view(num_images, side, side, -1).permute(0, 3, 1, 2))
     texts = network.get_text_features(prompts.ids, attention_mask=prompts.mask, return_dict=True).pooler_output
+    # the coarsest level is for the library's tracker
+    levels = features[:-1], positions[:-1]
     answers = [
-        _answers_to_one(network, features, positions, text.expand(len(images), -1, -1), mask.expand(len(images), -1))
+        _answers_to_one(network, *levels, text.expand(num_images, -1, -1), mask.expand(num_images, -1))
         for text, mask in zip(texts, prompts.mask.bool(), strict=True)
     ]
     return Answers(

@@ -16,13 +16,14 @@ from vispeft.models.base import DetectionLimits, LossSettings, SavesDirectory, S
 from vispeft.models.postprocess import best_instances, boxes_in_pixels, check_metas
 from vispeft.models.roles import roles_for
 from vispeft.models.roles.placement import prefixed
-from vispeft.models.split import Split, SplitPointError
+from vispeft.models.split import Split
 from vispeft.models.weight_files import load_state
 from vispeft.models.wrappers.library import InputRule, set_activation_checkpointing
-from vispeft.models.wrappers.sam3.answers import Answers, answers_of
+from vispeft.models.wrappers.sam3.answers import Answers, answers_from, encoded
 from vispeft.models.wrappers.sam3.criterion import Criterion
 from vispeft.models.wrappers.sam3.predictions import PromptPredictions
 from vispeft.models.wrappers.sam3.prompts import Prompts, PromptWriter
+from vispeft.models.wrappers.sam3.split_point import split_sam3
 from vispeft.models.wrappers.weights import side_of, write_directory
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
 
@@ -102,9 +103,13 @@ class Sam3(SegmentationModel, SavesDirectory, TakesClassNames):
         """images: [B, 3, H, W] float, normalised and padded to a square; `targets` are not used."""
         check_size(images, self.size_divisor)
         self.check_image_size(max(images.shape[-2:]))
+        return self.continued(encoded(self.network, images))
+
+    def continued(self, tokens: Tensor) -> PromptPredictions:
+        """Return the predictions from the tokens of the image encoder, [B, N, D]."""
         if self.prompt_ids is None:
             raise ConfigError("The model has no prompts yet. Call `set_class_names` with the names of its classes.")
-        answers = answers_of(self.network, images, Prompts(self.prompt_ids, self.prompt_mask))
+        answers = answers_from(self.network, tokens, Prompts(self.prompt_ids, self.prompt_mask))
         masks = answers.mask_logits.flatten(1, 2)
         unit = torch.eye(masks.shape[1], dtype=masks.dtype, device=masks.device).expand(len(masks), -1, -1)
         final = LayerPredictions(_class_logits(answers), answers.boxes[-1].flatten(1, 2), unit)
@@ -146,8 +151,8 @@ class Sam3(SegmentationModel, SavesDirectory, TakesClassNames):
         ]
 
     def split(self, images: Tensor) -> Split:
-        """Raise SplitPointError: this family has no split point."""
-        raise SplitPointError("a model of transformers has no split point")
+        """Return the split after the image encoder. SplitPointError where a part of that is trained."""
+        return split_sam3(self)
 
     def roles(self) -> Mapping[str, str]:
         """Return the roles of the network's parts."""
