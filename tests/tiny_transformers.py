@@ -19,6 +19,8 @@ def write_directory(model_type: str, path: Path) -> None:
         torch.manual_seed(0)
         network = _NETWORKS[model_type]()
     network.save_pretrained(path)
+    if model_type.startswith("sam3"):
+        _tokenizer().save_pretrained(path)
     processor = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -116,10 +118,44 @@ def _eomt_dinov3() -> Any:
     return transformers.EomtDinov3ForUniversalSegmentation(config)
 
 
+def _tokenizer() -> Any:
+    """A tokenizer without merges: every letter is a token."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return transformers.CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+
+
+def _sam3_config() -> Any:
+    vit = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+    grid = {"image_size": IMAGE_SIZE, "patch_size": 8, "pretrain_image_size": 32, "window_size": 4}
+    layers = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    text = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "projection_dim": 16}
+    text_layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+    ends = {"bos_token_id": 72, "eos_token_id": 73, "pad_token_id": 73}
+    vision = {
+        "model_type": "sam3_vision_model",
+        "backbone_config": {"model_type": "sam3_vit_model", "global_attn_indexes": [1], **vit, **grid},
+        "fpn_hidden_size": 32,
+    }
+    return transformers.Sam3Config(
+        vision_config=vision,
+        text_config={"model_type": "clip_text_model", **text, **text_layers, **ends},
+        geometry_encoder_config={**layers, "num_layers": 1},
+        detr_encoder_config=dict(layers),
+        detr_decoder_config={**layers, "num_queries": NUM_QUERIES},
+        mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+    )
+
+
+def _sam3() -> Any:
+    return transformers.Sam3Model(_sam3_config())
+
+
 _NETWORKS = {
     "mask2former": _mask2former,
     "maskformer": _maskformer,
     "oneformer": _oneformer,
     "eomt": _eomt,
     "eomt_dinov3": _eomt_dinov3,
+    "sam3": _sam3,
 }

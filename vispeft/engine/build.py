@@ -20,6 +20,7 @@ from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED, local_direc
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.io.run_layout import ADAPTER_FILE
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models.base import TakesClassNames
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.class_head import replace_classes, same_names, starting_classes
 from vispeft.models.registry import FAMILIES, family_of
@@ -51,8 +52,8 @@ def build_base(
     name is stored in `model.frozen_precision`.
 
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
-    class_names: of all classes, so that each starts from the weights' class with the nearest name; with
-        `model.keep_classes` those of the weights come first, and stay
+    class_names: of all classes, so that each starts from the weights' class with the nearest name, and for models with
+        text prompts; with `model.keep_classes` those of the weights come first, and stay
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -62,6 +63,9 @@ def build_base(
             model = _with_classes_by_name(config.model, given, class_names)
         else:
             model = _weighted(config.model, num_classes, with_weights)
+    if isinstance(model, TakesClassNames) and class_names:
+        with naming_model_keys():
+            model.set_class_names(class_names)
     with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)

@@ -13,6 +13,7 @@ from vispeft.models.pmt.model import PMT
 from vispeft.models.registry import FAMILIES, ModelFamily, build_model
 from vispeft.models.weight_files import load_weights
 from vispeft.models.wrappers.model import TransformersModel
+from vispeft.models.wrappers.sam3.model import Sam3
 
 __all__ = [
     "FAMILIES",
@@ -29,6 +30,7 @@ __all__ = [
     "ModelArguments",
     "ModelFamily",
     "PMTSize",
+    "Sam3",
     "SegmentationModel",
     "TransformersModel",
     "build_model",

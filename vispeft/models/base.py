@@ -210,3 +210,16 @@ class SavesDirectory(ABC):
 
         Raises CheckpointError for a model that the library does not have.
         """
+
+
+class TakesClassNames(ABC):
+    """A model whose classes are text prompts. A family of such inherits this beside `SegmentationModel`."""
+
+    @abstractmethod
+    def set_class_names(self, class_names: Sequence[str]) -> None:
+        """Take the names of the classes as the prompts.
+
+        Raises ConfigError for another number of names than `num_classes`, and for a name that the model cannot read.
+
+        class_names: by contiguous class index
+        """

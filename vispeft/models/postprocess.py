@@ -71,6 +71,7 @@ def best_instances(
     padded_size: tuple[int, int],
     limits: DetectionLimits,
     boxes_xyxy: Tensor | None = None,
+    weighs_masks: bool = True,
 ) -> Instances:
     """Return the instances of one image of a batch, best first, in original pixels; empty masks are left out.
 
@@ -80,6 +81,7 @@ def best_instances(
     class_probs: [Q, K], of the classes without "no object", finite
     padded_size: H and W
     boxes_xyxy: [Q, 4] in original pixels; None: the boxes that enclose the masks
+    weighs_masks: False for scores that are the class probability alone
     """
     class_scores, pair_idx = class_probs.flatten().topk(min(limits.max_detections, class_probs.numel()))
     is_kept = (class_scores >= limits.score_threshold) & (class_scores > 0)
@@ -90,7 +92,7 @@ def best_instances(
     masks = query_masks(predictions, image_idx, unique_query_idx, meta, padded_size=padded_size)
     quality = torch.tensor([mask.quality for mask in masks], device=class_probs.device)
     has_mask = torch.tensor([mask.rle is not None for mask in masks], dtype=torch.bool, device=class_probs.device)
-    scores = class_scores * quality[mask_idx]
+    scores = class_scores * quality[mask_idx] if weighs_masks else class_scores
     order = scores.argsort(descending=True, stable=True)
     order = order[(has_mask[mask_idx] & (scores >= limits.score_threshold))[order]]
     rles = [dict(rle) for idx in mask_idx[order].tolist() if (rle := masks[idx].rle) is not None]

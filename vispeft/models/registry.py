@@ -26,6 +26,7 @@ from vispeft.models.pmt.config import SIZES as PMT_SIZES
 from vispeft.models.pmt.config import build_pmt
 from vispeft.models.wrappers import weights as transformers_weights
 from vispeft.models.wrappers.config import build_transformers
+from vispeft.models.wrappers.sam3 import config as sam3_config
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ FAMILIES: dict[str, ModelFamily] = {
     "transformers": ModelFamily(
         build_transformers, transformers_weights.num_classes_in, ("base",), transformers_weights.image_size_in
     ),
+    "sam3": ModelFamily(sam3_config.build_sam3, sam3_config.num_classes_in, ("base",), sam3_config.image_size_in),
 }
 
 
@@ -92,7 +94,7 @@ def build_model(
     """Return a segmentation model over a timm backbone.
 
     name: "mask_dino" or "mask2former", over any backbone, "eomt" or "pmt", over a plain ViT (`vit_*`), or
-        "transformers", for a model of that library, whose directory or hub name is `backbone`
+        "transformers" or "sam3", for a model of that library, whose directory or hub name is `backbone`
     backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`; its
         `in_chans` may be 1 to 12, and `pixel_mean` and `pixel_std` among them are those of the channels
     backbone_weights: a file of the backbone's weights, in the place of timm's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -36,9 +38,13 @@ class LossModule(nn.Module):
 
 
 def in_float32(predictions: Predictions) -> Predictions:
-    """Return the predictions in float32, without a copy if they are float32 already."""
+    """Return the predictions in float32, without a copy if they are float32 already.
+
+    What a family's own kind of predictions has beside is left to its criterion.
+    """
     denoising = predictions.denoising
-    return Predictions(
+    return replace(
+        predictions,
         layers=tuple(_layer_in_float32(layer) for layer in predictions.layers),
         mask_features=_maps_in_float32(predictions.mask_features),
         proposals=None if predictions.proposals is None else _layer_in_float32(predictions.proposals),

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vispeft.losses import HungarianMatcher
-from vispeft.models.mask_dino.criterion import Criterion, focal_loss
+from vispeft.losses.focal import focal_loss
+from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
 NUM_QUERIES, NUM_CLASSES, WIDTH = 8, 3, 6

@@ -1,6 +1,7 @@
 """Roles of transformers' models: each names modules that run, or parameters of modules that are never called."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,6 +231,19 @@ def test_roles__name_modules_that_run(name: str, role_faults: Callable[..., list
     with torch.no_grad():
         faults = role_faults(model, roles_for(model), lambda model: model(**_inputs(name)), needed=needed)
     assert faults == []
+
+
+def test_roles__of_sam3(role_faults: Callable[..., list[str]], transformers_directory: Callable[[str], Path]) -> None:
+    model = t.Sam3Model.from_pretrained(transformers_directory("sam3")).eval()
+    neck = ("neck.q_proj", "neck.cross_v_proj", "text.q_proj", "text.linear2", "decoder.cross_q_proj")
+    needed = (*ATTENTION, *DECODER, *neck, "attention_outputs", "heads")
+    tokens = {"input_ids": torch.tensor([[72, 4, 73]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+
+    def run(model: nn.Module) -> Any:
+        return model(pixel_values=torch.zeros(1, 3, 64, 64), **tokens)
+
+    with torch.no_grad():
+        assert role_faults(model, roles_for(model), run, needed=needed) == []
 
 
 def test_roles__of_a_model_inside_another() -> None:

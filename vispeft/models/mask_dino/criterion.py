@@ -11,22 +11,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from vispeft.losses.focal import focal_loss
 from vispeft.losses.mask_losses import paired_mask_losses
 from vispeft.losses.matcher import HungarianMatcher
 from vispeft.losses.pairs import Pairs, mean_num_targets, pairs_of
 from vispeft.losses.points import PUBLISHED_POINTS, PointPlan
 from vispeft.structures import LayerPredictions, Predictions, Targets
-
-
-def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss of each element (https://arxiv.org/abs/1708.02002). labels: 0 or 1, of the shape of `logits`."""
-    probs = logits.sigmoid()
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    missed = probs + labels - 2 * probs * labels  # 1 - p for a positive, p for a negative
-    return (1 - alpha + (2 * alpha - 1) * labels) * missed**gamma * cross_entropy
 
 
 @dataclass(frozen=True)

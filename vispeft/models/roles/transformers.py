@@ -271,9 +271,12 @@ MODELS: dict[str, Patterns] = _named(
         "sam_hq": _SAM_DECODER,
         "sam2": {**_SAM_DECODER, **_decoder("mask_decoder.transformer.layers.*")},
         "sam3": {
+            **_attended("text", "text_encoder.text_model.encoder.layers.*", "self_attn", "out_proj"),
             **_attended("neck", "detr_encoder.layers.*", "self_attn", "o_proj", cross="cross_attn"),
             **_decoder("detr_decoder.layers.*", cross="vision_cross_attn"),
-            "heads": "detr_decoder.box_head | detr_decoder.presence_head | mask_decoder | dot_product_scoring",
+            "attention_outputs": "detr_encoder.layers.*.*_attn.o_proj | detr_decoder.layers.*.*_attn.o_proj",
+            "heads": "detr_decoder.box_head | detr_decoder.presence_head | mask_decoder.mask_embedder"
+            " | dot_product_scoring",
         },
         "segformer": {**_DENSE, "heads": "decode_head", "new": "decode_head"},
         "swin": _CLASSIFIER,

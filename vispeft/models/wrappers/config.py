@@ -7,7 +7,7 @@ from typing import Any
 
 from vispeft.errors import ConfigError
 from vispeft.models.base import ModelArguments
-from vispeft.models.wrappers.kinds import Kind, kind_of
+from vispeft.models.wrappers.kinds import kind_of
 from vispeft.models.wrappers.library import class_of, new_network, read_config, read_network, read_processor
 from vispeft.models.wrappers.model import TransformersModel
 from vispeft.models.wrappers.weights import fit_class_head
@@ -30,7 +30,7 @@ def build_transformers(arguments: ModelArguments) -> TransformersModel:
             raise ConfigError(f"`{key}` must be left out with `name: transformers`: the directory decides.")
     source = arguments.backbone
     config = read_config(source, arguments.options)
-    class_of(config)
+    network_class = class_of(config)
     kind = kind_of(config)
     for key, value in kind.options.items():
         setattr(config, key, value)
@@ -39,16 +39,12 @@ def build_transformers(arguments: ModelArguments) -> TransformersModel:
     processor = read_processor(source)
     fitted = _with_classes(config, arguments.num_classes)
     if not arguments.pretrained:
-        return TransformersModel(new_network(fitted), processor)
-    return TransformersModel(_network(source, kind, config, fitted), processor)
-
-
-def _network(source: str, kind: Kind, config: Any, fitted: Any) -> Any:
-    """Return the network of the weights with a class head for the classes of `fitted`."""
-    network = read_network(source, config)
-    if config.num_labels == fitted.num_labels:
-        return network
-    return new_network(fitted, fit_class_head(network.state_dict(), kind.class_head, fitted.num_labels))
+        return TransformersModel(new_network(fitted, network_class), processor)
+    network = read_network(source, config, network_class)
+    if config.num_labels != fitted.num_labels:
+        state = fit_class_head(network.state_dict(), kind.class_head, fitted.num_labels)
+        network = new_network(fitted, network_class, state)
+    return TransformersModel(network, processor)
 
 
 def _with_classes(config: Any, num_classes: int) -> Any:

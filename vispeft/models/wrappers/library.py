@@ -24,8 +24,7 @@ def library() -> Any:
         return importlib.import_module("transformers")
     except ImportError as error:
         raise ConfigError(
-            "`name: transformers` needs the transformers library, which is not installed. "
-            "Install it: pip install 'vispeft[hf]'."
+            "This `name` needs the transformers library, which is not installed. Install it: pip install 'vispeft[hf]'."
         ) from error
 
 
@@ -73,18 +72,19 @@ def class_of(config: Any) -> Any:
     if type(config) not in mapping:
         raise ConfigError(
             f"`weights` must name a model of `AutoModelForUniversalSegmentation`, but its type is {config.model_type}, "
-            "which has no class and mask queries. Choose a Mask2Former, MaskFormer, OneFormer or EoMT."
+            "which has no class and mask queries. Choose a Mask2Former, MaskFormer, OneFormer or EoMT, or a SAM 3 with "
+            "`name: sam3`."
         )
     return mapping[type(config)]
 
 
-def read_network(source: str, config: Any) -> nn.Module:
+def read_network(source: str, config: Any, network_class: Any) -> nn.Module:
     """Return the network of a directory or of a model of the hub, in float32.
 
     Raises CheckpointError where the weights cannot be read or lack a parameter of the network.
     """
     with _reading(source), _quiet():
-        network, info = class_of(config).from_pretrained(
+        network, info = network_class.from_pretrained(
             _place(source), config=config, output_loading_info=True, trust_remote_code=False
         )
     parameters = {name for name, _ in network.named_parameters()}
@@ -92,19 +92,38 @@ def read_network(source: str, config: Any) -> nn.Module:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise CheckpointError(
-            f"The weights of {source} lack {', '.join(missing[:3])}{more}. Choose a model for universal segmentation, "
-            "not its encoder alone."
+            f"The weights of {source} lack {', '.join(missing[:3])}{more}. Choose a whole segmentation model, not its "
+            "encoder alone."
         )
     return network.float()  # type: ignore[no-any-return]
 
 
-def new_network(config: Any, state: Mapping[str, Tensor] | None = None) -> nn.Module:
+def read_tokenizer(source: str) -> Any:
+    """Return the tokenizer of a directory or of a model of the hub. Raises CheckpointError where there is none."""
+    with _reading(source), _quiet():
+        return library().AutoTokenizer.from_pretrained(_place(source), trust_remote_code=False)
+
+
+def new_network(config: Any, network_class: Any, state: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return a network of a configuration, with random weights or with a state that fits."""
     with _quiet():
-        network: nn.Module = class_of(config)(config)
+        network: nn.Module = network_class(config)
     if state is not None:
         network.load_state_dict(dict(state))
     return network
+
+
+def set_activation_checkpointing(network: Any, enable: bool) -> None:
+    """Recompute in backward the activations of the layers for which the library can.
+
+    Raises ConfigError for a network without that.
+    """
+    if not network.supports_gradient_checkpointing:
+        raise ConfigError(f"{network.config.model_type} of transformers has no activation checkpointing.")
+    if enable:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        network.gradient_checkpointing_disable()
 
 
 def _place(source: str) -> str:

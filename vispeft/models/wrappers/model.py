@@ -20,6 +20,7 @@ from vispeft.models.split import Split, SplitPointError
 from vispeft.models.weight_files import load_state
 from vispeft.models.wrappers.criterion import Criterion
 from vispeft.models.wrappers.kinds import Answer, kind_of
+from vispeft.models.wrappers.library import InputRule, set_activation_checkpointing
 from vispeft.models.wrappers.weights import fit_class_head, side_of, write_directory
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
 
@@ -140,13 +141,7 @@ class TransformersModel(SegmentationModel, SavesDirectory):
 
         Raises ConfigError for a network without that.
         """
-        network: Any = self.network
-        if not network.supports_gradient_checkpointing:
-            raise ConfigError(f"{self.encoder_name} of transformers has no activation checkpointing.")
-        if enable:
-            network.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            network.gradient_checkpointing_disable()
+        set_activation_checkpointing(self.network, enable)
 
     def save_directory(self, path: Path, *, class_names: Sequence[str], image_size: int | None = None) -> None:
         """Write the network as a directory that `AutoModelForUniversalSegmentation.from_pretrained` opens.
