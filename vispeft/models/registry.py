@@ -35,12 +35,14 @@ class ModelFamily:
     sizes: names of the sizes that `build` knows
     image_size_in: of families whose `build` reads whole models itself, by a directory or a hub's name in the place of
         the backbone: returns the longer side of such a model's input; None for families of weights files
+    tasks: what its models can be trained for
     """
 
     build: Callable[[ModelArguments], SegmentationModel]
     num_classes_in: Callable[[Path], int | None]
     sizes: tuple[str, ...]
     image_size_in: Callable[[str], int | None] | None = None
+    tasks: tuple[str, ...] = ("instance",)
 
     @property
     def reads_weights(self) -> bool:
@@ -48,13 +50,23 @@ class ModelFamily:
         return self.image_size_in is not None
 
 
+_LABEL_MAPS = ("instance", "semantic", "panoptic")
+
 FAMILIES: dict[str, ModelFamily] = {
-    "mask_dino": ModelFamily(build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES)),
-    "mask2former": ModelFamily(build_mask2former, mask2former_weights.num_classes_in, tuple(MASK2FORMER_SIZES)),
-    "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
-    "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES)),
+    "mask_dino": ModelFamily(
+        build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES), tasks=(*_LABEL_MAPS, "detection")
+    ),
+    "mask2former": ModelFamily(
+        build_mask2former, mask2former_weights.num_classes_in, tuple(MASK2FORMER_SIZES), tasks=_LABEL_MAPS
+    ),
+    "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES), tasks=_LABEL_MAPS),
+    "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES), tasks=_LABEL_MAPS),
     "transformers": ModelFamily(
-        build_transformers, transformers_weights.num_classes_in, ("base",), transformers_weights.image_size_in
+        build_transformers,
+        transformers_weights.num_classes_in,
+        ("base",),
+        transformers_weights.image_size_in,
+        tasks=_LABEL_MAPS,
     ),
 }
 
