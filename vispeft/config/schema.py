@@ -280,7 +280,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _whole_images(self) -> Config:
         if self.model.tile is not None and self.task != "instance":
-            raise ConfigError(f"`model.tile` must be left out with `task: {self.task}`: only instances of tiles can be merged.")
+            raise ConfigError(
+                f"`model.tile` must be left out with `task: {self.task}`: of tiles, only instance masks can be merged."
+            )
         return self
 
 

@@ -14,8 +14,10 @@ from torch import nn
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
 from vispeft.engine.kept_classes import add_named_classes, weights_class_names
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models.base import PredictsLabelMaps
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
@@ -50,12 +52,15 @@ def build_base(
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
     class_names: of all classes, for `model.keep_classes`, those of the weights first
     """
+    check_task(config)
+    options = TASKS[config.task].model_options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         if config.model.keep_classes and with_weights:
-            model = _with_added_classes(config.model, class_names)
+            model = _with_added_classes(config.model, options, class_names)
         else:
-            model = _weighted(config.model, num_classes, with_weights)
+            model = _weighted(config.model, options, num_classes, with_weights)
+    _fit_task(model, config)
     with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)
@@ -70,6 +75,30 @@ def check_backbone(config: Config) -> None:
     """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
     model = config.model.model_copy(update={"image_size": size_of(config.model)})
     build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
+
+
+def check_task(config: Config) -> None:
+    """Raise ConfigError where the models of the family cannot be trained for the task."""
+    name = str(model_arguments(config.model)["name"])
+    with naming_model_keys():
+        tasks = family_of(name).tasks
+    if config.task not in tasks:
+        able = [family for family, entry in FAMILIES.items() if config.task in entry.tasks]
+        raise ConfigError(
+            f"`task` must be {' or '.join(tasks)} with `model.name: {name}`, but is {config.task}, which "
+            f"{', '.join(able)} can."
+        )
+
+
+def _fit_task(model: SegmentationModel, config: Config) -> None:
+    """Tell the task to a model that has an input for it; refuse a model without masks for a task with them."""
+    if TASKS[config.task].needs_masks and not model.predicts_masks:
+        raise ConfigError(
+            f"`task` must be detection with `model.weights: {config.model.weights}`, whose model predicts boxes alone, "
+            f"but is {config.task}."
+        )
+    if isinstance(model, PredictsLabelMaps):
+        model.on_task(config.task)
 
 
 def check_weights_files(config: ModelConfig) -> None:
@@ -110,9 +139,11 @@ def kept_class_names(config: ModelConfig) -> tuple[str, ...]:
     return weights_class_names(config, _num_classes_in_weights(config)) if config.keep_classes else ()
 
 
-def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> SegmentationModel:
+def _with_added_classes(
+    config: ModelConfig, options: Mapping[str, Any], class_names: Sequence[str]
+) -> SegmentationModel:
     kept = kept_class_names(config)
-    model = _weighted(config, len(kept), True)
+    model = _weighted(config, options, len(kept), True)
     add_named_classes(model, kept, class_names)
     return model
 
@@ -208,9 +239,9 @@ def num_channels_of(config: ModelConfig) -> int:
     return int((model_arguments(config).get("backbone_options") or {}).get("in_chans", 3))
 
 
-def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
+def arguments_without_weights(config: Config) -> Mapping[str, Any]:
     """Return the same for a checkpoint that holds all weights, without backbone options that name another file."""
-    arguments = dict(model_arguments(config))
+    arguments = {**model_arguments(config.model), **TASKS[config.task].model_options}
     options = arguments.get("backbone_options") or {}
     return {**arguments, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
 
@@ -260,8 +291,10 @@ def _check_backbone_weights(config: ModelConfig) -> None:
         raise ConfigError(f"`model.backbone_options.{key}` must be left out with `model.backbone_weights`: use one.")
 
 
-def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> SegmentationModel:
-    arguments = model_arguments(config)
+def _weighted(
+    config: ModelConfig, options: Mapping[str, Any], num_classes: int, with_weights: bool
+) -> SegmentationModel:
+    arguments = {**model_arguments(config), **options}
     if config.weights == BUNDLED:
         return load_bundled(num_classes, arguments=arguments)
     from_file = config.backbone_weights if with_weights else None

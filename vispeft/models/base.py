@@ -127,6 +127,11 @@ class SegmentationModel(nn.Module, ABC):
         """Return the number of channels C of the images."""
         return len(self.pixel_mean)
 
+    @property
+    def predicts_masks(self) -> bool:
+        """Return False for a model that was built for boxes alone."""
+        return True
+
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """Return the predictions for a batch.

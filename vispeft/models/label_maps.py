@@ -58,11 +58,11 @@ def semantic_maps(
             labels.append(label.cpu())
             parts.append((best / sums.sum(0).clamp(min=1e-12)).cpu())
         label_map, part = torch.cat(labels), torch.cat(parts)
-        present = {
-            label: (label, float(part[label_map == label].mean())) for label in label_map.unique().tolist()
-        }
+        areas = torch.bincount(label_map.flatten())
+        means = torch.bincount(label_map.flatten(), part.flatten()) / areas.clamp(min=1)
+        segments = {label + 1: (label, float(means[label])) for label in areas.nonzero()[:, 0].tolist()}
         # 0 is no segment in a map of run lengths
-        found.append(_instances(label_map + 1, {label + 1: value for label, value in present.items()}))
+        found.append(_instances(label_map + 1, segments))
     return found
 
 

@@ -46,6 +46,11 @@ class RunContents:
     ground_truth: GroundTruth | None
     predictions: Sequence[Mapping[str, Any]]
 
+    @property
+    def has_label_maps(self) -> bool:
+        """Return True for a finished run of semantic or panoptic segmentation, which has no average precision."""
+        return bool(self.summary) and "bbox" not in self.summary
+
     def series(self, split: str, key: str) -> list[tuple[float, float]]:
         """Return step and value of one metric of metrics.jsonl, without the steps at which it was not finite."""
         lines = [line for line in self.metrics if line.get("split") == split]

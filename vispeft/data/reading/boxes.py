@@ -14,7 +14,7 @@ from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine_document, load_document, usable
 
 
-def read_boxes(annotations: Path, images: Path | None, *, check_images: bool = True, num_channels: int = RGB) -> CocoSet:
+def read_boxes(annotations: Path, images: Path | None, *, num_channels: int = RGB) -> CocoSet:
     """Read a COCO file by its boxes: every annotation has the rectangle of its `bbox` in the place of a mask.
 
     Annotations without a valid box, with a mask or not, are left out with a warning. The arguments are those of
@@ -29,7 +29,7 @@ def read_boxes(annotations: Path, images: Path | None, *, check_images: bool = T
         document = {**document, "annotations": [item for item in items if item is not None]}
     return usable(
         *examine_document(
-            document, annotations, images, findings, check_images=check_images, headers={}, num_channels=num_channels
+            document, annotations, images, findings, check_images=True, headers={}, num_channels=num_channels
         )
     )
 

@@ -80,9 +80,7 @@ def _labels(path: Path, stored: Stored) -> NDArray[Any]:
     return stored.values.astype(np.int64)
 
 
-def _read(
-    paths: Iterable[Path], values_of: Callable[[Path, Stored], NDArray[Any]], void: int | None
-) -> SegmentFiles:
+def _read(paths: Iterable[Path], values_of: Callable[[Path, Stored], NDArray[Any]], void: int | None) -> SegmentFiles:
     def attempt(path: Path) -> SegmentFile | DataError:
         if not path.is_file():
             return DataError(f"{path} does not exist.")
@@ -90,7 +88,8 @@ def _read(
             values = values_of(path, decode_stored(path))
         except DataError as error:
             return error
-        return SegmentFile(*values.shape, runs_of_map(values, void))
+        height, width = values.shape
+        return SegmentFile(height, width, runs_of_map(values, void))
 
     distinct = sorted(set(paths))
     with quiet():

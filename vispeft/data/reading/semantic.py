@@ -35,7 +35,6 @@ def read_semantic(
     images: Path | None,
     segments: Path | None = None,
     *,
-    check_images: bool = True,
     num_channels: int = RGB,
 ) -> CocoSet:
     """Read a set whose annotations are one mask for each class in an image, none of them overlapping.
@@ -60,7 +59,7 @@ def read_semantic(
         else:
             has_background = True
     found, report = examine_document(
-        document, annotations, images, findings, check_images=check_images, headers={}, num_channels=num_channels
+        document, annotations, images, findings, check_images=True, headers={}, num_channels=num_channels
     )
     coco_set = usable(found, report)
     if has_background:
@@ -160,6 +159,5 @@ def _masks(
                 "segmentation": file.rle(value),
             }
         elif value not in _UNLABELLED:
-            findings.refuse(
-                "unknown-label", "the label map has a value that is no category id.", f"{show(path.name)} (value {value})"
-            )
+            sentence = "the label map has a value that is no category id."
+            findings.refuse("unknown-label", sentence, f"{show(path.name)} (value {value})")

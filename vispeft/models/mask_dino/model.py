@@ -14,13 +14,13 @@ from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, PredictsLabelMaps, QueryScores, SegmentationModel
 from vispeft.models.class_head import ClassHead
 from vispeft.models.layers.pixel_decoder import PixelDecoder
-from vispeft.models.mask_dino.criterion import BoxCriterion, Criterion
+from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.label_maps import PUBLISHED_THRESHOLD, query_scores
 from vispeft.models.mask_dino.postprocess import detected_boxes, postprocess
 from vispeft.models.mask_dino.weights import CLASS_HEAD, load_mask_dino
 from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
-from vispeft.models.roles.mask_dino import MASK_DINO
+from vispeft.models.roles.mask_dino import HEADS_WITHOUT_MASKS, MASK_DINO
 from vispeft.models.split import Split
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
 
@@ -94,8 +94,6 @@ class MaskDINO(SegmentationModel, PredictsLabelMaps):
     def criterion(self, settings: LossSettings) -> Criterion:
         """Return the published loss. Matching costs are taken at as many points as mask losses."""
         points = settings.num_points or PUBLISHED_POINTS
-        if not self.predicts_masks:
-            return BoxCriterion(matcher=HungarianMatcher(), labelled_classes=settings.labelled_classes)
         return Criterion(
             matcher=HungarianMatcher(num_points=points),
             num_points=points,
@@ -119,11 +117,12 @@ class MaskDINO(SegmentationModel, PredictsLabelMaps):
         """Return the roles of the encoder's family and those of Mask DINO's own parts."""
         # parts without weights in a backbone's checkpoint
         new = "backbone.pyramid | pixel_decoder | decoder" if self.backbone.is_plain else "pixel_decoder | decoder"
-        return {**self.backbone.roles("backbone"), **MASK_DINO, "new": new}
+        own = MASK_DINO if self.predicts_masks else {**MASK_DINO, "heads": HEADS_WITHOUT_MASKS}
+        return {**self.backbone.roles("backbone"), **own, "new": new}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
         """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
-        load_mask_dino(self, tensors, source=source)
+        load_mask_dino(self, tensors, source=source, predicts_masks=self.predicts_masks)
 
     def class_rows(self) -> ClassHead:
         """Return the class map and the label embedding of denoising."""
