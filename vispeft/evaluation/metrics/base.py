@@ -8,6 +8,9 @@ from typing import Any, Protocol
 KIND_NAMES: Mapping[str, str] = {"segm": "mask", "bbox": "box", "semantic": "pixels", "panoptic": "segments"}
 """Names, for people, of the kinds of metrics in `summary.json`."""
 
+LABEL_MAP_KINDS = ("semantic", "panoptic")
+"""Kinds of metrics of label maps, which have no average precision."""
+
 
 class Metrics(Protocol):
     """Metrics of results, in 0..1, -1 where undefined."""

@@ -13,6 +13,7 @@ from typing import Any
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.values import is_number
 from vispeft.errors import DataError
+from vispeft.evaluation.metrics.base import LABEL_MAP_KINDS
 from vispeft.evaluation.metrics.coco import Scored, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry
@@ -124,7 +125,7 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
 
 def check_has_ap(path: Path, summary: Mapping[str, Any]) -> None:
     """Raise DataError for the run of a task without AP, whose results are label maps."""
-    if summary and "bbox" not in summary:
+    if any(kind in summary for kind in LABEL_MAP_KINDS):
         raise DataError(
             f"`{path}` must be a run of `task: instance` or `task: detection`: label maps have no average precision. "
             f"Its metrics are in {SUMMARY_FILE}."
