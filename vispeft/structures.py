@@ -172,7 +172,7 @@ class Predictions:
     `einsum("bqd,bdhw->bqhw", mask_embeddings, mask_features)`, taken where they are needed.
 
     layers: from the initial prediction (before the first decoder layer) to the final one; the last counts at inference
-    mask_features: [B, D, h, w], of the final layer and of all layers without their own
+    mask_features: [B, D, h, w], of the final layer and of all layers without their own; D is 0 without masks
     proposals: the two-stage encoder's own predictions for the selected queries, or None
     denoising: only in training, where there were targets
     """
@@ -204,7 +204,7 @@ class Instances:
     scores: [N] float32 in 0..1
     labels: [N] int64, contiguous class indices
     boxes_xyxy: [N, 4] float32, absolute pixels, clipped to the image
-    rles: N compressed COCO RLE dictionaries ({"size": [height, width], "counts": str})
+    rles: N compressed COCO RLE dictionaries ({"size": [height, width], "counts": str}); none for boxes alone
     """
 
     scores: Tensor

@@ -91,7 +91,7 @@ def test_config__is_frozen() -> None:
 
 
 def test_json_schema__describes_every_section() -> None:
-    assert set(json_schema()["properties"]) == {"model", "peft", "data", "train", "loss", "eval"}
+    assert set(json_schema()["properties"]) == {"task", "model", "peft", "data", "train", "loss", "eval"}
 
 
 def test_load_config__finds_a_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

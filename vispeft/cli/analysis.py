@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from vispeft.cli.terminal import console, show_table
-from vispeft.io.run_layout import ANNOTATIONS_FILE, PREDICTIONS_FILE
+from vispeft.io.run_layout import ANNOTATIONS_FILE, PREDICTIONS_FILE, SUMMARY_FILE
 
 if TYPE_CHECKING:
     from vispeft.evaluation.analysis import ErrorAnalysis
@@ -24,6 +24,10 @@ def analysis_paths(
         raise typer.BadParameter("give a RUN, or both --predictions and --annotations.")
     if overrides:
         raise typer.BadParameter("--analysis uses the predictions that the run has written: leave out the overrides.")
+    from vispeft.evaluation.statistics.candidates import check_has_ap
+    from vispeft.io.json_files import read_object
+
+    check_has_ap(run, read_object(run / SUMMARY_FILE))
     return run / ANNOTATIONS_FILE, run / PREDICTIONS_FILE, out or run / "analysis.json"
 
 

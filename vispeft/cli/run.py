@@ -10,10 +10,11 @@ import typer
 
 from vispeft.cli.analysis import analysis_paths, write_analysis
 from vispeft.cli.terminal import console, say, show_table
+from vispeft.evaluation.metrics.base import KIND_NAMES
 
 if TYPE_CHECKING:
     from vispeft.engine import RunResult
-    from vispeft.evaluation import CocoMetrics
+    from vispeft.evaluation import Metrics
 
 Overrides = Annotated[
     list[str] | None,
@@ -110,7 +111,7 @@ def evaluate(
         typer.Option(help="File of --analysis. Default: analysis.json in the run, or beside --predictions."),
     ] = None,
 ) -> None:
-    """Compute COCO metrics of a run's best adapter, or of any results file.
+    """Compute the metrics of a run's best adapter, or the COCO metrics of any results file.
 
     Example: vispeft evaluate runs/bundled_lora-1 --json metrics.json
     """
@@ -131,10 +132,12 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for overlays and predictions.json.", show_default=False)],
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Lowest score of a kept instance.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Lowest score of a kept instance; label maps have none.")
+    ] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Predict instances in images: write overlays, and predictions.json as COCO results.
+    """Predict images by a run: write overlays, predictions.json as COCO results, and the label maps of a run with them.
 
     Example: vispeft predict runs/bundled_lora-1 photos --out predicted --threshold 0.4
     """
@@ -142,7 +145,7 @@ def predict(
 
     report = predict_images(load_run(run), images, out, threshold=threshold, device=device)
     console().print(
-        f"{report.num_instances} instances in {report.num_images} images; overlays and predictions.json in {out}"
+        f"{report.num_instances} {report.found} in {report.num_images} images; overlays and predictions.json in {out}"
     )
 
 
@@ -182,7 +185,7 @@ def _show_run(result: RunResult, summary: Mapping[str, Any]) -> None:
             f"`{result.directory}` is finished after {result.step} steps; its files are unchanged. "
             "For a longer run, give more steps: train.steps=N --resume."
         )
-    _show_metrics(summary["segm"], summary["bbox"])
+    _show_metrics({kind: summary[kind] for kind in KIND_NAMES if kind in summary})
     console().print(
         f"{summary['trainable_percent']:.2f} % of the parameters trained in {summary['train_seconds']:.0f} s; "
         f"adapter of {summary['adapter_bytes'] / 1024:.0f} kB; run in {result.directory}"
@@ -195,7 +198,7 @@ def _evaluate(
     predictions: Path | None,
     annotations: Path | None,
     max_detections: int | None,
-) -> CocoMetrics:
+) -> Metrics:
     """Return the metrics of a run, or of a results file."""
     if predictions is None and annotations is None and run is not None:
         from vispeft.engine import evaluate_run
@@ -210,7 +213,7 @@ def _evaluate(
     return evaluate_coco(annotations, predictions, max_detections=max_detections)
 
 
-def _show_evaluation(metrics: CocoMetrics, json_file: Path | None) -> None:
+def _show_evaluation(metrics: Metrics, json_file: Path | None) -> None:
     """Show metrics and warnings, and write the metrics to a JSON file if there is one."""
     for warning in metrics.warnings:
         say(f"warning: {warning}")
@@ -219,18 +222,17 @@ def _show_evaluation(metrics: CocoMetrics, json_file: Path | None) -> None:
         from vispeft.io.json_files import write_json
 
         write_json(json_file, metrics.to_dict(), raises=DataError, indent=1)
-    _show_metrics(metrics.segm, metrics.bbox)
+    _show_metrics(metrics.kinds)
     rows = [(name, _metric_text(value)) for name, value in metrics.per_category.items()]
-    show_table("Mask AP by category", ("category", "AP"), rows)
+    title = metrics.category_metric
+    show_table(f"{title[0].upper()}{title[1:]} by category", ("category", title.split()[-1]), rows)
 
 
-def _show_metrics(segm: Mapping[str, float], bbox: Mapping[str, float]) -> None:
-    """Show the table of the twelve metrics of masks and boxes."""
-    show_table(
-        "COCO metrics",
-        ("", *segm),
-        [("mask", *map(_metric_text, segm.values())), ("box", *map(_metric_text, bbox.values()))],
-    )
+def _show_metrics(kinds: Mapping[str, Mapping[str, float]]) -> None:
+    """Show the table of metrics, a row for each kind, such as masks and boxes."""
+    names = list(next(iter(kinds.values())))
+    rows = [(KIND_NAMES[kind], *map(_metric_text, values.values())) for kind, values in kinds.items()]
+    show_table("COCO metrics" if "segm" in kinds else "Metrics", ("", *names), rows)
 
 
 def _metric_text(value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-PANOPTIC = "is in COCO's panoptic form (`segments_info`); give the instance file instead"
+PANOPTIC = "is in COCO's panoptic form (`segments_info`); give the instance file, or set `task: panoptic`"
 
 _OF_OBJECTS = (
     (("shapes", "imagePath"), "this is a LabelMe file, so use `vispeft data convert labelme`"),

@@ -26,9 +26,10 @@ def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[
 
     category_ids: the data set's own id of each contiguous class index
     """
+    masks: list[dict[str, Any] | None] = [*instances.rles] or [None] * len(instances)
     scores, labels = instances.scores.tolist(), instances.labels.tolist()
     results = []
-    for score, label, box, rle in zip(scores, labels, instances.boxes_xyxy.tolist(), instances.rles, strict=True):
+    for score, label, box, rle in zip(scores, labels, instances.boxes_xyxy.tolist(), masks, strict=True):
         left, top, right, bottom = box
         bbox = [round(value, 3) for value in (left, top, right - left, bottom - top)]
         results.append(
@@ -36,7 +37,7 @@ def to_coco_results(instances: Instances, image_id: int, category_ids: Sequence[
                 "image_id": image_id,
                 "category_id": category_ids[label],
                 "bbox": bbox,
-                "segmentation": {"size": list(rle["size"]), "counts": rle["counts"]},
+                **({} if rle is None else {"segmentation": {"size": list(rle["size"]), "counts": rle["counts"]}}),
                 "score": score,
             }
         )

@@ -18,10 +18,15 @@ from vispeft.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """A class. Its contiguous index is its place in `CocoSet.categories`. id: as in the file."""
+    """A class. Its contiguous index is its place in `CocoSet.categories`.
+
+    id: as in the file
+    is_thing: False for a class without instances ("stuff") of a panoptic set; None in sets of other kinds
+    """
 
     id: int
     name: str
+    is_thing: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +149,10 @@ def match_categories(train: CocoSet, val: CocoSet) -> CocoSet:
             "matched by name: use the same names in both files."
         )
     free = new_ids(set(ids.values()))
-    categories = [Category(ids[name] if name in ids else next(free), name) for name in train.class_names]
+    categories = [
+        Category(ids[kind.name] if kind.name in ids else next(free), kind.name, kind.is_thing)
+        for kind in train.categories
+    ]
     new_idx = [known.get(name, -1) for name in val.class_names]
 
     def moved(groups: Groups) -> Groups:
@@ -163,7 +171,8 @@ def to_annotations(coco_set: CocoSet) -> dict[str, Any]:
             for image in coco_set.images
         ],
         "categories": [
-            {"id": category.id, "name": category.name} for category in sorted(coco_set.categories, key=lambda c: c.id)
+            {"id": kind.id, "name": kind.name, **({} if kind.is_thing is None else {"isthing": int(kind.is_thing)})}
+            for kind in sorted(coco_set.categories, key=lambda kind: kind.id)
         ],
         "annotations": [
             {

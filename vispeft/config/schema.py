@@ -108,8 +108,13 @@ class PeftConfig(Section):
 class SplitConfig(Section):
     """One COCO annotation file and the folder of its images."""
 
-    annotations: FilePath | None = Field(None, description="COCO instances file (JSON).")
+    annotations: FilePath | None = Field(None, description="COCO file (JSON): instances, panoptic or boxes.")
     images: FilePath | None = Field(None, description="Folder of the images; `file_name` is relative to it.")
+    segments: FilePath | None = Field(
+        None,
+        description="Folder of the PNG files of a panoptic file, by default named as that file without `.json`; or of "
+        "label maps, for `task: semantic`.",
+    )
 
 
 class AugmentConfig(Section):
@@ -241,11 +246,22 @@ class EvalConfig(Section):
         "are more, `AP@N` and `AR@N` are given too.",
     )
     batch_size: Count = Field(1, description="Images per forward pass.")
+    object_mask_threshold: Probability | None = Field(
+        None,
+        description="With `task: panoptic`, the least score of a query that becomes a segment. Default: the published "
+        "0.8, and 0.25 with `model.name: mask_dino`.",
+    )
+    overlap_threshold: Probability = Field(
+        0.8, description="With `task: panoptic`, the least part of a mask that other segments leave uncovered."
+    )
 
 
 class Config(Section):
     """Configuration of a whole run."""
 
+    task: Literal["instance", "semantic", "panoptic", "detection"] = Field(
+        "instance", description="What the model predicts: instance masks, label maps, both, or boxes alone."
+    )
     model: ModelConfig = ModelConfig()
     peft: PeftConfig = PeftConfig()
     data: DataConfig = DataConfig()
@@ -259,6 +275,14 @@ class Config(Section):
             raise ConfigError(
                 f"`train.precision` must be `bf16` with `model.frozen_precision: bf16`, but is "
                 f"`{self.train.precision}`. Or store the frozen weights as `fp32`, `int8` or `nf4`."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_images(self) -> Config:
+        if self.model.tile is not None and self.task != "instance":
+            raise ConfigError(
+                f"`model.tile` must be left out with `task: {self.task}`: of tiles, only instance masks can be merged."
             )
         return self
 

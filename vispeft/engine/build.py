@@ -16,11 +16,12 @@ from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods
 from vispeft.engine.hub_runs import check_shared_config
 from vispeft.engine.kept_classes import add_named_classes, known_class_names, weights_class_names
 from vispeft.engine.merged import merge_deltas, save_checkpoint
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED, local_directory, local_weights, published
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.io.run_layout import ADAPTER_FILE
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
-from vispeft.models.base import TakesClassNames
+from vispeft.models.base import PredictsLabelMaps, TakesClassNames
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.class_head import replace_classes, same_names, starting_classes
 from vispeft.models.registry import FAMILIES, family_of
@@ -55,17 +56,20 @@ def build_base(
     class_names: of all classes, so that each starts from the weights' class with the nearest name, and for models with
         text prompts; with `model.keep_classes` those of the weights come first, and stay
     """
+    check_task(config)
+    options = TASKS[config.task].model_options
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         if config.model.keep_classes and with_weights:
-            model = _with_added_classes(config.model, class_names)
+            model = _with_added_classes(config.model, options, class_names)
         elif with_weights and (given := _class_names_in_weights(config.model)) and class_names:
-            model = _with_classes_by_name(config.model, given, class_names)
+            model = _with_classes_by_name(config.model, options, given, class_names)
         else:
-            model = _weighted(config.model, num_classes, with_weights)
+            model = _weighted(config.model, options, num_classes, with_weights)
     if isinstance(model, TakesClassNames) and class_names:
         with naming_model_keys():
             model.set_class_names(class_names)
+    _fit_task(model, config)
     with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)
@@ -80,6 +84,30 @@ def check_backbone(config: Config) -> None:
     """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
     model = config.model.model_copy(update={"image_size": size_of(config.model)})
     build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
+
+
+def check_task(config: Config) -> None:
+    """Raise ConfigError where the models of the family cannot be trained for the task."""
+    name = str(model_arguments(config.model)["name"])
+    with naming_model_keys():
+        tasks = family_of(name).tasks
+    if config.task not in tasks:
+        able = [family for family, entry in FAMILIES.items() if config.task in entry.tasks]
+        raise ConfigError(
+            f"`task` must be {' or '.join(tasks)} with `model.name: {name}`, but is {config.task}, which "
+            f"{', '.join(able)} can."
+        )
+
+
+def _fit_task(model: SegmentationModel, config: Config) -> None:
+    """Tell the task to a model that has an input for it; refuse a model without masks for a task with them."""
+    if TASKS[config.task].needs_masks and not model.predicts_masks:
+        raise ConfigError(
+            f"`task` must be detection with `model.weights: {config.model.weights}`, whose model predicts boxes alone, "
+            f"but is {config.task}."
+        )
+    if isinstance(model, PredictsLabelMaps):
+        model.on_task(config.task)
 
 
 def check_weights_files(config: ModelConfig) -> None:
@@ -123,15 +151,19 @@ def kept_class_names(config: ModelConfig) -> tuple[str, ...]:
     return weights_class_names(config, _num_classes_in_weights(config), _checkpoint(config))
 
 
-def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> SegmentationModel:
+def _with_added_classes(
+    config: ModelConfig, options: Mapping[str, Any], class_names: Sequence[str]
+) -> SegmentationModel:
     kept = kept_class_names(config)
-    model = _weighted(config, len(kept), True)
+    model = _weighted(config, options, len(kept), True)
     add_named_classes(model, kept, class_names)
     return model
 
 
-def _with_classes_by_name(config: ModelConfig, given: Sequence[str], class_names: Sequence[str]) -> SegmentationModel:
-    model = _weighted(config, len(given), True)
+def _with_classes_by_name(
+    config: ModelConfig, options: Mapping[str, Any], given: Sequence[str], class_names: Sequence[str]
+) -> SegmentationModel:
+    model = _weighted(config, options, len(given), True)
     if not same_names(given, class_names):
         replace_classes(model, model.class_rows(), starting_classes(class_names, given))
     return model
@@ -243,9 +275,9 @@ def num_channels_of(config: ModelConfig) -> int:
     return int((model_arguments(config).get("backbone_options") or {}).get("in_chans", 3))
 
 
-def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
+def arguments_without_weights(config: Config) -> Mapping[str, Any]:
     """Return the same for a checkpoint that holds all weights, without backbone options that name another file."""
-    arguments = dict(model_arguments(config))
+    arguments = {**model_arguments(config.model), **TASKS[config.task].model_options}
     options = arguments.get("backbone_options") or {}
     return {**arguments, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
 
@@ -295,8 +327,10 @@ def _check_backbone_weights(config: ModelConfig) -> None:
         raise ConfigError(f"`model.backbone_options.{key}` must be left out with `model.backbone_weights`: use one.")
 
 
-def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> SegmentationModel:
-    arguments = model_arguments(config)
+def _weighted(
+    config: ModelConfig, options: Mapping[str, Any], num_classes: int, with_weights: bool
+) -> SegmentationModel:
+    arguments = {**model_arguments(config), **options}
     if config.weights == BUNDLED:
         return load_bundled(num_classes, arguments=arguments)
     from_file = config.backbone_weights if with_weights else None
@@ -342,7 +376,7 @@ def _merged_run(folder: Path, out: Path) -> Path:
             f"`model.weights` names a run of the hub whose deltas cannot be merged into weights: {error} Predict with "
             "the run itself, or start from its base."
         ) from error
-    metadata = CheckpointMetadata(arguments_without_weights(config.model), size_of(config.model))
+    metadata = CheckpointMetadata(arguments_without_weights(config), size_of(config.model))
     save_checkpoint(model, out, metadata, class_names=class_names)
     return out
 

@@ -89,7 +89,10 @@ def with_kept_classes(coco_set: CocoSet, kept: Sequence[str]) -> CocoSet:
     # two kept names may differ in capital letters alone
     names = [kept[i] if name in names[:i] else name for i, name in enumerate(names)]
     names += [name for name in coco_set.class_names if name not in names]
-    classes = tuple(Category(index, name) for index, name in enumerate(names))
+    is_thing = {kind.name: kind.is_thing for kind in coco_set.categories}
+    # a class that the set does not list has no segments in it
+    other = True if any(flag is not None for flag in is_thing.values()) else None
+    classes = tuple(Category(index, name, is_thing.get(name, other)) for index, name in enumerate(names))
     matched = match_categories(replace(coco_set, categories=classes), coco_set)
     labelled = tuple(index for index, name in enumerate(names) if name in coco_set.class_names)
     return replace(matched, labelled=labelled if len(labelled) < len(names) else None)

@@ -15,7 +15,6 @@ from vispeft.data import (
     TrainTransform,
     draw_loader,
     eval_draws,
-    read_coco,
     train_draws,
 )
 from vispeft.data.loading.sampling import Draws, TileBatches
@@ -26,6 +25,7 @@ from vispeft.data.transforms.tiles import Tiling
 from vispeft.engine.build import complete, kept_class_names, num_channels_of
 from vispeft.engine.data_warnings import warn_of_tiny_objects
 from vispeft.engine.kept_classes import with_kept_classes
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.errors import ConfigError
 from vispeft.models import SegmentationModel
 
@@ -52,8 +52,8 @@ class Share:
 def read_sets(config: Config) -> DataSets:
     """Read and check both data sets; warn of all that was left out."""
     channels = num_channels_of(config.model)
-    train = read_split(config.data.train, "data.train", channels)
-    val = read_split(config.data.val, "data.val", channels)
+    train = read_split(config.data.train, "data.train", channels, task=config.task)
+    val = read_split(config.data.val, "data.val", channels, task=config.task)
     _warn_of_untaught_classes(train)
     if config.model.keep_classes:
         train = with_kept_classes(train, kept_class_names(config.model))
@@ -73,10 +73,10 @@ def _warn_of_untaught_classes(train: CocoSet) -> None:
     warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
 
 
-def read_split(split: SplitConfig, key: str, num_channels: int = RGB) -> CocoSet:
-    """Read one data set and warn of its problems. key: its configuration key, for errors"""
+def read_split(split: SplitConfig, key: str, num_channels: int = RGB, *, task: str = "instance") -> CocoSet:
+    """Read one data set for a task and warn of its problems. key: its configuration key, for errors"""
     annotations, images = _required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images")
-    found = read_coco(annotations, images, num_channels=num_channels)
+    found = TASKS[task].read(annotations, images, split.segments, num_channels=num_channels)
     for problem in found.report.warnings:
         warnings.warn(f"{split.annotations}: {problem.message}", stacklevel=2)
     return found

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +25,8 @@ from vispeft.data.transforms.tiles import Tiling
 from vispeft.engine.loaders import image_size as image_size_of
 from vispeft.engine.loaders import tiling_of
 from vispeft.engine.saved_runs import LoadedRun
+from vispeft.engine.tasks.instance import model_instances
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.errors import ConfigError, DataError
 from vispeft.models import DetectionLimits, SegmentationModel
 from vispeft.models.modes import evaluating
@@ -31,6 +34,7 @@ from vispeft.models.tile_merging import merge_tiles
 from vispeft.structures import ImageMeta, Instances, Predictions, Window
 from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.step import in_float32
+from vispeft.training.validate import InstanceFunction
 
 AnyImage: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 # modes that Pillow converts to RGB without a loss
@@ -41,12 +45,14 @@ _PIL_MODES = ("RGB", "L", "P", "1")
 class Predictor:
     """A model with its device, precision and settings; called with one image, it returns the instances.
 
+    find: makes instances of predictions, as the task asks
     image_size: longer side of the network input, in pixels
     tiling: division of images into tiles, which are then as large at the network; None for whole images
     """
 
     model: SegmentationModel
     fabric: Fabric
+    find: InstanceFunction
     image_size: int
     limits: DetectionLimits
     tiling: Tiling | None = None
@@ -80,9 +86,7 @@ class Predictor:
         )
         with self.fabric.autocast():
             predictions: Predictions = self.model(batch.images.to(self.fabric.device))
-        (found,) = self.model.instances(
-            in_float32(predictions), batch.metas, padded_size=batch.padded_size, limits=self.limits
-        )
+        (found,) = self.find(in_float32(predictions), batch.metas, batch.padded_size)
         return found
 
 
@@ -99,7 +103,8 @@ def predict(
     """Return the instances of each image at its own size, best first.
 
     The model stays on its device and in its mode. A run from `load_run` predicts as `vispeft predict` does on that
-    device: at the image size and in the precision of its configuration. A model alone predicts in float32.
+    device: at the image size and in the precision of its configuration, and by the inference of its task; classes and
+    segments of label maps are instances that do not overlap. A model alone predicts instances in float32.
 
     images: a list of files, PIL images, arrays [H, W, C] uint8, or tensors [C, H, W] uint8, RGB for three channels;
         arrays and tensors of other channels may also be float32 in 0..255
@@ -143,7 +148,8 @@ def predictor_of_run(
     """
     limits = DetectionLimits(max_detections=max_detections or run.config.eval.max_detections, score_threshold=threshold)
     fabric = build_fabric(device, _precision(run, device, prefix), prefix=prefix)
-    return Predictor(run.model, fabric, image_size or image_size_of(run.config), limits, tiling_of(run.config))
+    find = TASKS[run.config.task].finder(run.model, run.config.eval, limits, run.is_thing)
+    return Predictor(run.model, fabric, find, image_size or image_size_of(run.config), limits, tiling_of(run.config))
 
 
 def _predictor(
@@ -163,7 +169,8 @@ def _predictor(
     if image_size is None:
         raise ConfigError("`image_size` must be given for a model alone: the longer side that it was trained at.")
     limits = DetectionLimits(max_detections=max_detections or DetectionLimits.max_detections, score_threshold=threshold)
-    return Predictor(base, build_fabric(device, "fp32"), image_size, limits)
+    find = partial(model_instances, base, limits)
+    return Predictor(base, build_fabric(device, "fp32"), find, image_size, limits)
 
 
 def _precision(run: LoadedRun, device: str, prefix: str) -> Precision:

@@ -15,6 +15,7 @@ from vispeft.data.reading.folder_scan import find_pictures
 from vispeft.data.reading.images import FORMATS
 from vispeft.engine.predict import predictor_of_run
 from vispeft.engine.saved_runs import LoadedRun
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.errors import DataError, writing
 from vispeft.io.json_files import write_json
 from vispeft.io.pictures import write_picture
@@ -24,10 +25,11 @@ from vispeft.visualization.overlays import draw_instances
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """Counts of a prediction."""
+    """Counts of a prediction. found: name of what was found, such as instances"""
 
     num_images: int
     num_instances: int
+    found: str = "instances"
 
 
 def predict_images(
@@ -35,15 +37,18 @@ def predict_images(
 ) -> PredictionReport:
     """Write overlays `out/<name>.png`, COCO results `out/predictions.json` and the list of images `out/images.json`.
 
-    The image ids of the results refer to that list.
+    The image ids of the results refer to that list. Label maps are written too: of semantic segmentation
+    `out/semantic/<name>.png`, of panoptic segmentation `out/panoptic.json` and `out/panoptic/<name>.png`.
 
-    threshold: lowest score of an instance that is drawn and written
+    threshold: lowest score of an instance that is drawn and written; label maps have none
     """
     files = find_images(paths, out)
     names = overlay_names(files)
     predictor = predictor_of_run(run, device, threshold=threshold, prefix="--")
     _make_folder(out, files, names)
     run.model.to(predictor.fabric.device)
+    task = TASKS[run.config.task]
+    drawn_from, writer = threshold if task.shows_scores else 0.0, task.writer(out, run.categories)
     results: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []
     with open_progress("predict", len(files), unit="image") as progress:
@@ -58,18 +63,27 @@ def predict_images(
                 continue
             height, width = picture.pixels.shape[:2]
             instances = predictor(picture)
-            overlay = draw_instances(shown(picture.pixels), instances, run.class_names, threshold=threshold)
+            overlay = draw_instances(
+                shown(picture.pixels),
+                instances,
+                run.class_names,
+                threshold=drawn_from,
+                show_scores=task.shows_scores,
+            )
             write_picture(out / name, overlay)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})
+            if writer is not None:
+                writer.add(name, images[-1], instances)
             progress.update(number)
     if not images:
         raise DataError(f"None of the {len(files)} images could be read.")
-    categories = [{"id": i, "name": n} for i, n in zip(run.category_ids, run.class_names, strict=True)]
+    if writer is not None:
+        writer.finish()
     write_json(out / "predictions.json", results, raises=DataError)
-    document = {"images": images, "annotations": [], "categories": categories}
+    document = {"images": images, "annotations": [], "categories": run.categories}
     write_json(out / "images.json", document, raises=DataError)
-    return PredictionReport(len(images), len(results))
+    return PredictionReport(len(images), len(results), task.found)
 
 
 def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from vispeft.training.checkpoint import load_checkpoint
 from vispeft.training.devices import count_processes
 from vispeft.training.state import Checkpoint
 
-_DATA_KEYS = tuple(f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images"))
+_DATA_KEYS = tuple(f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images", "segments"))
 
 
 def describe_data(sets: DataSets) -> dict[str, Any]:

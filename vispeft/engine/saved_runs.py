@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vispeft import peft
-from vispeft.coco.sets import Category, CocoSet, match_categories, to_annotations
+from vispeft.coco.sets import Category, CocoSet, match_categories
 from vispeft.config import Config
 from vispeft.engine.build import arguments_without_weights, build_base, class_names_in, complete
 from vispeft.engine.hub_runs import fetch_run
@@ -19,8 +19,9 @@ from vispeft.engine.published_runs import classes_of, published_config
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.scoring import predict_split
 from vispeft.engine.settings import fabric_of
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.errors import CheckpointError, DataError
-from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.evaluation import Metrics
 from vispeft.io.hub import is_hub_name
 from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
@@ -36,6 +37,7 @@ class LoadedRun:
 
     class_names: by contiguous class index
     category_ids: the validation file's own id of each class
+    is_thing: of each class, see `vispeft.coco.sets.Category`
     """
 
     directory: RunDirectory
@@ -43,6 +45,15 @@ class LoadedRun:
     model: SegmentationModel
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
+    is_thing: tuple[bool | None, ...]
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """Return the classes as a COCO file lists them."""
+        return [
+            {"id": identifier, "name": name, **({} if is_thing is None else {"isthing": int(is_thing)})}
+            for identifier, name, is_thing in zip(self.category_ids, self.class_names, self.is_thing, strict=True)
+        ]
 
 
 def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
@@ -71,9 +82,10 @@ def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Lo
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
     class_names = class_names_in(directory.adapter)
     listed = directory.annotations if directory.annotations.exists() else directory.categories
-    category_ids = _category_ids(listed if listed.exists() else directory.annotations, class_names)
+    categories = _categories(listed if listed.exists() else directory.annotations, class_names)
     model = build_base(config, len(class_names), class_names=class_names)
-    return LoadedRun(directory, config, model, class_names, category_ids)
+    category_ids, is_thing = (tuple(values) for values in zip(*((c.id, c.is_thing) for c in categories), strict=True))
+    return LoadedRun(directory, config, model, class_names, category_ids, is_thing)
 
 
 def _published_run(model: ZooModel, overrides: Sequence[str]) -> LoadedRun:
@@ -82,15 +94,17 @@ def _published_run(model: ZooModel, overrides: Sequence[str]) -> LoadedRun:
     names, ids = classes_of(model)
     base = build_base(config, len(names), class_names=names)
     base.eval()
-    return LoadedRun(RunDirectory(Path(model.name)), config, base, names, ids)
+    return LoadedRun(RunDirectory(Path(model.name)), config, base, names, ids, (None,) * len(names))
 
 
-def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Return the validation file's own id of each class."""
+def _categories(annotations: Path, class_names: Sequence[str]) -> tuple[Category, ...]:
+    """Return the classes with the validation file's own ids."""
     document = read_json(annotations)
     entries = document.get("categories") if isinstance(document, dict) else None
-    found: dict[Any, int] = {
-        entry.get("name"): entry["id"]
+    found: dict[Any, Category] = {
+        entry.get("name"): Category(
+            entry["id"], str(entry.get("name")), bool(entry["isthing"]) if "isthing" in entry else None
+        )
         for entry in (entries if isinstance(entries, list) else ())
         if isinstance(entry, dict) and isinstance(entry.get("id"), int)
     }
@@ -103,15 +117,20 @@ def _category_ids(annotations: Path, class_names: Sequence[str]) -> tuple[int, .
     return tuple(found[name] for name in class_names)
 
 
-def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> CocoMetrics:
-    """Return COCO metrics of a run's best adapter on the validation set of its configuration or of an override."""
+def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Metrics:
+    """Return the metrics of a run's best adapter on the validation set of its configuration or of an override.
+
+    They are those of the run's task, such as `CocoMetrics`.
+    """
     run = load_run(root, overrides)
     fabric = fabric_of(run.config.train)
-    coco_set = _with_classes(read_split(run.config.data.val, "data.val", run.model.num_channels), run)
+    read = read_split(run.config.data.val, "data.val", run.model.num_channels, task=run.config.task)
+    coco_set = _with_classes(read, run)
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
     results = predict_split(run.config, fabric, coco_set, run.model, run.model, loader)
-    return evaluate_coco(to_annotations(coco_set), results, max_detections=run.config.eval.max_detections)
+    task = TASKS[run.config.task]
+    return task.evaluate(task.annotations(coco_set), results, run.config.eval)
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:
@@ -131,11 +150,12 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     if not is_file and isinstance(run.model, SavesDirectory):
         run.model.save_directory(out, class_names=run.class_names, image_size=image_size(run.config))
         return
-    metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
+    metadata = CheckpointMetadata(arguments_without_weights(run.config), image_size(run.config))
     save_checkpoint(run.model, out, metadata, class_names=run.class_names)
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:
     """Return the set with the run's class indices, matched by name."""
-    classes = tuple(Category(index, name) for index, name in enumerate(run.class_names))
+    pairs = zip(run.class_names, run.is_thing, strict=True)
+    classes = tuple(Category(index, name, is_thing) for index, (name, is_thing) in enumerate(pairs))
     return match_categories(replace(coco_set, annotations_path=run.directory.config, categories=classes), coco_set)

@@ -1,4 +1,4 @@
-"""COCO results and metrics of a model on a data set."""
+"""Results and metrics of a model on a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 
 from vispeft.coco.sets import CocoSet
 from vispeft.config import Config
-from vispeft.evaluation import CocoMetrics
+from vispeft.engine.tasks.registry import TASKS
+from vispeft.evaluation import Metrics
 from vispeft.models import DetectionLimits, SegmentationModel
 from vispeft.structures import AnyBatch
 from vispeft.training.validate import predict_dataset
@@ -29,21 +30,19 @@ def predict_split(
     called: the model, or its tail, which takes the batches
     """
     limits = DetectionLimits(config.eval.max_detections)
+    is_thing = [category.is_thing for category in coco_set.categories]
     num_own = len(range(fabric.global_rank, len(coco_set), fabric.world_size))
     return predict_dataset(
         fabric,
         called,
         batches,
-        lambda predictions, metas, padded_size: model.instances(
-            predictions, metas, padded_size=padded_size, limits=limits
-        ),
+        TASKS[config.task].finder(model, config.eval, limits, is_thing),
         coco_set.category_ids,
         num_images=num_own,
         max_detections=config.eval.max_detections,
     )
 
 
-def flat_metrics(metrics: CocoMetrics) -> dict[str, float]:
-    """Return the metrics of masks and boxes by their names in metrics.jsonl: `segm/AP`, `bbox/AP50`, ..."""
-    pairs = (("segm", metrics.segm), ("bbox", metrics.bbox))
-    return {f"{kind}/{name}": value for kind, values in pairs for name, value in values.items()}
+def flat_metrics(metrics: Metrics) -> dict[str, float]:
+    """Return the metrics by their names in metrics.jsonl: `segm/AP`, `bbox/AP50`, `panoptic/PQ`, ..."""
+    return {f"{kind}/{name}": value for kind, values in metrics.kinds.items() for name, value in values.items()}

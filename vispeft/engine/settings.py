@@ -65,8 +65,8 @@ def schedule_of(config: TrainConfig) -> Schedule:
         raise ConfigError(f"`train`: {error}") from error
 
 
-def loop_settings_of(config: TrainConfig) -> LoopSettings:
-    """Return the loop's settings of a resolved configuration."""
+def loop_settings_of(config: TrainConfig, metric: str) -> LoopSettings:
+    """Return the loop's settings of a resolved configuration. metric: its highest value is best"""
     return LoopSettings(
         steps=config.steps or 0,
         accumulate=config.accumulate,
@@ -76,6 +76,7 @@ def loop_settings_of(config: TrainConfig) -> LoopSettings:
         checkpoint_every=config.checkpoint_every,
         patience=config.patience,
         ema_decay=config.ema,
+        metric=metric,
         update_statistics=config.update_statistics,
     )
 

@@ -14,7 +14,6 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.coco.results import write_results
-from vispeft.coco.sets import to_annotations
 from vispeft.config import Config
 from vispeft.engine.build import (
     attach,
@@ -41,8 +40,9 @@ from vispeft.engine.settings import (
     optimizer_of,
     schedule_of,
 )
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.errors import TrainingError
-from vispeft.evaluation import CocoMetrics, evaluate_coco
+from vispeft.evaluation import Metrics
 from vispeft.io.json_files import read_json, write_json
 from vispeft.models import FollowsProgress, SegmentationModel
 from vispeft.peft.checkpoint import check_base
@@ -179,7 +179,7 @@ def _set_up(
     _check_deltas(run)
     if fabric.is_global_zero:
         environment = describe_environment(describe_device(fabric), train.seed)
-        directory.begin(config, environment, to_annotations(sets.val))
+        directory.begin(config, environment, TASKS[config.task].annotations(sets.val))
     fabric.barrier()
     return run
 
@@ -222,7 +222,7 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
         return fit(
             Task(model, criterion, optimizer, schedule, tail),
             batches,
-            loop_settings_of(config.train),
+            loop_settings_of(config.train, TASKS[config.task].metric),
             Outputs(log, run.directory.checkpoint, partial(_keep, run), run.data),
             fabric=run.fabric,
             evaluate=partial(_evaluate, run, run.scored(model)) if run.evaluates_while_training else None,
@@ -240,13 +240,13 @@ def _progress_of(run: _Run) -> list[Callback]:
 
 
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
-    """Return COCO metrics of the current model, by their names in metrics.jsonl."""
+    """Return the metrics of the current model, by their names in metrics.jsonl."""
     results = predict_split(run.config, run.fabric, run.sets.val, run.model, *scored)
-    return flat_metrics(_metrics(run, to_annotations(run.sets.val), results))
+    return flat_metrics(_metrics(run, TASKS[run.config.task].annotations(run.sets.val), results))
 
 
-def _metrics(run: _Run, annotations: Any, results: Any) -> CocoMetrics:
-    return evaluate_coco(annotations, results, max_detections=run.config.eval.max_detections)
+def _metrics(run: _Run, annotations: Any, results: Any) -> Metrics:
+    return TASKS[run.config.task].evaluate(annotations, results, run.config.eval)
 
 
 def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
@@ -288,7 +288,7 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     return summary
 
 
-def _summary(run: _Run, result: FitResult, metrics: CocoMetrics) -> dict[str, Any]:
+def _summary(run: _Run, result: FitResult, metrics: Metrics) -> dict[str, Any]:
     counted = peft.count(run.model)
     return {
         "model": describe_base(run.model, run.config.model),

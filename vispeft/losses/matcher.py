@@ -83,8 +83,8 @@ def assign(costs: Tensor) -> tuple[Match, ...]:
 class HungarianMatcher(nn.Module):
     """Matches every layer's queries to the targets by class, mask, dice, L1 and generalised IoU costs.
 
-    Layers without boxes have no L1 and generalised IoU costs. The masks of all layers of all images are compared
-    at the same random points, drawn anew at each call.
+    Layers without boxes have no L1 and generalised IoU costs, those without masks (D = 0) no mask and dice costs. The
+    masks of all layers of all images are compared at the same random points, drawn anew at each call.
 
     class_costs: costs [N, T] of class logits [N, K] and labels [T]
     assign: pairs of the costs of one image; estimates replace it, because their costs have no values
@@ -110,9 +110,7 @@ class HungarianMatcher(nn.Module):
         """Return the pairs of each image (outer) and layer (inner). mask_features: [B, D, h, w]."""
         L, Q = len(layers), layers[0].class_logits.shape[1]
         with torch.autocast(mask_features.device.type, enabled=False):
-            points = torch.rand(self.num_points, 2, device=mask_features.device)
-            at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
-            cells = cell_rows(mask_features)
+            mask_costs_of = self._mask_costs_of(mask_features, targets)
             class_logits = torch.cat([layer.class_logits for layer in layers], dim=1).float()  # [B, L Q, K]
             boxes = _boxes_of(layers)
             embeddings = torch.cat([layer.mask_embeddings for layer in layers], dim=1).float()
@@ -121,9 +119,7 @@ class HungarianMatcher(nn.Module):
                 if not len(image_targets):
                     costs.append(class_logits.new_zeros(L * Q, 0))
                     continue
-                cost = self._mask_costs(
-                    embeddings[b], read_rows(cells[b], at), sample_masks(image_targets.masks, at_pixels)
-                )
+                cost = mask_costs_of(b, embeddings[b])
                 if boxes is not None:
                     cost += box_costs(boxes[b], image_targets.boxes, self.weights)
                 costs.append(cost + self.weights.class_ * self.class_costs(class_logits[b], image_targets.labels))
@@ -131,6 +127,17 @@ class HungarianMatcher(nn.Module):
         flat = torch.cat([cost.flatten() for cost in costs]).cpu()
         per_image = flat.split_with_sizes([cost.numel() for cost in costs])
         return tuple(self.assign(cost.view(L, Q, len(t))) for cost, t in zip(per_image, targets, strict=True))
+
+    def _mask_costs_of(self, mask_features: Tensor, targets: Sequence[Targets]) -> Callable[[int, Tensor], Tensor]:
+        """Return a function of an image's number and its embeddings [N, D] that gives mask costs [N, T]."""
+        if not mask_features.shape[1]:
+            return lambda b, embeddings: embeddings.new_zeros(len(embeddings), len(targets[b]))
+        points = torch.rand(self.num_points, 2, device=mask_features.device)
+        at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
+        cells = cell_rows(mask_features)
+        return lambda b, embeddings: self._mask_costs(
+            embeddings, read_rows(cells[b], at), sample_masks(targets[b].masks, at_pixels)
+        )
 
     def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
         """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""

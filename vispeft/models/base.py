@@ -59,6 +59,21 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
+class QueryScores:
+    """Class scores of queries, of which label maps are made.
+
+    class_probs: [B, Q, K], weight of each query's mask in the map of each class
+    scores, labels: [B, Q], of each query as one segment of a panoptic map; -1 as a label is "no object"
+    weights: [B, Q], factor of each query's mask where several claim a pixel of a panoptic map
+    """
+
+    class_probs: Tensor
+    scores: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
 class DetectionLimits:
     """Limits of the instances that are made of predictions.
 
@@ -111,6 +126,11 @@ class SegmentationModel(nn.Module, ABC):
     def num_channels(self) -> int:
         """Return the number of channels C of the images."""
         return len(self.pixel_mean)
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Return False for a model that was built for boxes alone."""
+        return True
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
@@ -194,6 +214,28 @@ class FollowsProgress(ABC):
         step: steps done; that of the checkpoint where a run is resumed
         num_steps: steps of the whole run
         """
+
+
+class PredictsLabelMaps(ABC):
+    """A model whose queries make semantic and panoptic label maps too. A family that can inherits this beside
+    `SegmentationModel`.
+    """
+
+    @property
+    @abstractmethod
+    def object_mask_threshold(self) -> float:
+        """Return the published least score of a query that becomes a segment of a panoptic map."""
+
+    @abstractmethod
+    def query_scores(self, predictions: Predictions) -> QueryScores:
+        """Return the class scores of all queries. predictions: in float32"""
+
+    def on_task(self, task: str) -> None:
+        """React to the task, `instance`, `semantic` or `panoptic`, before training and prediction.
+
+        Only models with an input for the task need it.
+        """
+        return
 
 
 class SavesDirectory(ABC):

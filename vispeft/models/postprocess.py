@@ -26,7 +26,7 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class _Axis:
+class PixelAxis:
     """Positions of the pixels of one image axis on the grid of the mask logits.
 
     lower, upper: [pixels] int64, the two nearest cells
@@ -114,8 +114,8 @@ def query_masks(
     padded_size: H and W
     """
     features = predictions.mask_features[image_idx]
-    rows = _axis(meta.height, features.shape[-2], meta.input_height / padded_size[0], features.device)
-    columns = _axis(meta.width, features.shape[-1], meta.input_width / padded_size[1], features.device)
+    rows = pixel_axis(meta.height, features.shape[-2], meta.input_height / padded_size[0], features.device)
+    columns = pixel_axis(meta.width, features.shape[-1], meta.input_width / padded_size[1], features.device)
     chunk_size = max(1, _CHUNK_BYTES // (4 * features.shape[-2] * features.shape[-1]))
     masks: list[QueryMask] = []
     for chunk in torch.split(query_idx, chunk_size):
@@ -131,7 +131,7 @@ def query_masks(
     return masks
 
 
-def _axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) -> _Axis:
+def pixel_axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) -> PixelAxis:
     """Return the sampling of one axis. filled: the share of the padded input that the image fills."""
     scale = num_cells * filled / num_pixels
     centres = (torch.arange(num_pixels, dtype=torch.float64) + 0.5) * scale - 0.5
@@ -140,10 +140,10 @@ def _axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) 
     weight = (centres - lower).float()
     lower_idx = lower.long()
     upper_idx = (lower_idx + 1).clamp(max=num_cells - 1)
-    return _Axis(lower_idx.to(device), upper_idx.to(device), weight.to(device), scale)
+    return PixelAxis(lower_idx.to(device), upper_idx.to(device), weight.to(device), scale)
 
 
-def _resized_mask(logits: Tensor, rows: _Axis, columns: _Axis, region: tuple[slice, slice]) -> QueryMask:
+def _resized_mask(logits: Tensor, rows: PixelAxis, columns: PixelAxis, region: tuple[slice, slice]) -> QueryMask:
     """Return the mask of one query at the original size, by bilinear interpolation within `region`.
 
     logits: [h, w], of the padded input; region: rows and columns of the original image

@@ -40,6 +40,7 @@ class ModelFamily:
         the backbone: returns the longer side of such a model's input; None for families of weights files
     read_directory: returns the arguments of `build_model` and the image size of a directory of transformers; None for
         families whose arguments must be given beside a directory
+    tasks: what its models can be trained for
     """
 
     build: Callable[[ModelArguments], SegmentationModel]
@@ -47,6 +48,7 @@ class ModelFamily:
     sizes: tuple[str, ...]
     image_size_in: Callable[[str], int | None] | None = None
     read_directory: Callable[[Path], CheckpointMetadata] | None = None
+    tasks: tuple[str, ...] = ("instance",)
 
     @property
     def reads_weights(self) -> bool:
@@ -54,18 +56,27 @@ class ModelFamily:
         return self.image_size_in is not None
 
 
+_LABEL_MAPS = ("instance", "semantic", "panoptic")
+
 FAMILIES: dict[str, ModelFamily] = {
-    "mask_dino": ModelFamily(build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES)),
+    "mask_dino": ModelFamily(
+        build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES), tasks=(*_LABEL_MAPS, "detection")
+    ),
     "mask2former": ModelFamily(
         build_mask2former,
         mask2former_weights.num_classes_in,
         tuple(MASK2FORMER_SIZES),
         read_directory=read_directory_metadata,
+        tasks=_LABEL_MAPS,
     ),
-    "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
-    "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES)),
+    "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES), tasks=_LABEL_MAPS),
+    "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES), tasks=_LABEL_MAPS),
     "transformers": ModelFamily(
-        build_transformers, transformers_weights.num_classes_in, ("base",), transformers_weights.image_size_in
+        build_transformers,
+        transformers_weights.num_classes_in,
+        ("base",),
+        transformers_weights.image_size_in,
+        tasks=_LABEL_MAPS,
     ),
     "sam3": ModelFamily(sam3_config.build_sam3, sam3_config.num_classes_in, ("base",), sam3_config.image_size_in),
 }

@@ -83,12 +83,14 @@ class ErrorAnalysisSection:
 def error_analysis_of(run: RunContents) -> ErrorAnalysisSection | None:
     """Return the error analysis of a run, read from its analysis.json if that is up to date, else computed.
 
-    Return None without such a file if there are no predictions, or too many to analyse quickly.
+    Return None without such a file if there are no predictions, too many to analyse quickly, or label maps.
     """
     path, predictions = run.path / "analysis.json", run.path / PREDICTIONS_FILE
     if path.is_file() and predictions.is_file() and path.stat().st_mtime >= predictions.stat().st_mtime:
         return _read(read_object(path), path)
     if run.ground_truth is None or not run.predictions or len(run.predictions) > MOST_PREDICTIONS:
+        return None
+    if run.has_label_maps:
         return None
     try:
         content = analyse_results(run.ground_truth, [dict(one) for one in run.predictions]).to_dict()

@@ -15,6 +15,17 @@ from vispeft.errors import TrainingError
 from vispeft.io.atomic import write_text
 from vispeft.report.formats import NOTHING, byte_size, count, defined, duration, formatted, metric_text, plain
 
+# by the key of summary.json that tells the task
+_HEADLINES = {
+    "semantic": (
+        ("mIoU", "semantic/mIoU"),
+        ("pixel accuracy", "semantic/pixel_accuracy"),
+        ("mean accuracy", "semantic/mean_accuracy"),
+    ),
+    "panoptic": (("PQ", "panoptic/PQ"), ("PQ of things", "panoptic/PQ_things"), ("PQ of stuff", "panoptic/PQ_stuff")),
+    "segm": (("mask AP", "segm/AP"), ("mask AP50", "segm/AP50"), ("box AP", "bbox/AP")),
+}
+
 
 @dataclass(frozen=True)
 class Fact:
@@ -78,8 +89,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
 
 def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
     """Return the results of a run, the most important first."""
-    segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
-    scores = (("mask AP", segm.get("AP")), ("mask AP50", segm.get("AP50")), ("box AP", bbox.get("AP")))
+    scores = [(name, value_of(summary, key)) for name, key in headline_of(summary)]
     costs: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
         ("trainable", "trainable_percent", lambda value: formatted(value, "{:.2f} %")),
         ("adapter file", "adapter_bytes", byte_size),
@@ -94,6 +104,20 @@ def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
             for name, key, show in costs
         ),
     ]
+
+
+def headline_of(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return the main metrics of a run's task, the most important first: names for people and in metrics.jsonl.
+
+    Those of instances are given where the summary does not tell the task.
+    """
+    return next((pairs for kind, pairs in _HEADLINES.items() if kind in summary), _HEADLINES["segm"])
+
+
+def value_of(summary: Mapping[str, Any], key: str) -> Any:
+    """Return a metric of summary.json by its name in metrics.jsonl, such as `segm/AP`; None without it."""
+    kind, name = key.split("/")
+    return summary.get(kind, {}).get(name)
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:

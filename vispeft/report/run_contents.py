@@ -10,6 +10,7 @@ from typing import Any
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.results import read_results
 from vispeft.errors import DataError
+from vispeft.evaluation.metrics.base import LABEL_MAP_KINDS
 from vispeft.io.json_files import read_object
 from vispeft.io.metrics_file import read_metrics
 from vispeft.io.run_layout import (
@@ -45,6 +46,11 @@ class RunContents:
     metrics: Sequence[Mapping[str, Any]]
     ground_truth: GroundTruth | None
     predictions: Sequence[Mapping[str, Any]]
+
+    @property
+    def has_label_maps(self) -> bool:
+        """Return True for a finished run of semantic or panoptic segmentation, which has no average precision."""
+        return any(kind in self.summary for kind in LABEL_MAP_KINDS)
 
     def series(self, split: str, key: str) -> list[tuple[float, float]]:
         """Return step and value of one metric of metrics.jsonl, without the steps at which it was not finite."""

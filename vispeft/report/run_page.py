@@ -13,7 +13,16 @@ from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE, INSPECTION_FILE, RE
 from vispeft.report.charts import Chart, Series, line_chart
 from vispeft.report.error_analysis import CATEGORY_COLUMNS, MOST_PREDICTIONS, ErrorAnalysisSection, error_analysis_of
 from vispeft.report.formats import NOTHING, defined, metric_text
-from vispeft.report.page import Cell, Fact, NextStep, environment_facts, run_facts, summary_line, write_page
+from vispeft.report.page import (
+    Cell,
+    Fact,
+    NextStep,
+    environment_facts,
+    headline_of,
+    run_facts,
+    summary_line,
+    write_page,
+)
 from vispeft.report.run_contents import RunContents, read_run
 from vispeft.report.samples import draw_samples
 from vispeft.report.trained import read_trained
@@ -33,6 +42,17 @@ METRIC_MEANINGS = {
     "ARm": "AR of medium objects",
     "ARl": "AR of large objects",
 }
+LABEL_METRIC_MEANINGS = {
+    "mIoU": "mean over classes of intersection over union of all pixels",
+    "pixel_accuracy": "part of the labelled pixels with the right class",
+    "mean_accuracy": "mean of that part over classes",
+    "PQ": "panoptic quality, SQ times RQ of each class, mean over classes",
+    "SQ": "mean IoU of matched segments",
+    "RQ": "F1 of segments matched at IoU above 0.5",
+    **{f"{name}_things": f"{name} over classes with instances" for name in ("PQ", "SQ", "RQ")},
+    **{f"{name}_stuff": f"{name} over classes without instances" for name in ("PQ", "SQ", "RQ")},
+}
+_CATEGORY_METRICS = {"semantic": "IoU", "panoptic": "PQ"}
 _NUM_SPREAD, _NUM_WORST = 6, 6
 
 
@@ -53,7 +73,11 @@ def write_report(run_dir: Path) -> Path:
         charts=_charts(run),
         metrics=_metric_rows(run.summary, error_analysis),
         error_analysis=error_analysis,
-        category_columns=CATEGORY_COLUMNS if error_analysis else ("category", "instances", "mask AP"),
+        category_columns=CATEGORY_COLUMNS
+        if error_analysis
+        else ("category", "instances", category_metric(run.summary)),
+        label_metrics=_label_metric_rows(run.summary),
+        best_metric=headline_of(run.summary)[0][0],
         categories=error_analysis.categories if error_analysis else categories if len(categories) > 1 else [],
         samples=draw_samples(
             {"prediction": run},
@@ -102,8 +126,7 @@ def _charts(run: RunContents) -> list[Chart]:
     train_keys = dict.fromkeys(key for line in run.metrics if line.get("split") == "train" for key in line)
     terms = [key for key in train_keys if key.startswith("loss_")]
     rates = [key for key in train_keys if key == "lr" or key.startswith("lr_")]
-    names = {"mask AP": "segm/AP", "mask AP50": "segm/AP50", "box AP": "bbox/AP"}
-    scores = [Series(name, run.series("val", key)) for name, key in names.items()]
+    scores = [Series(name, run.series("val", key)) for name, key in headline_of(run.summary)]
     # a curve needs at least two evaluations
     has_curve = any(len(line.points) > 1 for line in scores)
     charts = [
@@ -147,6 +170,20 @@ def _metric_rows(
     return rows
 
 
+def category_metric(summary: Mapping[str, Any]) -> str:
+    """Return the name of the metric of each category in a run's summary."""
+    return next((name for kind, name in _CATEGORY_METRICS.items() if kind in summary), "mask AP")
+
+
+def _label_metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, meaning and value of the metrics of label maps; nothing for other runs."""
+    return [
+        (name, LABEL_METRIC_MEANINGS.get(name, ""), metric_text(value))
+        for kind in _CATEGORY_METRICS
+        for name, value in summary.get(kind, {}).items()
+    ]
+
+
 def _next_steps(run: RunContents) -> list[NextStep]:
     """Return recommended next steps for the run."""
     path, methods = str(run.path), run.summary.get("methods", [])
@@ -155,19 +192,24 @@ def _next_steps(run: RunContents) -> list[NextStep]:
         return [_step("The run is not finished. Resume it:", *resume)]
     found = [_step("Predict your own images:", "vispeft", "predict", path, "IMAGES", "--out", "predicted")]
     if _is_best_at_end(run):
-        why = "AP was highest at the last evaluation, so that more steps may improve it:"
+        why = f"{headline_of(run.summary)[0][0]} was highest at the last evaluation, so that more steps may improve it:"
         found.append(_step(why, "vispeft", "train", f"{path}/{CONFIG_FILE}", f"train.steps={2 * run.summary['steps']}"))
     if "adapter" in methods:
         found.append(_step("Adapters do not merge into the weights; the adapter file in this directory is the result."))
     else:
         merged = ("vispeft", "merge", path, "--out", "merged.safetensors")
         found.append(_step("Merge into one plain checkpoint, as fast as the base model:", *merged))
-    if len(run.predictions) > MOST_PREDICTIONS and not (run.path / "analysis.json").is_file():
+    if (
+        not run.has_label_maps
+        and len(run.predictions) > MOST_PREDICTIONS
+        and not (run.path / "analysis.json").is_file()
+    ):
         found.append(_step("Analyse the errors of its predictions:", "vispeft", "evaluate", path, "--analysis"))
     if not (run.path / INSPECTION_FILE).is_file():
         found.append(_step("See what it changed in the weights, and which rank fits:", "vispeft", "inspect", path))
-    found.append(_step("Compare it with another run, with intervals:", "vispeft", "compare", path, "OTHER_RUN"))
-    if run.data:
+    if not run.has_label_maps:
+        found.append(_step("Compare it with another run, with intervals:", "vispeft", "compare", path, "OTHER_RUN"))
+    if run.data and not run.has_label_maps:
         sweep = ("vispeft", "sweep", "configs/sweep_adapters_per_block.yaml", *run.data)
         found.append(_step("Compare numbers of adapters per block, and sites of LoRA, on this data:", *sweep))
     return found
@@ -179,5 +221,6 @@ def _step(why: str, *words: str) -> NextStep:
 
 def _is_best_at_end(run: RunContents) -> bool:
     """Return True if AP was highest at the last of several evaluations."""
-    scores = [score for _, score in run.series("val", "segm/AP")]
+    _, key = headline_of(run.summary)[0]
+    scores = [score for _, score in run.series("val", key)]
     return len(scores) > 1 and isinstance(run.summary.get("steps"), int) and scores[-1] >= max(scores)

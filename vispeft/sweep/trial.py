@@ -62,7 +62,7 @@ class SharedSets:
     def of(self, config: Config) -> DataSets:
         """Return the data sets that a configuration names."""
         key = config.data.train.model_dump_json() + config.data.val.model_dump_json()
-        key += config.model.model_dump_json(include=_OF_SETS)
+        key += config.task + config.model.model_dump_json(include=_OF_SETS)
         if key not in self._sets:
             self._sets[key] = read_sets(config)
         return self._sets[key]

@@ -12,6 +12,7 @@ import numpy as np
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.rle import decode_columns, run_lengths, to_rle
+from vispeft.coco.values import as_box
 from vispeft.visualization.colours import spread_hue
 
 MATCH_IOU = 0.5
@@ -100,15 +101,28 @@ class Outline:
 
 
 def items_of(entries: Sequence[Mapping[str, Any]], height: int, width: int) -> list[Item]:
-    """Return the annotations or results of one image whose masks can be read, best score first."""
+    """Return the annotations or results of one image whose masks can be read, best score first.
+
+    Where no entry has a mask the boxes are taken, as rectangles.
+    """
     items = []
+    has_masks = any(entry.get("segmentation") for entry in entries)
     for entry in entries:
         try:
-            rle = to_rle(entry.get("segmentation"), height, width)
+            rle = to_rle(entry.get("segmentation") if has_masks else _rectangle(entry.get("bbox")), height, width)
         except ValueError:
             continue
         items.append(Item(entry["category_id"], rle, entry.get("score")))
     return sorted(items, key=lambda item: -(item.score or 0.0))
+
+
+def _rectangle(bbox: Any) -> list[list[float]] | None:
+    """Return a box as a polygon; None for what is no box."""
+    box = as_box(bbox)
+    if box is None:
+        return None
+    left, top, width, height = box
+    return [[left, top, left + width, top, left + width, top + height, left, top + height]]
 
 
 def match(annotations: Sequence[Item], detections: Sequence[Item]) -> Matching:

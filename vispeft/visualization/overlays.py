@@ -39,6 +39,8 @@ def draw_instances(
 ) -> Image.Image:
     """Draw every instance with a score of at least `threshold` over an image; small images are enlarged.
 
+    Instances without masks are drawn as the outlines of their boxes.
+
     The factor of enlargement is an integer. Classes differ in hue, instances of one class in shade; with one class
     only, instances differ in hue and have no class name. Labels that would cover each other, or too much of the
     picture, are shortened or left out, lowest score first.
@@ -50,13 +52,20 @@ def draw_instances(
     factor = -(-_MIN_SIDE // max(height, width))
     picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     kept = [idx for idx, score in enumerate(instances.scores.tolist()) if score >= threshold]
-    regions = [_region(instances.rles[idx], (height, width), factor) for idx in kept]
+    has_masks = bool(instances.rles)
+    boxes = [] if has_masks else instances.boxes_xyxy.tolist()
+    regions = [
+        _region(instances.rles[idx], (height, width), factor)
+        if has_masks
+        else _rectangle(boxes[idx], (height, width), factor)
+        for idx in kept
+    ]
     labels = instances.labels.tolist()
     colours = _colours([labels[idx] for idx in kept], len(names))
 
     thickness = max(1, round(min(picture.size) / 400))
     from_large_to_small = sorted(range(len(kept)), key=lambda idx: -int(regions[idx].mask.sum()))
-    for idx in from_large_to_small:
+    for idx in from_large_to_small if has_masks else ():
         _paint(picture, regions[idx], regions[idx].mask, colours[idx], _FILL_OPACITY)
     for idx in from_large_to_small:
         _paint(picture, regions[idx], _contour(regions[idx].mask, thickness), colours[idx], 1.0)
@@ -94,6 +103,15 @@ def _region(rle: dict[str, Any], size: tuple[int, int], factor: int) -> _Region:
     columns = decode_columns(run_lengths(rle["counts"]), size[0], left, left + width)
     mask = columns[top : top + height].astype(bool)
     return _Region(top * factor, left * factor, mask.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+def _rectangle(box_xyxy: Sequence[float], size: tuple[int, int], factor: int) -> _Region:
+    """Return the region of one box, enlarged by `factor`. size: height and width of the image."""
+    height, width = size
+    left, top = min(math.floor(box_xyxy[0]), width - 1), min(math.floor(box_xyxy[1]), height - 1)
+    right, bottom = min(math.ceil(box_xyxy[2]), width), min(math.ceil(box_xyxy[3]), height)
+    shape = max(bottom - top, 1) * factor, max(right - left, 1) * factor
+    return _Region(top * factor, left * factor, np.ones(shape, dtype=bool))
 
 
 def _colours(labels: Sequence[int], num_classes: int) -> list[Colour]:

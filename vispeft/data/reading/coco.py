@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,14 @@ def read_coco(annotations: Path, images: Path | None, *, check_images: bool = Tr
     Raises one `DataError` that lists all reasons why the file cannot be used.
     """
     folder = None if images is None else Path(images)
-    coco_set, report = examine(Path(annotations), folder, check_images=check_images, num_channels=num_channels)
+    return usable(*examine(Path(annotations), folder, check_images=check_images, num_channels=num_channels))
+
+
+def usable(coco_set: CocoSet | None, report: CheckReport) -> CocoSet:
+    """Return a set that was read. Raises one `DataError` that lists all reasons why its file cannot be used."""
     report.raise_if_refused()
     if coco_set is None:
-        raise DataError(f"{annotations} cannot be used.")
+        raise DataError(f"{report.annotations} cannot be used.")
     return coco_set
 
 
@@ -58,17 +62,37 @@ def examine(
     """
     findings = Findings(is_repairing=repair)
     document = load_document(annotations, findings)
+    if document is not None and repair:
+        document = with_file_names(with_integer_ids(document, findings), images, findings)
+    known = {} if headers is None else headers
+    return examine_document(
+        document, annotations, images, findings, check_images=check_images, headers=known, num_channels=num_channels
+    )
+
+
+def examine_document(
+    document: dict[str, Any] | None,
+    annotations: Path,
+    images: Path | None,
+    findings: Findings,
+    *,
+    check_images: bool,
+    headers: Headers,
+    num_channels: int,
+) -> tuple[CocoSet | None, CheckReport]:
+    """Read the content of a COCO instance file and report on it, as `examine` does.
+
+    document: None where the file cannot be read, which is among the findings
+    annotations: the file, for the report
+    """
     if document is None:
         return None, CheckReport(annotations, findings.problems())
-    if repair:
-        document = with_file_names(with_integer_ids(document, findings), images, findings)
     categories = read_categories(document["categories"], document["annotations"], findings)
     entries = _read_images(document["images"], images, findings)
     if images is not None:
         entries = find_files(entries, images, document["annotations"], findings, check_images=check_images)
         if check_images:
-            known = {} if headers is None else headers
-            entries = check_files(entries, images, document["annotations"], findings, known, num_channels)
+            entries = check_files(entries, images, document["annotations"], findings, headers, num_channels)
     entries = _with_usable_sizes(entries, findings)
     listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
     found = read_annotations(document["annotations"], categories, entries, listed, findings)
@@ -94,6 +118,17 @@ def _grouped(found: Iterable[Annotation], image_ids: Iterable[int]) -> tuple[Gro
 
 def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
     """Return the COCO document, or None, with the reason among the findings."""
+    document = load_lists(path, findings)
+    if document is not None and is_panoptic(document["annotations"]):
+        findings.refuse("panoptic", f"{PANOPTIC}.", "")
+        return None
+    return document
+
+
+def load_lists(
+    path: Path, findings: Findings, keys: Sequence[str] = ("images", "categories", "annotations")
+) -> dict[str, Any] | None:
+    """Return a JSON document with filled lists under `keys`, or None, with the reason among the findings."""
     document = _load_json(path, findings)
     if findings.is_refused:
         return None
@@ -103,10 +138,8 @@ def load_document(path: Path, findings: Findings) -> dict[str, Any] | None:
         findings.refuse("not-coco", f"{sentence}; {hint}." if hint else f"{sentence}.", "")
         return None
     document = with_category_list(document, findings)
-    for key in ("images", "categories", "annotations"):
+    for key in keys:
         _require_list(document, key, findings)
-    if not findings.is_refused and is_panoptic(document["annotations"]):
-        findings.refuse("panoptic", f"{PANOPTIC}.", "")
     return None if findings.is_refused else document
 
 

@@ -102,7 +102,12 @@ class Stored:
 def read_stored(path: Path) -> Stored:
     """Decode an image file whose values are numbers, not colours to look at. Raises `DataError` that names the file."""
     with quiet():
-        return guarded(path, lambda: _stored(path))
+        return decode_stored(path)
+
+
+def decode_stored(path: Path) -> Stored:
+    """Return the same as `read_stored`. Safe in threads; hold `quiet` around them."""
+    return guarded(path, lambda: _stored(path))
 
 
 def is_picture(path: Path) -> bool:

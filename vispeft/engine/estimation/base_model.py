@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vispeft.config import Config
-from vispeft.data import read_coco
-from vispeft.engine.build import build_base, complete, kept_class_names
+from vispeft.engine.build import build_base, complete, kept_class_names, num_channels_of
 from vispeft.engine.kept_classes import with_kept_classes
+from vispeft.engine.tasks.registry import TASKS
 from vispeft.models import SegmentationModel
 
 # of COCO, for a configuration without data
@@ -42,7 +42,8 @@ def _data_size(config: Config) -> tuple[int, int, int]:
     path = config.data.train.annotations
     if path is None:
         return DEFAULT_NUM_CLASSES, 1, DEFAULT_NUM_OBJECTS
-    coco_set = with_kept_classes(read_coco(path, None), kept_class_names(config.model))
+    read = TASKS[config.task].read(path, None, config.data.train.segments, num_channels=num_channels_of(config.model))
+    coco_set = with_kept_classes(read, kept_class_names(config.model))
     counts = [len(group) for group in coco_set.annotations]
     return len(coco_set.categories), len(coco_set), _crowded(counts, config.train.batch_size)
 

@@ -1,1 +1,1 @@
-"""COCO metrics: matching, accumulation, the twelve metrics."""
+"""COCO metrics: matching, accumulation, the twelve metrics; panoptic quality and mean IoU."""

@@ -30,7 +30,7 @@ class CocoMetrics:
     """The twelve COCO metrics for masks and for boxes, in 0..1, -1 where undefined.
 
     segm, bbox: name of `METRIC_NAMES` to value; then those of `stats_at`, where COCO's limit of 100 detections is low
-    per_category: category name to mask AP
+    per_category: category name to `category_metric`
     warnings: anomalies of the annotations, one sentence each
     """
 
@@ -38,6 +38,12 @@ class CocoMetrics:
     bbox: Mapping[str, float]
     per_category: Mapping[str, float]
     warnings: tuple[str, ...] = ()
+    category_metric: str = "mask AP"
+
+    @property
+    def kinds(self) -> dict[str, Mapping[str, float]]:
+        """Return the metrics of masks and of boxes by the name of the pass."""
+        return {"segm": self.segm, "bbox": self.bbox}
 
     def to_dict(self) -> dict[str, dict[str, float]]:
         """Return `segm`, `bbox` and `per_category`, as in `summary.json`."""
@@ -161,6 +167,22 @@ def evaluate_coco(
     bbox, _ = scored.metrics("bbox", limit)
     per_category = dict(zip(scored.names, category_values, strict=True))
     return CocoMetrics(segm, bbox, per_category, tuple(warnings))
+
+
+def evaluate_boxes(
+    annotations: Path | str | dict[str, Any],
+    results: Path | str | list[dict[str, Any]],
+    *,
+    max_detections: int | None = None,
+) -> CocoMetrics:
+    """Return the COCO metrics of boxes alone: those of masks are undefined (-1), those by category are box AP.
+
+    The arguments are those of `evaluate_coco`.
+    """
+    scored = read_scored(annotations, results)
+    bbox, category_values = scored.metrics("bbox", scored.limit_for(max_detections))
+    per_category = dict(zip(scored.names, category_values, strict=True))
+    return CocoMetrics(dict.fromkeys(METRIC_NAMES, -1.0), bbox, per_category, category_metric="box AP")
 
 
 def _no_objects_message(ground_truth: GroundTruth) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.values import is_number
 from vispeft.errors import DataError
+from vispeft.evaluation.metrics.base import LABEL_MAP_KINDS
 from vispeft.evaluation.metrics.coco import Scored, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry
@@ -112,6 +113,7 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
                 f"`{path}` must be a finished run, but has no {name}. Finish it: vispeft train ... --resume"
             )
     summary = read_object(path / SUMMARY_FILE)
+    check_has_ap(path, summary)
     config = read_mapping(path / CONFIG_FILE)
     train = config.get("train") if isinstance(config.get("train"), dict) else {}
     seed = train.get("seed") if isinstance(train, dict) else None
@@ -119,6 +121,15 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
     text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
     name = path.resolve().name
     return Source(name, path / PREDICTIONS_FILE, path / ANNOTATIONS_FILE, text, seed, summary)
+
+
+def check_has_ap(path: Path, summary: Mapping[str, Any]) -> None:
+    """Raise DataError for the run of a task without AP, whose results are label maps."""
+    if any(kind in summary for kind in LABEL_MAP_KINDS):
+        raise DataError(
+            f"`{path}` must be a run of `task: instance` or `task: detection`: label maps have no average precision. "
+            f"Its metrics are in {SUMMARY_FILE}."
+        )
 
 
 def _common_ground_truth(sources: Sequence[Source]) -> GroundTruth:

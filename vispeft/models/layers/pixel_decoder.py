@@ -24,7 +24,7 @@ class PixelFeatures:
 
     memory: [B, sum HW, C], levels one after another, finest first or last
     spatial_shapes: (H, W) of each level, in the order of `memory`
-    mask_features: [B, D, h, w]
+    mask_features: [B, D, h, w]; D is 0 without masks
     """
 
     memory: Tensor
@@ -57,6 +57,7 @@ class PixelDecoder(nn.Module):
     encoder, beside `num_extra_levels` made from the coarsest by strided convolutions; the finest map enters by one
     FPN step.
     coarsest_first: order of the levels in Mask2Former, which has no extra ones; its weights depend on it
+    mask_dim: width D of the mask features; 0 for a detector without masks, which does not have their layers
     """
 
     def __init__(
@@ -94,9 +95,11 @@ class PixelDecoder(nn.Module):
             PixelDecoderLayer(dim, ffn_dim, num_levels=self.num_levels, num_heads=num_heads, num_points=num_points)
             for _ in range(num_layers)
         )
-        self.lateral_convs = nn.ModuleList([_norm_conv(channels[0], dim, kernel_size=1)])
-        self.output_convs = nn.ModuleList([_norm_conv(dim, dim, kernel_size=3)])
-        self.mask_features = nn.Conv2d(dim, mask_dim, kernel_size=1)
+        self.predicts_masks = mask_dim > 0
+        if self.predicts_masks:
+            self.lateral_convs = nn.ModuleList([_norm_conv(channels[0], dim, kernel_size=1)])
+            self.output_convs = nn.ModuleList([_norm_conv(dim, dim, kernel_size=3)])
+            self.mask_features = nn.Conv2d(dim, mask_dim, kernel_size=1)
         self._reset_parameters()
 
     def _reset_parameters(self) -> None:
@@ -104,6 +107,8 @@ class PixelDecoder(nn.Module):
             assert isinstance(layer, PixelDecoderLayer)
             for linear in (layer.linear1, layer.linear2):
                 nn.init.xavier_uniform_(linear.weight)
+        if not self.predicts_masks:
+            return
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         assert self.mask_features.bias is not None
         nn.init.zeros_(self.mask_features.bias)
@@ -124,6 +129,8 @@ class PixelDecoder(nn.Module):
         for layer in self.layers:
             memory = run_layer(layer, memory, position, reference, shapes, recompute=self.recomputes)
         finest, shape = self._finest(memory, shapes)
+        if not self.predicts_masks:
+            return PixelFeatures(memory, shapes, memory.new_zeros(len(memory), 0, *shape))
         mask_features = run_layer(self._mask_features, maps[0], finest, shape, recompute=self.recomputes)
         return PixelFeatures(memory, shapes, mask_features)
 

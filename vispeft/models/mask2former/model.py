@@ -21,12 +21,13 @@ from vispeft.models.mask2former.weights import CLASS_HEAD, load_mask2former
 from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
 from vispeft.models.roles.mask2former import MASK2FORMER
 from vispeft.models.softmax_postprocess import postprocess
+from vispeft.models.softmax_scores import SoftmaxLabelMaps
 from vispeft.models.split import Split
 from vispeft.models.weight_directories import write_directory
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
 
 
-class Mask2Former(SegmentationModel, SavesDirectory):
+class Mask2Former(SegmentationModel, SavesDirectory, SoftmaxLabelMaps):
     """Segmentation by queries with masked attention (Cheng et al., CVPR 2022; https://arxiv.org/abs/2112.01527)."""
 
     def __init__(self, backbone: Backbone, pixel_decoder: PixelDecoder, decoder: Mask2FormerDecoder) -> None:

@@ -19,6 +19,7 @@ class MaskDINOSize:
     """Widths and depths of Mask DINO behind its backbone. The defaults are the published R50 model's.
 
     pixel_decoder_ffn_dim: None for the decoder's `ffn_dim`; 1024 in the published checkpoints named `hid1024`
+    predicts_masks: False for a detector of boxes alone, without the layers of the masks
     """
 
     dim: int = 256
@@ -37,6 +38,7 @@ class MaskDINOSize:
     inclusive_boxes: bool = False
     backbone_norm: bool = False
     use_mask_position: bool = False
+    predicts_masks: bool = True
 
 
 SIZES: dict[str, MaskDINOSize] = {
@@ -87,6 +89,7 @@ def _check_levels(encoder: Backbone, size: MaskDINOSize) -> None:
 
 
 def _joined(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO:
+    mask_dim = size.mask_dim if size.predicts_masks else 0
     shared: dict[str, Any] = {"dim": size.dim, "num_heads": size.num_heads, "num_points": size.num_points}
     pixel_decoder = PixelDecoder(
         encoder.channels,
@@ -94,7 +97,7 @@ def _joined(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO
         num_layers=size.pixel_decoder_layers,
         num_backbone_levels=size.num_backbone_levels,
         num_extra_levels=size.num_extra_levels,
-        mask_dim=size.mask_dim,
+        mask_dim=mask_dim,
         use_mask_position=size.use_mask_position,
         **shared,
     )
@@ -103,7 +106,7 @@ def _joined(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO
         ffn_dim=size.ffn_dim,
         num_layers=size.decoder_layers,
         num_levels=pixel_decoder.num_levels,
-        mask_dim=size.mask_dim,
+        mask_dim=mask_dim,
         num_queries=size.num_queries,
         denoising_budget=size.denoising_budget,
         denoising_noise=size.denoising_noise,

@@ -87,7 +87,10 @@ class Criterion(nn.Module):
         self.labelled_classes = None if labelled_classes is None else list(labelled_classes)
 
     def forward(self, predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Return scalar losses keyed class, mask, dice, box and giou; the loss to minimise is their sum."""
+        """Return scalar losses keyed class, mask, dice, box and giou; the loss to minimise is their sum.
+
+        Predictions without masks (D = 0) have no mask and dice loss.
+        """
         layers = (*predictions.layers, *(() if predictions.proposals is None else (predictions.proposals,)))
         denoising = predictions.denoising
         device = predictions.mask_features.device
@@ -99,10 +102,13 @@ class Criterion(nn.Module):
             pairs = pairs_of(matches, num_queries, [len(t) for t in targets], device, denoising=denoising)
             rows = _Rows.of(layers if denoising is None else (*layers, *denoising.layers))
             num_matching_rows = len(layers) * len(targets) * num_queries
-            mask, dice = paired_mask_losses(rows.mask_embeddings, features, pairs, targets, self.points)
+            of_masks = {}
+            if features.shape[1]:
+                mask, dice = paired_mask_losses(rows.mask_embeddings, features, pairs, targets, self.points)
+                of_masks = {"mask": mask, "dice": dice}
             box, giou = self._box_losses(rows.boxes, pairs, targets)
             class_ = self._class_loss(rows.class_logits, pairs, targets, num_matching_rows)
-            losses = {"class": class_, "mask": mask, "dice": dice, "box": box, "giou": giou}
+            losses = {"class": class_, **of_masks, "box": box, "giou": giou}
             num_targets = mean_num_targets(targets, device)
             return {name: self.weights[name] / num_targets * loss for name, loss in losses.items()}
 

@@ -62,6 +62,8 @@ class MaskDINODecoder(nn.Module):
 
     Two-stage selection, mask-enhanced box initialisation, denoising, look-forward-twice boxes and deep supervision as
     in Mask DINO (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777).
+
+    mask_dim: width of the mask embeddings; 0 for a detector without masks, whose initial boxes are the proposals' own
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class MaskDINODecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.class_embed = nn.Linear(dim, num_classes)
         self.label_embed = nn.Embedding(num_classes, dim)
-        self.mask_embed = MLP(dim, dim, mask_dim, 3)
+        self.mask_embed = MLP(dim, dim, mask_dim, 3) if mask_dim else None
         self.bbox_embed = MLP(dim, dim, 4, 3)
         self._reset_parameters()
 
@@ -144,7 +146,7 @@ class MaskDINODecoder(nn.Module):
         )
 
     def _select(self, memory: Tensor, shapes: list[tuple[int, int]], mask_features: Tensor) -> _Queries:
-        """Return queries from the cells with the best class score; their boxes come from their own masks."""
+        """Return queries from the cells with the best class score; their boxes come from their own masks, if any."""
         anchors_logits, is_valid = _cell_anchors(shapes, memory.device)
         encoded = self.enc_output_norm(self.enc_output(memory * is_valid[..., None]))
         best = self.class_embed(encoded).amax(-1).topk(min(self.num_queries, memory.shape[1]), dim=1).indices
@@ -152,7 +154,8 @@ class MaskDINODecoder(nn.Module):
         boxes_logits = self.bbox_embed(selected).float() + anchors_logits[best]
         proposals = self._heads(selected, boxes_logits.sigmoid())
         with torch.no_grad():
-            boxes = self._boxes_from_masks(proposals, mask_features)
+            has_masks = self.mask_embed is not None
+            boxes = self._boxes_from_masks(proposals, mask_features) if has_masks else proposals.predicted_boxes
         return _Queries(selected.detach(), inverse_sigmoid(boxes), proposals)
 
     def _boxes_from_masks(self, proposals: LayerPredictions, mask_features: Tensor) -> Tensor:
@@ -187,7 +190,8 @@ class MaskDINODecoder(nn.Module):
 
     def _heads(self, x: Tensor, boxes: Tensor) -> LayerPredictions:
         normed = self.norm(x)
-        return LayerPredictions(self.class_embed(normed), boxes, self.mask_embed(normed))
+        embeddings = normed[..., :0] if self.mask_embed is None else self.mask_embed(normed)
+        return LayerPredictions(self.class_embed(normed), boxes, embeddings)
 
     def _with_label_embed(self, layers: list[LayerPredictions]) -> list[LayerPredictions]:
         """Add the label embedding times zero, so that it has a gradient in a batch without targets too."""

@@ -11,21 +11,26 @@ from vispeft.losses.points import PUBLISHED_POINTS
 from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.backbones.timm_models import check_size
-from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.base import DetectionLimits, LossSettings, PredictsLabelMaps, QueryScores, SegmentationModel
 from vispeft.models.class_head import ClassHead
 from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
-from vispeft.models.mask_dino.postprocess import postprocess
+from vispeft.models.mask_dino.label_maps import PUBLISHED_THRESHOLD, query_scores
+from vispeft.models.mask_dino.postprocess import detected_boxes, postprocess
 from vispeft.models.mask_dino.weights import CLASS_HEAD, load_mask_dino
 from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
-from vispeft.models.roles.mask_dino import MASK_DINO
+from vispeft.models.roles.mask_dino import HEADS_WITHOUT_MASKS, MASK_DINO
 from vispeft.models.split import Split
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
 
 
-class MaskDINO(SegmentationModel):
-    """Instance segmentation by queries (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777)."""
+class MaskDINO(SegmentationModel, PredictsLabelMaps):
+    """Instance segmentation by queries (Li et al., CVPR 2023; https://arxiv.org/abs/2206.02777).
+
+    Without masks (`predicts_masks` of its size) it is the detector that the paper builds on: boxes alone are
+    predicted, and initial boxes are those of the encoder's best cells.
+    """
 
     def __init__(self, backbone: Backbone, pixel_decoder: PixelDecoder, decoder: MaskDINODecoder) -> None:
         super().__init__()
@@ -63,6 +68,20 @@ class MaskDINO(SegmentationModel):
         """Return the number of classes K of the class head."""
         return self.decoder.class_embed.out_features
 
+    @property
+    def predicts_masks(self) -> bool:
+        """Return False for a model of boxes alone."""
+        return self.decoder.mask_embed is not None
+
+    @property
+    def object_mask_threshold(self) -> float:
+        """Return the published least score of a panoptic segment."""
+        return PUBLISHED_THRESHOLD
+
+    def query_scores(self, predictions: Predictions) -> QueryScores:
+        """Return the class scores of all queries for label maps. predictions: in float32"""
+        return query_scores(predictions)
+
     def set_activation_checkpointing(self, enable: bool = True) -> None:
         """Recompute in backward the activations of the blocks, of both decoders' layers and of the mask features.
 
@@ -89,18 +108,21 @@ class MaskDINO(SegmentationModel):
         padded_size: tuple[int, int],
         limits: DetectionLimits,
     ) -> list[Instances]:
-        """Return the instances of every image of a batch in its own pixels, best first."""
+        """Return the instances of every image of a batch in its own pixels, best first; boxes alone without masks."""
+        if not self.predicts_masks:
+            return detected_boxes(predictions, metas, padded_size=padded_size, limits=limits)
         return postprocess(predictions, metas, padded_size=padded_size, limits=limits)
 
     def roles(self) -> Mapping[str, str]:
         """Return the roles of the encoder's family and those of Mask DINO's own parts."""
         # parts without weights in a backbone's checkpoint
         new = "backbone.pyramid | pixel_decoder | decoder" if self.backbone.is_plain else "pixel_decoder | decoder"
-        return {**self.backbone.roles("backbone"), **MASK_DINO, "new": new}
+        own = MASK_DINO if self.predicts_masks else {**MASK_DINO, "heads": HEADS_WITHOUT_MASKS}
+        return {**self.backbone.roles("backbone"), **own, "new": new}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], *, source: str) -> None:
         """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
-        load_mask_dino(self, tensors, source=source)
+        load_mask_dino(self, tensors, source=source, predicts_masks=self.predicts_masks)
 
     def class_rows(self) -> ClassHead:
         """Return the class map and the label embedding of denoising."""

@@ -32,6 +32,8 @@ _OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
     (r"^sem_seg_head\.predictor\.(enc_output|enc_output_norm|class_embed|mask_embed)\.", r"decoder.\1."),
     *BACKBONE_NAMES,
 )
+# layers that a model of boxes alone does not have
+_OF_MASKS = re.compile(r"pixel_decoder\.(lateral_convs|output_convs|mask_features)\.|decoder\.mask_embed\.")
 # shared copies of the same tensor, and what our modules compute themselves
 _IGNORED = (
     r"^sem_seg_head\.predictor\.decoder\.(norm|bbox_embed)\.",
@@ -60,13 +62,16 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+def load_mask_dino(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, source: str, predicts_masks: bool = True
+) -> None:
     """Load a whole model's tensors, in place, by our own names or by those of the official checkpoints.
 
     A class head of another size is fitted (see `fit_class_head`). Raises CheckpointError naming the tensors that are
     missing, unknown or of another shape; the model is unchanged then.
 
     source: name of the file, for errors
+    predicts_masks: False for a model of boxes alone, which leaves out the tensors of the masks
     """
     if not any(re.search(r"(^|\.)(pixel_)?decoder\.", name) for name in tensors):
         raise CheckpointError(
@@ -76,6 +81,8 @@ def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: s
         )
     own = from_official(tensors) if is_official(tensors) else tensors
     num_classes = len(model.get_parameter("decoder.class_embed.weight"))
+    if not predicts_masks:
+        own = {name: tensor for name, tensor in own.items() if not _OF_MASKS.match(name)}
     load_state(model, fit_class_head(own, CLASS_HEAD, num_classes), source=source)
 
 

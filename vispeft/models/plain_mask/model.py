@@ -19,10 +19,11 @@ from vispeft.models.plain_mask.criterion import Criterion
 from vispeft.models.plain_mask.predictor import Predictor
 from vispeft.models.plain_mask.weights import CLASS_HEAD
 from vispeft.models.softmax_postprocess import postprocess
+from vispeft.models.softmax_scores import SoftmaxLabelMaps
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions
 
 
-class PlainMaskModel(SegmentationModel, FollowsProgress):
+class PlainMaskModel(SegmentationModel, FollowsProgress, SoftmaxLabelMaps):
     """Segmentation model whose queries run through blocks beside all tokens of the image.
 
     In train mode each of these blocks has a prediction before it, whose masks restrict the attention of the queries

@@ -20,3 +20,6 @@ MASK_DINO: Mapping[str, str] = {
     "heads": "decoder.class_embed | decoder.label_embed | decoder.mask_embed | decoder.bbox_embed",
     "class_head": "decoder.class_embed | decoder.label_embed",
 }
+
+HEADS_WITHOUT_MASKS = "decoder.class_embed | decoder.label_embed | decoder.bbox_embed"
+"""Role `heads` of a model of boxes alone."""

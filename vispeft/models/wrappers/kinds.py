@@ -28,7 +28,7 @@ class Labels:
 class Kind:
     """A model type.
 
-    answers: returns the answers of all layers that the network's loss takes, the final one last
+    answers: returns the answers of all layers that the network's loss takes, the final one last, for a task
     loss_terms: returns the network's own weighted losses by the library's names
     class_head: module with one output for each class and one for "no object"
     roles: patterns inside the network of parts that a plan may name
@@ -38,7 +38,7 @@ class Kind:
     options: fields of the configuration that are always set
     """
 
-    answers: Callable[[nn.Module, Tensor], list[Answer]]
+    answers: Callable[[nn.Module, Tensor, str], list[Answer]]
     loss_terms: Callable[[Any, Sequence[Answer], Labels], dict[str, Tensor]]
     class_head: str
     roles: Mapping[str, str]
@@ -58,7 +58,7 @@ def kind_of(config: Any) -> Kind:
     return KINDS[config.model_type]
 
 
-def _auxiliary_answers(network: nn.Module, images: Tensor, **inputs: Any) -> list[Answer]:
+def _auxiliary_answers(network: nn.Module, images: Tensor, task: str, **inputs: Any) -> list[Answer]:
     # hidden states, because some configurations make auxiliary answers of them without asking for them
     outputs = network(
         pixel_values=images, output_auxiliary_logits=True, output_hidden_states=True, return_dict=True, **inputs
@@ -69,15 +69,15 @@ def _auxiliary_answers(network: nn.Module, images: Tensor, **inputs: Any) -> lis
     return [*answers, (outputs.class_queries_logits, outputs.masks_queries_logits)]
 
 
-def _oneformer_answers(network: nn.Module, images: Tensor) -> list[Answer]:
+def _oneformer_answers(network: nn.Module, images: Tensor, task: str) -> list[Answer]:
     length = int(network.config.task_seq_len)  # type: ignore[union-attr, arg-type]
     tokens = torch.zeros(length, dtype=torch.long, device=images.device)
-    given = torch.tensor(_TASK_TOKENS[:length], device=images.device)
+    given = torch.tensor(_TASK_TOKENS[task][:length], device=images.device)
     tokens[: len(given)] = given
-    return _auxiliary_answers(network, images, task_inputs=tokens.expand(len(images), -1))
+    return _auxiliary_answers(network, images, task, task_inputs=tokens.expand(len(images), -1))
 
 
-def _eomt_answers(network: nn.Module, images: Tensor) -> list[Answer]:
+def _eomt_answers(network: nn.Module, images: Tensor, task: str) -> list[Answer]:
     # the output holds the final answer alone
     with _recorded(network, "predict") as calls:
         network(pixel_values=images)
@@ -136,8 +136,12 @@ def _as_dictionaries(answers: Sequence[Answer]) -> list[dict[str, Tensor]]:
     return [{"class_queries_logits": classes, "masks_queries_logits": masks} for classes, masks in answers]
 
 
-# "the task is instance" by CLIP's tokenizer, with its start and its end; padded with zeros
-_TASK_TOKENS = (49406, 518, 10549, 533, 34572, 49407)
+# "the task is instance" and so on by CLIP's tokenizer, with its start and its end; padded with zeros
+_TASK_TOKENS = {
+    "instance": (49406, 518, 10549, 533, 34572, 49407),
+    "semantic": (49406, 518, 10549, 533, 29119, 1550, 49407),
+    "panoptic": (49406, 518, 10549, 533, 1072, 24755, 49407),
+}
 
 _EOMT = Kind(
     _eomt_answers,

@@ -16,6 +16,7 @@ from vispeft.models.base import DetectionLimits, LossSettings, SavesDirectory, S
 from vispeft.models.input_rule import InputRule
 from vispeft.models.postprocess import best_instances, check_metas
 from vispeft.models.roles import roles_for
+from vispeft.models.softmax_scores import SoftmaxLabelMaps
 from vispeft.models.split import Split, SplitPointError
 from vispeft.models.weight_files import load_state
 from vispeft.models.wrappers.criterion import Criterion
@@ -27,7 +28,7 @@ from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictio
 _NETWORK = "network"
 
 
-class TransformersModel(SegmentationModel, SavesDirectory):
+class TransformersModel(SegmentationModel, SavesDirectory, SoftmaxLabelMaps):
     """A network of `AutoModelForUniversalSegmentation`, unchanged, behind the contract of our models.
 
     The network answers with mask logits, not with mask embeddings and features. Its predictions have the mask logits as
@@ -41,6 +42,7 @@ class TransformersModel(SegmentationModel, SavesDirectory):
         self.network = network
         self.processor = dict(processor)
         self._kind = kind_of(self.config)
+        self._task = "instance"
         self._rule = InputRule.of(processor)
 
     @property
@@ -87,10 +89,14 @@ class TransformersModel(SegmentationModel, SavesDirectory):
         """
         check_size(images, self.size_divisor)
         self._check_side(max(images.shape[-2:]))
-        answers = self._kind.answers(self.network, images)
+        answers = self._kind.answers(self.network, images, self._task)
         layers = [_layer(answer) for answer in (answers if self.training else answers[-1:])]
         final_masks = answers[-1][1]
         return Predictions((*layers[:-1], replace(layers[-1], mask_features=None)), final_masks)
+
+    def on_task(self, task: str) -> None:
+        """Set the task, `instance`, `semantic` or `panoptic`, which OneFormer takes as an input."""
+        self._task = task
 
     def criterion(self, settings: LossSettings) -> Criterion:
         """Return the network's own loss. A number of points counts for losses that are taken at points."""

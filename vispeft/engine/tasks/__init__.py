@@ -1,0 +1,1 @@
+"""Tasks of a configuration: reading, inference, metrics and files of each, registered once in `registry.py`."""
