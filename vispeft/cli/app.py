@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vispeft.cli import compare, data, inspect, machine, plan, run, sweep
+from vispeft.cli import compare, data, export, inspect, machine, plan, run, sweep
 from vispeft.cli.terminal import guarded
 from vispeft.training.arithmetic import request_reproducible_arithmetic
 
@@ -30,6 +30,7 @@ app.command("train")(run.train)
 app.command("evaluate")(run.evaluate)
 app.command("predict")(run.predict)
 app.command("merge")(run.merge)
+app.command("export")(export.export)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("plan")(plan.plan)

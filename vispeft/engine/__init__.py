@@ -4,15 +4,19 @@ from vispeft.engine.estimation.estimate import Estimate, estimate
 from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.propose import Proposal, Proposals, propose
 from vispeft.engine.estimation.sites import RoleRow, SiteRow, list_roles, list_sites
+from vispeft.engine.export import ExportReport, export_run
+from vispeft.engine.exported_runs import load_exported
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
 from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
 from vispeft.engine.saved_runs import LoadedRun, evaluate_run, load_run, write_merged
+from vispeft.engine.sources import load_source
 from vispeft.engine.train import RunResult, train_run
 
 __all__ = [
     "DataSets",
     "Estimate",
+    "ExportReport",
     "Limits",
     "LoadedRun",
     "PredictionReport",
@@ -25,9 +29,12 @@ __all__ = [
     "begun_run_directory",
     "estimate",
     "evaluate_run",
+    "export_run",
     "list_roles",
     "list_sites",
+    "load_exported",
     "load_run",
+    "load_source",
     "new_run_directory",
     "predict_images",
     "propose",

@@ -78,7 +78,7 @@ class EoMT(SegmentationModel, FollowsProgress):
         check_size(images, self.size_divisor)
         grid = self.encoder.grid(images)
         tokens = self.encoder.first_tokens(images)
-        x = torch.cat((self.queries.to(tokens).expand(len(images), -1, -1), tokens), dim=1)
+        x = torch.cat((self.queries.to(tokens).expand(images.shape[0], -1, -1), tokens), dim=1)
         layers: list[LayerPredictions] = []
         for block, mask_prob in zip(self.encoder.last_blocks, self.mask_probs, strict=True):
             attention_mask = None
