@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_PROCESSES ?= 2
 
 # what rests on equal bits: identity at the start, resumed runs, killed sweeps, kept features, predictions that equal
-BITS := tests/training/test_arithmetic.py tests/peft/test_promises.py tests/models/mask_dino/test_split_point.py \
+BITS := tests/training/test_arithmetic.py tests/peft/test_promises.py tests/models/test_pixel_decoder_split.py \
 	tests/training/test_trainer.py tests/training/feature_cache/test_loader.py tests/engine/test_train.py tests/engine/test_features.py \
 	tests/sweep/test_processes.py
 BITS_TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(BITS)
@@ -27,7 +27,7 @@ test-other-cpu: $(READY)  ## promises of equal bits on the instructions of other
 		ONEDNN_MAX_CPU_ISA=AVX512_CORE $(BITS_TEST)
 	# MKL's compatible kernels depend on an image's place in its batch, which features kept for later batches cannot know
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE $(BITS_TEST) \
-		--deselect tests/models/mask_dino/test_split_point.py::test_tail__continues_to_the_bit
+		--deselect tests/models/test_pixel_decoder_split.py::test_tail__continues_to_the_bit
 
 # -rs names what is not installed: a skipped test has proven nothing
 test-browser: $(VENV)/.ready-browser  ## the reports in headless Chromium (apt-get install chromium)

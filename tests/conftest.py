@@ -68,6 +68,26 @@ def finished(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def transformers_directory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Function that returns a directory of a model type of transformers with random weights for 3 classes."""
+    pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location("tiny_transformers", Path(__file__).parent / "tiny_transformers.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("transformers")
+
+    def directory(model_type: str) -> Path:
+        path = folder / model_type
+        if not path.is_dir():
+            module.write_directory(model_type, path)
+        return path
+
+    return directory
+
+
+@pytest.fixture(scope="session")
 def hostile() -> ModuleType:
     """The module `data/hostile.py`, which makes sets with one fault or oddity each."""
     spec = importlib.util.spec_from_file_location("hostile", Path(__file__).parent / "data" / "hostile.py")

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
+import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import timm
 import torch
+from bench_adapters import processor
 from torch import Tensor, nn
 
 import vispeft as vp
@@ -101,7 +105,8 @@ def family(name: str) -> Family:
     """Return a family of `FAMILIES`, with the modules that its forward pass calls as places."""
     model_name, options, side = FAMILIES[name]
 
-    def build() -> nn.Module:
+    @functools.cache
+    def first() -> nn.Module:
         torch.manual_seed(0)
         model: nn.Module = timm.create_model(model_name, num_classes=5, **options).eval()
         with torch.no_grad():
@@ -109,6 +114,9 @@ def family(name: str) -> Family:
             for parameter in model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
         return model
+
+    def build() -> nn.Module:
+        return copy.deepcopy(first())
 
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     return Family(build, images, _places(build(), images))
@@ -145,6 +153,7 @@ def check_place(each: Family, method: vp.Method, pattern: str) -> str:
     """Return "ok" or "refused: <error>"; raise BrokenPromise."""
     plan = vp.Plan({pattern: method})
     model = each.build()
+    base_keys = model.state_dict().keys()
     before = _answer(model, each.images)
     try:
         vp.inject(model, plan)
@@ -153,7 +162,7 @@ def check_place(each: Family, method: vp.Method, pattern: str) -> str:
         return f"refused: {error}"
     if method.is_identity_at_start:
         _hold("identity at start", torch.equal(_answer(model, each.images), before))
-    base = {key: value.clone() for key, value in model.state_dict().items() if key in each.build().state_dict()}
+    base = {key: value.clone() for key, value in model.state_dict().items() if key in base_keys}
     _train(model, each.images)
     _hold("base unchanged", all(torch.equal(model.state_dict()[key], value) for key, value in base.items()))
     after = _answer(model.eval(), each.images)
@@ -212,6 +221,13 @@ def _check_file(each: Family, model: nn.Module, answer: Tensor) -> None:
 
 def _check_gradient(each: Family, plan: vp.Plan) -> None:
     """The gradient along a random direction must be the central difference of the loss, in float64."""
+    # the linear attention of EfficientViT goes to float32 in a model of any precision, whose rounding hides the slope
+    with mock.patch.object(Tensor, "float", Tensor.double):
+        _compare_slopes(each, plan)
+
+
+def _compare_slopes(each: Family, plan: vp.Plan) -> None:
+    """Compare the gradient with the central difference."""
     model = each.build().double()
     vp.inject(model, plan)
     images = each.images.double()
@@ -285,7 +301,12 @@ def main() -> None:
             print(f"{name}, {method} at {kind}: {outcome}", flush=True)
     print(", ".join(f"{number} {word}" for word, number in counts.items()))
     if args.json:
-        args.json.write_text(json.dumps({"torch": torch.__version__, "timm": timm.__version__, **table}, indent=1))
+        facts = {
+            "machine": f"{platform.machine()}, {processor()}, 1 thread, torch {torch.__version__}",
+            "timm": timm.__version__,
+            "counts": counts,
+        }
+        args.json.write_text(json.dumps({**facts, "families": table}, indent=1) + "\n")
     raise SystemExit(counts["FAIL"] > 0)
 
 

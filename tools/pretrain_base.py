@@ -41,8 +41,9 @@ from vispeft.coco.rle import encode_region
 from vispeft.evaluation import evaluate_coco
 from vispeft.losses import HungarianMatcher
 from vispeft.models import DetectionLimits, load_bundled, save_bundled
+from vispeft.models.class_head import fit_class_head
 from vispeft.models.mask_dino.criterion import Criterion
-from vispeft.models.mask_dino.weights import fit_class_head
+from vispeft.models.mask_dino.weights import CLASS_HEAD
 from vispeft.structures import Batch, ImageMeta
 from vispeft.synthetic import SHAPE_NAMES
 from vispeft.training.step import SealedBatch
@@ -76,7 +77,7 @@ def train_stage(
     module = PretrainingLoss(model, criterion, stage)
     optimizer = torch.optim.AdamW(parameter_groups(module), lr=stage.lr, betas=(0.9, 0.98))
     if state is not None:
-        model.load_state_dict(fit_class_head(model.state_dict(), state["model"]))
+        model.load_state_dict(fit_class_head(state["model"], CLASS_HEAD, model.num_classes))
         if module.kinds is not None and state.get("kinds"):
             module.kinds.load_state_dict(state["kinds"])
         optimizer.load_state_dict(moments_for(optimizer, state["optimizer"]))

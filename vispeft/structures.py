@@ -1,9 +1,9 @@
 """Data structures shared by all parts, from images to predictions. Shapes are defined here once.
 
-Letters: `B` images in a batch, `H W` the padded network input, `h w` the mask features (about a quarter of it), `T`
-targets of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one image. Box names
-tell their form; "normalised" means divided by the padded input's width and height. Padding is at the right and
-bottom.
+Letters: `B` images in a batch, `C` their channels, `H W` the padded network input, `h w` the mask features (about a
+quarter of it), `T` targets of one image, `Q` queries, `K` classes, `D` mask embedding width, `N` instances kept for one
+image. Box names tell their form; "normalised" means divided by the padded input's width and height. Padding is at the
+right and bottom.
 """
 
 from __future__ import annotations
@@ -38,11 +38,28 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Place of a tile in its image.
+
+    left, top: first column and row of the tile
+    image_height, image_width: of the whole image, in pixels
+    num_windows: tiles of the image
+    """
+
+    left: int
+    top: int
+    image_height: int
+    image_width: int
+    num_windows: int
+
+
+@dataclass(frozen=True)
 class ImageMeta:
     """Original size of a network input, by which predictions are mapped back to the file's own pixels.
 
-    height, width: size of the image as shown (EXIF applied), in pixels
+    height, width: size of the image, or of the tile, as shown (EXIF applied), in pixels
     input_height, input_width: the part of the padded input that the whole image fills, from the top left, in pixels
+    window: of a tile; None for a whole image
     """
 
     image_id: int
@@ -51,13 +68,14 @@ class ImageMeta:
     width: int
     input_height: int
     input_width: int
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """Images with their targets and their original sizes.
 
-    images: [B, 3, H, W] float32 RGB, normalised by the base's pixel statistics, zero in the padding
+    images: [B, C, H, W] float32, RGB for three channels, normalised by the base's pixel statistics, zero in the padding
     """
 
     images: Tensor

@@ -162,3 +162,14 @@ def test_attach__names_the_key_of_a_region_that_is_not_there(tiny: dict[str, Any
     config = parse_config({**tiny, "train": {**tiny["train"], "regions": {pattern: {"lr_scale": 2.0}}}})
     with pytest.raises(ConfigError, match=rf"`train\.regions`: `{re.escape(pattern)}`"):
         attach(build_base(config, 3), config)
+
+
+def test_attach__refuses_a_region_of_frozen_parameters_alone(tiny: dict[str, Any]) -> None:
+    regions: dict[str, Any] = {"backbone": {"lr_scale": 0.1}, "@class_head": {"lr_scale": 10.0}}
+    peft_section = {"deltas": {"@deformable.value_proj": {"method": "lora", "rank": 1}}}
+    config = parse_config({**tiny, "peft": peft_section, "train": {**tiny["train"], "regions": regions}})
+    with pytest.raises(ConfigError, match=r"`train\.regions`: `backbone` names \d+ parameters, all of them frozen"):
+        attach(build_base(config, 3), config)
+    del regions["backbone"]  # what is left is the default for new classes, which a frozen head may have
+    config = parse_config({**tiny, "peft": peft_section, "train": {**tiny["train"], "regions": regions}})
+    attach(build_base(config, 3), config)

@@ -54,7 +54,7 @@ def test_warn_of_tiny_objects__counts_those_that_are_dropped(tmp_path, sides, pa
         (
             10,
             12,
-            ["has 12, but the model has 10 queries (`model.options.num_queries`; more need another base). Raise it"],
+            ["has 12, but the model has 10 queries (`model.num_queries`). Raise it"],
         ),
         (12, 10, ["has 12, but 10 detections are kept per image (`eval.max_detections`). Raise it, or cut"]),
         (10, 10, ["10 queries", "10 detections", "Raise both"]),

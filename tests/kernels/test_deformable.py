@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 from vispeft_kernels import KernelError, deformable_attention
-from vispeft_kernels.deformable import torch_impl
+from vispeft_kernels.deformable import known_deformable_attention, torch_impl
 from vispeft_kernels.deformable.padded_levels import level_views, pad_levels
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 
@@ -334,3 +334,37 @@ def test_level_views__holds_every_pixel_once_in_order() -> None:
         plane.copy_(level)
     pixels = [plane.flatten(1, 2) for plane, _ in level_views(planes, value, layout)]
     assert torch.equal(torch.cat(pixels, 1), value)
+
+
+@pytest.mark.parametrize("mode", ["auto", "reference"])
+def test_known_output__gives_its_values_and_the_references_gradients(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISPEFT_KERNELS", mode)
+    case = CASES["odd sizes"]
+    output = deformable_attention_reference(case.tensors()[0], case.shapes, *case.tensors()[1:])
+
+    def known(value: Tensor, shapes: list[tuple[int, int]], *points: Tensor) -> Tensor:
+        return known_deformable_attention(output, value, shapes, *points)
+
+    ours = run(known, case, case.tensors())
+    assert ours[0] is not None
+    assert torch.equal(ours[0], output)
+    assert worst(ours, run(deformable_attention_reference, case, case.tensors())) < 1e-10
+
+
+def test_known_output__can_be_differentiated_twice() -> None:
+    case = Case(1, 2, 1, 2, ((3, 2),), 2, spread=0.0)
+    output = deformable_attention_reference(case.tensors()[0], case.shapes, *case.tensors()[1:])
+
+    def known(value: Tensor, shapes: tuple[tuple[int, int], ...], *points: Tensor) -> Tensor:
+        return known_deformable_attention(output, value, shapes, *points)
+
+    results = []
+    for function in (known, deformable_attention_reference):
+        value, locations, weights = (tensor.requires_grad_() for tensor in case.tensors())
+        inputs = value, locations, weights
+        out = function(value, case.shapes, locations, weights)
+        grads = torch.autograd.grad(out.pow(2).sum(), inputs, create_graph=True)
+        results.append(list(torch.autograd.grad(sum(grad.sum() for grad in grads), inputs)))
+    assert worst(*results) < 1e-10

@@ -18,29 +18,8 @@ from vispeft.models.layers.denoising import make_denoising_queries
 from vispeft.models.layers.geometry import cell_centres, inverse_sigmoid, masks_to_boxes
 from vispeft.models.layers.relu import relu_before
 from vispeft.models.roles import roles_for
-from vispeft.models.roles.timm import FAMILIES, encoder_roles
-from vispeft.peft import Names
 from vispeft.structures import Targets
 
-_TINY = {"depth": 4, "embed_dim": 32, "num_heads": 1}
-# a small model of every family of timm that has roles
-_ROLE_MODELS = {
-    "timm.models.vision_transformer": ("vit_tiny_patch16_224", _TINY),
-    "timm.models.vision_transformer_sam": ("samvit_base_patch16", _TINY | {"global_attn_indexes": (0,)}),
-    "timm.models.deit": ("deit3_small_patch16_224", _TINY),
-    "timm.models.eva": ("eva02_tiny_patch14_224", _TINY),
-    "timm.models.beit": ("beit_base_patch16_224", _TINY),
-    "timm.models.hiera": ("hiera_tiny_224", {"embed_dim": 16, "num_heads": 1}),
-    "timm.models.xcit": ("xcit_nano_12_p16_224", {"depth": 4, "embed_dim": 32, "num_heads": 1}),
-    "timm.models.naflexvit": ("naflexvit_base_patch16_gap", _TINY),
-    "timm.models.swin_transformer": ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
-    "timm.models.swin_transformer_v2": ("swinv2_tiny_window8_256", {"depths": (1, 1, 1, 1), "embed_dim": 24}),
-    "timm.models.mvitv2": ("mvitv2_tiny", {}),
-    "timm.models.tiny_vit": ("tiny_vit_5m_224", {"depths": (1, 1, 1, 1)}),
-    "timm.models.convnext": ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
-    "timm.models.pvt_v2": ("pvt_v2_b0", {"depths": (1, 1, 1, 1)}),
-    "timm.models.resnet": ("resnet18", {}),
-}
 OPTIONS = {"patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 1}
 ANATOMY = {
     "name": "mask_dino",
@@ -122,18 +101,6 @@ def test_roles_for__resolves_qkv_to_the_parameter_where_timm_reads_it() -> None:
     assert roles_for(beit)["encoder.qkv"] == "blocks.*.attn.qkv.weight"
     vit = timm.create_model("test_vit")
     assert roles_for(vit)["encoder.qkv"] == "blocks.*.attn.qkv"
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_encoder_roles__each_names_something_in_every_form_of_a_model(family: str) -> None:
-    name, kwargs = _ROLE_MODELS[family]
-    model = timm.create_model(name, **kwargs)
-    expected = {f"encoder.{role}" for role in FAMILIES[family]} - ({"encoder.conv3"} if name == "resnet18" else set())
-    names = Names(model)
-    assert {role for role, pattern in roles_for(model).items() if names.sites(pattern)} == expected
-    body = timm.create_model(name, features_only=True, **kwargs)
-    names = Names(body)
-    assert {role for role, pattern in encoder_roles(family, body).items() if names.sites(pattern)} == expected
 
 
 def test_roles_for__is_empty_for_an_unknown_family() -> None:

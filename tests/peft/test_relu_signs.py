@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vispeft.peft import LoRA, Plan, inject, train_mode
 
@@ -17,6 +18,18 @@ class Feedforward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.second(self.act(self.first(x)))
+        return y
+
+
+class Checkpointed(nn.Module):
+    """A part that keeps its input alone, and runs again in backward."""
+
+    def __init__(self, recompute: bool) -> None:
+        super().__init__()
+        self.part, self.recompute = Feedforward(), recompute
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = checkpoint(self.part, x, use_reentrant=False) if self.recompute else self.part(x)
         return y
 
 
@@ -103,3 +116,16 @@ def test_relu__copy_of_a_model_that_ran(x: Tensor) -> None:
         expected = model(x)
     model(x)
     assert torch.equal(copy.deepcopy(model)(x), expected)
+
+
+def test_relu__keeps_the_same_in_a_pass_that_backward_repeats(x: Tensor) -> None:
+    def gradients(*, recompute: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = injected(Checkpointed(recompute), Plan({"part.first": LoRA(rank=2), "part.second": LoRA(rank=2)}))
+        for _ in range(2):
+            model(x).square().sum().backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    plain = gradients(recompute=False)
+    assert len(plain) == 4
+    torch.testing.assert_close(gradients(recompute=True), plain)

@@ -18,6 +18,7 @@ app = typer.Typer(help="Data sets: check, repair, count, show, split, convert, d
 Annotations = Annotated[Path, typer.Argument(help="COCO instances file (JSON).", show_default=False)]
 Images = Annotated[Path, typer.Option(help="Folder of the images; file_name is relative to it.", show_default=False)]
 OptionalImages = Annotated[Path | None, typer.Option(help="Folder of the images; file_name is relative to it.")]
+Channels = Annotated[int, typer.Option(min=1, max=12, help="Channels of the images: 1 for grey, 3 for RGB, ...")]
 Out = Annotated[Path, typer.Option(help="Output folder.", show_default=False)]
 
 
@@ -26,6 +27,7 @@ def check(
     annotations: Annotations,
     images: Images,
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the annotation file here.")] = None,
+    channels: Channels = 3,
 ) -> None:
     """Report all problems of a data set at once. The exit status is 1 if training would refuse the data set, else 0.
 
@@ -41,7 +43,7 @@ def check(
             f"{report.num_instances} instances, {report.num_crowds} crowd regions"
         )
         return
-    report = check_dataset(annotations, images)
+    report = check_dataset(annotations, images, num_channels=channels)
     _print_problems(report.refusals, "refused")
     _print_problems(report.warnings, "warning")
     if report.refused:
@@ -59,17 +61,27 @@ def check(
 
 
 @app.command()
-def stats(annotations: Annotations, images: OptionalImages = None) -> None:
-    """Count the instances of a data set by class, size and image.
+def stats(
+    annotations: Annotations,
+    images: OptionalImages = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, max=12, help="Also give mean and deviation of each of so many channels; needs --images."),
+    ] = None,
+) -> None:
+    """Count the instances of a data set by class, size and image; give the pixel statistics of its channels.
 
-    Example: vispeft data stats train.json
+    Example: vispeft data stats train.json --images images --channels 4
     """
+    from vispeft.data.channel_stats import channel_stats, format_channel_stats
     from vispeft.data.reading.coco import read_coco
     from vispeft.data.stats import format_stats, set_stats
 
-    coco_set = read_coco(annotations, images)
+    coco_set = read_coco(annotations, images, num_channels=channels or 3)
     _print_problems(coco_set.report.warnings, "warning")
     print(format_stats(set_stats(coco_set)))
+    if channels is not None:
+        print(f"\n{format_channel_stats(channel_stats(coco_set, channels))}")
 
 
 @app.command()
@@ -81,6 +93,7 @@ def show(
     augmented: Annotated[int, typer.Option(min=0, help="Augmented variants beside each image.")] = 3,
     image_size: Annotated[int, typer.Option(min=32, help="Network input size of the augmentations.")] = 512,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    channels: Channels = 3,
 ) -> None:
     """Draw images with their masks, in the original and augmented as in training.
 
@@ -90,10 +103,18 @@ def show(
     from vispeft.data.transforms.augmentation import TrainTransform
     from vispeft.engine.contact_sheet import contact_sheet
 
-    coco_set = read_coco(annotations, images)
+    coco_set = read_coco(annotations, images, num_channels=channels)
     _print_problems(coco_set.report.warnings, "warning")
     transform = TrainTransform(image_size) if augmented else None
-    contact_sheet(coco_set, out, transform=transform, count=count, augmented=max(augmented, 1), seed=seed)
+    contact_sheet(
+        coco_set,
+        out,
+        transform=transform,
+        count=count,
+        augmented=max(augmented, 1),
+        seed=seed,
+        num_channels=channels,
+    )
     console().print(f"Contact sheet in {out}")
 
 

@@ -88,6 +88,14 @@ def evaluate(
     overrides: Overrides = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file, instead of a run.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="COCO annotations of --predictions.")] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --predictions: detections of each image that were kept; where they and the objects of one class "
+            "are more than COCO's 100, AP@N and AR@N are added.",
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the metrics to this file.")] = None,
     analysis: Annotated[
         bool,
@@ -108,7 +116,7 @@ def evaluate(
     if out is not None and not analysis:
         raise typer.BadParameter("--out is the file of --analysis: give --analysis too.")
     paths = analysis_paths(run, checked, predictions, annotations, out) if analysis else None
-    _show_evaluation(_evaluate(run, checked, predictions, annotations), json_file)
+    _show_evaluation(_evaluate(run, checked, predictions, annotations, max_detections), json_file)
     if paths is not None:
         write_analysis(*paths)
         if run is not None and out is None:
@@ -147,7 +155,10 @@ def predict(
 
 def merge(
     run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(help="Checkpoint to write: .safetensors, or a directory of transformers.", show_default=False),
+    ],
 ) -> None:
     """Merge a run into one plain checkpoint without deltas. A run with adapters is refused: they cannot be merged.
 
@@ -155,8 +166,10 @@ def merge(
     """
     from vispeft.engine import load_run, write_merged
 
-    write_merged(load_run(run), out)
-    console().print(f"Plain checkpoint in {out}; use it by model.weights={out}")
+    loaded = load_run(run)
+    write_merged(loaded, out)
+    name = "" if out.suffix == ".safetensors" else f"model.name={loaded.config.model.name} "
+    console().print(f"Plain checkpoint in {out}; use it by {name}model.weights={out}")
 
 
 def checked_overrides(overrides: list[str] | None) -> list[str]:
@@ -182,18 +195,24 @@ def _show_run(result: RunResult, summary: Mapping[str, Any]) -> None:
 
 
 def _evaluate(
-    run: Path | None, overrides: list[str], predictions: Path | None, annotations: Path | None
+    run: Path | None,
+    overrides: list[str],
+    predictions: Path | None,
+    annotations: Path | None,
+    max_detections: int | None,
 ) -> CocoMetrics:
     """Return the metrics of a run, or of a results file."""
     if predictions is None and annotations is None and run is not None:
         from vispeft.engine import evaluate_run
 
+        if max_detections is not None:
+            raise typer.BadParameter("--max-detections is for --predictions: set eval.max_detections of a run.")
         return evaluate_run(run, overrides)
     if run is not None or predictions is None or annotations is None:
         raise typer.BadParameter("give a RUN, or both --predictions and --annotations.")
     from vispeft.evaluation import evaluate_coco
 
-    return evaluate_coco(annotations, predictions)
+    return evaluate_coco(annotations, predictions, max_detections=max_detections)
 
 
 def _show_evaluation(metrics: CocoMetrics, json_file: Path | None) -> None:

@@ -88,6 +88,7 @@ class CocoSet:
     categories: sorted by id; the place of a category is its contiguous class index
     annotations, crowds: one entry per image, in the order of `images`
     report: entries left out or corrected on reading
+    labelled: indices of the classes whose instances are annotated; None: all
     """
 
     annotations_path: Path
@@ -97,6 +98,7 @@ class CocoSet:
     annotations: Groups
     crowds: Groups
     report: CheckReport
+    labelled: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

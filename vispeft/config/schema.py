@@ -40,7 +40,9 @@ class ModelConfig(Section):
     name: str = Field("mask_dino", description="Model family; see `vispeft methods`.")
     backbone: str | None = Field(None, description="Any timm model. Default: resnet50, or that of the bundled base.")
     weights: str = Field(
-        "pretrained", description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file."
+        "pretrained",
+        description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file; with `name: "
+        "transformers` a directory or a name of its hub.",
     )
     backbone_weights: FilePath | None = Field(
         None, description="File with the weights of the backbone alone, instead of timm's download."
@@ -49,6 +51,36 @@ class ModelConfig(Section):
     size: str | None = Field(None, description="Named size of pixel decoder and decoder. Default: base.")
     options: dict[str, Any] = Field({}, description="Further arguments of `vispeft.build_model`.")
     backbone_options: dict[str, Any] = Field({}, description="Further arguments of `timm.create_model`.")
+    in_chans: Annotated[int, Field(ge=1, le=12)] | None = Field(
+        None,
+        description="Channels of the images, 1 to 12: 1 for grey, others for multispectral ones. Default: those of the "
+        "weights, or 3 for RGB.",
+    )
+    pixel_mean: tuple[float, ...] | None = Field(
+        None, description="Mean of each channel in 0..255; see `vispeft data stats`. Default: the pretrained model's."
+    )
+    pixel_std: tuple[Positive, ...] | None = Field(
+        None, description="Standard deviation of each channel in 0..255, with `pixel_mean`."
+    )
+    tile: Count | None = Field(
+        None,
+        description="Side of the tiles, in pixels of the image, into which larger images are cut in training, "
+        "evaluation and prediction. `image_size` is the size of a tile at the network, by default the same.",
+    )
+    tile_overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(
+        0.25, description="Part of a tile's side that it shares with the next one, at least."
+    )
+    num_queries: Count | None = Field(
+        None, description="Queries, the most objects of one image. Default: those of the weights, or of the size."
+    )
+    keep_classes: bool = Field(
+        False, description="Keep the classes of the weights and add those of the data set that are not among them."
+    )
+    weights_classes: tuple[str, ...] = Field(
+        (),
+        description="Names of the classes of the weights, in order, for `keep_classes` with a weights file that does "
+        "not name them. Default: COCO's, for 80 classes.",
+    )
     frozen_precision: Literal["fp32", "bf16", "int8", "nf4"] = Field(
         "fp32",
         description="Storage of frozen weights of linear maps and convolutions: `bf16` for training in bf16, `int8` or "
@@ -203,7 +235,9 @@ class EvalConfig(Section):
     """Settings of evaluation."""
 
     max_detections: Count = Field(
-        300, description="Instances kept per image, by score. COCO counts up to 100 of each class in an image."
+        300,
+        description="Instances kept per image, by score. COCO counts up to 100 of each class in an image; where there "
+        "are more, `AP@N` and `AR@N` are given too.",
     )
     batch_size: Count = Field(1, description="Images per forward pass.")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
+from vispeft.engine.kept_classes import add_named_classes, weights_class_names
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
-from vispeft.models.registry import family_of
+from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
 from vispeft.models.weight_files import require_file
 from vispeft.peft.quantization.frozen_precision import set_frozen_precision
@@ -34,9 +35,12 @@ BUNDLED_IMAGE_SIZE = 256
 _ARGUMENT = re.compile(r"`(name|backbone_options|backbone_weights|backbone|size|image_size|weights|options)(?=[`.=])")
 # for the class head where its rows are new, see docs/results.md
 CLASS_HEAD_LR_SCALE = 10.0
+_CLASS_HEAD_RATES = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)}
 
 
-def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -> SegmentationModel:
+def build_base(
+    config: Config, num_classes: int, *, with_weights: bool = True, class_names: Sequence[str] = ()
+) -> SegmentationModel:
     """Return the base model without deltas, on the CPU, after a forward pass of its encoder at `model.image_size`.
 
     Parameters without loaded weights (the decoder over a timm backbone) are initialised from `train.seed`, so that the
@@ -44,10 +48,14 @@ def build_base(config: Config, num_classes: int, *, with_weights: bool = True) -
     name is stored in `model.frozen_precision`.
 
     with_weights: False leaves all weights but the bundled ones random, for callers that only need shapes
+    class_names: of all classes, for `model.keep_classes`, those of the weights first
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        model = _weighted(config.model, num_classes, with_weights)
+        if config.model.keep_classes and with_weights:
+            model = _with_added_classes(config.model, class_names)
+        else:
+            model = _weighted(config.model, num_classes, with_weights)
     with naming_model_keys():
         if config.model.image_size is not None:
             model.check_image_size(config.model.image_size)
@@ -66,7 +74,7 @@ def check_backbone(config: Config) -> None:
 
 def check_weights_files(config: ModelConfig) -> None:
     """Raise CheckpointError where a weights file that the configuration names is not there."""
-    if config.weights not in (BUNDLED, PRETRAINED, NONE):
+    if config.weights not in (BUNDLED, PRETRAINED, NONE) and not _reads_weights(config):
         require_file(_weights_file(config), "model.weights")
     if config.backbone_weights is not None:
         require_file(config.backbone_weights, "model.backbone_weights")
@@ -74,7 +82,7 @@ def check_weights_files(config: ModelConfig) -> None:
 
 def size_of(model: ModelConfig) -> int:
     """Return the side of the network's input in pixels."""
-    return model.image_size or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
+    return model.image_size or model.tile or _trained_image_size(model) or DEFAULT_IMAGE_SIZE
 
 
 def complete(config: Config, num_images: int) -> Config:
@@ -93,8 +101,20 @@ def with_class_head_rates(config: Config, num_classes: int) -> Config:
         return config
     given = _num_classes_in_weights(config.model)
     is_fitted = given is not None and given != num_classes
-    regions = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)} if is_fitted else {}
+    regions = dict(_CLASS_HEAD_RATES) if is_fitted else {}
     return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
+
+
+def kept_class_names(config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the classes that `model.keep_classes` keeps; none where it is false."""
+    return weights_class_names(config, _num_classes_in_weights(config)) if config.keep_classes else ()
+
+
+def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> SegmentationModel:
+    kept = kept_class_names(config)
+    model = _weighted(config, len(kept), True)
+    add_named_classes(model, kept, class_names)
+    return model
 
 
 def _num_classes_in_weights(config: ModelConfig) -> int | None:
@@ -129,24 +149,37 @@ def build_plan(config: PeftConfig) -> peft.Plan:
 def attach(model: nn.Module, config: Config) -> None:
     """Freeze the base, attach the deltas and thaw what is trained in full, in place.
 
-    Raises ConfigError if a pattern of `train.regions` names nothing in the model.
+    Raises ConfigError if a pattern of `train.regions` names nothing in the model, or frozen parameters alone.
     """
     roles = roles_for(model)
     peft.inject(model, build_plan(config.peft), roles=roles)
     names = peft.Names(model)
-    for pattern in config.train.regions or {}:
+    for pattern, rates in (config.train.regions or {}).items():
         try:
-            names.trained(pattern, roles)
+            found = names.trained(pattern, roles)
         except PlanError as error:
             raise ConfigError(f"`train.regions`: {error}") from error
+        is_default = {pattern: rates} == _CLASS_HEAD_RATES
+        if not is_default and not any(model.get_parameter(name).requires_grad for name in found):
+            raise ConfigError(
+                f"`train.regions`: `{pattern}` names {len(found)} parameters, all of them frozen, so that its rates "
+                "have no effect. Name it in `peft.deltas` or `peft.train`, or leave the region out."
+            )
 
 
 def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
     """Return the arguments of `build_model` except the number of classes, from the weights file or the configuration.
 
-    The metadata of a weights file, if any, decide alone unless `model.backbone` is named.
+    The metadata of a weights file, if any, decide alone unless `model.backbone` is named, but for what a file can be
+    fitted to, such as the number of queries.
     """
     _check_backbone_weights(config)
+    if _reads_weights(config):
+        return _arguments_of_directory(config)
+    changed: dict[str, Any] = {} if config.num_queries is None else {"num_queries": config.num_queries}
+    channels = {
+        key: value for key in ("in_chans", "pixel_mean", "pixel_std") if (value := getattr(config, key)) is not None
+    }
     metadata = _metadata(config)
     if metadata is None:
         return {
@@ -154,8 +187,9 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
             "backbone": config.backbone or "resnet50",
             "image_size": config.image_size,
             "size": config.size or "base",
-            "backbone_options": config.backbone_options,
+            "backbone_options": {**config.backbone_options, **channels},
             **config.options,
+            **changed,
         }
     defaults = ModelConfig()
     for key in ("name", "backbone", "size", "options", "backbone_options"):
@@ -164,7 +198,14 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
                 f"holds, but is {getattr(config, key)!r}. Or choose other weights."
             )
-    return metadata.arguments
+    if channels:
+        changed["backbone_options"] = {**metadata.arguments.get("backbone_options", {}), **channels}
+    return {**metadata.arguments, **changed}
+
+
+def num_channels_of(config: ModelConfig) -> int:
+    """Return the number of channels of the images."""
+    return int((model_arguments(config).get("backbone_options") or {}).get("in_chans", 3))
 
 
 def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
@@ -172,6 +213,38 @@ def arguments_without_weights(config: ModelConfig) -> Mapping[str, Any]:
     arguments = dict(model_arguments(config))
     options = arguments.get("backbone_options") or {}
     return {**arguments, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
+
+
+def _reads_weights(config: ModelConfig) -> bool:
+    """Tell whether `model.weights` is a directory or a hub's name, which the family reads itself."""
+    return config.name in FAMILIES and FAMILIES[config.name].reads_weights
+
+
+def _arguments_of_directory(config: ModelConfig) -> Mapping[str, Any]:
+    if config.weights in (BUNDLED, PRETRAINED, NONE):
+        raise ConfigError(
+            f"`model.weights` must name a directory or a model of the hub with `model.name: {config.name}`, but is "
+            f"`{config.weights}`."
+        )
+    if config.backbone is not None:
+        raise ConfigError(
+            f"`model.backbone` must be left out with `model.name: {config.name}`: `model.weights` names the whole "
+            "model."
+        )
+    for key in ("num_queries", "in_chans", "pixel_mean", "pixel_std"):
+        if getattr(config, key) is not None:
+            raise ConfigError(
+                f"`model.{key}` must be left out with `model.name: {config.name}`, whose files name it, but is "
+                f"{getattr(config, key)!r}."
+            )
+    return {
+        "name": config.name,
+        "backbone": config.weights,
+        "image_size": config.image_size,
+        "size": config.size or "base",
+        "backbone_options": config.backbone_options,
+        **config.options,
+    }
 
 
 def _check_backbone_weights(config: ModelConfig) -> None:
@@ -190,12 +263,13 @@ def _check_backbone_weights(config: ModelConfig) -> None:
 def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> SegmentationModel:
     arguments = model_arguments(config)
     if config.weights == BUNDLED:
-        return load_bundled(num_classes)
+        return load_bundled(num_classes, arguments=arguments)
     from_file = config.backbone_weights if with_weights else None
-    pretrained = with_weights and config.weights == PRETRAINED and from_file is None
+    reads_weights = _reads_weights(config)
+    pretrained = with_weights and (config.weights == PRETRAINED or reads_weights) and from_file is None
     with naming_model_keys():
         model = build_model(num_classes=num_classes, pretrained=pretrained, backbone_weights=from_file, **arguments)
-        if with_weights and config.weights not in (PRETRAINED, NONE):
+        if with_weights and config.weights not in (PRETRAINED, NONE) and not reads_weights:
             load_weights(model, _weights_file(config))
     return model
 
@@ -203,6 +277,10 @@ def _weighted(config: ModelConfig, num_classes: int, with_weights: bool) -> Segm
 def _trained_image_size(config: ModelConfig) -> int | None:
     if config.weights == BUNDLED:
         return BUNDLED_IMAGE_SIZE
+    image_size_in = FAMILIES[config.name].image_size_in if config.name in FAMILIES else None
+    if image_size_in is not None:
+        with naming_model_keys():
+            return image_size_in(str(model_arguments(config)["backbone"]))
     metadata = _metadata(config)
     return None if metadata is None else metadata.image_size
 

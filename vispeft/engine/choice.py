@@ -77,7 +77,7 @@ def _losses(config: Config, device: torch.device, images: CocoSet, model: Segmen
             "eval": config.eval.model_copy(update={"batch_size": 1}),
         }
     )
-    loss_module = LossModule(model, criterion_of(config, model))
+    loss_module = LossModule(model, criterion_of(config, model, images.labelled))
     for batch in val_loader(alone, images, model, Share()):
         losses: dict[str, Tensor] = loss_module(SealedBatch(batch.to(device)))
         yield torch.stack(list(losses.values())).sum()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from vispeft.coco.sets import CocoSet
+from vispeft.data.reading.channels import RGB, shown
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
 from vispeft.data.transforms.augmentation import EvalTransform, Transform
 from vispeft.errors import ConfigError
@@ -37,23 +38,25 @@ def contact_sheet(
     count: int = 6,
     augmented: int = 3,
     seed: int = 0,
+    num_channels: int = RGB,
 ) -> None:
     """Write a picture of `count` images, a row each: the original, then `augmented` draws of `transform`.
 
     transform: None shows the originals alone, several in a row
+    num_channels: of the images; others than RGB are shown by their first three, or in grey
     """
     if count < 1 or augmented < 1:
         raise ConfigError(f"`count` and `augmented` must be at least 1, but are {count} and {augmented}.")
     colours = class_colours(len(coco_set.categories))
     indices = sorted(np.random.default_rng(seed).permutation(len(coco_set))[:count].tolist())
-    plain_set = InstanceDataset(coco_set, EvalTransform(TILE), seed=seed)
+    plain_set = InstanceDataset(coco_set, EvalTransform(TILE), seed=seed, num_channels=num_channels)
     originals = [plain_set[index] for index in indices]
     tiles = [[_tile(sample, colours, _caption(sample), TILE)] for sample in originals]
     if transform is None:
         flat = [tile for row in tiles for tile in row]
         tiles = [flat[i : i + 4] for i in range(0, len(flat), 4)]
     else:
-        augmented_set = InstanceDataset(coco_set, transform, seed=seed)
+        augmented_set = InstanceDataset(coco_set, transform, seed=seed, num_channels=num_channels)
         for row, index in zip(tiles, indices, strict=True):
             for number in range(1, augmented + 1):
                 caption = f"augmented {number} of {augmented}"
@@ -85,7 +88,7 @@ def draw_masks(image: Pixels, masks: NDArray[np.bool_], colours: Sequence[tuple[
 
 def _tile(sample: Sample, colours: Sequence[tuple[int, int, int]], caption: str, network_size: int) -> Pixels:
     """Return a sample with its masks and a caption, scaled from `network_size` to `TILE` pixels, without padding."""
-    image = sample.image.permute(1, 2, 0).numpy()
+    image = shown(sample.image.permute(1, 2, 0).numpy())
     labels = sample.labels.tolist()
     # with one class, instances differ in colour
     mask_colours = [colours[label] for label in labels] if len(colours) > 1 else class_colours(len(labels))

@@ -56,7 +56,7 @@ class KeptFeatures:
 
         The prefix runs once: deltas of the tail may need the sizes of its maps, which hooks record.
         """
-        images = torch.zeros(1, 3, *self.prefix.padded_size, device=next(model.parameters()).device)
+        images = torch.zeros(1, model.num_channels, *self.prefix.padded_size, device=next(model.parameters()).device)
         with evaluating(model):
             self.prefix(model, images)
         return Tail(model, self.prefix)
@@ -96,6 +96,8 @@ def keep_features(
 def _kept(
     config: Config, fabric: Fabric, sets: DataSets, model: SegmentationModel, *, start_step: int, memory: FeatureMemory
 ) -> KeptFeatures:
+    if config.model.tile is not None:
+        raise SplitPointError("images are cut into tiles (`model.tile`)")
     if fabric.world_size > 1:
         raise SplitPointError("several processes train one model")
     model.to(fabric.device)

@@ -18,11 +18,19 @@ from vispeft.data import (
     read_coco,
     train_draws,
 )
-from vispeft.data.loading.sampling import Draws
-from vispeft.engine.build import complete
+from vispeft.data.loading.sampling import Draws, TileBatches
+from vispeft.data.reading.channels import RGB
+from vispeft.data.reading.dataset import CACHE_BYTES
+from vispeft.data.transforms.augmentation import TileTransform
+from vispeft.data.transforms.tiles import Tiling
+from vispeft.engine.build import complete, kept_class_names, num_channels_of
 from vispeft.engine.data_warnings import warn_of_tiny_objects
+from vispeft.engine.kept_classes import with_kept_classes
 from vispeft.errors import ConfigError
 from vispeft.models import SegmentationModel
+
+TILED_CACHE_BYTES = 2**30
+"""Decoded pictures that training keeps, in all loader processes together, where it draws windows of large images."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,14 @@ class Share:
 
 def read_sets(config: Config) -> DataSets:
     """Read and check both data sets; warn of all that was left out."""
-    train = read_split(config.data.train, "data.train")
-    val = read_split(config.data.val, "data.val")
+    channels = num_channels_of(config.model)
+    train = read_split(config.data.train, "data.train", channels)
+    val = read_split(config.data.val, "data.val", channels)
     _warn_of_untaught_classes(train)
-    warn_of_tiny_objects(train, image_size(complete(config, len(train))), config.data.augment.min_pixels)
+    if config.model.keep_classes:
+        train = with_kept_classes(train, kept_class_names(config.model))
+    size = image_size(complete(config, len(train)))
+    warn_of_tiny_objects(train, size, config.data.augment.min_pixels, tile=config.model.tile)
     return DataSets(train, match_categories(train, val))
 
 
@@ -61,9 +73,10 @@ def _warn_of_untaught_classes(train: CocoSet) -> None:
     warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
 
 
-def read_split(split: SplitConfig, key: str) -> CocoSet:
-    """Read one data set and warn of its problems. key: its configuration key, for errors."""
-    found = read_coco(_required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images"))
+def read_split(split: SplitConfig, key: str, num_channels: int = RGB) -> CocoSet:
+    """Read one data set and warn of its problems. key: its configuration key, for errors"""
+    annotations, images = _required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images")
+    found = read_coco(annotations, images, num_channels=num_channels)
     for problem in found.report.warnings:
         warnings.warn(f"{split.annotations}: {problem.message}", stacklevel=2)
     return found
@@ -99,7 +112,11 @@ def drawn_for_training(config: Config, coco_set: CocoSet, share: Share, *, start
 
 
 def drawn_for_scoring(config: Config, coco_set: CocoSet, share: Share) -> Draws:
-    """Return draws of every image of a set once."""
+    """Return draws of every image of a set once, or of its tiles."""
+    tiling = tiling_of(config)
+    if tiling is not None:
+        counts = tuple(len(tiling.tiles(image.height, image.width)) for image in coco_set.images)
+        return TileBatches(counts, config.eval.batch_size, share.rank, share.world_size)
     return eval_draws(coco_set, batch_size=config.eval.batch_size, rank=share.rank, world_size=share.world_size)
 
 
@@ -115,13 +132,19 @@ def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
         colour=augment.colour,
         min_pixels=augment.min_pixels,
         extra=tuple(augment.extra.items()),
+        tile=config.model.tile,
     )
-    return InstanceDataset(coco_set, transform, seed=config.train.seed if augment.variants is None else 0)
+    cache_bytes = CACHE_BYTES if config.model.tile is None else TILED_CACHE_BYTES
+    seed = config.train.seed if augment.variants is None else 0
+    channels = num_channels_of(config.model)
+    return InstanceDataset(coco_set, transform, seed=seed, cache_bytes=cache_bytes, num_channels=channels)
 
 
 def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
-    """Return samples without augmentation."""
-    return InstanceDataset(coco_set, EvalTransform(image_size(config)), seed=config.train.seed)
+    """Return samples without augmentation: whole images, or tiles."""
+    tiling, size = tiling_of(config), image_size(config)
+    transform = EvalTransform(size) if tiling is None else TileTransform(size, tiling)
+    return InstanceDataset(coco_set, transform, seed=config.train.seed, num_channels=num_channels_of(config.model))
 
 
 def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: SegmentationModel) -> Loader:
@@ -135,6 +158,11 @@ def loader_of(config: Config, dataset: InstanceDataset, draws: Draws, model: Seg
         seed=config.train.seed,
         size_divisor=model.size_divisor,
     )
+
+
+def tiling_of(config: Config) -> Tiling | None:
+    """Return the division of images into tiles; None for whole images."""
+    return None if config.model.tile is None else Tiling(config.model.tile, config.model.tile_overlap)
 
 
 def image_size(config: Config) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,17 +17,22 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from vispeft.data import EvalTransform, Sample, collate
-from vispeft.data.reading.images import Picture, read_picture
+from vispeft.data.reading.channels import RGB, read_image
+from vispeft.data.reading.images import Picture
+from vispeft.data.transforms.augmentation import Example, TileTransform
+from vispeft.data.transforms.tiles import Tiling
 from vispeft.engine.loaders import image_size as image_size_of
+from vispeft.engine.loaders import tiling_of
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import ConfigError, DataError
 from vispeft.models import DetectionLimits, SegmentationModel
 from vispeft.models.modes import evaluating
-from vispeft.structures import ImageMeta, Instances, Predictions
+from vispeft.models.tile_merging import merge_tiles
+from vispeft.structures import ImageMeta, Instances, Predictions, Window
 from vispeft.training.devices import Precision, build_fabric, parse_device
 from vispeft.training.step import in_float32
 
-AnyImage: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | Tensor
+AnyImage: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[Any] | Tensor
 # modes that Pillow converts to RGB without a loss
 _PIL_MODES = ("RGB", "L", "P", "1")
 
@@ -37,19 +42,35 @@ class Predictor:
     """A model with its device, precision and settings; called with one image, it returns the instances.
 
     image_size: longer side of the network input, in pixels
+    tiling: division of images into tiles, which are then as large at the network; None for whole images
     """
 
     model: SegmentationModel
     fabric: Fabric
     image_size: int
     limits: DetectionLimits
+    tiling: Tiling | None = None
 
     @torch.no_grad()
     def __call__(self, picture: Picture) -> Instances:
         """Return the instances of one image, in its own pixels."""
         height, width = picture.pixels.shape[:2]
-        example = EvalTransform(self.image_size)(picture, (), height, width, np.random.default_rng(0))
-        meta = ImageMeta(0, "", height, width, *example.image.shape[1:])
+        if self.tiling is None:
+            example = EvalTransform(self.image_size)(picture, (), height, width, np.random.default_rng(0))
+            return self._instances(example, ImageMeta(0, "", height, width, *example.image.shape[1:]))
+        transform, tiles = TileTransform(self.image_size, self.tiling), self.tiling.tiles(height, width)
+        found = []
+        for tile in tiles:
+            example = transform(picture, (), tile)
+            window = Window(tile.left, tile.top, height, width, len(tiles))
+            input_height, input_width = example.image.shape[1:]
+            sides = tile.bottom - tile.top, tile.right - tile.left
+            meta = ImageMeta(0, "", *sides, input_height, input_width, window)
+            found.append((meta, self._instances(example, meta)))
+        return merge_tiles(found, self.limits.max_detections)
+
+    def _instances(self, example: Example, meta: ImageMeta) -> Instances:
+        """Return the instances of one image, or of one tile in its own pixels."""
         batch = collate(
             [Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)],
             pixel_mean=self.model.pixel_mean,
@@ -72,28 +93,37 @@ def predict(
     threshold: float = 0.5,
     max_detections: int | None = None,
     image_size: int | None = None,
+    tile: int | None = None,
+    tile_overlap: float = 0.25,
 ) -> list[Instances]:
     """Return the instances of each image at its own size, best first.
 
     The model stays on its device and in its mode. A run from `load_run` predicts as `vispeft predict` does on that
     device: at the image size and in the precision of its configuration. A model alone predicts in float32.
 
-    images: a list of files, PIL images, arrays [H, W, 3] uint8 RGB, or tensors [3, H, W] uint8 RGB
+    images: a list of files, PIL images, arrays [H, W, C] uint8, or tensors [C, H, W] uint8, RGB for three channels;
+        arrays and tensors of other channels may also be float32 in 0..255
     threshold: lowest score of an instance
     max_detections: instances kept per image; the run's `eval.max_detections`, or 300 for a model alone, by default
     image_size: longer side of the network input in pixels; the run's by default, required for a model alone
+    tile: side of the tiles into which images are cut, in their pixels; a tile has then `image_size` at the network. By
+        default the run's `model.tile`, or whole images for a model alone
+    tile_overlap: part of its side that a tile shares with the next one, if `tile` is given
 
     Raises ConfigError for a wrong setting, and DataError, with the image's number, for an image of another form.
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"`threshold` must be in 0..1, but is {threshold}.")
-    for name, value in (("max_detections", max_detections), ("image_size", image_size)):
+    for name, value in (("max_detections", max_detections), ("image_size", image_size), ("tile", tile)):
         if value is not None and value < 1:
             raise ConfigError(f"`{name}` must be at least 1, but is {value}.")
     if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray, Tensor)):
         raise DataError(f"`images` must be a list of images, but is one {type(images).__name__}. Write [image].")
-    pictures = [_picture_of(image, number) for number, image in enumerate(images)]
     predictor = _predictor(model, threshold, max_detections, image_size)
+    channels = predictor.model.num_channels
+    pictures = [_picture_of(image, number, channels) for number, image in enumerate(images)]
+    if tile is not None:
+        predictor = replace(predictor, tiling=Tiling(tile, tile_overlap))
     with evaluating(predictor.model):
         return [predictor(picture) for picture in pictures]
 
@@ -113,7 +143,7 @@ def predictor_of_run(
     """
     limits = DetectionLimits(max_detections=max_detections or run.config.eval.max_detections, score_threshold=threshold)
     fabric = build_fabric(device, _precision(run, device, prefix), prefix=prefix)
-    return Predictor(run.model, fabric, image_size or image_size_of(run.config), limits)
+    return Predictor(run.model, fabric, image_size or image_size_of(run.config), limits, tiling_of(run.config))
 
 
 def _predictor(
@@ -148,12 +178,16 @@ def _precision(run: LoadedRun, device: str, prefix: str) -> Precision:
     return "fp32"
 
 
-def _picture_of(image: AnyImage, number: int) -> Picture:
+def _picture_of(image: AnyImage, number: int, num_channels: int) -> Picture:
     """Return the pixels of an image. number: its place in the list, for errors"""
     match image:
         case str() | os.PathLike():
-            return read_picture(Path(image))
+            return read_image(Path(image), num_channels)
         case Image.Image():
+            if num_channels == 1 and image.mode in _PIL_MODES:
+                return Picture(np.asarray(ImageOps.exif_transpose(image).convert("L"))[:, :, None])
+            if num_channels != RGB:
+                raise DataError(f"Image {number} must have {num_channels} channels: give a file, an array or a tensor.")
             if image.mode not in _PIL_MODES:
                 raise DataError(
                     f"Image {number} must have one of the modes {', '.join(_PIL_MODES)}, but has {image.mode}. "
@@ -161,23 +195,31 @@ def _picture_of(image: AnyImage, number: int) -> Picture:
                 )
             return Picture(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
         case Tensor():
-            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            types = (torch.uint8,) if num_channels == RGB else (torch.uint8, torch.float32)
+            if image.dtype not in types or image.ndim != 3 or image.shape[0] != num_channels:
                 raise DataError(
-                    f"Image {number} must be a tensor [3, H, W] of uint8, RGB, but is {list(image.shape)} of "
-                    f"{str(image.dtype).removeprefix('torch.')}."
+                    f"Image {number} must be a tensor {_form('[C, H, W]', num_channels)}, but is "
+                    f"{list(image.shape)} of {str(image.dtype).removeprefix('torch.')}."
                 )
             return _checked(image.permute(1, 2, 0).contiguous().cpu().numpy(), number)
         case np.ndarray():
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            kinds = (np.uint8,) if num_channels == RGB else (np.uint8, np.float32)
+            if image.dtype not in kinds or image.ndim != 3 or image.shape[2] != num_channels:
                 raise DataError(
-                    f"Image {number} must be an array [H, W, 3] of uint8, RGB, but is {list(image.shape)} of "
-                    f"{image.dtype}."
+                    f"Image {number} must be an array {_form('[H, W, C]', num_channels)}, but is "
+                    f"{list(image.shape)} of {image.dtype}."
                 )
             return _checked(np.ascontiguousarray(image), number)
     raise DataError(f"Image {number} must be a file, a PIL image, an array or a tensor, but is {type(image).__name__}.")
 
 
-def _checked(pixels: NDArray[np.uint8], number: int) -> Picture:
+def _form(shape: str, num_channels: int) -> str:
+    """Return the form that an image in memory must have, as text."""
+    kind = "uint8, RGB" if num_channels == RGB else "uint8, or float32 in 0..255"
+    return f"{shape.replace('C', str(num_channels))} of {kind}"
+
+
+def _checked(pixels: NDArray[Any], number: int) -> Picture:
     if not pixels.size:
         raise DataError(f"Image {number} must have pixels, but is {pixels.shape[1]}x{pixels.shape[0]} pixels large.")
     return Picture(pixels)

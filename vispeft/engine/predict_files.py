@@ -10,8 +10,9 @@ from typing import Any
 
 from vispeft.coco.problems import Findings
 from vispeft.coco.results import to_coco_results
+from vispeft.data.reading.channels import read_image, shown
 from vispeft.data.reading.folder_scan import find_pictures
-from vispeft.data.reading.images import FORMATS, read_picture
+from vispeft.data.reading.images import FORMATS
 from vispeft.engine.predict import predictor_of_run
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import DataError, writing
@@ -48,7 +49,7 @@ def predict_images(
     with open_progress("predict", len(files), unit="image") as progress:
         for number, (path, name) in enumerate(zip(files, names, strict=True), start=1):
             try:
-                picture = read_picture(path)
+                picture = read_image(path, run.model.num_channels)
             except DataError as error:
                 if len(files) == 1:
                     raise
@@ -57,7 +58,7 @@ def predict_images(
                 continue
             height, width = picture.pixels.shape[:2]
             instances = predictor(picture)
-            overlay = draw_instances(picture.pixels, instances, run.class_names, threshold=threshold)
+            overlay = draw_instances(shown(picture.pixels), instances, run.class_names, threshold=threshold)
             write_picture(out / name, overlay)
             results += to_coco_results(instances, number, run.category_ids)
             images.append({"id": number, "file_name": str(path), "height": height, "width": width})

@@ -21,6 +21,7 @@ from vispeft.errors import CheckpointError, DataError
 from vispeft.evaluation import CocoMetrics, evaluate_coco
 from vispeft.io.json_files import read_json
 from vispeft.models import SegmentationModel
+from vispeft.models.base import SavesDirectory
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
 
 
@@ -47,7 +48,7 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
         raise CheckpointError(f"`{directory.adapter}` is not there yet. Finish the run: vispeft train ... --resume")
     class_names = _class_names(directory.adapter)
     category_ids = _category_ids(directory.annotations, class_names)
-    model = build_base(config, len(class_names))
+    model = build_base(config, len(class_names), class_names=class_names)
     peft.load_adapter(model, directory.adapter)
     model.eval()
     return LoadedRun(directory, config, model, class_names, category_ids)
@@ -86,25 +87,32 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
     """Return COCO metrics of a run's best adapter on the validation set of its configuration or of an override."""
     run = load_run(root, overrides)
     fabric = fabric_of(run.config.train)
-    coco_set = _with_classes(read_split(run.config.data.val, "data.val"), run)
+    coco_set = _with_classes(read_split(run.config.data.val, "data.val", run.model.num_channels), run)
     run.model.to(fabric.device)
     loader = val_loader(run.config, coco_set, run.model, Share(fabric.global_rank, fabric.world_size))
     results = predict_split(run.config, fabric, coco_set, run.model, run.model, loader)
-    return evaluate_coco(to_annotations(coco_set), results)
+    return evaluate_coco(to_annotations(coco_set), results, max_detections=run.config.eval.max_detections)
 
 
 def write_merged(run: LoadedRun, out: Path) -> None:
     """Write one plain checkpoint of the whole model, deltas merged, with the model arguments as metadata.
 
-    Frozen weights in a lower precision become float32.
+    Frozen weights in a lower precision become float32. A model of another library is written as that library's
+    directory.
     """
-    if out.suffix != ".safetensors":
+    is_directory = isinstance(run.model, SavesDirectory)
+    if is_directory and out.suffix == ".safetensors":
+        raise CheckpointError(f"`--out` must be a directory for `model.name: {run.config.model.name}`, but is {out}.")
+    if not is_directory and out.suffix != ".safetensors":
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
     if run.config.model.frozen_precision == "bf16":
         # before the update is added, which bf16 would round
         run.model.float()
     peft.merge(run.model)
     peft.dequantize(run.model)
+    if isinstance(run.model, SavesDirectory):
+        run.model.save_directory(out, class_names=run.class_names)
+        return
     metadata = CheckpointMetadata(arguments_without_weights(run.config.model), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
     save_with_metadata(run.model.state_dict(), out, metadata, notes=notes)

@@ -39,6 +39,7 @@ def predict_split(
         ),
         coco_set.category_ids,
         num_images=num_own,
+        max_detections=config.eval.max_detections,
     )
 
 

@@ -26,9 +26,11 @@ def fabric_of(config: TrainConfig) -> Fabric:
     return build_fabric(config.device, config.precision, config.devices, prefix="train.")
 
 
-def criterion_of(config: Config, model: SegmentationModel) -> Criterion:
-    """Return the training loss of the model's family."""
-    return model.criterion(LossSettings(num_points=config.loss.num_points))
+def criterion_of(
+    config: Config, model: SegmentationModel, labelled_classes: tuple[int, ...] | None = None
+) -> Criterion:
+    """Return the training loss of the model's family. labelled_classes: see `LossSettings`"""
+    return model.criterion(LossSettings(num_points=config.loss.num_points, labelled_classes=labelled_classes))
 
 
 def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:

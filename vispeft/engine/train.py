@@ -26,7 +26,9 @@ from vispeft.engine.build import (
 )
 from vispeft.engine.choice import choose
 from vispeft.engine.data_warnings import warn_of_crowded_images
+from vispeft.engine.exchange import fit_exchange
 from vispeft.engine.features import KeptFeatures, keep_features
+from vispeft.engine.kept_classes import PinnedRows
 from vispeft.engine.loaders import DataSets, Share, image_size, read_sets, train_loader, val_loader
 from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_data, finished_summary
 from vispeft.engine.run_directory import RunDirectory, describe_environment
@@ -82,6 +84,7 @@ class _Run:
     model: SegmentationModel
     data: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
+    pinned: PinnedRows | None = None
     features: KeptFeatures | None = None
 
     @property
@@ -158,16 +161,21 @@ def _set_up(
     fabric = fabric_of(train)
     if fabric.device.type == "cpu" and train.workers:
         leave_cores_to_workers(train.workers * fabric.world_size)
-    model = build_base(config, len(sets.train.categories))
+    model = build_base(config, len(sets.train.categories), class_names=sets.train.class_names)
     seed_everything(train.seed, rank=fabric.global_rank)
     attach(model, config)
+    pinned = None if sets.train.labelled is None else PinnedRows.of(model, sets.train.labelled)
     choose(config, fabric, sets.train, model, checkpoint)
     if checkpoint is not None and directory.adapter.is_file():
         check_base(model, directory.adapter)
     warn_of_crowded_images(
-        sets.train, sets.val, num_queries=model.num_queries, max_detections=config.eval.max_detections
+        sets.train,
+        sets.val,
+        num_queries=model.num_queries,
+        max_detections=config.eval.max_detections,
+        is_tiled=config.model.tile is not None,
     )
-    run = _Run(config, directory, fabric, sets, model, data, checkpoint)
+    run = _Run(config, directory, fabric, sets, model, data, checkpoint, pinned)
     _check_deltas(run)
     if fabric.is_global_zero:
         environment = describe_environment(describe_device(fabric), train.seed)
@@ -199,7 +207,11 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     config, model, checkpoint = run.config, run.model, run.checkpoint
     tail, batches = run.training()
     callbacks = [Callback(on_step=partial(peft.update_schedules, model)), *_progress_of(run), *callbacks]
+    if run.pinned is not None:
+        callbacks.append(Callback(on_step=run.pinned.restore))
     optimizer, schedule = optimizer_of(config.train, model), schedule_of(config.train)
+    criterion = criterion_of(config, model, run.sets.train.labelled)
+    fit_exchange(config, run.fabric, run.sets.train, model, criterion)
     log = RunLog(
         run.directory.root,
         start_step=run.start_step,
@@ -208,7 +220,7 @@ def _fit(run: _Run, callbacks: Sequence[Callback]) -> FitResult:
     )
     with log, naming_training_keys():
         return fit(
-            Task(model, criterion_of(config, model), optimizer, schedule, tail),
+            Task(model, criterion, optimizer, schedule, tail),
             batches,
             loop_settings_of(config.train),
             Outputs(log, run.directory.checkpoint, partial(_keep, run), run.data),
@@ -230,7 +242,11 @@ def _progress_of(run: _Run) -> list[Callback]:
 def _evaluate(run: _Run, scored: tuple[nn.Module, Iterable[AnyBatch]]) -> Mapping[str, float]:
     """Return COCO metrics of the current model, by their names in metrics.jsonl."""
     results = predict_split(run.config, run.fabric, run.sets.val, run.model, *scored)
-    return flat_metrics(evaluate_coco(to_annotations(run.sets.val), results))
+    return flat_metrics(_metrics(run, to_annotations(run.sets.val), results))
+
+
+def _metrics(run: _Run, annotations: Any, results: Any) -> CocoMetrics:
+    return evaluate_coco(annotations, results, max_detections=run.config.eval.max_detections)
 
 
 def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
@@ -249,7 +265,8 @@ def _keep(run: _Run, step: int, metrics: Mapping[str, float]) -> None:
 
 def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     """Evaluate the best adapter, read from its file into a fresh base, and write the summary."""
-    best = build_base(run.config, len(run.sets.train.categories))
+    classes = run.sets.train.class_names
+    best = build_base(run.config, len(classes), class_names=classes)
     peft.load_adapter(best, run.directory.adapter)
     best.to(run.fabric.device)
     began = time.monotonic()
@@ -257,7 +274,7 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     if run.fabric.is_global_zero:
         write_results(run.directory.predictions, results)
         # from the files as written, so that scoring them again gives the same metrics
-        metrics = evaluate_coco(run.directory.annotations, run.directory.predictions)
+        metrics = _metrics(run, run.directory.annotations, run.directory.predictions)
         result = replace(result, evaluate_seconds=result.evaluate_seconds + time.monotonic() - began)
         if not run.evaluates_while_training:
             with RunLog(run.directory.root, start_step=result.steps, repeats_evaluation=True) as log:

@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vispeft.errors import ConfigError
+from vispeft.models.class_head import ClassHead
 from vispeft.models.split import Split
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
 
@@ -48,9 +50,12 @@ class LossSettings:
 
     num_points: points at which the mask losses and the matching costs read a mask; None for the family's published
         number
+    labelled_classes: classes whose instances the data annotate, as class indices; None: all. The class loss neither
+        raises nor lowers the logits of other classes where an image has no annotation
     """
 
     num_points: int | None = None
+    labelled_classes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,23 @@ class SegmentationModel(nn.Module, ABC):
     @property
     @abstractmethod
     def pixel_mean(self) -> tuple[float, ...]:
-        """Return the mean of each channel, RGB, in 0..255, by which images are normalised."""
+        """Return the mean of each channel, RGB for three, in 0..255, by which images are normalised."""
 
     @property
     @abstractmethod
     def pixel_std(self) -> tuple[float, ...]:
-        """Return the standard deviation of each channel, RGB, in 0..255, by which images are normalised."""
+        """Return the standard deviation of each channel, RGB for three, in 0..255, by which images are normalised."""
+
+    @property
+    def num_channels(self) -> int:
+        """Return the number of channels C of the images."""
+        return len(self.pixel_mean)
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
         """Return the predictions for a batch.
 
-        images: [B, 3, H, W] float, normalised, zero in the padding
+        images: [B, C, H, W] float, normalised, zero in the padding
         targets: of each image in train mode, for families whose training adds noised targets as queries
         """
 
@@ -135,7 +145,7 @@ class SegmentationModel(nn.Module, ABC):
 
         Raises SplitPointError where the first part of the model is trained or the family cannot be split.
 
-        images: [B, 3, H, W]
+        images: [B, C, H, W]
         """
 
     @abstractmethod
@@ -151,6 +161,13 @@ class SegmentationModel(nn.Module, ABC):
 
         source: name of the file, for errors
         """
+
+    def class_rows(self) -> ClassHead:
+        """Return the modules with a row for each class, to which classes can be added.
+
+        A family that gives them must also follow `LossSettings.labelled_classes`. Raises ConfigError in others.
+        """
+        raise ConfigError("`model.keep_classes` must be false: this model family cannot add classes to its head.")
 
     @abstractmethod
     def check_image_size(self, image_size: int) -> None:
@@ -176,4 +193,17 @@ class FollowsProgress(ABC):
 
         step: steps done; that of the checkpoint where a run is resumed
         num_steps: steps of the whole run
+        """
+
+
+class SavesDirectory(ABC):
+    """A model whose plain checkpoint is a directory of its own library. A family of such inherits this beside
+    `SegmentationModel`.
+    """
+
+    @abstractmethod
+    def save_directory(self, path: Path, *, class_names: Sequence[str]) -> None:
+        """Write the model without deltas as a directory that its library opens.
+
+        class_names: by contiguous class index
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ def bundled_path() -> Path:
     return Path(str(resources.files("vispeft") / "assets" / "bundled.safetensors"))
 
 
-def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> SegmentationModel:
+def load_bundled(
+    num_classes: int = 1, *, path: Path | None = None, arguments: Mapping[str, Any] | None = None
+) -> SegmentationModel:
     """Return the bundled base with a head for `num_classes`, in float32 on the CPU.
 
     It was trained with one class, "object"; every new class starts as a copy of it. Raises CheckpointError where the
     file is missing or was not written by `save_bundled`.
+
+    arguments: of `build_model`, in the place of those that the file names
     """
     path = path or bundled_path()
     if not path.is_file():
@@ -32,7 +37,7 @@ def load_bundled(num_classes: int = 1, *, path: Path | None = None) -> Segmentat
     metadata = read_checkpoint_metadata(path)
     if metadata is None:
         raise CheckpointError(f"{path} names no model. Install vispeft again.")
-    model = build_model(num_classes=num_classes, **metadata.arguments)
+    model = build_model(num_classes=num_classes, **(arguments or metadata.arguments))
     state = {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
     model.load_tensors(state, source=str(path))
     return model

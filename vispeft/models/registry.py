@@ -13,9 +13,17 @@ from vispeft.models.base import ModelArguments, SegmentationModel
 from vispeft.models.eomt import weights as eomt_weights
 from vispeft.models.eomt.config import SIZES as EOMT_SIZES
 from vispeft.models.eomt.config import build_eomt
+from vispeft.models.mask2former import weights as mask2former_weights
+from vispeft.models.mask2former.config import SIZES as MASK2FORMER_SIZES
+from vispeft.models.mask2former.config import build_mask2former
 from vispeft.models.mask_dino import weights as mask_dino_weights
 from vispeft.models.mask_dino.config import SIZES as MASK_DINO_SIZES
 from vispeft.models.mask_dino.config import build_mask_dino
+from vispeft.models.pmt import weights as pmt_weights
+from vispeft.models.pmt.config import SIZES as PMT_SIZES
+from vispeft.models.pmt.config import build_pmt
+from vispeft.models.wrappers import weights as transformers_weights
+from vispeft.models.wrappers.config import build_transformers
 
 
 @dataclass(frozen=True)
@@ -25,16 +33,29 @@ class ModelFamily:
     build: returns a model with random weights, except pretrained ones of its encoder
     num_classes_in: returns the number of classes of a weights file; None where the file has no class head
     sizes: names of the sizes that `build` knows
+    image_size_in: of families whose `build` reads whole models itself, by a directory or a hub's name in the place of
+        the backbone: returns the longer side of such a model's input; None for families of weights files
     """
 
     build: Callable[[ModelArguments], SegmentationModel]
     num_classes_in: Callable[[Path], int | None]
     sizes: tuple[str, ...]
+    image_size_in: Callable[[str], int | None] | None = None
+
+    @property
+    def reads_weights(self) -> bool:
+        """Return True where `build` reads whole models itself."""
+        return self.image_size_in is not None
 
 
 FAMILIES: dict[str, ModelFamily] = {
     "mask_dino": ModelFamily(build_mask_dino, mask_dino_weights.num_classes_in, tuple(MASK_DINO_SIZES)),
+    "mask2former": ModelFamily(build_mask2former, mask2former_weights.num_classes_in, tuple(MASK2FORMER_SIZES)),
     "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES)),
+    "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES)),
+    "transformers": ModelFamily(
+        build_transformers, transformers_weights.num_classes_in, ("base",), transformers_weights.image_size_in
+    ),
 }
 
 
@@ -60,12 +81,14 @@ def build_model(
 ) -> SegmentationModel:
     """Return a segmentation model over a timm backbone.
 
-    name: "mask_dino", over any backbone, or "eomt", over a plain ViT (`vit_*`)
-    backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`
+    name: "mask_dino" or "mask2former", over any backbone, "eomt" or "pmt", over a plain ViT (`vit_*`), or
+        "transformers", for a model of that library, whose directory or hub name is `backbone`
+    backbone: a timm model; `pretrained` loads timm's weights for it, `backbone_options` go to `timm.create_model`; its
+        `in_chans` may be 1 to 12, and `pixel_mean` and `pixel_std` among them are those of the channels
     backbone_weights: a file of the backbone's weights, in the place of timm's
     image_size: side of the square input in pixels, for backbones that must know it
-    options: `size`, such as "base" (the default, published R50), "large" (published Swin-L) or "tiny" of Mask DINO, and
-        single fields of the family's sizes (`MaskDINOSize`, `EoMTSize`)
+    options: `size`, such as "base" (the default, published R50), "large" (published Swin-L) or "tiny", and single
+        fields of the family's sizes (`MaskDINOSize`, `Mask2FormerSize`, `EoMTSize`, `PMTSize`)
 
     Raises ConfigError for an unknown name, size, backbone or option.
     """

@@ -56,7 +56,7 @@ class Split(Protocol):
         """Return the place between the parts."""
 
     def prefix(self, model: Any, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs to keep, each [B, ...], of images [B, 3, H, W]. No module of the tail runs."""
+        """Return the outputs to keep, each [B, ...], of images [B, C, H, W]. No module of the tail runs."""
 
     def tail(self, model: Any, features: Sequence[Tensor], targets: Sequence[Targets] | None) -> Predictions:
         """Return the model's predictions from the outputs of `prefix`. No module of the frozen prefix runs.
@@ -72,7 +72,7 @@ class FrozenPrefix:
     predictions. The model must be in the mode in which it is trained. SplitPointError where the predictions differ or
     a module of the prefix is random.
 
-    images: [B, 3, H, W]
+    images: [B, C, H, W]
     bytes_per_image: size of the features of one image
     """
 
@@ -97,7 +97,7 @@ class FrozenPrefix:
 
     @torch.no_grad()
     def __call__(self, model: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the features of images [B, 3, H, W]: tensors [B, ...], contiguous in memory."""
+        """Return the features of images [B, C, H, W]: tensors [B, ...], contiguous in memory."""
         return self._packed(self.split.prefix(model, images))
 
     def restored(self, features: Sequence[Tensor]) -> list[Tensor]:

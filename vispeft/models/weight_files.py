@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
@@ -28,6 +29,11 @@ def _is_safetensors(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and not start.startswith(b"PK")
+
+
+def weights_path(weights: str | Path) -> Path:
+    """Return the path of a weights file as a configuration names it."""
+    return Path(weights).expanduser()
 
 
 def require_file(path: Path, key: str) -> None:
@@ -71,13 +77,14 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a whole model's tensors by its own names, in place.
+    """Load a whole model's tensors by its own names, in place; the first map is adapted from RGB to other channels.
 
     Raises CheckpointError naming tensors that are missing, unknown or of another shape; the model is unchanged then.
 
     source: name of the file, for errors
     """
     own = model.state_dict()
+    state = _with_input_channels(own, state)
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     unknown = [name for name in state if name not in own]
     wrong = [
@@ -94,6 +101,21 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
             )
     # only the counters of batch norms may be missing, and those count training steps alone
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
+
+
+def _with_input_channels(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the state with the RGB weights of the first map adapted to the model's channels, as timm does it.
+
+    No other map has three input channels where the model has another number.
+    """
+    fitted = dict(state)
+    for name, tensor in state.items():
+        if name not in own or tensor.ndim != 4 or own[name].ndim != 4 or tensor.shape[1] != 3:
+            continue
+        wanted = own[name].shape[1]
+        if wanted != 3 and own[name].shape[2:] == tensor.shape[2:] and len(own[name]) == len(tensor):
+            fitted[name] = adapt_input_conv(wanted, tensor)
+    return fitted
 
 
 def load_weights(model: SegmentationModel, path: str | Path) -> None:

@@ -276,6 +276,7 @@ def _attach_all(model: nn.Module, named: NamedAdapters) -> None:
         handles.append(module.register_forward_hook(owner.after, with_kwargs=True, prepend=True))
     for adapter in named.adapters.values():
         handles += adapter.hooks.add_to_sources(model)
+    handles += hooks.add_to_checkpoints(model)
     batch_hooks = BatchHooks(named.batch)
     handles.append(model.register_forward_pre_hook(batch_hooks.before, with_kwargs=True))
     handles.append(model.register_forward_hook(batch_hooks.after))

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vispeft.errors import PlanError
 from vispeft.peft.channel_trial import channel_dim_by_trial
+from vispeft.peft.deformable_sampling import DeformableSampling
 from vispeft.peft.methods.base import AroundDelta, Delta, widths
 from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
@@ -25,6 +26,7 @@ from vispeft.peft.methods.map_sizes import MapSize, gives_maps
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
 from vispeft.peft.outputs import Path, first_features, replaced
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
+from vispeft.peft.reentrant_checkpoints import ReentrantCheckpoints, can_recompute
 from vispeft.peft.relu_signs import ReLUSigns, keeps_its_output
 
 
@@ -35,6 +37,7 @@ class SiteHooks:
         self.tables = Tables()
         self.bypassed_inputs = BypassedInputs()
         self.relu_signs = ReLUSigns()
+        self.deformable_sampling = DeformableSampling(_is_own_hook)
 
     def add_to_site(self, module: nn.Module, delta: Delta, before: Sequence[Delta]) -> list[RemovableHandle]:
         """Make a module run a new delta from now on. Returns the handles of the hooks that this needs.
@@ -60,7 +63,18 @@ class SiteHooks:
             for module in base
             if is_recomputed(module)
         ]
-        return handles + self._add_to_relus(base) + self._add_to_maps(base)
+        return [
+            *handles,
+            *self._add_to_relus(model, base),
+            *self._add_to_maps(base),
+            *self.deformable_sampling.add_to(base),
+        ]
+
+    def add_to_checkpoints(self, model: nn.Module) -> list[RemovableHandle]:
+        """Let reentrant checkpoints of frozen layers give gradients. Returns the handles of the hooks."""
+        layers = [module for module in dict.fromkeys(_base_modules(model)) if can_recompute(module)]
+        checkpoints = ReentrantCheckpoints()
+        return [layer.register_forward_pre_hook(checkpoints.require_gradient) for layer in layers]
 
     def change_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -104,7 +118,7 @@ class SiteHooks:
             base = None
         return replaced(output, place, y) if place else y
 
-    def _add_to_relus(self, base: Sequence[nn.Module]) -> list[RemovableHandle]:
+    def _add_to_relus(self, model: nn.Module, base: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Let ReLU modules keep signs where nothing needs their outputs."""
         signs = self.relu_signs
         relus = [module for module in base if keeps_its_output(module)]
@@ -112,6 +126,7 @@ class SiteHooks:
             return []
         trained = [module for module in base if any(p.requires_grad for p in module.parameters(recurse=False))]
         return [
+            model.register_forward_pre_hook(signs.begin_pass),
             *(module.register_forward_pre_hook(signs.detach_input) for module in relus),
             *(module.register_forward_hook(signs.keep_signs) for module in relus),
             *(module.register_forward_pre_hook(signs.need_input) for module in trained),
@@ -143,7 +158,7 @@ def hooks_before_deltas(module: nn.Module) -> list[Callable[..., Any]]:
     for hook in module._forward_hooks.values():
         if _is_method_of(hook, SiteHooks):
             break
-        if not _is_method_of(hook, RecomputedInputs, ReLUSigns, MapSize):
+        if not _is_method_of(hook, RecomputedInputs, ReLUSigns, MapSize, DeformableSampling):
             before.append(hook)
     return before
 
@@ -153,7 +168,7 @@ def hook_of_others(module: nn.Module) -> str | None:
 
     Hooks that get the output after the deltas change nothing between the module and them.
     """
-    ours = BypassedInputs, ReLUSigns, SiteHooks, OwnerHooks, BatchHooks
+    ours = BypassedInputs, ReLUSigns, DeformableSampling, ReentrantCheckpoints, SiteHooks, OwnerHooks, BatchHooks
     before = [hook for hook in module._forward_pre_hooks.values() if not _is_method_of(hook, *ours)]
     others = [*before, *(hook for hook in hooks_before_deltas(module) if not _is_method_of(hook, OwnerHooks))]
     return None if not others else getattr(others[0], "__qualname__", type(others[0]).__qualname__)
@@ -170,6 +185,12 @@ def _base_modules(module: nn.Module) -> Iterator[nn.Module]:
 def _is_method_of(hook: Callable[..., Any], *kinds: type) -> bool:
     """Return True for a hook that is a method of an object of one of these classes."""
     return isinstance(hook, MethodType) and isinstance(hook.__self__, kinds)
+
+
+def _is_own_hook(hook: Callable[..., Any]) -> bool:
+    """Return True for a hook of this package."""
+    tables = RecomputedInputs, MapSize, BypassedInputs, ReLUSigns, DeformableSampling
+    return _is_method_of(hook, SiteHooks, OwnerHooks, BatchHooks, *tables)
 
 
 def _input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

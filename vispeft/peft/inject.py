@@ -124,6 +124,7 @@ def install(
     handles = [handle for site, delta in attachments for handle in attach(site, delta, hooks)]
     if attachments:
         handles += hooks.add_to_sources(model)
+    handles += hooks.add_to_checkpoints(model)
     record(model, Injection(plan, tuple(trained), thawed_before, tuple(handles), attachments, hooks))
 
 

@@ -2,7 +2,8 @@
 
 Torch's ReLU keeps its output. A frozen map needs no input for its backward pass, so that nothing else needs the output.
 A map with deltas or with trained parameters does: it keeps the output itself, and signs beside it would cost more. Such
-ReLU modules are found in the first pass and left alone from then on.
+ReLU modules are found in the first pass and left alone from the next one on. Within a pass nothing changes, since
+activation checkpointing, which runs a part of it again in backward, must keep the same tensors then.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ class ReLUSigns:
         self._sources: TensorTable[Tensor] = TensorTable()
         self._producers: TensorTable[nn.Module] = TensorTable()
         self._needed: set[nn.Module] = set()
+        self._found: set[nn.Module] = set()
+
+    def begin_pass(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """Leave ReLU modules alone whose outputs were needed in the pass before: a forward pre-hook of the model."""
+        if not torch.compiler.is_compiling():
+            self._needed |= self._found
+            self._found.clear()
 
     def detach_input(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
         """Keep autograd out of a ReLU whose output need not be kept: a forward pre-hook."""
@@ -46,7 +54,7 @@ class ReLUSigns:
     def need(self, x: object) -> None:
         """Note that a tensor is kept for backward in any case."""
         if isinstance(x, Tensor) and (producer := self._producers.get(x)) is not None:
-            self._needed.add(producer)
+            self._found.add(producer)
 
     def need_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Note that a module with trained parameters keeps its input: a forward pre-hook."""

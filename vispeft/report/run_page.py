@@ -123,12 +123,22 @@ def _charts(run: RunContents) -> list[Chart]:
 def _metric_rows(
     summary: Mapping[str, Any], error_analysis: ErrorAnalysisSection | None
 ) -> list[tuple[str, str, str, str]]:
-    """Return name, meaning, mask value and box value of the twelve COCO metrics."""
+    """Return name, meaning, mask value and box value of the COCO metrics."""
     segm, bbox = summary.get("segm", {}), summary.get("bbox", {})
     if not segm and not bbox:
         return []
     rows = [
         (name, text, metric_text(segm.get(name)), metric_text(bbox.get(name))) for name, text in METRIC_MEANINGS.items()
+    ]
+    rows += [
+        (
+            name,
+            "with more detections of a class in an image than COCO's 100",
+            metric_text(value),
+            metric_text(bbox.get(name)),
+        )
+        for name, value in segm.items()
+        if "@" in name
     ]
     if error_analysis is not None and error_analysis.boundary_ap is not None:
         rows.insert(3, ("boundary AP", "AP with boundary IoU", metric_text(error_analysis.boundary_ap), NOTHING))

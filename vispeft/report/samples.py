@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from vispeft.data.reading.channels import read_for_display
 from vispeft.data.reading.folder_scan import inner_path
-from vispeft.data.reading.images import read_picture
 from vispeft.errors import DataError, VispeftError
 from vispeft.report.gallery import Gallery, select_predictions
 from vispeft.report.run_contents import RunContents
@@ -103,7 +103,7 @@ def _sample(gallery: Gallery, image: Mapping[str, Any]) -> Sample:
     path = inner_path(gallery.folder, file_name)
     if path is None:
         raise DataError(f"`{file_name}` is outside of the image folder {gallery.folder}.")
-    picture = Image.fromarray(read_picture(path).pixels)
+    picture = Image.fromarray(read_for_display(path))
     canvas = _canvas(picture)
     objects, names = gallery.objects(image), gallery.ground_truth.category_names
     found = [gallery.detections(image, run) for run in gallery.runs]

@@ -43,10 +43,14 @@ class Outcome:
     message: str = ""
 
 
+# keys of the model on which classes and channels of a data set depend
+_OF_SETS = {"weights", "backbone", "backbone_options", "keep_classes", "weights_classes", "in_chans"}
+
+
 class SharedSets:
     """Data sets and kept features that the trials of one process share.
 
-    Data sets are read once for each pair of annotation files and folders.
+    Data sets are read once for each pair of annotation files and folders, and each form in which a model takes them.
 
     memory: storage of the features for `train.feature_cache: memory`
     """
@@ -58,6 +62,7 @@ class SharedSets:
     def of(self, config: Config) -> DataSets:
         """Return the data sets that a configuration names."""
         key = config.data.train.model_dump_json() + config.data.val.model_dump_json()
+        key += config.model.model_dump_json(include=_OF_SETS)
         if key not in self._sets:
             self._sets[key] = read_sets(config)
         return self._sets[key]

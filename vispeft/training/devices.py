@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.precision import MixedPrecision
-from lightning_fabric.strategies.ddp import DDPStrategy
 
 from vispeft.errors import TrainingError
+from vispeft.training.distributed import GradientExchange
 from vispeft.training.processor import cpu_info
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -44,8 +44,7 @@ def build_fabric(device: str = "auto", precision: Precision = "auto", devices: i
         accelerator=kind,
         devices=num_local if index is None else [index],
         num_nodes=num_nodes,
-        # a batch without objects does not use the denoising embedding
-        strategy=DDPStrategy(find_unused_parameters=True) if num_local * num_nodes > 1 else "auto",
+        strategy=GradientExchange() if num_local * num_nodes > 1 else "auto",
         precision=_FABRIC_PRECISION[chosen],
     )
     fabric.launch()

@@ -13,6 +13,7 @@ from torch import nn
 
 from vispeft.coco.results import to_coco_results
 from vispeft.models.modes import evaluating
+from vispeft.models.tile_merging import WholeImages
 from vispeft.structures import AnyBatch, ImageMeta, Instances, Predictions
 from vispeft.training.memory import memory_bytes
 from vispeft.training.progress import format_bytes, open_progress
@@ -32,6 +33,7 @@ def predict_dataset(
     category_ids: Sequence[int],
     *,
     num_images: int,
+    max_detections: int = 300,
     description: str = "evaluate",
 ) -> list[dict[str, Any]]:
     """Return COCO results of every image in `loader`, by ascending image id and, within an image, best first.
@@ -42,13 +44,16 @@ def predict_dataset(
     model: from the loader's inputs to `Predictions`: a model, or its tail
     category_ids: the data set's own id of each contiguous class index
     num_images: images that this process's loader gives, for the progress bar
+    max_detections: instances of an image whose tiles are merged
     """
     by_image: dict[int, list[dict[str, Any]]] = {}
+    whole = WholeImages(max_detections)
     shown = open_progress(description, num_images, unit="image", is_shown=fabric.is_global_zero)
     # no inference mode: a backbone that caches position tables would pass inference tensors to the next training step
     with evaluating(model), shown as progress:
         for batch in loader:
-            by_image.update(_predict_batch(fabric, model, batch, instances_of, category_ids))
+            for meta, found in whole.of(_predict_batch(fabric, model, batch, instances_of)):
+                by_image[meta.image_id] = to_coco_results(found, meta.image_id, category_ids)
             progress.update(len(by_image), format_bytes(memory_bytes(fabric.device)))
     for share in gather_objects(fabric, by_image):
         by_image.update(share)
@@ -69,13 +74,9 @@ def _predict_batch(
     model: nn.Module,
     batch: AnyBatch,
     instances_of: InstanceFunction,
-    category_ids: Sequence[int],
-) -> dict[int, list[dict[str, Any]]]:
+) -> list[tuple[ImageMeta, Instances]]:
     inputs = replace(batch, targets=()).to(fabric.device).inputs
     with fabric.autocast():
         predictions = model(inputs)
     instances = instances_of(in_float32(predictions), batch.metas, batch.padded_size)
-    return {
-        meta.image_id: to_coco_results(found, meta.image_id, category_ids)
-        for meta, found in zip(batch.metas, instances, strict=True)
-    }
+    return list(zip(batch.metas, instances, strict=True))

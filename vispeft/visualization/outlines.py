@@ -9,10 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.rle import to_rle
+from vispeft.coco.rle import decode_columns, run_lengths, to_rle
 from vispeft.visualization.colours import spread_hue
 
 MATCH_IOU = 0.5
@@ -159,7 +158,7 @@ def label_size(width: float) -> float:
 def _path(rle: dict[str, Any], scale: float) -> str:
     """Return the outline of a mask, holes included, as an SVG path, simplified to half a pixel."""
     left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
-    mask: NDArray[np.uint8] = mask_utils.decode(rle)[top : top + height, left : left + width]
+    mask = decode_columns(run_lengths(rle["counts"]), rle["size"][0], left, left + width)[top : top + height]
     if not mask.size:
         return ""
     # at four times the size the outline follows pixel edges rather than pixel centres

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as mask_utils
 
+from vispeft.coco.rle import decode_columns, run_lengths
 from vispeft.errors import VispeftError
 from vispeft.structures import Instances
 from vispeft.visualization.colours import spread_hue
@@ -90,7 +91,8 @@ def _region(rle: dict[str, Any], size: tuple[int, int], factor: int) -> _Region:
             f" {rle['size'][0]}x{rle['size'][1]}. Draw them on the image that they were predicted for."
         )
     left, top, width, height = (int(value) for value in mask_utils.toBbox(rle))
-    mask = mask_utils.decode(rle)[top : top + height, left : left + width].astype(bool)
+    columns = decode_columns(run_lengths(rle["counts"]), size[0], left, left + width)
+    mask = columns[top : top + height].astype(bool)
     return _Region(top * factor, left * factor, mask.repeat(factor, axis=0).repeat(factor, axis=1))
 
 

@@ -6,12 +6,13 @@ from torch import Tensor
 
 from vispeft_kernels.deformable import configs
 from vispeft_kernels.deformable.autograd import deformable_attention_op
+from vispeft_kernels.deformable.known_output import KnownOutput
 from vispeft_kernels.deformable.reference import deformable_attention_reference
 from vispeft_kernels.deformable.samples import Samples
 from vispeft_kernels.dispatch import choose
 from vispeft_kernels.errors import KernelError
 
-__all__ = ["deformable_attention", "deformable_attention_around"]
+__all__ = ["deformable_attention", "deformable_attention_around", "known_deformable_attention"]
 
 
 def deformable_attention(
@@ -59,6 +60,25 @@ def deformable_attention_around(
         out: Tensor = deformable_attention_op(value, flat, offsets, attention_logits, reference_points)
         return out
     return deformable_attention(value, spatial_shapes, *samples.resolve(tuple(spatial_shapes)))
+
+
+def known_deformable_attention(
+    output: Tensor,
+    value: Tensor,
+    spatial_shapes: Sequence[tuple[int, int]],
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+) -> Tensor:
+    """Return an output that other code computed, without autograd, as `deformable_attention` of the same inputs.
+
+    Its values are the same to the bit, its gradients those of `deformable_attention`, of which autograd keeps the
+    inputs alone. Differentiable twice. The function does not run under `torch.compile`.
+    """
+    _check(value, spatial_shapes, sampling_locations, attention_weights)
+    shapes = tuple((int(height), int(width)) for height, width in spatial_shapes)
+    is_reference = _choose(value, sampling_locations, attention_weights) == "reference"
+    known: Tensor = KnownOutput.apply(output, value, shapes, sampling_locations, attention_weights, is_reference)
+    return known
 
 
 def _choose(value: Tensor, *points: Tensor) -> str:

@@ -49,5 +49,6 @@ class Samples:
             shifts = offsets * (reference[..., 2:] * (0.5 / offsets.shape[4]))
         else:
             sizes = torch.tensor([(width, height) for height, width in shapes], dtype=dtype, device=offsets.device)
-            shifts = offsets / sizes[:, None, :]
+            # repeated for each point: a broadcast over rows of two numbers is several times as slow on a CPU
+            shifts = offsets / sizes[:, None, :].repeat(1, offsets.shape[4], 1)
         return reference[..., :2] + shifts, logits.flatten(3).softmax(-1).view(logits.shape)

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.models import EoMT, LossSettings, build_model, load_weights
 from vispeft.models.backbones.plain_vit import PlainViT
-from vispeft.models.eomt.model import _attention_mask
 from vispeft.models.registry import family_of
-from vispeft.models.split import SplitPointError
 from vispeft.peft import LoRA, Names, Plan, check, inject
-from vispeft.structures import LayerPredictions, Targets
+from vispeft.structures import Targets
 
 VIT = {"depth": 3, "embed_dim": 48, "num_heads": 3}
 PLAIN, REGISTERS = "vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2"
@@ -68,14 +66,12 @@ def test_criterion__is_finite_and_gives_every_parameter_a_gradient(counts: tuple
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-def test_first_tokens__with_the_last_blocks_is_timms_own_model() -> None:
+def test_plain_vit__block_by_block_is_timms_own_model() -> None:
     torch.manual_seed(0)
-    encoder = PlainViT(REGISTERS, num_last=2, options=VIT).eval()
+    encoder = PlainViT(REGISTERS, options=VIT).eval()
     images = torch.randn(1, 3, 56, 84)
     with torch.no_grad():
-        x = encoder.first_tokens(images)
-        for block in encoder.last_blocks:
-            x = encoder.run_block(block, x, None)
+        x = encoder.run_blocks(*encoder.embedded(images), range(3))
         torch.testing.assert_close(encoder.norm(x), encoder.body.forward_features(images))
 
 
@@ -108,28 +104,7 @@ def test_forward__with_activation_checkpointing_has_the_same_gradients() -> None
         torch.testing.assert_close(one, other)
 
 
-def test_attention_mask__keeps_queries_to_the_patches_of_their_own_mask() -> None:
-    features = torch.zeros(1, 2, 4, 4)
-    features[0, 0, :2], features[0, 0, 2:], features[0, 1] = 1, -1, -1
-    layer = LayerPredictions(torch.zeros(1, 2, 4), None, torch.eye(2)[None], features)
-    mask = _attention_mask(layer, (2, 2), 1.0, num_tokens=2 + 1 + 4)
-    assert mask is not None
-    expected = torch.ones(7, 7, dtype=torch.bool)
-    expected[0, 5:] = False  # the upper half is the first query's
-    expected[1, 3:] = False  # the second query has no mask: queries and prefix are left
-    assert torch.equal(mask[0, 0], expected)
-    assert _attention_mask(layer, (2, 2), 0.0, num_tokens=7) is None
-
-
-def test_attention_mask__masks_a_share_of_the_queries() -> None:
-    torch.manual_seed(0)
-    layer = LayerPredictions(torch.zeros(1, 2000, 4), None, torch.ones(1, 2000, 1), -torch.ones(1, 1, 2, 2))
-    mask = _attention_mask(layer, (1, 1), 0.25, num_tokens=2001)
-    assert mask is not None
-    assert 0.2 < (~mask[0, 0, :2000, -1]).float().mean() < 0.3
-
-
-@pytest.mark.parametrize("name", ["resnet50", "vit_small_patch16_rope_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("name", ["resnet50", "beit_base_patch16_224"])
 def test_build_model__refuses_what_is_no_plain_vit(name: str) -> None:
     with pytest.raises(ConfigError, match=f"`backbone` must be a plain ViT.*{name}"):
         build_model("eomt", backbone=name)
@@ -157,11 +132,6 @@ def test_roles__name_sites_and_every_delta_runs() -> None:
     deltas = {"@encoder.qkv": LoRA(2), "predictor.mask_embed.layers.*": LoRA(2)}
     inject(model, Plan(deltas, train=["@new"]), roles=model.roles())
     check(model, torch.zeros(1, 3, 64, 64))
-
-
-def test_split__is_refused() -> None:
-    with pytest.raises(SplitPointError):
-        small().split(torch.zeros(1, 3, 64, 64))
 
 
 def test_check_image_size__names_the_size() -> None:

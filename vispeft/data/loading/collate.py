@@ -22,16 +22,16 @@ def collate(
 ) -> Batch:
     """Return one batch of samples, each padded at the right and bottom.
 
-    pixel_mean, pixel_std: pixel statistics of the pretrained model, three each, for values in 0..255
+    pixel_mean, pixel_std: pixel statistics of each of the C channels, for values in 0..255
     image_size: pad to this square; None pads to the largest sample
     size_divisor: padded sides are rounded up to a multiple of it
     """
     height, width = _padded_size(samples, image_size, size_divisor)
     mean, std = (torch.tensor(tuple(values), dtype=torch.float32)[:, None, None] for values in (pixel_mean, pixel_std))
-    images = torch.zeros(len(samples), 3, height, width)
+    images = torch.zeros(len(samples), len(mean), height, width)
     for image, sample in zip(images, samples, strict=True):
         _, h, w = sample.image.shape
-        image[:, :h, :w] = sample.image.float().sub_(mean).div_(std)
+        image[:, :h, :w] = sample.image.to(torch.float32, copy=True).sub_(mean).div_(std)
     targets = tuple(_targets(sample, height, width) for sample in samples)
     return Batch(images, targets, tuple(sample.meta for sample in samples))
 

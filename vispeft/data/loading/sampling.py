@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,3 +101,25 @@ class EvalBatches:
         mine = range(self.rank, self.num_images, self.world_size)
         for start in range(0, len(mine), self.batch_size):
             yield [Draw(index) for index in mine[start : start + self.batch_size]]
+
+
+@dataclass(frozen=True)
+class TileBatches:
+    """Every tile of every image once; all tiles of an image go to one process. Draw numbers are those of the tiles.
+
+    counts: tiles of each image
+    """
+
+    counts: tuple[int, ...]
+    batch_size: int
+    rank: int
+    world_size: int
+
+    def __len__(self) -> int:
+        return -(-sum(self.counts[self.rank :: self.world_size]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        images = range(self.rank, len(self.counts), self.world_size)
+        draws = (Draw(index, number) for index in images for number in range(self.counts[index]))
+        while batch := list(itertools.islice(draws, self.batch_size)):
+            yield batch

@@ -9,6 +9,7 @@ from typing import Any
 from vispeft.coco.problems import CheckReport, Findings
 from vispeft.coco.sets import CocoSet, to_annotations
 from vispeft.coco.values import as_integer
+from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine, load_document
 from vispeft.data.reading.crowded import crowded_problems
 from vispeft.data.reading.image_files import Headers
@@ -16,16 +17,19 @@ from vispeft.errors import DataError
 from vispeft.io.json_files import write_json
 
 
-def check_dataset(annotations: Path, images: Path | None) -> CheckReport:
+def check_dataset(annotations: Path, images: Path | None, *, num_channels: int = RGB) -> CheckReport:
     """Report all problems of a COCO instance file and its images.
 
     `refused`: training would not start on it. `is_fixable`: `write_fixed` makes a copy on which it would.
     """
     headers: Headers = {}
-    coco_set, report = examine(annotations, images, check_images=True, headers=headers)
+    coco_set, report = examine(annotations, images, check_images=True, headers=headers, num_channels=num_channels)
     if coco_set is not None:
         return replace(report, problems=report.problems + crowded_problems(coco_set))
-    return replace(report, repaired=examine(annotations, images, check_images=True, repair=True, headers=headers)[1])
+    _, repaired = examine(
+        annotations, images, check_images=True, repair=True, headers=headers, num_channels=num_channels
+    )
+    return replace(report, repaired=repaired)
 
 
 def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:

@@ -17,6 +17,7 @@ from vispeft.coco.identifiers import with_integer_ids
 from vispeft.coco.problems import CheckReport, Findings, show
 from vispeft.coco.sets import Annotation, CocoSet, Groups, ImageEntry
 from vispeft.coco.values import as_integer, is_text, sides_of
+from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.image_files import Headers, check_files
 from vispeft.data.reading.images import LARGEST_IMAGE
 from vispeft.data.reading.missing_files import find_files
@@ -24,15 +25,17 @@ from vispeft.errors import DataError
 from vispeft.io.json_files import UnreadableJsonError, load_json
 
 
-def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True) -> CocoSet:
+def read_coco(annotations: Path, images: Path | None, *, check_images: bool = True, num_channels: int = RGB) -> CocoSet:
     """Read a COCO instance file. Entries that were left out or corrected are listed in `.report.warnings`.
 
     images: the folder that `file_name` is relative to; None where only the annotations matter
     check_images: check that every image file exists, is complete and has the size that the JSON gives
+    num_channels: channels that the images must have; RGB for 3
 
     Raises one `DataError` that lists all reasons why the file cannot be used.
     """
-    coco_set, report = examine(Path(annotations), None if images is None else Path(images), check_images=check_images)
+    folder = None if images is None else Path(images)
+    coco_set, report = examine(Path(annotations), folder, check_images=check_images, num_channels=num_channels)
     report.raise_if_refused()
     if coco_set is None:
         raise DataError(f"{annotations} cannot be used.")
@@ -46,6 +49,7 @@ def examine(
     check_images: bool,
     repair: bool = False,
     headers: Headers | None = None,
+    num_channels: int = RGB,
 ) -> tuple[CocoSet | None, CheckReport]:
     """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file.
 
@@ -64,7 +68,7 @@ def examine(
         entries = find_files(entries, images, document["annotations"], findings, check_images=check_images)
         if check_images:
             known = {} if headers is None else headers
-            entries = check_files(entries, images, document["annotations"], findings, known)
+            entries = check_files(entries, images, document["annotations"], findings, known, num_channels)
     entries = _with_usable_sizes(entries, findings)
     listed = {as_integer(entry.get("id")) for entry in document["images"] if isinstance(entry, dict)}
     found = read_annotations(document["annotations"], categories, entries, listed, findings)

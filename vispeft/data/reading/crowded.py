@@ -23,14 +23,14 @@ def crowded_problems(coco_set: CocoSet) -> tuple[Problem, ...]:
             "crowded-image",
             f"more instances than the {USUAL_QUERIES} queries that models usually have, so that some can never be "
             "found (the bundled one has 100): take a model with more queries and keep more detections per image, or "
-            "cut the images into tiles.",
+            "cut the images into tiles (`model.tile`).",
             _subject(entry, count),
         )
     for entry, count in over(coco_set, COCO_DETECTIONS, by_class=True):
         findings.warn(
             "crowded-class",
             f"more instances of one class than the {COCO_DETECTIONS} detections that COCO's metrics count in an image, "
-            "so that recall stays below 1: cut the images into tiles.",
+            "so that their recall stays below 1: see `AP@N` and `AR@N` (`eval.max_detections`).",
             _subject(entry, count),
         )
     return findings.problems()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.sets import ImageEntry
+from vispeft.data.reading.channels import RGB, verify_image
 from vispeft.data.reading.folder_scan import SIDECAR, is_sidecar
-from vispeft.data.reading.images import ImageHeader, quiet, read_header, verify_picture
+from vispeft.data.reading.images import ImageHeader, quiet, read_header
 from vispeft.data.reading.missing_files import annotation_counts
 from vispeft.errors import DataError
 
@@ -31,14 +33,22 @@ _ENDINGS = {b"\xff\xd8": (b"\xff\xd9", 65536), b"\x89P": (b"IEND", 64)}
 
 
 def check_files(
-    entries: dict[int, ImageEntry], folder: Path, annotations: list[Any], findings: Findings, headers: Headers
+    entries: dict[int, ImageEntry],
+    folder: Path,
+    annotations: list[Any],
+    findings: Findings,
+    headers: Headers,
+    num_channels: int = RGB,
 ) -> dict[int, ImageEntry]:
     """Return the entries whose file can be used, with missing sizes filled in, and report the others.
 
     headers: headers that are known already; new ones are added
+    num_channels: channels that the images must have
     """
     counts = annotation_counts(annotations)
-    headers |= _read_all(sorted({entry.path for entry in entries.values() if entry.path is not None} - headers.keys()))
+    headers |= _read_all(
+        sorted({entry.path for entry in entries.values() if entry.path is not None} - headers.keys()), num_channels
+    )
     kept: dict[int, ImageEntry] = {}
     for entry in entries.values():
         header = headers[entry.path] if entry.path is not None else DataError(f"{entry.file_name} has no path.")
@@ -98,8 +108,10 @@ def _with_checked_size(entry: ImageEntry, header: ImageHeader, findings: Finding
     return None
 
 
-def _read_all(paths: list[Path]) -> Headers:
-    read = verify_picture if len(paths) <= DECODED_AT_MOST else _verify_ends
+def _read_all(paths: list[Path], num_channels: int) -> Headers:
+    # forms of other channels differ too much for a look at the end of the file
+    is_decoded = len(paths) <= DECODED_AT_MOST or num_channels != RGB
+    read = partial(verify_image, num_channels=num_channels) if is_decoded else _verify_ends
 
     def attempt(path: Path) -> ImageHeader | DataError:
         try:

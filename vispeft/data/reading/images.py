@@ -21,8 +21,8 @@ from vispeft.errors import DataError
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "TGA", "AVIF", "DIB")
-LARGEST_IMAGE = 89_478_485
-"""Pixels. Pillow's own limit for a decompression bomb: 268 MB once decoded."""
+LARGEST_IMAGE = 178_956_970
+"""Pixels. From here on Pillow refuses a decompression bomb: 537 MB once decoded."""
 
 _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
@@ -47,9 +47,12 @@ class ImageHeader:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Decoded pixels. pixels: [h, w, 3] uint8 RGB; each stands for `reduction` x `reduction` pixels of the file."""
+    """Decoded pixels. pixels: [h, w, C] uint8, RGB for three, or float32 in 0..255 where they are deeper.
 
-    pixels: NDArray[np.uint8]
+    Each stands for `reduction` x `reduction` pixels of the file.
+    """
+
+    pixels: NDArray[Any]
     reduction: int = 1
 
 
@@ -63,7 +66,7 @@ class _Traits:
 
 def read_header(path: Path) -> ImageHeader:
     """Read the size of an image file without decoding it. Raises `DataError` where it is no image or too large."""
-    return _guarded(path, lambda: _header_of(path))
+    return guarded(path, lambda: _header_of(path))
 
 
 def read_picture(path: Path, *, long_side: int | None = None) -> Picture:
@@ -73,7 +76,7 @@ def read_picture(path: Path, *, long_side: int | None = None) -> Picture:
     at least this many pixels, which is several times faster. Raises `DataError` that names the file.
     """
     with quiet():
-        return _guarded(path, lambda: _decode(path, long_side)[0])
+        return guarded(path, lambda: _decode(path, long_side)[0])
 
 
 def verify_picture(path: Path) -> ImageHeader:
@@ -81,7 +84,7 @@ def verify_picture(path: Path) -> ImageHeader:
 
     Safe in threads; hold `quiet` around them.
     """
-    return _guarded(path, lambda: _decode(path, 1)[1])
+    return guarded(path, lambda: _decode(path, 1)[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class Stored:
 def read_stored(path: Path) -> Stored:
     """Decode an image file whose values are numbers, not colours to look at. Raises `DataError` that names the file."""
     with quiet():
-        return _guarded(path, lambda: _stored(path))
+        return guarded(path, lambda: _stored(path))
 
 
 def is_picture(path: Path) -> bool:
@@ -123,7 +126,8 @@ def quiet() -> warnings.catch_warnings[None]:
     return warnings.catch_warnings(action="ignore")
 
 
-def _guarded(path: Path, read: Callable[[], T]) -> T:
+def guarded(path: Path, read: Callable[[], T]) -> T:
+    """Return the result of `read`; every error of a decoder becomes a `DataError` that names the file."""
     try:
         return read()
     except DataError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from vispeft.errors import DataError
 _MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ASSOCIATED_ALPHA, _ALPHAS = 1, ((1,), (2,))
-_PREDICTOR, _FLOAT_PREDICTOR = 317, 3
+_PREDICTOR, _HORIZONTAL, _FLOAT_PREDICTOR = 317, 2, 3
 _PHOTOMETRIC, _BITS, _SAMPLES, _PLANAR, _FORMAT, _EXTRA, _ORIENTATION = 262, 258, 277, 284, 339, 338, 274
 _STRIPS, _TILES = (273, 279), (324, 325)
 # what lays out the pixels; orientation is left out, for OpenCV turns some depths and not others
@@ -54,6 +54,17 @@ class TiffLayout:
         return self.photometric == _WHITE_IS_ZERO
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width as stored."""
+        return self.height, self.width
+
+    @property
+    def is_plain(self) -> bool:
+        """Tell whether the bands hold grey, RGB or undeclared values of whole bytes, which `read_bands` reads."""
+        is_colour_space = self.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+        return is_colour_space and self.bits in (8, 16, 32, 64)
+
+    @property
     def is_deep(self) -> bool:
         """Tell whether `read_tiff` is needed, because Pillow does not read the file right."""
         if self.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB) or self.bits not in (8, 16, 32, 64):
@@ -77,8 +88,33 @@ def tiff_layout(path: Path) -> TiffLayout | None:
         tags = ImageFileDirectory_v2(head)
         file.seek(tags.next)
         tags.load(file)
+    layout = _layout(tags)
+    _check_bands(path, layout)
+    return layout
+
+
+def layouts_of_pages(path: Path) -> list[TiffLayout]:
+    """Return the layout of every page of a TIFF file. Pages that the header does not list as full images count too."""
+    pages: list[TiffLayout] = []
+    with path.open("rb") as file:
+        head = file.read(8)
+        head += file.read(8) if b"+" in head[2:4] else b""
+        place, seen = ImageFileDirectory_v2(head).next, set()
+        while place and place not in seen:
+            seen.add(place)
+            tags = ImageFileDirectory_v2(head)
+            file.seek(place)
+            tags.load(file)
+            pages.append(_layout(tags))
+            place = tags.next
+    if not pages:
+        raise DataError(f"{path} cannot be decoded (no page); it is damaged or cut off.")
+    return pages
+
+
+def _layout(tags: ImageFileDirectory_v2) -> TiffLayout:
     bits = tags.get(_BITS, (1,))
-    layout = TiffLayout(
+    return TiffLayout(
         height=int(tags[257]),
         width=int(tags[256]),
         bands=int(tags.get(_SAMPLES, 1)),
@@ -91,8 +127,6 @@ def tiff_layout(path: Path) -> TiffLayout | None:
         is_stack=bool(tags.next),
         tags=tags,
     )
-    _check_bands(path, layout)
-    return layout
 
 
 def _orientation(tags: ImageFileDirectory_v2) -> int:
@@ -126,6 +160,43 @@ def read_tiff(path: Path, layout: TiffLayout) -> NDArray[Any]:
     else:
         raise DataError(f"{path} holds {layout.bands} bands of {layout.bits} bits, which are not read; {_REMEDY}.")
     return turned(values, layout.orientation)
+
+
+def read_bands(path: Path, layout: TiffLayout) -> NDArray[Any]:
+    """Return the values of all bands of one page as stored: [height, width, bands]."""
+    data = path.read_bytes()
+    offsets, counts = _chunks(path, layout)
+    if any(offset + count > len(data) for offset, count in zip(offsets, counts, strict=True)):
+        raise DataError(f"{path} is cut off: it ends before its pixels do.")
+    if layout.bands == 1:
+        return _read_plane(path, layout, data, slice(None))[:, :, None]
+    if layout.is_planar:
+        per_band = len(offsets) // layout.bands
+        parts = [slice(i * per_band, (i + 1) * per_band) for i in range(layout.bands)]
+        return np.stack([_read_plane(path, layout, data, part) for part in parts], 2)
+    return _read_side_by_side(path, layout, data)
+
+
+def _read_side_by_side(path: Path, layout: TiffLayout, data: bytes) -> NDArray[Any]:
+    """Return interleaved bands, decoded as one grey image of as many times the width: its bytes are the same."""
+    predictor = layout.tags.get(_PREDICTOR, 1)
+    if predictor not in (1, _HORIZONTAL) or layout.tags.get(259, 1) in (6, 7):
+        raise DataError(
+            f"{path} holds {layout.bands} bands in a compression that is not read; save it with LZW, deflate or none."
+        )
+    wide = replace(layout, width=layout.width * layout.bands, bands=1, is_planar=False)
+    own = {256: wide.width, _SAMPLES: 1, _PHOTOMETRIC: _BLACK_IS_ZERO, _PREDICTOR: 1}
+    if _TILES[0] in layout.tags:
+        own[322] = layout.tags[322] * layout.bands
+    values = _decode(path, wide, _with_tags(path, wide, data, own, bands=1))
+    values = values.reshape(layout.height, layout.width, layout.bands)
+    if predictor == _HORIZONTAL:
+        # differences to the pixel before, in each row of a strip or tile
+        span = int(layout.tags[322]) if _TILES[0] in layout.tags else layout.width
+        for left in range(0, layout.width, span):
+            part = values[:, left : left + span]
+            np.cumsum(part, axis=1, dtype=values.dtype, out=part)
+    return values
 
 
 def _chunks(path: Path, layout: TiffLayout) -> tuple[tuple[int, ...], tuple[int, ...]]:

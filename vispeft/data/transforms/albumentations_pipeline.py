@@ -52,8 +52,8 @@ def colour_jitter(strength: float) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def apply_with_masks(
-    pipeline: Any, image: NDArray[np.uint8], masks: NDArray[np.uint8]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    pipeline: Any, image: NDArray[Any], masks: NDArray[np.uint8]
+) -> tuple[NDArray[Any], NDArray[np.uint8]]:
     try:
         done = pipeline(image=image, masks=masks) if len(masks) else pipeline(image=image)
     # albumentations raises exceptions of any type where a transform does not suit an image
@@ -62,9 +62,10 @@ def apply_with_masks(
         raise ConfigError(
             f"`extra` transforms must take any image, but fail on one of {width}x{height}: {error}."
         ) from (error)
-    image = done["image"]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ConfigError("`extra` transforms must give RGB images of 8 bits; normalisation is done later.")
+    given, image = image, done["image"]
+    if image.dtype != given.dtype or image.ndim != 3 or image.shape[2] != given.shape[2]:
+        kind = "RGB images of 8 bits" if given.shape[2] == 3 else f"images of {given.shape[2]} channels, as they come"
+        raise ConfigError(f"`extra` transforms must give {kind}; normalisation is done later.")
     if len(masks) == 0:
         return image, np.zeros((0, *image.shape[:2]), np.uint8)
     return image, np.array(np.asarray(done["masks"]) != 0, order="C").view(np.uint8)

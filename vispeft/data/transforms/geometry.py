@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from vispeft.coco.segmentation import FloatArray, Polygons, Rle, Segmentation, rasterize
 from vispeft.data.reading.images import Picture
 
+# channels that OpenCV averages at once
+_RESIZED_AT_ONCE = 4
 AREA_BELOW = 0.6
 """Below this scale the pixels that fall together are averaged; above it bilinear is as good, and faster."""
 
@@ -40,8 +43,8 @@ class View:
         """Height and width of the output."""
         return (self.width, self.height) if self.quarter_turns % 2 else (self.height, self.width)
 
-    def pixels(self, picture: Picture) -> NDArray[np.uint8]:
-        """Return the window of a decoded picture, [h, w, 3] uint8, contiguous."""
+    def pixels(self, picture: Picture) -> NDArray[Any]:
+        """Return the window of a decoded picture, [h, w, C] in its own type, contiguous."""
         reduced_height, reduced_width = picture.pixels.shape[:2]
         r = picture.reduction
         left, top = min(self.left // r, reduced_width - 1), min(self.top // r, reduced_height - 1)
@@ -84,7 +87,7 @@ class View:
         window[:, left - self.left : right - self.left] = columns * 255
         out[:] = self._turn(_resize(window, self.width, self.height)) >= 128
 
-    def _turn(self, window: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _turn(self, window: NDArray[Any]) -> NDArray[Any]:
         window = np.rot90(window, self.quarter_turns)
         if self.is_mirrored:
             window = window[:, ::-1]
@@ -93,13 +96,17 @@ class View:
         return window
 
 
-def _resize(window: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def _resize(window: NDArray[Any], width: int, height: int) -> NDArray[Any]:
     if window.shape[:2] == (height, width):
         return window
     is_small = height < AREA_BELOW * window.shape[0] or width < AREA_BELOW * window.shape[1]
     method = cv2.INTER_AREA if is_small else cv2.INTER_LINEAR
-    resized: NDArray[np.uint8] = np.asarray(cv2.resize(window, (width, height), interpolation=method), np.uint8)
-    return resized
+    if window.ndim == 3 and window.shape[2] > _RESIZED_AT_ONCE:
+        groups = [window[:, :, i : i + _RESIZED_AT_ONCE] for i in range(0, window.shape[2], _RESIZED_AT_ONCE)]
+        return np.concatenate([_resize(np.ascontiguousarray(group), width, height) for group in groups], 2)
+    resized: NDArray[Any] = np.asarray(cv2.resize(window, (width, height), interpolation=method), window.dtype)
+    # OpenCV leaves out a single channel
+    return resized[:, :, None] if resized.ndim < window.ndim else resized
 
 
 def boxes_of(masks: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -118,12 +125,13 @@ def fit(height: int, width: int, image_size: int) -> View:
     return View(0, 0, width, height, max(round(width * scale), 1), max(round(height * scale), 1))
 
 
-def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float) -> View:
+def jitter(height: int, width: int, image_size: int, scale: float, x: float, y: float, tile: int | None = None) -> View:
     """Return the view of the image at `scale` times its fitted size; a crop where that exceeds `image_size`.
 
     x, y: position of the crop in 0..1 of the range that it can move in
+    tile: pixels of the image that fit to `image_size`; None: those of its longer side
     """
-    zoom = scale * image_size / max(height, width)
+    zoom = scale * image_size / (tile or max(height, width))
     window_width = min(width, max(round(image_size / zoom), 1))
     window_height = min(height, max(round(image_size / zoom), 1))
     left, top = round(x * (width - window_width)), round(y * (height - window_height))

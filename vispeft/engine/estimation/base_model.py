@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from vispeft.config import Config
 from vispeft.data import read_coco
-from vispeft.engine.build import build_base, complete
+from vispeft.engine.build import build_base, complete, kept_class_names
+from vispeft.engine.kept_classes import with_kept_classes
 from vispeft.models import SegmentationModel
 
 # of COCO, for a configuration without data
@@ -41,7 +42,7 @@ def _data_size(config: Config) -> tuple[int, int, int]:
     path = config.data.train.annotations
     if path is None:
         return DEFAULT_NUM_CLASSES, 1, DEFAULT_NUM_OBJECTS
-    coco_set = read_coco(path, None)
+    coco_set = with_kept_classes(read_coco(path, None), kept_class_names(config.model))
     counts = [len(group) for group in coco_set.annotations]
     return len(coco_set.categories), len(coco_set), _crowded(counts, config.train.batch_size)
 

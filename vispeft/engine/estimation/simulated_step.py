@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_iter
 
 from vispeft import peft
@@ -24,6 +24,7 @@ from vispeft.engine.estimation.flop_meter import FlopMeter
 from vispeft.engine.estimation.storage_meter import StorageMeter
 from vispeft.engine.loaders import image_size
 from vispeft.engine.settings import criterion_of
+from vispeft.errors import ConfigError
 from vispeft.losses import HungarianMatcher, Match
 from vispeft.models import SegmentationModel
 from vispeft.structures import Batch, Targets
@@ -64,13 +65,29 @@ def simulate_step(config: Config, model: SegmentationModel, num_objects: int) ->
     with mode, meter, FlopMeter() as counter, _first_with_gradient(fake) as first:
         batch = SealedBatch(make_batch(config, fake, num_objects))
         with precision:
-            losses = LossModule(fake, criterion)(batch)
+            losses = _losses(LossModule(fake, criterion), batch)
         loss = torch.stack(list(losses.values())).sum()
         del losses
         kept, forward = meter.now, counter.total
         loss.backward()  # type: ignore[no-untyped-call]
         total = counter.total
     return StepCost(kept, meter.most, forward, total - forward, first[0] if first else "")
+
+
+def _losses(module: LossModule, batch: SealedBatch) -> dict[str, Tensor]:
+    """Return the losses; ConfigError for a model whose training decides by the values of tensors."""
+    try:
+        losses: dict[str, Tensor] = module(batch)
+    except (DataDependentOutputException, RuntimeError) as error:
+        # Hungarian matching of other libraries goes through numpy
+        if not isinstance(error, DataDependentOutputException) and ".numpy()" not in str(error):
+            raise
+        raise ConfigError(
+            f"A training step of {type(module.model).__name__} cannot be simulated: its code decides by the values of "
+            "tensors, and the simulation has none. Train for a few steps instead: summary.json has the time and the "
+            "memory."
+        ) from error
+    return losses
 
 
 @torch.no_grad()
@@ -80,7 +97,7 @@ def forward_flops(config: Config, model: SegmentationModel) -> int:
     fake = _without_data(model, mode).eval()
     precision = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_weights(config))
     with mode, FlopMeter() as counter, precision:
-        fake(torch.zeros(1, 3, *[_padded(model, image_size(config))] * 2))
+        fake(torch.zeros(1, model.num_channels, *[_padded(model, image_size(config))] * 2))
     return int(counter.total)
 
 
@@ -97,7 +114,7 @@ def make_batch(config: Config, model: SegmentationModel, num_objects: int) -> Ba
     boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5]]).repeat(num_objects, 1)
     targets = Targets(torch.zeros(num_objects, dtype=torch.int64), boxes, masks)
     size = config.train.batch_size
-    return Batch(torch.zeros(size, 3, side, side), (targets,) * size, ())
+    return Batch(torch.zeros(size, model.num_channels, side, side), (targets,) * size, ())
 
 
 def _padded(model: SegmentationModel, side: int) -> int:

@@ -9,7 +9,8 @@ from torch import Tensor
 from vispeft.config import Config
 from vispeft.engine.estimation.base_model import base_without_weights
 from vispeft.models.roles import roles_for
-from vispeft.peft.targets import Names
+from vispeft.peft.norms import is_norm
+from vispeft.peft.targets import NORMS, Names
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ class SiteRow:
 
 
 def list_roles(config: Config) -> list[RoleRow]:
-    """Return the roles of a configuration's model."""
+    """Return the roles of a configuration's model, and `norms`, which every model with norms has."""
     model = base_without_weights(config).model
-    names = Names(model)
-    return [RoleRow(name, pattern, len(names.sites(pattern))) for name, pattern in roles_for(model).items()]
+    names, roles = Names(model), roles_for(model)
+    rows = [RoleRow(name, pattern, len(names.sites(pattern))) for name, pattern in roles.items()]
+    if NORMS not in roles and any(is_norm(module) for module in model.modules()):
+        rows.append(RoleRow(NORMS, "found by type", len(names.sites(f"@{NORMS}"))))
+    return rows
 
 
 def list_sites(config: Config, pattern: str) -> list[SiteRow]:

@@ -5,6 +5,7 @@ Precision increases only at a true positive, so that curves are computed at true
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,14 +31,17 @@ class Curves:
     scores: NDArray[np.float64]
 
     def category_precisions(self) -> list[float]:
-        """Return the AP of each category by ascending id: all sizes, 100 detections; -1 without objects."""
+        """Return the AP of each category by ascending id: all sizes, the most detections; -1 without objects."""
         precision = np.moveaxis(self.precision[:, :, :, 0, -1], 2, 0)  # [K, T, R]
         return [mean_of_defined(category) for category in precision]
 
 
-def accumulate(matches: Matches, num_categories: int) -> Curves:
-    """Return the precision at each recall, and the highest recall, of every category."""
-    sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, len(AREA_RANGES), len(MAX_DETECTIONS)
+def accumulate(matches: Matches, num_categories: int, limits: Sequence[int] = MAX_DETECTIONS) -> Curves:
+    """Return the precision at each recall, and the highest recall, of every category.
+
+    limits: detections of each image, M of them, ascending; at most as many as were matched
+    """
+    sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, len(AREA_RANGES), len(limits)
     precision, scores = -np.ones(sizes), -np.ones(sizes)
     recall = -np.ones((sizes[0], *sizes[2:]))
     num_objects = count_objects(matches, num_categories)  # [K, A]
@@ -45,7 +49,7 @@ def accumulate(matches: Matches, num_categories: int) -> Curves:
     for category in np.flatnonzero(num_objects.any(axis=1)).tolist():
         rows = np.arange(bounds[category], bounds[category + 1])
         rows = rows[np.argsort(-matches.score[rows], kind="stable")]
-        for limit_idx, limit in enumerate(MAX_DETECTIONS):
+        for limit_idx, limit in enumerate(limits):
             kept = rows[matches.ranked.rank[rows] < limit]
             score = matches.score[kept]
             for area in np.flatnonzero(num_objects[category]).tolist():
@@ -88,6 +92,18 @@ def coco_stats(curves: Curves) -> dict[str, float]:
     values += [mean_of_defined(recall[..., 0, limit]) for limit in range(len(MAX_DETECTIONS))]
     values += [mean_of_defined(recall[..., area, -1]) for area in range(1, len(AREA_NAMES))]
     return dict(zip(METRIC_NAMES, values, strict=True))
+
+
+def stats_at(matches: Matches, num_categories: int, limit: int) -> dict[str, float]:
+    """Return `AP@limit` and `AR@limit`: average precision and recall with so many detections of a class in an image.
+
+    They are pycocotools' with `params.maxDets = [1, 10, limit]`. matches: of at least as many detections
+    """
+    curves = accumulate(matches, num_categories, (limit,))
+    return {
+        f"AP@{limit}": mean_of_defined(curves.precision[..., 0, -1]),
+        f"AR@{limit}": mean_of_defined(curves.recall[..., 0, -1]),
+    }
 
 
 def mean_of_defined(values: NDArray[np.float64]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,22 @@ from pycocotools import mask as mask_utils
 
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.results import check_references, checked_results, read_results, result_masks
-from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats
-from vispeft.evaluation.metrics.matching import Detections, MasksOrBoxes, Matches, Objects, match_detections
+from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats, stats_at
+from vispeft.evaluation.metrics.matching import (
+    MAX_DETECTIONS,
+    Detections,
+    MasksOrBoxes,
+    Matches,
+    Objects,
+    match_detections,
+)
 
 
 @dataclass(frozen=True)
 class CocoMetrics:
     """The twelve COCO metrics for masks and for boxes, in 0..1, -1 where undefined.
 
-    segm, bbox: name of `METRIC_NAMES` to value
+    segm, bbox: name of `METRIC_NAMES` to value; then those of `stats_at`, where COCO's limit of 100 detections is low
     per_category: category name to mask AP
     warnings: anomalies of the annotations, one sentence each
     """
@@ -89,9 +97,28 @@ class Scored:
             area = boxes[:, 2] * boxes[:, 3]
         return Detections(*indices, area, score, boxes)
 
-    def match(self, kind: str) -> Matches:
-        """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox")."""
-        return match_detections(self.objects(kind), self.detections(kind), len(self.image_ids))
+    def match(self, kind: str, limit: int = MAX_DETECTIONS[-1]) -> Matches:
+        """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox").
+
+        limit: detections scored of each class in each image
+        """
+        return match_detections(self.objects(kind), self.detections(kind), len(self.image_ids), limit=limit)
+
+    def metrics(self, kind: str, limit: int) -> tuple[dict[str, float], list[float]]:
+        """Return the metrics of a pass and the AP of each category. limit: as for `match`, 100 or more"""
+        matches, num_categories = self.match(kind, limit), len(self.category_ids)
+        curves = accumulate(matches, num_categories)
+        more = stats_at(matches, num_categories, limit) if limit > MAX_DETECTIONS[-1] else {}
+        return {**coco_stats(curves), **more}, curves.category_precisions()
+
+    def limit_for(self, max_detections: int | None) -> int:
+        """Return the detections of a class in an image that are scored: `max_detections` in crowded sets, else 100.
+
+        A set is crowded if an image has more than 100 objects of one class: COCO's metrics cannot reach 1 there.
+        """
+        counts = Counter((a["image_id"], a["category_id"]) for a in self.ground_truth.annotations if not a["iscrowd"])
+        is_crowded = max(counts.values(), default=0) > MAX_DETECTIONS[-1]
+        return max(MAX_DETECTIONS[-1], max_detections or 0) if is_crowded else MAX_DETECTIONS[-1]
 
     def _indices(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the image and category index of annotations or results."""
@@ -104,7 +131,10 @@ class Scored:
 
 
 def evaluate_coco(
-    annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
+    annotations: Path | str | dict[str, Any] | GroundTruth,
+    results: Path | str | list[dict[str, Any]],
+    *,
+    max_detections: int | None = None,
 ) -> CocoMetrics:
     """Return the COCO metrics of results on an annotation file as it is. The arguments are not changed.
 
@@ -112,8 +142,11 @@ def evaluate_coco(
     omits `bbox`. Results that are boxes only have no mask metrics (-1).
 
     annotations: a file, its content, or the result of `read_ground_truth`, which saves time if it is used repeatedly
+    max_detections: detections that were kept of each image. Where it and an image's objects of one class are more than
+        COCO's 100, `AP@max_detections` and `AR@max_detections` follow the twelve metrics, which stay COCO's
     """
     scored = read_scored(annotations, results)
+    limit = scored.limit_for(max_detections)
     warnings = list(scored.ground_truth.warnings)
     num_categories = len(scored.category_ids)
     if not scored.results:
@@ -124,9 +157,8 @@ def evaluate_coco(
         warnings.append("The results are boxes only, so that the mask metrics are undefined (-1).")
         segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
     else:
-        curves = accumulate(scored.match("segm"), num_categories)
-        segm, category_values = coco_stats(curves), curves.category_precisions()
-    bbox = coco_stats(accumulate(scored.match("bbox"), num_categories))
+        segm, category_values = scored.metrics("segm", limit)
+    bbox, _ = scored.metrics("bbox", limit)
     per_category = dict(zip(scored.names, category_values, strict=True))
     return CocoMetrics(segm, bbox, per_category, tuple(warnings))
 

@@ -64,7 +64,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class Ranked:
-    """The detections that are scored: the best 100 of every cell, by category, then image, then falling score.
+    """The detections that are scored: the best of every cell, 100 by default, by category, image and falling score.
 
     row: [D] int64, index into `Detections`
     cell: [D] int64, ascending
@@ -112,19 +112,21 @@ class Matches:
     objects: Objects
 
 
-def match_detections(objects: Objects, detections: Detections, num_images: int) -> Matches:
-    """Match detections to objects as COCO does, by masks or by boxes."""
-    ranked = rank_detections(detections, num_images)
+def match_detections(
+    objects: Objects, detections: Detections, num_images: int, *, limit: int = MAX_DETECTIONS[-1]
+) -> Matches:
+    """Match detections to objects as COCO does, by masks or by boxes. limit: detections scored in each cell"""
+    ranked = rank_detections(detections, num_images, limit=limit)
     return match_pairs(objects, detections, ranked, overlapping_pairs(objects, detections, ranked, num_images))
 
 
-def rank_detections(detections: Detections, num_images: int) -> Ranked:
+def rank_detections(detections: Detections, num_images: int, *, limit: int = MAX_DETECTIONS[-1]) -> Ranked:
     """Return the detections that are scored, in pycocotools' order: equal scores in the order of the results."""
     cell = detections.category_idx * num_images + detections.image_idx
     row = np.lexsort((-detections.score, cell))
     cell = cell[row]
     rank = _position_in_group(cell)
-    is_scored = rank < MAX_DETECTIONS[-1]
+    is_scored = rank < limit
     return Ranked(row[is_scored], cell[is_scored], rank[is_scored])
 
 

@@ -57,7 +57,7 @@ def _fault(backbone: Backbone, image_size: int) -> str | None:
 @torch.no_grad()
 def _tried(backbone: Backbone, side: int) -> str | None:
     try:
-        maps = backbone(torch.zeros(1, 3, side, side))
+        maps = backbone(torch.zeros(1, len(backbone.pixel_mean), side, side))
     except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if "DefaultCPUAllocator" in str(error):
             raise

@@ -1,35 +1,40 @@
-"""A plain ViT of timm in two parts: its first blocks on the image's tokens, and its last blocks one by one."""
+"""A plain ViT of timm block by block, from the tokens before its first block to the last norm."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_models import (
     Source,
+    channels_of,
     create,
     first_line,
     padded_side,
-    pixel_statistics,
     timm_module_of,
 )
 from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.modes import evaluating
+from vispeft.models.roles.placement import prefixed
 from vispeft.models.roles.timm import encoder_roles
 
-_MODULE = "timm.models.vision_transformer"
+_MODULES = ("timm.models.vision_transformer", "timm.models.eva")
 _TOKENS = {"num_classes": 0}
 
 
 class PlainViT(nn.Module):
-    """Plain ViT (`vit_*` of timm, DINOv2 with registers too) into whose last blocks a family brings its own tokens.
+    """Plain ViT of timm whose tokens a family takes after any block, or into whose blocks it brings its own tokens.
+
+    ViTs with learned positions (`vit_*`, DINOv2 with registers too) and those with rotary positions (`vit_*_dinov3`,
+    `vit_*_rope_*`, EVA-02).
 
     dim: width C of the tokens
     num_prefix: class and register tokens, which stand before those of the patches
@@ -39,20 +44,20 @@ class PlainViT(nn.Module):
         self,
         name: str,
         *,
-        num_last: int,
         pretrained: bool = False,
         weights: Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        options = dict(options or {})
-        if timm_module_of(name, options) != _MODULE:
+        channels, options = channels_of(name, options or {})
+        module = timm_module_of(name, options)
+        if module not in _MODULES:
             raise ConfigError(
-                f"`backbone` must be a plain ViT of timm with learned positions (`vit_*`), but is {name!r}, which "
-                "runs its blocks in another way. Choose one such as vit_base_patch14_reg4_dinov2."
+                f"`backbone` must be a plain ViT of timm (`vit_*` or `eva02_*`), but is {name!r}, which runs its "
+                "blocks in another way. Choose one such as vit_base_patch14_reg4_dinov2 or vit_base_patch16_dinov3."
             )
         body = create(Source(name, pretrained, weights), {"dynamic_img_size": True, **options}, form=_TOKENS)
-        assert isinstance(body, VisionTransformer)
+        assert isinstance(body, VisionTransformer | Eva)
         # no pooling either: its parameters would never get a gradient
         body.reset_classifier(0, "")
         if isinstance(body.norm, nn.Identity):
@@ -60,17 +65,13 @@ class PlainViT(nn.Module):
                 f"`backbone` must have its last norm on the tokens, but {name!r} has it behind the pooling. "
                 "Choose another."
             )
-        if not 1 <= num_last < len(body.blocks):
-            raise ConfigError(
-                f"`options.num_blocks` must be in 1..{len(body.blocks) - 1} for `backbone` {name!r}, but is {num_last}."
-            )
         self.name = name
-        self.num_last = num_last
-        self.body: VisionTransformer = body
+        self.body: VisionTransformer | Eva = body
         self.recomputes = False
         self.dim: int = body.embed_dim
         self.num_prefix: int = body.num_prefix_tokens
-        self.pixel_mean, self.pixel_std = pixel_statistics(name)
+        self.pixel_mean, self.pixel_std = channels.pixel_mean, channels.pixel_std
+        self._module = module
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -79,35 +80,54 @@ class PlainViT(nn.Module):
         return height, width
 
     @property
-    def last_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks that take the family's tokens."""
-        return tuple(self.body.blocks[-self.num_last :])
+    def num_blocks(self) -> int:
+        """Return the number of blocks."""
+        return len(self.body.blocks)
 
-    def first_tokens(self, images: Tensor) -> Tensor:
-        """Return the tokens after the first blocks: [B, P + H W, C], prefix first, then patches by rows.
+    @property
+    def head_dim(self) -> int:
+        """Return the channels of one attention head."""
+        attention: Any = self.body.blocks[0].attn
+        return int(self.dim // attention.num_heads)
 
-        images: [B, 3, H, W]
+    def embedded(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens before the first block, and their rotary positions; None for learned positions.
+
+        images: [B, C, H, W]
+        Tokens are [B, P + H W, C], prefix first, then patches by rows. The positions are timm's, of the patches alone.
         """
-        last_idx = len(self.body.blocks) - self.num_last - 1
-        outputs: Any = self.body.forward_intermediates(
-            images,
-            indices=[last_idx],
-            stop_early=True,
-            intermediates_only=True,
-            output_fmt="NLC",
-            return_prefix_tokens=True,
-        )
-        if not self.num_prefix:
-            tokens: Tensor = outputs[0]
-            return tokens
-        patches, prefix = outputs[0]
-        return torch.cat((prefix, patches), dim=1)
+        x = self.body.patch_embed(images)
+        # timm's own step of `forward_features`; no public one gives the positions that it draws in train mode
+        if isinstance(self.body, Eva):
+            x, rotary = self.body._pos_embed(x)
+            return self.body.norm_pre(x), rotary
+        return self.body.norm_pre(self.body.patch_drop(self.body._pos_embed(x))), None
 
-    def run_block(self, block: nn.Module, x: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Return the tokens [B, N, C] after one of the last blocks.
+    def rotary_positions(self, grid: tuple[int, int]) -> Tensor | None:
+        """Return the rotary positions of a grid of patches, as `embedded` gives them in eval mode."""
+        if not isinstance(self.body, Eva) or self.body.rope is None:
+            return None
+        rope: Any = self.body.rope
+        rotary: Tensor = rope.get_embed(shape=list(grid))
+        return rotary
 
+    def run_blocks(self, x: Tensor, rotary: Tensor | None, blocks: range) -> Tensor:
+        """Return the tokens [B, P + H W, C] after some blocks, by their numbers."""
+        for index in blocks:
+            x = self.run_block(index, x, rotary)
+        return x
+
+    def run_block(self, index: int, x: Tensor, rotary: Tensor | None, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the tokens [B, N, C] after a block.
+
+        rotary: of all tokens but the first P (see `with_unrotated`)
         attention_mask: [B, 1, N, N] bool, True where a token (row) may attend to another (column); None: everywhere
         """
+        block: Callable[..., Tensor] = self.body.blocks[index]
+        if isinstance(self.body, Eva):
+            # learned frequencies differ from block to block
+            of_block = rotary[index] if rotary is not None and self.body.rope_mixed else rotary
+            block = partial(block, rope=of_block)
         return run_layer(partial(block, attn_mask=attention_mask), x, recompute=self.recomputes)
 
     def norm(self, x: Tensor) -> Tensor:
@@ -116,13 +136,12 @@ class PlainViT(nn.Module):
         return y
 
     def grid(self, images: Tensor) -> tuple[int, int]:
-        """Return rows and columns of patches of images [B, 3, H, W]."""
+        """Return rows and columns of patches of images [B, C, H, W]."""
         height, width = self.patch_size
         return images.shape[-2] // height, images.shape[-1] // width
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in backward instead of keeping them."""
-        self.body.set_grad_checkpointing(enable)
         self.recomputes = enable
 
     def check_image_size(self, image_size: int) -> None:
@@ -131,7 +150,10 @@ class PlainViT(nn.Module):
         try:
             with evaluating(self):
                 self.body.forward_intermediates(
-                    torch.zeros(1, 3, side, side), indices=[0], stop_early=True, intermediates_only=True
+                    torch.zeros(1, len(self.pixel_mean), side, side),
+                    indices=[0],
+                    stop_early=True,
+                    intermediates_only=True,
                 )
         except (AssertionError, RuntimeError) as error:
             raise ConfigError(
@@ -141,4 +163,4 @@ class PlainViT(nn.Module):
 
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of this module in its model"""
-        return {role: f"{name}.body.{pattern}" for role, pattern in encoder_roles(_MODULE, self.body).items()}
+        return prefixed(encoder_roles(self._module, self.body), f"{name}.body")

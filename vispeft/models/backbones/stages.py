@@ -33,7 +33,7 @@ class BackboneSplit(ABC):
 
     @abstractmethod
     def prefix(self, backbone: Backbone, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs to keep, each [B, ...], of images [B, 3, H, W]."""
+        """Return the outputs to keep, each [B, ...], of images [B, C, H, W]."""
 
     @abstractmethod
     def tail(self, backbone: Backbone, features: Sequence[Tensor]) -> list[Tensor]:
@@ -45,7 +45,7 @@ def split_backbone(backbone: Backbone, images: Tensor, *, name: str) -> Backbone
 
     Trained parameters are those that require gradients. SplitPointError where the first part of the body is trained.
 
-    images: [B, 3, H, W], from which sizes are taken
+    images: [B, C, H, W], from which sizes are taken
     name: of the backbone in its model
     """
     body = f"{name}.body"

@@ -11,21 +11,26 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from vispeft.errors import ConfigError
-from vispeft.models.backbones.timm_models import Source, create, padded_side, pixel_statistics, timm_module_of
+from vispeft.models.backbones.swin import pad_before_shift
+from vispeft.models.backbones.timm_models import Source, channels_of, create, padded_side, timm_module_of
 from vispeft.models.layers.pyramid import ChannelNorm, SimpleFeaturePyramid, pyramid_divisor
+from vispeft.models.roles.placement import prefixed
 from vispeft.models.roles.timm import encoder_roles
 
 # timm modules whose models interpolate their position embedding to any input size
 _DYNAMIC_SIZE = ("timm.models.vision_transformer", "timm.models.eva", "timm.models.deit")
 _LEAST_DIVISOR = 32
 _FEATURES = {"features_only": True}
+_SWIN = "timm.models.swin_transformer"
+_ANY_SIZE = {"strict_img_size": False, "always_partition": True}
 
 
 class Backbone(nn.Module):
     """Maps at about the strides 4, 8, 16 and 32, finest first, from any timm model that gives features.
 
     Hierarchical models by their own stages; plain ViTs (one stride throughout) by a simple feature pyramid on the
-    last block. `output_norm` adds a LayerNorm to each map, as the published Swin models of this family have.
+    last block. `output_norm` adds a LayerNorm to each map, as published models over Swin have. A Swin Transformer then
+    also pads its maps as they do and takes images of any size.
     """
 
     def __init__(
@@ -40,7 +45,13 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name
-        body = _create(Source(name, pretrained, weights), image_size, dict(options or {}))
+        image_channels, options = channels_of(name, options or {})
+        source = Source(name, pretrained, weights)
+        if output_norm and timm_module_of(name, options) == _SWIN:
+            body = create(source, {**_ANY_SIZE, **options}, form=_FEATURES)
+            pad_before_shift(body)
+        else:
+            body = _create(source, image_size, options)
         channels, strides = list(body.feature_info.channels()), list(body.feature_info.reduction())
         self.is_plain = len(set(strides)) == 1
         self.strides: list[float] = strides[-4:]
@@ -54,11 +65,10 @@ class Backbone(nn.Module):
             self.pyramid, self.channels, self.strides = pyramid, pyramid.channels, pyramid.strides
         self.norms = nn.ModuleList(ChannelNorm(c) if output_norm else nn.Identity() for c in self.channels)
         self.recomputes = False
-        mean, std = pixel_statistics(name)
-        self.pixel_mean, self.pixel_std = mean, std
+        self.pixel_mean, self.pixel_std = image_channels.pixel_mean, image_channels.pixel_std
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps [B, C_i, H / s_i, W / s_i] of images [B, 3, H, W], normalised, H and W multiples of `size_divisor`."""
+        """Maps [B, C_i, H / s_i, W / s_i] of images [B, C, H, W], normalised, H and W multiples of `size_divisor`."""
         return self.finish(self.body(images))
 
     def finish(self, body_maps: Sequence[Tensor]) -> list[Tensor]:
@@ -84,7 +94,7 @@ class Backbone(nn.Module):
     def roles(self, name: str) -> dict[str, str]:
         """Return the roles `encoder.*` with patterns from the model's root. name: of the backbone in its model"""
         roles = encoder_roles(timm.model_entrypoint(self.name.split(".")[0]).__module__, self.body)
-        return {role: f"{name}.body.{pattern}" for role, pattern in roles.items()}
+        return prefixed(roles, f"{name}.body")
 
 
 def _create(source: Source, image_size: int | None, options: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import Tensor
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.weights import create_with_weights, unfit_tensor
 
+MOST_CHANNELS = 12
 _BUILD_ERRORS = (
     *(AssertionError, AttributeError, IndexError, KeyError, OSError),
     *(RuntimeError, TypeError, ValueError, ZeroDivisionError),
@@ -32,16 +33,11 @@ class Source:
 
 
 def timm_module_of(name: str, options: Mapping[str, Any]) -> str:
-    """Return the timm module that defines a model. ConfigError for an unknown model, or images that are not RGB."""
+    """Return the timm module that defines a model. ConfigError for an unknown model."""
     base_name = name.split(".")[0]
     if not timm.is_model(base_name):
         near = timm.list_models(f"*{base_name.split('_')[0]}*")[:5]
         raise ConfigError(f"`backbone` must be a timm model, but is {name!r}. Near it: {', '.join(near) or 'none'}.")
-    if options.get("in_chans", 3) != 3:
-        raise ConfigError(
-            "`backbone_options.in_chans` must be 3, since images are read as RGB, but is "
-            f"{options['in_chans']!r}. Leave it out."
-        )
     family: str = timm.model_entrypoint(base_name).__module__
     return family
 
@@ -107,8 +103,49 @@ def padded_side(side: int, divisor: int) -> int:
     return -(-side // divisor) * divisor
 
 
+@dataclass(frozen=True)
+class Channels:
+    """Channels of the images that a backbone takes, with their mean and standard deviation in 0..255."""
+
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+
+
+def channels_of(name: str, options: Mapping[str, Any]) -> tuple[Channels, dict[str, Any]]:
+    """Return the channels of a backbone, and the options without what only they need.
+
+    options: `in_chans` is timm's and stays; `pixel_mean` and `pixel_std` are one number for each channel. By default
+        they are those of the pretraining on RGB images: their mean for one channel, and for more than three the same
+        in turn, as timm repeats the weights of the first map.
+
+    Raises ConfigError for channels that are not 1 to 12, or statistics of another number of channels.
+    """
+    rest = {key: value for key, value in options.items() if key not in ("pixel_mean", "pixel_std")}
+    in_chans = options.get("in_chans", 3)
+    if isinstance(in_chans, bool) or not isinstance(in_chans, int) or not 1 <= in_chans <= MOST_CHANNELS:
+        raise ConfigError(f"`backbone_options.in_chans` must be in 1..{MOST_CHANNELS}, but is {in_chans!r}.")
+    given = [options.get(key) for key in ("pixel_mean", "pixel_std")]
+    if (given[0] is None) != (given[1] is None):
+        raise ConfigError("`pixel_mean` and `pixel_std` belong together: give both or none.")
+    if given[0] is None or given[1] is None:
+        return Channels(*(_for_channels(values, in_chans) for values in pixel_statistics(name))), rest
+    for key, values in zip(("pixel_mean", "pixel_std"), given, strict=True):
+        if values is None or len(values) != in_chans:
+            raise ConfigError(
+                f"`{key}` must have one number for each of the {in_chans} channels (`in_chans`), but is {values!r}."
+            )
+    return Channels(tuple(map(float, given[0])), tuple(map(float, given[1]))), rest
+
+
+def _for_channels(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Return RGB statistics for another number of channels."""
+    if in_chans == 1:
+        return (round(sum(values) / len(values), 3),)
+    return tuple(values[channel % len(values)] for channel in range(in_chans))
+
+
 def pixel_statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the pixel mean and deviation of a model's pretraining, in 0..255."""
+    """Return the pixel mean and deviation of a model's pretraining on RGB images, in 0..255."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     mean = config.mean if config is not None else timm.data.IMAGENET_DEFAULT_MEAN
     std = config.std if config is not None else timm.data.IMAGENET_DEFAULT_STD

@@ -1,11 +1,8 @@
-"""Mask annealing: masked attention is phased out block by block while a model trains."""
+"""Mask annealing of EoMT: masked attention is phased out block by block while a model trains."""
 
 from __future__ import annotations
 
-import math
-
-# power of the polynomial; published with the code
-_POWER = 0.9
+from vispeft.models.plain_mask.annealing import annealed
 
 
 def mask_probabilities(num_blocks: int, step: int, num_steps: int) -> tuple[float, ...]:
@@ -18,8 +15,4 @@ def mask_probabilities(num_blocks: int, step: int, num_steps: int) -> tuple[floa
     num_steps: steps of the whole run
     """
     parts = (num_blocks + 2) * step / max(1, num_steps)
-    return tuple(_annealed(parts - 1 - block_idx) for block_idx in range(num_blocks))
-
-
-def _annealed(progress: float) -> float:
-    return math.pow(1.0 - min(1.0, max(0.0, progress)), _POWER)
+    return tuple(annealed(parts - 1 - block_idx) for block_idx in range(num_blocks))

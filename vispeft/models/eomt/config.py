@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vispeft.errors import ConfigError
 from vispeft.models.backbones.plain_vit import PlainViT
 from vispeft.models.base import ModelArguments
 from vispeft.models.eomt.model import EoMT
-from vispeft.models.eomt.predictor import Predictor
+from vispeft.models.plain_mask.predictor import Predictor
 from vispeft.models.sizes import size_of
 
 
@@ -36,10 +37,14 @@ def build_eomt(arguments: ModelArguments) -> EoMT:
     size = size_of(SIZES, arguments)
     encoder = PlainViT(
         arguments.backbone,
-        num_last=size.num_blocks,
         pretrained=arguments.pretrained,
         weights=arguments.backbone_weights,
         options=arguments.backbone_options,
     )
+    if not 1 <= size.num_blocks < encoder.num_blocks:
+        raise ConfigError(
+            f"`options.num_blocks` must be in 1..{encoder.num_blocks - 1} for `backbone` {arguments.backbone!r}, but "
+            f"is {size.num_blocks}."
+        )
     predictor = Predictor(encoder.dim, arguments.num_classes, patch_size=max(encoder.patch_size))
-    return EoMT(encoder, predictor, num_queries=size.num_queries)
+    return EoMT(encoder, predictor, num_queries=size.num_queries, num_last=size.num_blocks)

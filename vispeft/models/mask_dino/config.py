@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.base import ModelArguments
+from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
 from vispeft.models.mask_dino.model import MaskDINO
-from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
 from vispeft.models.sizes import size_of
 
 
@@ -86,7 +87,7 @@ def _check_levels(encoder: Backbone, size: MaskDINOSize) -> None:
 
 
 def _joined(encoder: Backbone, size: MaskDINOSize, num_classes: int) -> MaskDINO:
-    shared = {"dim": size.dim, "num_heads": size.num_heads, "num_points": size.num_points}
+    shared: dict[str, Any] = {"dim": size.dim, "num_heads": size.num_heads, "num_points": size.num_points}
     pixel_decoder = PixelDecoder(
         encoder.channels,
         ffn_dim=size.pixel_decoder_ffn_dim or size.ffn_dim,

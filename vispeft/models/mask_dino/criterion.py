@@ -64,6 +64,8 @@ class Criterion(nn.Module):
     """Weighted losses of a batch, with deep supervision: the initial prediction, every layer, proposals and denoising.
 
     Defaults are Mask DINO's published ones. Everything is computed in float32, whatever the predictions' dtype.
+
+    labelled_classes: the only classes in the class loss; None: all
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Criterion(nn.Module):
         importance_sample_ratio: float = 0.75,
         focal_alpha: float = 0.25,
         focal_gamma: float = 2.0,
+        labelled_classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.matcher = matcher
@@ -89,6 +92,7 @@ class Criterion(nn.Module):
         self.points = PointPlan.of(num_points, oversample_ratio, importance_sample_ratio)
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.labelled_classes = None if labelled_classes is None else list(labelled_classes)
 
     def forward(self, predictions: Predictions, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Return scalar losses keyed class, mask, dice, box and giou; the loss to minimise is their sum."""
@@ -119,6 +123,8 @@ class Criterion(nn.Module):
         row_weights = class_logits.new_zeros(len(class_logits))
         row_weights[pairs.rows] = pairs.weights
         row_weights[:num_matching_rows] = 1
+        if self.labelled_classes is not None:
+            class_logits, labels = class_logits[:, self.labelled_classes], labels[:, self.labelled_classes]
         return row_weights @ focal_loss(class_logits, labels, self.focal_alpha, self.focal_gamma).sum(1)
 
     def _box_losses(self, boxes: Tensor, pairs: Pairs, targets: Sequence[Targets]) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,13 @@ from vispeft.models.backbones.input_size import check_image_size
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SegmentationModel
+from vispeft.models.class_head import ClassHead
+from vispeft.models.layers.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.models.mask_dino.decoder import MaskDINODecoder
-from vispeft.models.mask_dino.pixel_decoder import PixelDecoder
 from vispeft.models.mask_dino.postprocess import postprocess
-from vispeft.models.mask_dino.split_point import split_mask_dino
-from vispeft.models.mask_dino.weights import load_mask_dino
+from vispeft.models.mask_dino.weights import CLASS_HEAD, load_mask_dino
+from vispeft.models.pixel_decoder_split import split_pixel_decoder_model
 from vispeft.models.roles.mask_dino import MASK_DINO
 from vispeft.models.split import Split
 from vispeft.structures import ImageMeta, Instances, Predictions, Targets
@@ -74,7 +75,11 @@ class MaskDINO(SegmentationModel):
     def criterion(self, settings: LossSettings) -> Criterion:
         """Return the published loss. Matching costs are taken at as many points as mask losses."""
         points = settings.num_points or PUBLISHED_POINTS
-        return Criterion(matcher=HungarianMatcher(num_points=points), num_points=points)
+        return Criterion(
+            matcher=HungarianMatcher(num_points=points),
+            num_points=points,
+            labelled_classes=settings.labelled_classes,
+        )
 
     def instances(
         self,
@@ -97,6 +102,10 @@ class MaskDINO(SegmentationModel):
         """Load the tensors of a whole model, in place; official names are understood, a class head is fitted."""
         load_mask_dino(self, tensors, source=source)
 
+    def class_rows(self) -> ClassHead:
+        """Return the class map and the label embedding of denoising."""
+        return CLASS_HEAD
+
     def check_image_size(self, image_size: int) -> None:
         """Raise ConfigError if the backbone does not give its maps for images of `image_size` pixels."""
         check_image_size(self.backbone, image_size)
@@ -106,12 +115,12 @@ class MaskDINO(SegmentationModel):
 
         Raises SplitPointError where the first part of the backbone is trained.
 
-        images: [B, 3, H, W]
+        images: [B, C, H, W]
         """
-        return split_mask_dino(self, images)
+        return split_pixel_decoder_model(self, images)
 
     def forward(self, images: Tensor, targets: Sequence[Targets] | None = None) -> Predictions:
-        """images: [B, 3, H, W] float, normalised and padded; `targets` for denoising in training mode only.
+        """images: [B, C, H, W] float, normalised and padded; `targets` for denoising in training mode only.
 
         Raises ConfigError where H or W is not a multiple of `size_divisor`.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,43 +9,28 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
+from vispeft.models.class_head import ClassHead, fit_class_head
+from vispeft.models.detectron2_names import (
+    BACKBONE_NAMES,
+    PIXEL_DECODER,
+    PIXEL_DECODER_NAMES,
+    PREDICTOR,
+    rename,
+    unpacked,
+)
 from vispeft.models.weight_files import load_state, read_state
 
+CLASS_HEAD = ClassHead(linears=("decoder.class_embed",), embeddings=("decoder.label_embed",))
+
 # official name -> ours, tried in order; the first that matches rewrites the name
-_PIXEL_DECODER = "sem_seg_head.pixel_decoder."
-_PREDICTOR = "sem_seg_head.predictor."
 _OFFICIAL_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.", "pixel_decoder.layers."),
-    (r"^sem_seg_head\.pixel_decoder\.transformer\.level_embed$", "pixel_decoder.level_embed"),
-    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.norm\.", "pixel_decoder.lateral_convs.0.1."),
-    (r"^sem_seg_head\.pixel_decoder\.adapter_1\.", "pixel_decoder.lateral_convs.0.0."),
-    (r"^sem_seg_head\.pixel_decoder\.layer_1\.norm\.", "pixel_decoder.output_convs.0.1."),
-    (r"^sem_seg_head\.pixel_decoder\.layer_1\.", "pixel_decoder.output_convs.0.0."),
-    (r"^sem_seg_head\.pixel_decoder\.", "pixel_decoder."),
+    *PIXEL_DECODER_NAMES,
     (r"^sem_seg_head\.predictor\.decoder\.(layers|ref_point_head)\.", r"decoder.\1."),
     (r"^sem_seg_head\.predictor\.decoder_norm\.", "decoder.norm."),
     (r"^sem_seg_head\.predictor\.label_enc\.", "decoder.label_embed."),
     (r"^sem_seg_head\.predictor\._bbox_embed\.", "decoder.bbox_embed."),
     (r"^sem_seg_head\.predictor\.(enc_output|enc_output_norm|class_embed|mask_embed)\.", r"decoder.\1."),
-    # ResNet, detectron2 names
-    (r"^backbone\.stem\.conv1\.norm\.", "backbone.body.bn1."),
-    (r"^backbone\.stem\.conv1\.", "backbone.body.conv1."),
-    (r"^backbone\.res2\.", "backbone.body.layer1."),
-    (r"^backbone\.res3\.", "backbone.body.layer2."),
-    (r"^backbone\.res4\.", "backbone.body.layer3."),
-    (r"^backbone\.res5\.", "backbone.body.layer4."),
-    # Swin; timm puts the patch merging at the start of the next stage
-    (r"^backbone\.norm(\d)\.", r"backbone.norms.\1."),
-    (r"^backbone\.layers\.0\.downsample\.", "backbone.body.layers_1.downsample."),
-    (r"^backbone\.layers\.1\.downsample\.", "backbone.body.layers_2.downsample."),
-    (r"^backbone\.layers\.2\.downsample\.", "backbone.body.layers_3.downsample."),
-    (r"^backbone\.layers\.(\d)\.", r"backbone.body.layers_\1."),
-    (r"^backbone\.patch_embed\.", "backbone.body.patch_embed."),
-)
-_RESNET_PARTS = (
-    (r"\.shortcut\.norm\.", ".downsample.1."),
-    (r"\.shortcut\.", ".downsample.0."),
-    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    *BACKBONE_NAMES,
 )
 # shared copies of the same tensor, and what our modules compute themselves
 _IGNORED = (
@@ -60,7 +44,7 @@ _IGNORED = (
 
 def is_official(state: Mapping[str, Tensor]) -> bool:
     """Tell whether the names are those of the official Mask DINO checkpoints."""
-    return any(name.startswith((_PIXEL_DECODER, _PREDICTOR)) for name in state)
+    return any(name.startswith((PIXEL_DECODER, PREDICTOR)) for name in state)
 
 
 def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,27 +56,8 @@ def from_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if any(re.search(pattern, name) for pattern in _IGNORED):
             continue
-        ours = _rename(name)
-        packed = re.match(r"(.*self_attn)\.in_proj_(weight|bias)$", ours)
-        if packed is None:
-            renamed[ours] = tensor
-            continue
-        for part, chunk in zip("qkv", tensor.chunk(3), strict=True):
-            renamed[f"{packed[1]}.{part}_proj.{packed[2]}"] = chunk
+        renamed.update(unpacked(rename(name, _OFFICIAL_NAMES, family="Mask DINO"), tensor))
     return renamed
-
-
-def _rename(name: str) -> str:
-    for pattern, replacement in _OFFICIAL_NAMES:
-        ours, count = re.subn(pattern, replacement, name)
-        if count:
-            if ours.startswith("backbone.body.layer"):
-                for part, part_replacement in _RESNET_PARTS:
-                    ours = re.sub(part, part_replacement, ours)
-            return ours
-    raise CheckpointError(
-        f"The checkpoint's tensor {name!r} has no place in Mask DINO; is it another model's checkpoint?"
-    )
 
 
 def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
@@ -110,7 +75,8 @@ def load_mask_dino(model: nn.Module, tensors: Mapping[str, Tensor], *, source: s
             "`backbone` and without `weights`."
         )
     own = from_official(tensors) if is_official(tensors) else tensors
-    load_state(model, fit_class_head(model.state_dict(), own), source=source)
+    num_classes = len(model.get_parameter("decoder.class_embed.weight"))
+    load_state(model, fit_class_head(own, CLASS_HEAD, num_classes), source=source)
 
 
 def num_classes_in(path: str | Path) -> int | None:
@@ -119,24 +85,5 @@ def num_classes_in(path: str | Path) -> int | None:
     Raises CheckpointError where the file is missing, not readable or holds no tensors.
     """
     state = read_state(path)
-    name = f"{_PREDICTOR}class_embed.weight" if is_official(state) else "decoder.class_embed.weight"
+    name = f"{PREDICTOR}class_embed.weight" if is_official(state) else "decoder.class_embed.weight"
     return len(state[name]) if name in state else None
-
-
-def fit_class_head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with class rows for the model's number of classes.
-
-    Where the number differs, every new class starts as the mean of the old ones: "some object", which keeps the
-    two-stage query selection working from the first step. More classes than before share the old ones' odds, so that
-    an object is expected to be about one of them and not all at once. Equal numbers are left alone.
-    """
-    fitted = dict(state)
-    for name in ("decoder.class_embed.weight", "decoder.class_embed.bias", "decoder.label_embed.weight"):
-        if name in own and name in state and own[name].shape[1:] == state[name].shape[1:]:
-            wanted, given = len(own[name]), len(state[name])
-            if wanted != given:
-                mean = state[name].float().mean(0, keepdim=True)
-                if name.endswith("bias"):
-                    mean = mean - max(0.0, math.log(wanted / given))
-                fitted[name] = mean.expand(wanted, *state[name].shape[1:]).clone()
-    return fitted

@@ -17,6 +17,6 @@ EOMT: Mapping[str, str] = {
 def decoder_roles(encoder_roles: Mapping[str, str], num_blocks: int) -> dict[str, str]:
     """Return the roles `decoder.*`: those of the encoder, in its last `num_blocks` blocks alone."""
     return {
-        role.replace("encoder.", "decoder.", 1): pattern.replace("blocks.*", f"blocks.[-{num_blocks}:]", 1)
+        role.replace("encoder.", "decoder.", 1): pattern.replace("blocks.*", f"blocks.[-{num_blocks}:]")
         for role, pattern in encoder_roles.items()
     }

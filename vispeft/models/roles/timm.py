@@ -1,44 +1,19 @@
-"""Roles of timm's model families: where each keeps the usual parts of an encoder."""
+"""Roles of the encoders in timm models: the families of all kinds, and their feature backbones."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-
 from torch import nn
 
-_PLAIN = {
-    "blocks": "blocks.*",
-    "qkv": "blocks.*.attn.qkv",
-    "proj": "blocks.*.attn.proj",
-    "fc1": "blocks.*.mlp.fc1",
-    "fc2": "blocks.*.mlp.fc2",
-}
-_LAYERS = {role: f"layers.*.{pattern}" for role, pattern in _PLAIN.items()}
-_STAGES = {role: f"stages.*.{pattern}" for role, pattern in _PLAIN.items()}
-_RESNET = {"blocks": "layer*.*", **{f"conv{i}": f"layer*.*.conv{i}" for i in (1, 2, 3)}}
+from vispeft.models.roles.placement import Patterns, module_and_parameter_names, placed_pattern, prefixed
+from vispeft.models.roles.timm_convnets import CONVNETS
+from vispeft.models.roles.timm_hybrids import HYBRIDS
+from vispeft.models.roles.timm_transformers import TRANSFORMERS
 
 # timm module -> where its models keep the usual parts
-FAMILIES: dict[str, Mapping[str, str]] = {
-    "timm.models.vision_transformer": _PLAIN,
-    "timm.models.vision_transformer_sam": _PLAIN,
-    "timm.models.deit": _PLAIN,
-    "timm.models.eva": _PLAIN,
-    "timm.models.beit": _PLAIN,
-    "timm.models.hiera": _PLAIN,
-    "timm.models.xcit": _PLAIN,
-    "timm.models.naflexvit": _PLAIN,
-    "timm.models.swin_transformer": _LAYERS,
-    "timm.models.swin_transformer_v2": _LAYERS,
-    "timm.models.mvitv2": _STAGES,
-    "timm.models.tiny_vit": _STAGES,
-    "timm.models.convnext": {role: _STAGES[role] for role in ("blocks", "fc1", "fc2")},
-    "timm.models.pvt_v2": {
-        **{role: _STAGES[role] for role in ("blocks", "proj", "fc1", "fc2")},
-        "q": "stages.*.blocks.*.attn.q",
-        "kv": "stages.*.blocks.*.attn.kv",
-    },
-    "timm.models.resnet": _RESNET,
+FAMILIES: dict[str, Patterns] = {
+    f"timm.models.{family}": patterns
+    for table in (TRANSFORMERS, HYBRIDS, CONVNETS)
+    for family, patterns in table.items()
 }
 
 
@@ -51,26 +26,28 @@ def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
     family: name of the timm module that defines the model
     model: itself, or a feature backbone of timm's, which has the model inside it or its children under flattened names
     """
-    names = [name for name, _ in model.named_modules()]
+    names = module_and_parameter_names(model)
+    reads_weight = any(name.endswith("attn.q_bias") for name in names)
     roles = {}
     for role, pattern in FAMILIES.get(family, {}).items():
-        named = next((each for each in _placed(pattern) if _names_any(each, names)), None)
-        if named is not None:
-            roles[f"encoder.{role}"] = named
-    reads_weight = any(name.endswith("attn.q_bias") for name, _ in model.named_parameters())
-    if reads_weight and "encoder.qkv" in roles:
-        roles["encoder.qkv"] += ".weight"
+        named = placed_pattern(pattern, names) or placed_pattern(_flattened(pattern), names)
+        if named:
+            roles[f"encoder.{role}"] = f"{named}.weight" if reads_weight and role == "qkv" else named
     return roles
 
 
-def _placed(pattern: str) -> tuple[str, str, str]:
-    """Return the pattern of a model itself, and those of its two kinds of feature backbones."""
-    first = pattern.split(".")[0]
-    # feature lists flatten the first level of names: layers.0 becomes layers_0
-    return pattern, f"model.{pattern}", pattern.replace(f"{first}.*", f"{first}_*", 1)
+def inner_encoder_roles(model: nn.Module) -> dict[str, str]:
+    """Return the roles `encoder.*` of a timm model, or of the first part of another model that timm defines."""
+    for name, module in model.named_modules():
+        roles = encoder_roles(type(module).__module__, module)
+        if roles:
+            return prefixed(roles, name)
+    return {}
 
 
-def _names_any(pattern: str, names: Sequence[str]) -> bool:
-    """Return True if a pattern, in which `*` is one component or a part of one, matches a name."""
-    expression = re.compile("[^.]*".join(re.escape(piece) for piece in pattern.split("*")))
-    return any(expression.fullmatch(name) for name in names)
+def _flattened(pattern: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Return the pattern in a list of features, which flattens the first level of names: `layers_0`, not `layers.0`."""
+    if isinstance(pattern, tuple):
+        return tuple(str(_flattened(each)) for each in pattern)
+    parts = (each.strip() for each in pattern.split("|"))
+    return " | ".join(part.replace(".*", "_*", 1) if part.split(".")[1:2] == ["*"] else part for part in parts)

@@ -6,6 +6,7 @@ module, its parameters and their names stay as they are.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from vispeft.peft.methods.base import Delta
 from vispeft.peft.methods.base_modules import is_plain_linear
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.tensor_table import TensorTable
+
+
+class TransparentHooks:
+    """Base of hooks that leave every value as it is, and change the graph of autograd alone."""
 
 
 class BypassedInputs:
@@ -78,4 +83,9 @@ def _first_lora(module: nn.Module) -> LinearLoRA | None:
 def _is_unobserved(module: nn.Module, delta: nn.Module) -> bool:
     """Return True where no hook but ours would see the empty input, or miss the call of the update."""
     hooks = module._forward_hooks, module._forward_pre_hooks
-    return all(len(one) == 1 for one in hooks) and not delta._forward_hooks and not delta._forward_pre_hooks
+    is_alone = all(sum(not _is_transparent(hook) for hook in one.values()) == 1 for one in hooks)
+    return is_alone and not delta._forward_hooks and not delta._forward_pre_hooks
+
+
+def _is_transparent(hook: object) -> bool:
+    return isinstance(hook, MethodType) and isinstance(hook.__self__, TransparentHooks)

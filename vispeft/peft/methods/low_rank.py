@@ -19,6 +19,7 @@ from vispeft.peft.methods.convolution import Conv, ConvGeometry, check_plain_con
 from vispeft.peft.methods.qkv import check_parts, part_rows
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs
 from vispeft.peft.quantization.kinds import frozen_weight
+from vispeft.peft.targets import Site
 
 # divisor of alpha by the name of a scaling: the rank, or its square root as in rsLoRA (Kalajdzievski 2023,
 # https://arxiv.org/abs/2312.03732, theorem 3.2), with which the size of updates does not fall with the rank
@@ -74,8 +75,12 @@ class LowRank(Method):
     def for_weight(self, weight: Tensor, context: Context) -> WeightDelta:
         """Return the delta for a matrix [out, in] or a convolution kernel [out, in, kh, kw]."""
 
-    def for_module(self, module: nn.Module, context: Context) -> Delta:
-        """Return the delta for a linear map or a convolution."""
+    def for_module(self, module: nn.Module, context: Context | None = None) -> Delta:
+        """Return the delta for a linear map or a convolution.
+
+        context: without one, that of a site on its own, so that the method can be asked which modules it serves
+        """
+        context = context or Context((Site("", module),))
         match module:
             case nn.Linear():
                 return self.for_linear(module, context)

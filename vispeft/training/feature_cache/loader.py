@@ -100,7 +100,7 @@ def fill(
     """Compute and store the entries of `needed` that are missing from the store.
 
     load_batches: loads batches of draws; each has exactly `batch_size` images, because results may depend on the size
-    prefix: frozen prefix, from images [B, 3, H, W] on `device` to features [B, ...]
+    prefix: frozen prefix, from images [B, C, H, W] on `device` to features [B, ...]
     bytes_per_image: approximate size of an entry; NoRoomError if the missing entries do not fit into the store
     description: title of the progress bar
     """

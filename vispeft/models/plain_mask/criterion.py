@@ -1,4 +1,4 @@
-"""Training loss of EoMT: that of Mask2Former (https://arxiv.org/abs/2112.01527), class, mask and dice losses."""
+"""Training loss of EoMT and PMT: that of Mask2Former (https://arxiv.org/abs/2112.01527), class, mask and dice."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from vispeft.losses.class_losses import softmax_class_loss
 from vispeft.losses.mask_losses import paired_mask_losses
 from vispeft.losses.matcher import CostWeights, HungarianMatcher, softmax_class_costs
-from vispeft.losses.pairs import Pairs, mean_num_targets, pairs_of
+from vispeft.losses.pairs import mean_num_targets, pairs_of
 from vispeft.losses.points import PUBLISHED_POINTS, PointPlan
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 # factors of the losses and of the matching costs; published with the code, as Mask2Former's
 _WEIGHTS = {"class": 2.0, "mask": 5.0, "dice": 5.0}
-_NO_OBJECT_WEIGHT = 0.1
 
 
 class Criterion(nn.Module):
@@ -24,10 +23,13 @@ class Criterion(nn.Module):
 
     Layers are matched and compared one after another, since each has its own mask features. Everything is computed in
     float32, whatever the predictions' dtype.
+
+    labelled_classes: classes that the data annotate (see `partial_cross_entropy`); None: all
     """
 
-    def __init__(self, *, num_points: int = PUBLISHED_POINTS) -> None:
+    def __init__(self, *, num_points: int = PUBLISHED_POINTS, labelled_classes: Sequence[int] | None = None) -> None:
         super().__init__()
+        self.labelled_classes = labelled_classes
         self.matcher = HungarianMatcher(
             CostWeights(class_=_WEIGHTS["class"], mask=_WEIGHTS["mask"], dice=_WEIGHTS["dice"]),
             num_points=num_points,
@@ -58,18 +60,6 @@ class Criterion(nn.Module):
         pairs = pairs_of(matches, layer.class_logits.shape[1], [len(t) for t in targets], features.device)
         embeddings = layer.mask_embeddings.flatten(0, 1).float()
         mask, dice = paired_mask_losses(embeddings, features, pairs, targets, self.points)
-        class_ = class_loss(layer.class_logits.flatten(0, 1).float(), pairs, targets)
+        class_logits = layer.class_logits.flatten(0, 1).float()
+        class_ = softmax_class_loss(class_logits, pairs, targets, self.labelled_classes)
         return torch.stack((class_, mask / num_targets, dice / num_targets))
-
-
-def class_loss(class_logits: Tensor, pairs: Pairs, targets: Sequence[Targets]) -> Tensor:
-    """Return the cross-entropy of all queries, a mean in which those without a target count by the no-object weight.
-
-    class_logits: [B Q, K + 1] float32, of the rows of `pairs`
-    """
-    num_classes = class_logits.shape[1] - 1
-    labels = torch.full((len(class_logits),), num_classes, device=class_logits.device)
-    labels[pairs.rows] = torch.cat([t.labels for t in targets])[pairs.targets]
-    weights = class_logits.new_ones(num_classes + 1)
-    weights[-1] = _NO_OBJECT_WEIGHT
-    return F.cross_entropy(class_logits, labels, weights)

@@ -1,4 +1,4 @@
-"""The criterion of EoMT against the published formulas."""
+"""The criterion of EoMT and PMT against the published formulas."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from vispeft.losses.pairs import Pairs
-from vispeft.models.eomt.criterion import Criterion, class_loss
+from vispeft.models.plain_mask.criterion import Criterion
 from vispeft.structures import LayerPredictions, Predictions, Targets
 
 
@@ -25,15 +24,6 @@ def right(targets: Targets) -> LayerPredictions:
     class_logits[0, [0, 1, 2], [3, *targets.labels.tolist()]] = 20
     embeddings = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
     return LayerPredictions(class_logits, None, embeddings, 60 * targets.masks[None].float() - 30)
-
-
-def test_class_loss__is_the_mean_weighted_by_class() -> None:
-    torch.manual_seed(0)
-    logits, targets = torch.randn(6, 4), halves()
-    pairs = Pairs(torch.tensor([4, 1]), torch.tensor([0, 1]), torch.ones(2), (2,))
-    log_probs = logits.log_softmax(-1)
-    expected = -(log_probs[4, 2] + log_probs[1, 0] + 0.1 * log_probs[[0, 2, 3, 5], 3].sum()) / (2 + 0.4)
-    torch.testing.assert_close(class_loss(logits, pairs, [targets]), expected)
 
 
 def test_criterion__is_small_for_right_predictions_and_large_for_wrong_ones() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,15 @@ from vispeft.models.layers.deformable_attention import DeformableAttention
 from vispeft.models.layers.geometry import cell_centres, map_position_embedding
 from vispeft.models.layers.relu import relu_before
 
+_Level = TypeVar("_Level")
+
 
 @dataclass(frozen=True)
 class PixelFeatures:
     """Output of the pixel decoder.
 
-    memory: [B, sum HW, C], levels one after another, finest first
-    spatial_shapes: (H, W) of each level
+    memory: [B, sum HW, C], levels one after another, finest first or last
+    spatial_shapes: (H, W) of each level, in the order of `memory`
     mask_features: [B, D, h, w]
     """
 
@@ -53,6 +56,7 @@ class PixelDecoder(nn.Module):
     channels: widths of the backbone's maps, finest first. The `num_backbone_levels` coarsest enter the deformable
     encoder, beside `num_extra_levels` made from the coarsest by strided convolutions; the finest map enters by one
     FPN step.
+    coarsest_first: order of the levels in Mask2Former, which has no extra ones; its weights depend on it
     """
 
     def __init__(
@@ -68,13 +72,16 @@ class PixelDecoder(nn.Module):
         num_points: int = 4,
         mask_dim: int = 256,
         use_mask_position: bool = False,
+        coarsest_first: bool = False,
     ) -> None:
         super().__init__()
+        assert not (coarsest_first and num_extra_levels)
+        self.coarsest_first = coarsest_first
         self.use_mask_position = use_mask_position
         self.recomputes = False
         self.num_backbone_levels = num_backbone_levels
         self.num_levels = num_backbone_levels + num_extra_levels
-        entering = list(channels[-num_backbone_levels:])
+        entering = self._ordered(channels[-num_backbone_levels:])
         self.input_proj = nn.ModuleList(
             [_projection(width, dim, kernel_size=1, stride=1) for width in entering]
             + [
@@ -116,11 +123,22 @@ class PixelDecoder(nn.Module):
         reference = cell_centres(shapes, device)[None]
         for layer in self.layers:
             memory = run_layer(layer, memory, position, reference, shapes, recompute=self.recomputes)
-        mask_features = run_layer(self._mask_features, maps[0], memory, shapes[0], recompute=self.recomputes)
+        finest, shape = self._finest(memory, shapes)
+        mask_features = run_layer(self._mask_features, maps[0], finest, shape, recompute=self.recomputes)
         return PixelFeatures(memory, shapes, mask_features)
 
+    def _ordered(self, levels: Sequence[_Level]) -> list[_Level]:
+        """Return levels in the order of the memory. levels: finest first"""
+        return list(levels[::-1]) if self.coarsest_first else list(levels)
+
+    def _finest(self, memory: Tensor, shapes: list[tuple[int, int]]) -> tuple[Tensor, tuple[int, int]]:
+        """Return the cells of the finest level, [B, HW, C], and its height and width."""
+        height, width = shape = shapes[-1] if self.coarsest_first else shapes[0]
+        count = height * width
+        return (memory[:, -count:] if self.coarsest_first else memory[:, :count]), shape
+
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        entering = list(maps[-self.num_backbone_levels :])
+        entering = self._ordered(maps[-self.num_backbone_levels :])
         levels = [self.input_proj[i](x) for i, x in enumerate(entering)]
         coarsest = entering[-1]
         for projection in self.input_proj[self.num_backbone_levels :]:
@@ -128,10 +146,10 @@ class PixelDecoder(nn.Module):
             levels.append(coarsest)
         return levels
 
-    def _mask_features(self, finest: Tensor, memory: Tensor, shape: tuple[int, int]) -> Tensor:
+    def _mask_features(self, finest_map: Tensor, memory: Tensor, shape: tuple[int, int]) -> Tensor:
         height, width = shape
-        encoded = memory[:, : height * width].transpose(1, 2).reshape(memory.shape[0], -1, height, width)
-        lateral = self.lateral_convs[0](finest)
+        encoded = memory.transpose(1, 2).reshape(memory.shape[0], -1, height, width)
+        lateral = self.lateral_convs[0](finest_map)
         h, w = lateral.shape[-2:]
         encoded = F.interpolate(encoded, size=(h, w), mode="bilinear", align_corners=False)
         if self.use_mask_position:

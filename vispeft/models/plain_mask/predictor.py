@@ -1,4 +1,4 @@
-"""Predictor of EoMT: classes and mask embeddings from the queries, and mask features from the patches."""
+"""Predictor of EoMT and PMT: classes and mask embeddings from the queries, and mask features from the patches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class UpscaleBlock(nn.Module):
 
 
 class Predictor(nn.Module):
-    """Heads of EoMT, one set for every prediction.
+    """Heads, one set for every prediction.
 
     patch_size: of the encoder, in pixels; the mask features have a quarter of the input's height and width, as near as
         doubling the patches comes from above

@@ -1,4 +1,4 @@
-"""Instances from EoMT's predictions: the best (query, class) pairs with their masks, and the boxes around these."""
+"""Instances from predictions of a softmax over classes and "no object": the best (query, class) pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instances of EoMT: scores, labels and the boxes around the masks."""
+"""Instances of softmax predictions: scores, labels and the boxes around the masks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pycocotools import mask as mask_utils
 
 from vispeft.errors import VispeftError
 from vispeft.models import DetectionLimits
-from vispeft.models.eomt.postprocess import postprocess
+from vispeft.models.softmax_postprocess import postprocess
 from vispeft.structures import ImageMeta, LayerPredictions, Predictions
 
 META = ImageMeta(1, "a.png", 32, 32, 32, 32)

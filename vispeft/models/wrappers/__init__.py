@@ -1,0 +1,1 @@
+"""Segmentation models of other libraries behind the contract of `vispeft.models.base`."""
