@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vispeft.errors import CheckpointError
 from vispeft.io.atomic import replacing
@@ -42,7 +43,8 @@ def write_onnx(program: ExportedProgram, description: GraphDescription, path: Pa
     """Write an ONNX file in standard operators. Weights of 2 GB and more go to `<name>.data` beside it."""
     onnx = _import("onnx")
     _import("onnxscript")
-    with _quiet():
+    # the exporter traces attention once more, and must find the memory layout of the program
+    with _quiet(), sdpa_kernel(SDPBackend.MATH):
         exported: Any = torch.onnx.export(
             program,
             input_names=[INPUT],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from vispeft_kernels.dispatch import requesting
 
 from vispeft.errors import ConfigError
@@ -133,8 +134,11 @@ def differing_output(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) ->
 
 @contextmanager
 def _traceable(model: SegmentationModel) -> Iterator[None]:
-    """Context in which a model runs in eval mode, without gradients, by the references of its kernels."""
-    with requesting("reference"), evaluating(model):
+    """Context in which a model runs in eval mode, without gradients, by the references of its kernels.
+
+    Attention runs in plain operators, whose memory layout the graph keeps when the exporter decomposes it.
+    """
+    with requesting("reference"), sdpa_kernel(SDPBackend.MATH), evaluating(model):
         yield
 
 

@@ -164,7 +164,7 @@ def _layer(answer: Answer) -> LayerPredictions:
     class_logits, mask_logits = answer
     num_queries = mask_logits.shape[1]
     unit = torch.eye(num_queries, dtype=mask_logits.dtype, device=mask_logits.device)
-    return LayerPredictions(class_logits, None, unit.expand(len(mask_logits), -1, -1), mask_logits)
+    return LayerPredictions(class_logits, None, unit.expand(mask_logits.shape[0], -1, -1), mask_logits)
 
 
 def _inside_network(pattern: str) -> str:
