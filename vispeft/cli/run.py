@@ -126,18 +126,14 @@ def evaluate(
 
 
 def predict(
-    run: Annotated[
-        str,
-        typer.Argument(help="Run directory, exported model (.onnx, .pt2), or run on the hub (hf://user/name).",
-                       show_default=False),
-    ],
+    run: Annotated[Path, typer.Argument(help="Run directory, or model.onnx of `vispeft export`.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for overlays and predictions.json.", show_default=False)],
     threshold: Annotated[
         float | None,
         typer.Option(min=0.0, max=1.0, help="Lowest score of a kept instance. Default: 0.5, or that of the export."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ... Exported models: the CPU.")] = "auto",
 ) -> None:
     """Predict instances in images: write overlays, and predictions.json as COCO results.
 
@@ -145,9 +141,9 @@ def predict(
     """
     from vispeft.engine import load_source, predict_images
 
-    loaded, default_threshold = load_source(run)
-    threshold = default_threshold if threshold is None else threshold
-    report = predict_images(loaded, images, out, threshold=threshold, device=device)
+    source = load_source(run, device)
+    lowest = source.threshold if threshold is None else threshold
+    report = predict_images(source.run, images, out, threshold=lowest, device=source.device)
     console().print(
         f"{report.num_instances} instances in {report.num_images} images; overlays and predictions.json in {out}"
     )

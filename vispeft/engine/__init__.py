@@ -5,12 +5,11 @@ from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.propose import Proposal, Proposals, propose
 from vispeft.engine.estimation.sites import RoleRow, SiteRow, list_roles, list_sites
 from vispeft.engine.export import ExportReport, export_run
-from vispeft.engine.exported_runs import load_exported
+from vispeft.engine.exported_runs import PredictionSource, load_exported, load_source
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
 from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
 from vispeft.engine.saved_runs import LoadedRun, evaluate_run, load_run, write_merged
-from vispeft.engine.sources import load_source
 from vispeft.engine.train import RunResult, train_run
 
 __all__ = [
@@ -20,6 +19,7 @@ __all__ = [
     "Limits",
     "LoadedRun",
     "PredictionReport",
+    "PredictionSource",
     "Proposal",
     "Proposals",
     "RoleRow",
