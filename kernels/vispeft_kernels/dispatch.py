@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,6 +28,20 @@ def requested() -> str:
     if mode not in MODES:
         raise KernelError(f"`{VARIABLE}` must be one of {', '.join(MODES)}, but is {mode!r}. Unset it for auto.")
     return mode
+
+
+@contextmanager
+def requesting(mode: str) -> Iterator[None]:
+    """Context in which the environment asks for `mode`, whatever it asked for before."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = mode
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
 
 
 def choose(op: str, auto: str, tensors: Sequence[Tensor], limits: str = "") -> str:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from vispeft.cli import compare, data, inspect, machine, plan, run, share, sweep, zoo
+from vispeft.cli import compare, data, export, inspect, machine, plan, run, share, sweep, zoo
 from vispeft.cli.terminal import guarded
 from vispeft.io.cache import request_offline_libraries
 from vispeft.training.arithmetic import request_reproducible_arithmetic
@@ -32,6 +32,7 @@ app.command("evaluate")(run.evaluate)
 app.command("predict")(run.predict)
 app.command("merge")(run.merge)
 app.command("push")(share.push)
+app.command("export")(export.export)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("plan")(plan.plan)

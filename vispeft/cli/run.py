@@ -129,21 +129,28 @@ def evaluate(
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run directory, or model.onnx of `vispeft export`.", show_default=False)],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for overlays and predictions.json.", show_default=False)],
     threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Lowest score of a kept instance; label maps have none.")
-    ] = 0.5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Lowest score of a kept instance. Default: 0.5, or that of the export. Label maps have none.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ... Exported models: the CPU.")] = "auto",
 ) -> None:
     """Predict images by a run: write overlays, predictions.json as COCO results, and the label maps of a run with them.
 
     Example: vispeft predict runs/bundled_lora-1 photos --out predicted --threshold 0.4
     """
-    from vispeft.engine import load_run, predict_images
+    from vispeft.engine import load_source, predict_images
 
-    report = predict_images(load_run(run), images, out, threshold=threshold, device=device)
+    source = load_source(run, device)
+    lowest = source.threshold if threshold is None else threshold
+    report = predict_images(source.run, images, out, threshold=lowest, device=source.device)
     console().print(
         f"{report.num_instances} {report.found} in {report.num_images} images; overlays and predictions.json in {out}"
     )

@@ -4,6 +4,8 @@ from vispeft.engine.estimation.estimate import Estimate, estimate
 from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.propose import Proposal, Proposals, propose
 from vispeft.engine.estimation.sites import RoleRow, SiteRow, list_roles, list_sites
+from vispeft.engine.export import ExportReport, export_run
+from vispeft.engine.exported_runs import PredictionSource, load_exported, load_source
 from vispeft.engine.inspection import Inspection, inspect_runs
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
@@ -14,10 +16,12 @@ from vispeft.engine.train import RunResult, train_run
 __all__ = [
     "DataSets",
     "Estimate",
+    "ExportReport",
     "Inspection",
     "Limits",
     "LoadedRun",
     "PredictionReport",
+    "PredictionSource",
     "Proposal",
     "Proposals",
     "RoleRow",
@@ -27,10 +31,13 @@ __all__ = [
     "begun_run_directory",
     "estimate",
     "evaluate_run",
+    "export_run",
     "inspect_runs",
     "list_roles",
     "list_sites",
+    "load_exported",
     "load_run",
+    "load_source",
     "new_run_directory",
     "predict_images",
     "propose",

@@ -161,7 +161,8 @@ def _predictor(
             "`model` must be a segmentation model of vispeft or a run from `vispeft.load_run`, but is "
             f"{type(base).__name__}."
         )
-    device = str(next(base.parameters()).device)
+    # an exported model has no parameters and runs on the CPU
+    device = str(next((parameter.device for parameter in base.parameters()), "cpu"))
     if isinstance(model, LoadedRun):
         return predictor_of_run(
             model, device, threshold=threshold, max_detections=max_detections, image_size=image_size

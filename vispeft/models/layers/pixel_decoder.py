@@ -155,7 +155,7 @@ class PixelDecoder(nn.Module):
 
     def _mask_features(self, finest_map: Tensor, memory: Tensor, shape: tuple[int, int]) -> Tensor:
         height, width = shape
-        encoded = memory.transpose(1, 2).reshape(len(memory), -1, height, width)
+        encoded = memory.transpose(1, 2).reshape(memory.shape[0], -1, height, width)
         lateral = self.lateral_convs[0](finest_map)
         h, w = lateral.shape[-2:]
         encoded = F.interpolate(encoded, size=(h, w), mode="bilinear", align_corners=False)

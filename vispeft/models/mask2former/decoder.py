@@ -94,7 +94,7 @@ class Mask2FormerDecoder(nn.Module):
     def forward(self, features: PixelFeatures, targets: Sequence[Targets] | None = None) -> Predictions:
         """Predict for every image, from levels in the order coarsest first; `targets` are not used."""
         levels = self._levels(features)
-        x = self.query_feat.weight.expand(len(features.memory), -1, -1)
+        x = self.query_feat.weight.expand(features.memory.shape[0], -1, -1)
         position = self.query_embed.weight.expand_as(x)
         layers = [self._heads(x)]
         for number, layer in enumerate(self.layers):

@@ -96,7 +96,7 @@ class PlainMaskModel(SegmentationModel, FollowsProgress, SoftmaxLabelMaps):
 
         rotary: positions of the queries and these tokens
         """
-        x = torch.cat((self.queries.to(tokens).expand(len(tokens), -1, -1), tokens), dim=1)
+        x = torch.cat((self.queries.to(tokens).expand(tokens.shape[0], -1, -1), tokens), dim=1)
         layers: list[LayerPredictions] = []
         for index, mask_prob in enumerate(self.mask_probs):
             mask = None

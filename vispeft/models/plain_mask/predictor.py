@@ -50,6 +50,6 @@ class Predictor(nn.Module):
         patches: [B, H W, C], by rows
         grid: H and W of the patches
         """
-        x = patches.transpose(1, 2).reshape(len(patches), -1, *grid)  # [B, C, H, W]
+        x = patches.transpose(1, 2).reshape(patches.shape[0], -1, *grid)  # [B, C, H, W]
         mask_features = run_layer(self.upscale, x, recompute=self.recomputes)
         return LayerPredictions(self.class_embed(queries), None, self.mask_embed(queries), mask_features)

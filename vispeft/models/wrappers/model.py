@@ -21,7 +21,7 @@ from vispeft.models.split import Split, SplitPointError
 from vispeft.models.weight_files import load_state
 from vispeft.models.wrappers.criterion import Criterion
 from vispeft.models.wrappers.kinds import Answer, kind_of
-from vispeft.models.wrappers.library import InputRule, set_activation_checkpointing
+from vispeft.models.wrappers.library import set_activation_checkpointing
 from vispeft.models.wrappers.weights import fit_class_head, side_of, write_directory
 from vispeft.structures import ImageMeta, Instances, LayerPredictions, Predictions, Targets
 
@@ -168,7 +168,7 @@ def _layer(answer: Answer) -> LayerPredictions:
     class_logits, mask_logits = answer
     num_queries = mask_logits.shape[1]
     unit = torch.eye(num_queries, dtype=mask_logits.dtype, device=mask_logits.device)
-    return LayerPredictions(class_logits, None, unit.expand(len(mask_logits), -1, -1), mask_logits)
+    return LayerPredictions(class_logits, None, unit.expand(mask_logits.shape[0], -1, -1), mask_logits)
 
 
 def _inside_network(pattern: str) -> str:

@@ -173,7 +173,7 @@ class Sam3(SegmentationModel, SavesDirectory, TakesClassNames):
         """Recompute in backward the activations of the layers for which the library can."""
         set_activation_checkpointing(self.network, enable)
 
-    def save_directory(self, path: Path, *, class_names: Sequence[str]) -> None:
+    def save_directory(self, path: Path, *, class_names: Sequence[str], image_size: int | None = None) -> None:
         """Write network, image processor and tokenizer as a directory that `Sam3Model.from_pretrained` opens."""
         write_directory(self.network, self.processor, path, class_names=class_names)
         self.writer.tokenizer.save_pretrained(path)

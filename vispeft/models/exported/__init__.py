@@ -1,0 +1,1 @@
+"""Models as graphs: traced from a segmentation model, written as ONNX or by `torch.export`, and run again."""
