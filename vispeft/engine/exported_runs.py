@@ -62,4 +62,5 @@ def load_exported(path: Path) -> LoadedRun:
             "eval": {"max_detections": known.max_detections},
         }
     )
-    return LoadedRun(RunDirectory(path.parent), config, model, known.class_names, known.category_ids)
+    is_thing = (None,) * len(known.class_names)
+    return LoadedRun(RunDirectory(path.parent), config, model, known.class_names, known.category_ids, is_thing)

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.timm_models import check_size
 from vispeft.models.base import DetectionLimits, LossSettings, SavesDirectory, SegmentationModel, TakesClassNames
+from vispeft.models.input_rule import InputRule
 from vispeft.models.postprocess import best_instances, boxes_in_pixels, check_metas
 from vispeft.models.roles import roles_for
 from vispeft.models.roles.placement import prefixed
 from vispeft.models.split import Split
 from vispeft.models.weight_files import load_state
-from vispeft.models.wrappers.library import InputRule, set_activation_checkpointing
+from vispeft.models.wrappers.library import set_activation_checkpointing
 from vispeft.models.wrappers.sam3.answers import Answers, answers_from, encoded
 from vispeft.models.wrappers.sam3.criterion import Criterion
 from vispeft.models.wrappers.sam3.predictions import PromptPredictions
