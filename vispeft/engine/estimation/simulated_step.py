@@ -8,6 +8,7 @@ are matched to targets in order, because costs without values have no cheapest a
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ def simulate_step(config: Config, model: SegmentationModel, num_objects: int) ->
     is_mixed = config.train.precision in ("bf16", "fp16") or has_bf16_weights(config)
     precision = torch.autocast("cpu", torch.bfloat16, enabled=is_mixed)
     meter = StorageMeter((*fake.parameters(), *fake.buffers()))
-    with mode, meter, FlopMeter() as counter, _first_with_gradient(fake) as first:
+    with mode, meter, FlopMeter() as counter, _first_with_gradient(fake) as first, _without_library_caches():
         batch = SealedBatch(make_batch(config, fake, num_objects))
         with precision:
             losses = _losses(LossModule(fake, criterion), batch)
@@ -96,9 +97,28 @@ def forward_flops(config: Config, model: SegmentationModel) -> int:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = _without_data(model, mode).eval()
     precision = torch.autocast("cpu", torch.bfloat16, enabled=has_bf16_weights(config))
-    with mode, FlopMeter() as counter, precision:
+    with mode, FlopMeter() as counter, precision, _without_library_caches():
         fake(torch.zeros(1, model.num_channels, *[_padded(model, image_size(config))] * 2))
     return int(counter.total)
+
+
+@contextmanager
+def _without_library_caches() -> Iterator[None]:
+    """Context in which transformers keeps no tensors by their shapes, as it does for position embeddings.
+
+    A simulated one would be given to a real model later. The library's own switch is what it asks under torch.compile.
+    """
+    library = sys.modules.get("transformers.pytorch_utils")
+    if library is None:
+        yield
+        return
+    name = "is_torchdynamo_compiling"
+    asked = getattr(library, name)
+    setattr(library, name, lambda: True)
+    try:
+        yield
+    finally:
+        setattr(library, name, asked)
 
 
 def has_bf16_weights(config: Config) -> bool:
