@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from importlib import metadata
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
 
 from vispeft.cli.terminal import console, show_table
 
@@ -13,15 +14,12 @@ def methods() -> None:
 
     Example: vispeft methods
     """
-    from vispeft.models import FAMILIES
-    from vispeft.peft import known_methods
-
-    rows = []
-    for name, kind in known_methods().items():
-        summary = (kind.__doc__ or "").strip().splitlines()[0]
-        start = "identity" if kind.is_identity_at_start else "changes the output"
-        rows.append((name, ", ".join(_field_text(field) for field in dataclasses.fields(kind)), start, summary))
-    show_table("Methods (peft.deltas: {pattern: {method: ..., ...}})", ("method", "fields", "start", "summary"), rows)
+    found = _listing()
+    show_table(
+        "Methods (peft.deltas: {pattern: {method: ..., ...}})",
+        ("method", "fields", "start", "summary"),
+        found["methods"],
+    )
     plans = [
         ("head only", "peft.train: ['@heads']"),
         ("last k blocks", "peft.train: ['@heads', '@encoder.blocks[-2:]']"),
@@ -30,8 +28,7 @@ def methods() -> None:
         ("full", "peft.train: ['**']"),
     ]
     show_table("Parameters trained in full, without deltas", ("plan", "configuration"), plans)
-    families = [(name, ", ".join(family.sizes)) for name, family in FAMILIES.items()]
-    show_table("Models (model.name, model.size)", ("model", "sizes"), families)
+    show_table("Models (model.name, model.size)", ("model", "sizes"), found["families"])
 
 
 def schema() -> None:
@@ -41,9 +38,7 @@ def schema() -> None:
     """
     import json
 
-    from vispeft.config import json_schema
-
-    print(json.dumps(json_schema(), indent=1))
+    print(json.dumps(_listing()["schema"], indent=1))
 
 
 def doctor() -> None:
@@ -75,10 +70,14 @@ def doctor() -> None:
     )
 
 
-def _field_text(field: dataclasses.Field[object]) -> str:
-    """Return the name of a method's field, with its default if it has one."""
-    has_default = field.default is not dataclasses.MISSING
-    return f"{field.name}={field.default!r}" if has_default else field.name
+def _listing() -> dict[str, Any]:
+    """Return what these commands show of methods, model families and configuration, as tools/write_listing.py wrote it.
+
+    To import it from the packages would import torch.
+    """
+    from vispeft.io.json_files import read_object
+
+    return read_object(Path(str(resources.files("vispeft") / "assets" / "listing.json")))
 
 
 def _arithmetic() -> str:
