@@ -1,7 +1,7 @@
 """Measure the training step of Mask2Former with LoRA beside transformers' model with LoRA of the `peft` library.
 
     python tools/bench_mask2former.py                      # mini: Swin of width 32, 256 px, batch 2, 2048 points
-    python tools/bench_mask2former.py --preset swin-t --batch 1 --rounds 5 --json FILE
+    python tools/bench_mask2former.py --preset mini swin-t --rounds 5 --json tools/results/mask2former_cpu.json
 
 Both models have the same sizes, the same LoRA (query and value of the backbone, all projections of the deformable
 attention; heads in full) and the same batches. They take turns in one process on one thread, and the time is processor
@@ -179,10 +179,41 @@ def theirs(preset: Preset, args: argparse.Namespace) -> Measured:
     return measured(model, lambda number: model(**batches[number % len(batches)]).loss)
 
 
+def compare(name: str, args: argparse.Namespace, now: Callable[[], float]) -> dict[str, Any]:
+    """Return the measurements of both models at the sizes of a preset."""
+    torch.manual_seed(0)
+    load_before = os.getloadavg()[0]
+    models = {"vispeft": ours(PRESETS[name], args), "transformers": theirs(PRESETS[name], args)}
+    kept: dict[str, float] = {}
+    for key, model in models.items():
+        kept[key] = round(kept_mb(model.model, lambda model=model: model.loss(0)), 1)
+    steps: dict[str, list[float]] = {key: [] for key in models}
+    for number in range(args.warmup + args.rounds):
+        # who goes first alternates
+        for key in list(models)[:: 1 - 2 * (number % 2)]:
+            seconds = models[key].step(number, now)
+            if number >= args.warmup:
+                steps[key].append(round(seconds, 4))
+    medians = {key: round(statistics.median(values), 4) for key, values in steps.items()}
+    return {
+        "preset": name,
+        "image_size": args.image_size,
+        "batch": args.batch,
+        "rank": RANK,
+        "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
+        "trainable": {key: model.trainable for key, model in models.items()},
+        "step_cpu_s": steps,
+        "median_step_cpu_s": medians,
+        "kept_mb": kept,
+        "step_ratio": round(medians["vispeft"] / medians["transformers"], 3),
+        "kept_ratio": round(kept["vispeft"] / kept["transformers"], 3),
+    }
+
+
 def main() -> None:
-    """Measure both models, print their ratio and write the report."""
+    """Measure both models, print their ratios and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=PRESETS, default="mini")
+    parser.add_argument("--preset", choices=PRESETS, nargs="+", default=["mini"])
     parser.add_argument("--image-size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--batches", type=int, default=4, help="number of different batches")
@@ -190,35 +221,12 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write all measurements to this file")
     args = parser.parse_args()
-    meter, load_before = CpuMeter(), os.getloadavg()[0]
-    torch.manual_seed(0)
-    models = {"vispeft": ours(PRESETS[args.preset], args), "transformers": theirs(PRESETS[args.preset], args)}
-    kept: dict[str, float] = {}
-    for name, model in models.items():
-        kept[name] = round(kept_mb(model.model, lambda model=model: model.loss(0)), 1)
-    steps: dict[str, list[float]] = {name: [] for name in models}
-    for number in range(args.warmup + args.rounds):
-        # who goes first alternates
-        for name in list(models)[:: 1 - 2 * (number % 2)]:
-            seconds = models[name].step(number, meter.now)
-            if number >= args.warmup:
-                steps[name].append(round(seconds, 4))
-    medians = {name: round(statistics.median(values), 4) for name, values in steps.items()}
+    meter = CpuMeter()
     report = {
         "command": " ".join(["python", "tools/bench_mask2former.py", *sys.argv[1:]]),
         "machine": CPU,
-        "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
-        "preset": args.preset,
-        "image_size": args.image_size,
-        "batch": args.batch,
-        "rank": RANK,
         "versions": {name: version(name) for name in ("torch", "timm", "transformers", "peft")},
-        "trainable": {name: model.trainable for name, model in models.items()},
-        "step_cpu_s": steps,
-        "median_step_cpu_s": medians,
-        "kept_mb": kept,
-        "step_ratio": round(medians["vispeft"] / medians["transformers"], 3),
-        "kept_ratio": round(kept["vispeft"] / kept["transformers"], 3),
+        "comparisons": [compare(name, args, meter.now) for name in args.preset],
     }
     print(json.dumps(report, indent=1))
     if args.json:

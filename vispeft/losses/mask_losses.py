@@ -27,6 +27,10 @@ from vispeft.losses.points import (
 )
 from vispeft.structures import Targets
 
+# from so many points for each cell on, logits of all cells are computed and read at the points, in place of features
+# that are read at the points and multiplied there: fewer products, and no features of points to keep
+POINTS_PER_CELL = 8
+
 
 @dataclass(frozen=True)
 class _Chunk:
@@ -57,11 +61,12 @@ class _MaskLosses(torch.autograd.Function):
         counts: tuple[int, ...],
         plan: PointPlan,
     ) -> tuple[Tensor, Tensor]:
-        features = [read_rows(rows, at) for rows in cells]  # [P, D] each
+        from_cells = POINTS_PER_CELL * at.num_cells <= plan.num_drawn
+        features = list(cells) if from_cells else [read_rows(rows, at) for rows in cells]  # [h w, D] or [P, D] each
         cross_entropies, dices = [], []
         kept: list[Tensor] = []
         for chunk in _chunks(counts, plan.num_drawn):
-            all_logits = embeddings[chunk.rows] @ features[chunk.image_idx].T
+            all_logits = _point_logits(embeddings[chunk.rows], features[chunk.image_idx], at if from_cells else None)
             chosen = plan.select(all_logits)
             logits = all_logits.gather(1, chosen)  # [m, num_points]
             labels = _labels(masks, target_idx[chunk.rows], chosen)
@@ -70,7 +75,7 @@ class _MaskLosses(torch.autograd.Function):
             dices.append(dice)
             kept.extend((chosen.int(), *saved))
         ctx.save_for_backward(embeddings, masks, target_idx, *features, *kept)
-        ctx.at, ctx.counts, ctx.num_drawn = at, counts, plan.num_drawn
+        ctx.at, ctx.counts, ctx.num_drawn, ctx.from_cells = at, counts, plan.num_drawn, from_cells
         nothing = embeddings.new_zeros(0)
         return torch.cat([nothing, *cross_entropies]), torch.cat([nothing, *dices])
 
@@ -81,28 +86,43 @@ class _MaskLosses(torch.autograd.Function):
         features, kept = rest[: len(ctx.counts)], iter(rest[len(ctx.counts) :])
         grad_embeddings = torch.empty_like(embeddings)
         needs_cells = ctx.needs_input_grad[1]
-        grad_points: list[Tensor | None] = [None for _ in ctx.counts]
+        grad_features: list[Tensor | None] = [None for _ in ctx.counts]
         for chunk in _chunks(ctx.counts, ctx.num_drawn):
             chosen, probs, overlaps, sizes = next(kept).long(), next(kept), next(kept), next(kept)
             labels = _labels(masks, target_idx[chunk.rows], chosen)
             grad = _losses_grad(grad_cross_entropy[chunk.rows], grad_dice[chunk.rows], labels, probs, overlaps, sizes)
             # a mask's points are distinct, so plain writes do
             all_grad = grad.new_zeros(len(grad), ctx.num_drawn).scatter_(1, chosen, grad)
-            torch.mm(all_grad, features[chunk.image_idx], out=grad_embeddings[chunk.rows])
+            grad_logits = spread_rows(all_grad.T.contiguous(), ctx.at).T if ctx.from_cells else all_grad
+            torch.mm(grad_logits, features[chunk.image_idx], out=grad_embeddings[chunk.rows])
             if needs_cells:
-                summed = grad_points[chunk.image_idx]
-                grad_points[chunk.image_idx] = (
-                    torch.mm(all_grad.T, embeddings[chunk.rows])
+                summed = grad_features[chunk.image_idx]
+                grad_features[chunk.image_idx] = (
+                    torch.mm(grad_logits.T, embeddings[chunk.rows])
                     if summed is None
-                    else summed.addmm_(all_grad.T, embeddings[chunk.rows])
+                    else summed.addmm_(grad_logits.T, embeddings[chunk.rows])
                 )
         if not needs_cells:
             return grad_embeddings, None, *[None] * 5
-        grad_cells = [
-            features[0].new_zeros(ctx.at.num_cells, features[0].shape[1]) if rows is None else spread_rows(rows, ctx.at)
-            for rows in grad_points
-        ]
+        grad_cells = [_grad_cells(rows, ctx.at, ctx.from_cells, like=features[0]) for rows in grad_features]
         return grad_embeddings, torch.stack(grad_cells), *[None] * 5
+
+
+def _point_logits(embeddings: Tensor, features: Tensor, at: Corners | None) -> Tensor:
+    """Return the logits [m, P] of embeddings [m, D].
+
+    features: [P, D] at the points, or those of the cells [h w, D] with the points' corners `at`
+    """
+    if at is None:
+        return embeddings @ features.T
+    return read_rows(features @ embeddings.T, at).T.contiguous()
+
+
+def _grad_cells(grad_features: Tensor | None, at: Corners, from_cells: bool, *, like: Tensor) -> Tensor:
+    """Return the gradient [h w, D] of one image's cells from that of its features; zeros without a mask."""
+    if grad_features is None:
+        return like.new_zeros(at.num_cells, like.shape[1])
+    return grad_features if from_cells else spread_rows(grad_features, at)
 
 
 def _labels(masks: Tensor, target_idx: Tensor, chosen: Tensor) -> Tensor:
