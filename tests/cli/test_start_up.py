@@ -34,7 +34,10 @@ def annotations(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("command", ["--help", "train --help", "data check", "data stats", "data split", "evaluate"])
+@pytest.mark.parametrize(
+    "command",
+    ["--help", "train --help", "models", "models mask_dino_r50", "data check", "data stats", "data split", "evaluate"],
+)
 def test_command__imports_no_torch(command: str, annotations: Path, tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.json"
     entry = {"image_id": 0, "category_id": 1, "score": 0.5, "bbox": [1, 1, 8, 8]}
