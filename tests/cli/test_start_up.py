@@ -35,7 +35,11 @@ def annotations(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["--help", "train --help", "data check", "data stats", "data split", "evaluate", "methods", "schema"]
+    "command",
+    [
+        *("--help", "train --help", "models", "models mask_dino_r50", "methods", "schema"),
+        *("data check", "data stats", "data split", "evaluate"),
+    ],
 )
 def test_command__imports_no_torch(command: str, annotations: Path, tmp_path: Path) -> None:
     predictions = tmp_path / "predictions.json"

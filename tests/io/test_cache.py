@@ -22,8 +22,12 @@ def test_hub_cache_dir__is_that_of_the_library() -> None:
 
 @pytest.mark.parametrize(
     ("environment", "found"),
-    [({}, None), ({"VISPEFT_OFFLINE": "0"}, None), ({"VISPEFT_OFFLINE": "1"}, "VISPEFT_OFFLINE")]
-    + [({"HF_HUB_OFFLINE": "TRUE"}, "HF_HUB_OFFLINE")],
+    [
+        ({}, None),
+        ({"VISPEFT_OFFLINE": "0"}, None),
+        ({"VISPEFT_OFFLINE": "1"}, "VISPEFT_OFFLINE"),
+        ({"HF_HUB_OFFLINE": "TRUE"}, "HF_HUB_OFFLINE"),
+    ],
 )
 def test_offline_variable__is_one_that_is_true(environment: dict[str, str], found: str | None) -> None:
     assert offline_variable(environment) == found

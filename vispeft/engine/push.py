@@ -18,6 +18,7 @@ from vispeft.io import run_layout
 from vispeft.io.atomic import write_text
 from vispeft.io.hub import HubName, upload_folder
 from vispeft.io.json_files import read_object, write_json
+from vispeft.io.tensors import read_tensors, write_tensors
 
 CARD_FILE = "README.md"
 
@@ -67,11 +68,14 @@ def write_shared(root: Path, options: ShareOptions, folder: Path) -> Path:
     Raises CheckpointError where the run is not finished, or others could not build its base.
     """
     directory = RunDirectory(root)
-    config = _shared_config(directory.load_config(), options)
+    begun = directory.load_config()
+    config = _shared_config(begun, options)
     for path in (directory.adapter, directory.summary, directory.annotations):
         if not path.is_file():
             raise CheckpointError(f"`{path}` is not there: the run is not finished. Go on with it by --resume.")
     summary, annotations = read_object(directory.summary), read_object(directory.annotations)
+    if config.model.weights != begun.model.weights:
+        summary["model"] = summary["model"].replace(begun.model.weights, config.model.weights)
     card = Card(
         repository=options.name.repository,
         config=config,
@@ -84,12 +88,20 @@ def write_shared(root: Path, options: ShareOptions, folder: Path) -> Path:
     with writing(folder, CheckpointError):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(directory.adapter, folder / run_layout.ADAPTER_FILE)
-        shutil.copyfile(directory.summary, folder / run_layout.SUMMARY_FILE)
+    if config.model.weights != begun.model.weights:
+        _rename_base(folder / run_layout.ADAPTER_FILE, begun.model.weights, config.model.weights)
+    write_json(folder / run_layout.SUMMARY_FILE, summary, raises=CheckpointError, indent=1)
     write_text(folder / run_layout.CONFIG_FILE, dump_config(config), raises=CheckpointError)
     categories = {"categories": annotations.get("categories", [])}
     write_json(folder / run_layout.CATEGORIES_FILE, categories, raises=CheckpointError, indent=1)
     write_text(folder / CARD_FILE, model_card(card), raises=CheckpointError)
     return folder
+
+
+def _rename_base(adapter: Path, old: str, new: str) -> None:
+    """Replace the place of the base's weights in the header of an adapter file."""
+    tensors, header = read_tensors(adapter)
+    write_tensors(adapter, tensors, {key: text.replace(old, new) for key, text in header.items()})
 
 
 def _shared_config(config: Config, options: ShareOptions) -> Config:
