@@ -42,7 +42,7 @@ class ModelConfig(Section):
     weights: str = Field(
         "pretrained",
         description="`bundled`, `pretrained` (timm's for the backbone), `none`, or a weights file; with `name: "
-        "transformers` a directory or a name of its hub.",
+        "transformers` or `sam3` a directory or a name of its hub.",
     )
     backbone_weights: FilePath | None = Field(
         None, description="File with the weights of the backbone alone, instead of timm's download."

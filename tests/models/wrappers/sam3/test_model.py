@@ -157,11 +157,11 @@ def test_build_model__refuses_other_models(transformers_directory: Directory, so
 def test_build_model__takes_another_size(source: Path) -> None:
     assert image_size_in(str(source)) == 64
     assert num_classes_in(source) is None
-    model = built(source, image_size=96)
-    model.check_image_size(96)
+    model = built(source, image_size=72)
+    model.check_image_size(72)
     with torch.no_grad():
-        assert model(torch.zeros(1, 3, 96, 96)).mask_features.shape == (1, 36, 48, 48)
-    with pytest.raises(ConfigError, match="`image_size` must be 96, for which this model was built, but is 64"):
+        assert model(torch.zeros(1, 3, 72, 72)).mask_features.shape == (1, 36, 36, 36)
+    with pytest.raises(ConfigError, match="`image_size` must be 72, for which this model was built, but is 64"):
         model.check_image_size(64)
 
 
@@ -180,6 +180,13 @@ def test_build_model__reads_the_layout_of_the_hub(source: Path, tmp_path: Path) 
     save_file({"detector_model.text_projection.bias": torch.zeros(32)}, hub / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"The weights of .* lack "):
         built(hub)
+
+
+def test_build_model__refuses_a_directory_without_its_tokenizer(source: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(CheckpointError, match=r"must name a model with its tokenizer, but that of .* has \d+ tokens"):
+        built(bare)
 
 
 def test_save_directory__opens_again(source: Path, tmp_path: Path) -> None:
