@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import vispeft as vp
 from vispeft.errors import CheckpointError, ConfigError
-from vispeft.models import DetectionLimits, Sam3, build_model
+from vispeft.models import DetectionLimits, LossSettings, Sam3, build_model
 from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.models.wrappers.sam3.config import image_size_in, num_classes_in
 from vispeft.models.wrappers.sam3.predictions import PromptPredictions
-from vispeft.structures import ImageMeta
+from vispeft.structures import ImageMeta, Targets
 
 NAMES = ("date", "fig", "hazelnut")
 NUM_QUERIES = 12
@@ -216,3 +217,35 @@ def test_split__is_after_the_frozen_image_encoder(source: Path) -> None:
     with torch.no_grad():
         given = Tail(model, prefix)(prefix(model, images()))
     assert given.mask_features.equal(predicted(model).mask_features)
+
+
+@pytest.mark.parametrize("method", [vp.LoRA(rank=2), vp.Adapter(width=4)], ids=["lora", "adapter"])
+def test_set_activation_checkpointing__changes_no_gradient(method: vp.Method, source: Path) -> None:
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, 8:40, 8:40] = True
+    targets = [Targets(torch.tensor([1]), torch.tensor([[0.375, 0.375, 0.5, 0.5]]), masks)] * 2
+
+    def step(*, recompute: bool) -> tuple[dict[str, Tensor], int]:
+        """Return the gradients of a step and the bytes that it keeps for backward."""
+        torch.manual_seed(0)
+        model = built(source)
+        vp.inject(model, vp.Plan({"@encoder.q | @encoder.fc2 | @text.q_proj": method}, ["@heads"]), model.roles())
+        model.set_activation_checkpointing(recompute)
+        vp.train_mode(model)
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = model.criterion(LossSettings())(model(images()), targets)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
+
+    (expected, most), (gradients, fewer) = step(recompute=False), step(recompute=True)
+    assert fewer < most
+    assert gradients.keys() == expected.keys()
+    assert any("vision_encoder" in name for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)

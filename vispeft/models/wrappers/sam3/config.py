@@ -82,9 +82,9 @@ def _tokenizer(source: str, config: Any) -> Any:
     tokenizer = read_tokenizer(source)
     if len(tokenizer) != config.text_config.vocab_size:
         raise CheckpointError(
-            f"`weights` must name a model with its tokenizer, but that of {source} has {len(tokenizer)} tokens, and its "
-            f"text encoder {config.text_config.vocab_size}. Copy the files `tokenizer*` from the model that this one was "
-            "made of."
+            f"`weights` must name a model with its tokenizer, but that of {source} has {len(tokenizer)} tokens, and "
+            f"its text encoder {config.text_config.vocab_size}. Copy the files `tokenizer*` from the model that this "
+            "one was made of."
         )
     return tokenizer
 
