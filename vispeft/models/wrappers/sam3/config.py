@@ -9,6 +9,7 @@ from typing import Any
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.io.names import did_you_mean
 from vispeft.models.base import ModelArguments
+from vispeft.models.wrappers.arguments import refuse_arguments_of_own_families
 from vispeft.models.wrappers.library import (
     library,
     new_network,
@@ -33,13 +34,7 @@ def build_sam3(arguments: ModelArguments) -> Sam3:
     Raises ConfigError for arguments of our own families, and for a model of another type; CheckpointError where files
     are missing.
     """
-    for key, is_given in (
-        ("backbone_weights", arguments.backbone_weights is not None),
-        ("backbone_options", bool(arguments.backbone_options)),
-        ("size", arguments.size != "base"),
-    ):
-        if is_given:
-            raise ConfigError(f"`{key}` must be left out with `name: sam3`: the directory decides.")
+    refuse_arguments_of_own_families(arguments, "sam3")
     source, texts = arguments.backbone, _prompts(arguments.options)
     config = _detector_config(source)
     if arguments.image_size is not None:
