@@ -19,6 +19,7 @@ from vispeft.models import bundled_path
 from vispeft.models.roles.eomt import EOMT, decoder_roles
 from vispeft.models.roles.mask_dino import MASK_DINO
 from vispeft.models.roles.timm import FAMILIES
+from vispeft.models.roles.transformers import ENCODERS, MODELS
 from vispeft.peft import METHODS
 from vispeft.peft.targets import NORMS
 from vispeft.sweep import load_sweep
@@ -31,7 +32,8 @@ PAGES = (
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
 ENCODER_ROLES = {f"encoder.{role}": "" for family in FAMILIES.values() for role in family}
-ROLES = {"new", *MASK_DINO, *EOMT, *ENCODER_ROLES, *decoder_roles(ENCODER_ROLES, 1)}
+TRANSFORMERS_ROLES = {role for tables in (ENCODERS, MODELS) for patterns in tables.values() for role in patterns}
+ROLES = {"new", *MASK_DINO, *EOMT, *ENCODER_ROLES, *decoder_roles(ENCODER_ROLES, 1), *TRANSFORMERS_ROLES}
 FILE_ENDINGS = (".yaml", ".json", ".png", ".safetensors")
 
 

@@ -129,7 +129,7 @@ def _sam3_config() -> Any:
     vit = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
     grid = {"image_size": IMAGE_SIZE, "patch_size": 8, "pretrain_image_size": 32, "window_size": 4}
     layers = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-    text = {"vocab_size": 80, "hidden_size": 32, "intermediate_size": 48, "projection_dim": 16}
+    text = {"vocab_size": 74, "hidden_size": 32, "intermediate_size": 48, "projection_dim": 16}
     text_layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
     ends = {"bos_token_id": 72, "eos_token_id": 73, "pad_token_id": 73}
     vision = {

@@ -85,6 +85,18 @@ def test_train_run__resumes_adapters_to_the_bit(sam3: dict[str, Any], tmp_path: 
         write_merged(load_run(whole.root), tmp_path / "merged")
 
 
+def test_train_run__in_mixed_precision(sam3: dict[str, Any], tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    words = ["train.precision=bf16", "train.steps=3", "train.log_every=1"]
+    train_run(parse_config(sam3, words), directory)
+    first, *_ = (line["loss"] for line in read_metrics(directory.metrics) if line["split"] == "train")
+    whole = RunDirectory(tmp_path / "whole")
+    train_run(parse_config(sam3, [*words, "train.precision=fp32"]), whole)
+    expected, *_ = (line["loss"] for line in read_metrics(whole.metrics) if line["split"] == "train")
+    assert first == pytest.approx(expected, rel=0.05)
+    assert first != expected
+
+
 def test_train_run__keeps_the_features_of_a_frozen_encoder(sam3: dict[str, Any], tmp_path: Path) -> None:
     deltas = {"@neck.q_proj | @decoder.q_proj": {"method": "lora", "rank": 2}}
     plan = {"deltas": deltas, "train": ["@heads"]}

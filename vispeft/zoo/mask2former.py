@@ -44,7 +44,7 @@ def _of_hub(name: str, title: str, repository: str, millions: float, mask_ap: fl
         mask_ap=mask_ap,
         input_rule=_HUB_INPUT,
         image_size=1333,
-        recipe="transformers_lora.yaml",
+        recipe="transformers_mask2former_lora.yaml",
         note=note or 'The hub lists the licence as "other"; that of the authors\' checkpoints is CC-BY-NC-4.0.',
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from vispeft.errors import ConfigError
 from vispeft.models.base import ModelArguments
+from vispeft.models.wrappers.arguments import refuse_arguments_of_own_families
 from vispeft.models.wrappers.kinds import kind_of
 from vispeft.models.wrappers.library import class_of, new_network, read_config, read_network, read_processor
 from vispeft.models.wrappers.model import TransformersModel
@@ -21,13 +21,7 @@ def build_transformers(arguments: ModelArguments) -> TransformersModel:
 
     Raises ConfigError for arguments of our own families, and for a model without class and mask queries.
     """
-    for key, is_given in (
-        ("backbone_weights", arguments.backbone_weights is not None),
-        ("backbone_options", bool(arguments.backbone_options)),
-        ("size", arguments.size != "base"),
-    ):
-        if is_given:
-            raise ConfigError(f"`{key}` must be left out with `name: transformers`: the directory decides.")
+    refuse_arguments_of_own_families(arguments, "transformers")
     source = arguments.backbone
     config = read_config(source, arguments.options)
     network_class = class_of(config)

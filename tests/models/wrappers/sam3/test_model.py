@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import vispeft as vp
 from vispeft.errors import CheckpointError, ConfigError
-from vispeft.models import DetectionLimits, Sam3, build_model
+from vispeft.models import DetectionLimits, LossSettings, Sam3, build_model
 from vispeft.models.split import FrozenPrefix, SplitPointError, Tail
 from vispeft.models.wrappers.sam3.config import image_size_in, num_classes_in
 from vispeft.models.wrappers.sam3.predictions import PromptPredictions
-from vispeft.structures import ImageMeta
+from vispeft.structures import ImageMeta, Targets
 
 NAMES = ("date", "fig", "hazelnut")
 NUM_QUERIES = 12
@@ -157,11 +158,11 @@ def test_build_model__refuses_other_models(transformers_directory: Directory, so
 def test_build_model__takes_another_size(source: Path) -> None:
     assert image_size_in(str(source)) == 64
     assert num_classes_in(source) is None
-    model = built(source, image_size=96)
-    model.check_image_size(96)
+    model = built(source, image_size=72)
+    model.check_image_size(72)
     with torch.no_grad():
-        assert model(torch.zeros(1, 3, 96, 96)).mask_features.shape == (1, 36, 48, 48)
-    with pytest.raises(ConfigError, match="`image_size` must be 96, for which this model was built, but is 64"):
+        assert model(torch.zeros(1, 3, 72, 72)).mask_features.shape == (1, 36, 36, 36)
+    with pytest.raises(ConfigError, match="`image_size` must be 72, for which this model was built, but is 64"):
         model.check_image_size(64)
 
 
@@ -180,6 +181,13 @@ def test_build_model__reads_the_layout_of_the_hub(source: Path, tmp_path: Path) 
     save_file({"detector_model.text_projection.bias": torch.zeros(32)}, hub / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"The weights of .* lack "):
         built(hub)
+
+
+def test_build_model__refuses_a_directory_without_its_tokenizer(source: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(source, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(CheckpointError, match=r"must name a model with its tokenizer, but that of .* has \d+ tokens"):
+        built(bare)
 
 
 def test_save_directory__opens_again(source: Path, tmp_path: Path) -> None:
@@ -209,3 +217,35 @@ def test_split__is_after_the_frozen_image_encoder(source: Path) -> None:
     with torch.no_grad():
         given = Tail(model, prefix)(prefix(model, images()))
     assert given.mask_features.equal(predicted(model).mask_features)
+
+
+@pytest.mark.parametrize("method", [vp.LoRA(rank=2), vp.Adapter(width=4)], ids=["lora", "adapter"])
+def test_set_activation_checkpointing__changes_no_gradient(method: vp.Method, source: Path) -> None:
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, 8:40, 8:40] = True
+    targets = [Targets(torch.tensor([1]), torch.tensor([[0.375, 0.375, 0.5, 0.5]]), masks)] * 2
+
+    def step(*, recompute: bool) -> tuple[dict[str, Tensor], int]:
+        """Return the gradients of a step and the bytes that it keeps for backward."""
+        torch.manual_seed(0)
+        model = built(source)
+        vp.inject(model, vp.Plan({"@encoder.q | @encoder.fc2 | @text.q_proj": method}, ["@heads"]), model.roles())
+        model.set_activation_checkpointing(recompute)
+        vp.train_mode(model)
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            losses = model.criterion(LossSettings())(model(images()), targets)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
+
+    (expected, most), (gradients, fewer) = step(recompute=False), step(recompute=True)
+    assert fewer < most
+    assert gradients.keys() == expected.keys()
+    assert any("vision_encoder" in name for name in gradients)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)

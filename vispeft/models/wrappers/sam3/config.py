@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vispeft.errors import ConfigError
+from vispeft.errors import CheckpointError, ConfigError
 from vispeft.io.names import did_you_mean
 from vispeft.models.base import ModelArguments
+from vispeft.models.wrappers.arguments import refuse_arguments_of_own_families
 from vispeft.models.wrappers.library import (
     library,
     new_network,
@@ -30,15 +31,10 @@ def build_sam3(arguments: ModelArguments) -> Sam3:
     `backbone` is the directory or the hub's name. The only option is `prompts`: texts for classes whose name is not a
     good prompt, by class name. With random weights the classes have placeholders as names until `set_class_names`.
 
-    Raises ConfigError for arguments of our own families, and for a model of another type.
+    Raises ConfigError for arguments of our own families, and for a model of another type; CheckpointError where files
+    are missing.
     """
-    for key, is_given in (
-        ("backbone_weights", arguments.backbone_weights is not None),
-        ("backbone_options", bool(arguments.backbone_options)),
-        ("size", arguments.size != "base"),
-    ):
-        if is_given:
-            raise ConfigError(f"`{key}` must be left out with `name: sam3`: the directory decides.")
+    refuse_arguments_of_own_families(arguments, "sam3")
     source, texts = arguments.backbone, _prompts(arguments.options)
     config = _detector_config(source)
     if arguments.image_size is not None:
@@ -47,7 +43,7 @@ def build_sam3(arguments: ModelArguments) -> Sam3:
     network = (
         read_network(source, config, network_class) if arguments.pretrained else new_network(config, network_class)
     )
-    writer = PromptWriter(read_tokenizer(source), length=config.text_config.max_position_embeddings, texts=texts)
+    writer = PromptWriter(_tokenizer(source, config), length=config.text_config.max_position_embeddings, texts=texts)
     model = Sam3(network, read_processor(source), writer, num_classes=arguments.num_classes)
     if not arguments.pretrained and not texts:
         model.set_class_names([f"class {index}" for index in range(arguments.num_classes)])
@@ -74,6 +70,18 @@ def _detector_config(source: str) -> Any:
             "model, or `name: transformers` for one with a class head."
         )
     return config
+
+
+def _tokenizer(source: str, config: Any) -> Any:
+    """Return the tokenizer of the text encoder; CheckpointError for another, such as the library's empty one."""
+    tokenizer = read_tokenizer(source)
+    if len(tokenizer) != config.text_config.vocab_size:
+        raise CheckpointError(
+            f"`weights` must name a model with its tokenizer, but that of {source} has {len(tokenizer)} tokens, and "
+            f"its text encoder {config.text_config.vocab_size}. Copy the files `tokenizer*` from the model that this "
+            "one was made of."
+        )
+    return tokenizer
 
 
 def _set_side(config: Any, side: int) -> None:

@@ -133,7 +133,7 @@ def _matched(answers: Answers, targets: Sequence[Targets]) -> _Pairs:
     first_target = 0
     for b, image_targets in enumerate(targets):
         labels = image_targets.labels.cpu()
-        for k in labels.unique().tolist():
+        for k in sorted(set(labels.tolist())):
             of_class = (labels == k).nonzero()[:, 0]
             samples.append((b, k, of_class + first_target))
             boxes = image_targets.boxes[of_class.to(image_targets.boxes.device)]
@@ -144,7 +144,7 @@ def _matched(answers: Answers, targets: Sequence[Targets]) -> _Pairs:
     # one transfer for the whole batch
     flat = torch.cat([cost.flatten() for cost in costs] or [answers.boxes.new_zeros(0)]).cpu()
     rows, matched = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0, dtype=torch.long)]
-    for (b, k, of_class), cost in zip(samples, flat.split([cost.numel() for cost in costs]), strict=True):
+    for (b, k, of_class), cost in zip(samples, torch.split(flat, [cost.numel() for cost in costs]), strict=True):
         for layer, match in enumerate(assign(cost.view(L, Q, len(of_class)))):
             rows.append(match.query_idx + ((layer * B + b) * K + k) * Q)
             matched.append(of_class[match.target_idx])

@@ -171,8 +171,11 @@ class Sam3(SegmentationModel, SavesDirectory, TakesClassNames):
             )
 
     def set_activation_checkpointing(self, enable: bool = True) -> None:
-        """Recompute in backward the activations of the layers for which the library can."""
-        set_activation_checkpointing(self.network, enable)
+        """Recompute in backward the activations of the layers of both encoders."""
+        network: Any = self.network
+        # the library does not set this for SAM 3, but its layers have the mode
+        network.supports_gradient_checkpointing = True
+        set_activation_checkpointing(network, enable)
 
     def save_directory(self, path: Path, *, class_names: Sequence[str], image_size: int | None = None) -> None:
         """Write network, image processor and tokenizer as a directory that `Sam3Model.from_pretrained` opens."""
