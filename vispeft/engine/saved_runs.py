@@ -132,7 +132,7 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     if isinstance(run.model, SavesDirectory):
         run.model.save_directory(out, class_names=run.class_names)
         return
-    metadata = CheckpointMetadata(arguments_without_weights(run.config), image_size(run.config))
+    metadata = CheckpointMetadata(arguments_without_weights(run.config.model, run.config.task), image_size(run.config))
     notes = {"class_names": json.dumps(run.class_names)}
     save_with_metadata(run.model.state_dict(), out, metadata, notes=notes)
 

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 from vispeft.cli.app import app
 from vispeft.coco.label_maps import id_of_colour, mask_of
 from vispeft.config import parse_config
+from vispeft.data.reading.panoptic import read_panoptic
 from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run, write_merged
 from vispeft.engine.build import build_base
 from vispeft.engine.estimation.estimate import estimate
+from vispeft.engine.kept_classes import with_kept_classes
 from vispeft.engine.predict import predict
 from vispeft.errors import ConfigError, DataError
 from vispeft.io.json_files import read_object
@@ -222,3 +224,11 @@ def test_commands__serve_label_maps(
         refused = runner.invoke(app, command)
         assert refused.exit_code == 1
         assert isinstance(refused.exception, DataError | SystemExit)
+
+
+def test_with_kept_classes__keeps_stuff_as_stuff(panoptic_data: dict[str, Any]) -> None:
+    coco_set = read_panoptic(Path(panoptic_data["train"]["annotations"]), None)
+    kept = with_kept_classes(coco_set, ["zebra", "sky"])
+    flags = {kind.name: kind.is_thing for kind in kept.categories}
+    assert (flags["zebra"], flags["sky"], flags["ground"]) == (True, False, False)
+    assert kept.class_names[:2] == ("zebra", "sky")
