@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/guide.md", "docs/methods.md", "docs/data.md"),
     *("docs/adapters.md", "docs/sweeps.md", "docs/evaluation.md", "docs/results.md", "docs/base.md", "docs/study.md"),
-    *("docs/peft-library.md", "docs/images-and-classes.md", "docs/models.md", "docs/zoo.md"),
+    *("docs/peft-library.md", "docs/images-and-classes.md", "docs/models.md", "docs/zoo.md", "docs/tasks.md"),
 )
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").glob("*.yaml"))
 ENCODER_ROLES = {f"encoder.{role}": "" for family in FAMILIES.values() for role in family}

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ def test_to_coco_results__gives_back_original_ids_and_xywh():
         "score": 0.75,
     }
     assert second["category_id"] == 90
+
+
+def test_to_coco_results__gives_boxes_alone_without_masks():
+    instances = replace(_instances(), rles=())
+    assert [sorted(result) for result in to_coco_results(instances, 1, [4, 5])] == [
+        ["bbox", "category_id", "image_id", "score"]
+    ] * 2
 
 
 def test_write_results__round_trip(tmp_path):

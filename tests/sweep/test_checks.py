@@ -28,3 +28,8 @@ def test_check_plans__names_the_run_whose_weights_file_is_not_there(folder: Any,
     sweep = folder.sweep({"space": {key: ["no_such_file.pth"]}})
     with pytest.raises(ConfigError, match=rf"The sweep cannot run .*no_such_file\.pth does not exist.*`{key}`"):
         check_plans(sweep)
+
+
+def test_check_plans__refuses_tasks_without_mask_ap(folder: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`task` must be instance in a sweep, .* but is semantic"):
+        check_plans(folder.sweep({"space": {"task": ["instance", "semantic"]}}))

@@ -52,3 +52,11 @@ def test_draw_outlines__leaves_out_more_than_a_page_can_hold(monkeypatch):
     styles = [Style("", "", 0, True)] * 2
     drawn, num_left_out = draw_outlines(_items(_entry(0), _entry(20)), styles, Canvas(60.0, 40.0, 1.0))
     assert (len(drawn), num_left_out) == (1, 1)
+
+
+def test_items_of__takes_boxes_where_no_entry_has_a_mask():
+    box = {"category_id": 1, "bbox": [10, 5, 20, 10], "score": 0.4}
+    (item,) = _items(box)
+    assert match(_items({**_entry(10), "segmentation": [[10.0, 5, 30, 5, 30, 15, 10, 15]]}), [item]).iou == (1.0,)
+    # a mask among them decides for masks
+    assert len(_items(box, _entry(0, score=0.5))) == 1

@@ -83,3 +83,14 @@ def test_draw_instances__labels_cover_little_of_a_crowded_picture():
 def test_draw_instances__masks_of_another_image_are_refused():
     with pytest.raises(VispeftError, match=r"of an image of 30x20 .* but a mask is of 20x30"):
         draw_instances(np.zeros((30, 20, 3), dtype=np.uint8), _instances([np.ones((20, 30), dtype=bool)]), ["a"])
+
+
+def test_draw_instances__draws_the_outlines_of_boxes_without_masks():
+    image = np.zeros((600, 700, 3), dtype=np.uint8)
+    boxes = torch.tensor([[100.0, 50.0, 300.0, 250.0], [-5.0, 590.0, 720.0, 620.0]])
+    instances = Instances(torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64), boxes, ())
+    picture = np.asarray(draw_instances(image, instances, ["a"], show_scores=False)).any(axis=-1)
+    assert picture[50, 100:300].all()
+    assert picture[50:250, 299].all()
+    assert not picture[60:240, 110:290].any()
+    assert picture[599].all()

@@ -275,9 +275,9 @@ def num_channels_of(config: ModelConfig) -> int:
     return int((model_arguments(config).get("backbone_options") or {}).get("in_chans", 3))
 
 
-def arguments_without_weights(config: Config) -> Mapping[str, Any]:
+def arguments_without_weights(config: ModelConfig, task: str = "instance") -> Mapping[str, Any]:
     """Return the same for a checkpoint that holds all weights, without backbone options that name another file."""
-    arguments = {**model_arguments(config.model), **TASKS[config.task].model_options}
+    arguments = {**model_arguments(config), **TASKS[task].model_options}
     options = arguments.get("backbone_options") or {}
     return {**arguments, "backbone_options": {k: v for k, v in options.items() if k not in _WEIGHTS_OPTIONS}}
 
@@ -376,7 +376,7 @@ def _merged_run(folder: Path, out: Path) -> Path:
             f"`model.weights` names a run of the hub whose deltas cannot be merged into weights: {error} Predict with "
             "the run itself, or start from its base."
         ) from error
-    metadata = CheckpointMetadata(arguments_without_weights(config), size_of(config.model))
+    metadata = CheckpointMetadata(arguments_without_weights(config.model, config.task), size_of(config.model))
     save_checkpoint(model, out, metadata, class_names=class_names)
     return out
 

@@ -150,7 +150,7 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     if not is_file and isinstance(run.model, SavesDirectory):
         run.model.save_directory(out, class_names=run.class_names, image_size=image_size(run.config))
         return
-    metadata = CheckpointMetadata(arguments_without_weights(run.config), image_size(run.config))
+    metadata = CheckpointMetadata(arguments_without_weights(run.config.model, run.config.task), image_size(run.config))
     save_checkpoint(run.model, out, metadata, class_names=run.class_names)
 
 

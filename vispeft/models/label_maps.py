@@ -40,7 +40,7 @@ def semantic_maps(
     predictions: Predictions, scores: QueryScores, metas: Sequence[ImageMeta], *, padded_size: tuple[int, int]
 ) -> list[Instances]:
     """Return the classes of each image's pixels: at every pixel the class with the largest sum, over queries, of class
-    probability times mask probability (MaskFormer, equation 6).
+    probability times mask probability (MaskFormer, section 3.4).
 
     An instance is one class, whose score is its mean part of the sums of all classes over its pixels.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vispeft.errors import DataError
-from vispeft.evaluation.statistics.candidates import read_candidates
+from vispeft.evaluation.statistics.candidates import check_has_ap, read_candidates
 from vispeft.evaluation.statistics.compare import compare
 from vispeft.evaluation.statistics.conclusion import Comparison
 from vispeft.io.run_layout import REPORT_FILE
@@ -28,6 +28,8 @@ def write_comparison(runs: Mapping[str, Path], out: Path) -> Path:
     if not runs:
         raise DataError("`runs` must name at least one run directory to compare, but is empty.")
     read = {name: read_run(path) for name, path in runs.items()}
+    for run in read.values():
+        check_has_ap(run.path, run.summary)
     comparison, categories = _compared(read), category_rows(read)
     return write_page(
         out,

@@ -25,6 +25,7 @@ _HEADLINES = {
     "panoptic": (("PQ", "panoptic/PQ"), ("PQ of things", "panoptic/PQ_things"), ("PQ of stuff", "panoptic/PQ_stuff")),
     "segm": (("mask AP", "segm/AP"), ("mask AP50", "segm/AP50"), ("box AP", "bbox/AP")),
 }
+_BOXES = (("box AP", "bbox/AP"), ("box AP50", "bbox/AP50"), ("box AP75", "bbox/AP75"))
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,10 @@ def run_facts(summary: Mapping[str, Any]) -> list[Fact]:
 def headline_of(summary: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """Return the main metrics of a run's task, the most important first: names for people and in metrics.jsonl.
 
-    Those of instances are given where the summary does not tell the task.
+    Those of boxes are given where masks have no metrics, those of masks where the summary does not tell the task.
     """
+    if value_of(summary, "segm/AP") == -1 and (value_of(summary, "bbox/AP") or -1) >= 0:
+        return _BOXES
     return next((pairs for kind, pairs in _HEADLINES.items() if kind in summary), _HEADLINES["segm"])
 
 

@@ -172,7 +172,9 @@ def _metric_rows(
 
 def category_metric(summary: Mapping[str, Any]) -> str:
     """Return the name of the metric of each category in a run's summary."""
-    return next((name for kind, name in _CATEGORY_METRICS.items() if kind in summary), "mask AP")
+    of_label_maps = (name for kind, name in _CATEGORY_METRICS.items() if kind in summary)
+    # mask AP, or box AP without masks
+    return next(of_label_maps, headline_of(summary)[0][0])
 
 
 def _label_metric_rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:

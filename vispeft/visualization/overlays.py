@@ -53,13 +53,7 @@ def draw_instances(
     picture = Image.fromarray(image).resize((width * factor, height * factor), Image.Resampling.BICUBIC)
     kept = [idx for idx, score in enumerate(instances.scores.tolist()) if score >= threshold]
     has_masks = bool(instances.rles)
-    boxes = [] if has_masks else instances.boxes_xyxy.tolist()
-    regions = [
-        _region(instances.rles[idx], (height, width), factor)
-        if has_masks
-        else _rectangle(boxes[idx], (height, width), factor)
-        for idx in kept
-    ]
+    regions = _regions(instances, kept, (height, width), factor)
     labels = instances.labels.tolist()
     colours = _colours([labels[idx] for idx in kept], len(names))
 
@@ -90,6 +84,17 @@ class _Region:
     top: int
     left: int
     mask: NDArray[np.bool_]
+
+
+def _regions(instances: Instances, kept: Sequence[int], size: tuple[int, int], factor: int) -> list[_Region]:
+    """Return the regions of the masks of some instances, enlarged by `factor`, or those of their boxes without masks.
+
+    size: height and width of the image
+    """
+    if instances.rles:
+        return [_region(instances.rles[idx], size, factor) for idx in kept]
+    boxes = instances.boxes_xyxy.tolist()
+    return [_rectangle(boxes[idx], size, factor) for idx in kept]
 
 
 def _region(rle: dict[str, Any], size: tuple[int, int], factor: int) -> _Region:

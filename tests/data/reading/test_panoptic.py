@@ -92,6 +92,8 @@ def _break(document: dict[str, Any], path: Path, fault: str) -> None:
             annotation["segments_info"] = {}
         case "crowd":
             infos[1]["iscrowd"] = 2
+        case "outside":
+            annotation["file_name"] = "../annotations/a.png"
         case "folder":
             (path / "a.png").unlink()
             path.rmdir()
@@ -112,6 +114,7 @@ def _break(document: dict[str, Any], path: Path, fault: str) -> None:
         ("cut", r"cannot be read: .*a\.png"),
         ("info", r"must have a list `segments_info` and a `file_name`"),
         ("crowd", r"segment 5 of .* \(2\): `iscrowd` must be 0 or 1"),
+        ("outside", r"annotations\[0\] \(image_id 1\): its `file_name` leads out of the folder of PNG files"),
         ("folder", r"the folder of its PNG files, .*annotations, does not exist \(`segments`\)"),
     ],
     ids=lambda value: value if value.isalpha() else "told",

@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from typer.testing import CliRunner
 
-from vispeft.coco.label_maps import id_of_colour
+from vispeft.cli.app import app
+from vispeft.coco.label_maps import id_of_colour, mask_of
 from vispeft.config import parse_config
-from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run
-from vispeft.errors import ConfigError
+from vispeft.data.reading.panoptic import read_panoptic
+from vispeft.engine import RunDirectory, evaluate_run, load_run, predict_images, train_run, write_merged
+from vispeft.engine.build import build_base
+from vispeft.engine.estimation.estimate import estimate
+from vispeft.engine.kept_classes import with_kept_classes
+from vispeft.engine.predict import predict
+from vispeft.errors import ConfigError, DataError
 from vispeft.io.json_files import read_object
 from vispeft.io.metrics_file import read_metrics
 
@@ -121,3 +129,106 @@ def test_train_run__refuses_a_task_that_the_family_lacks(eomt: dict[str, Any], t
 def test_parse_config__refuses_tiles_of_label_maps(tiny: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"`model.tile` must be left out with `task: semantic`"):
         parse_config({**tiny, "task": "semantic"}, ["model.tile=32"])
+
+
+def test_write_merged__keeps_the_form_of_boxes_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    train_run(parse_config({**tiny, "task": "detection"}, SHORT), directory)
+    merged = tmp_path / "merged.safetensors"
+    write_merged(load_run(directory.root), merged)
+    words = ["task=detection", f"model.weights={merged}"]
+    run, images = load_run(directory.root), torch.zeros(1, 3, 64, 64)
+    model = build_base(parse_config({}, words), len(run.class_names)).eval()
+    found, expected = model(images).final, run.model(images).final
+    assert torch.allclose(found.class_logits, expected.class_logits, atol=1e-5)
+    assert torch.allclose(found.boxes, expected.boxes, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"`task` must be detection with `model.weights: .*, but is semantic"):
+        build_base(parse_config({}, ["task=semantic", words[1]]), len(run.class_names))
+
+
+def test_train_run__resumes_a_task_and_refuses_another(
+    eomt: dict[str, Any], panoptic_data: dict[str, Any], tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    config = {**eomt, "task": "semantic", "data": panoptic_data}
+    train_run(parse_config(config, SHORT), directory)
+    result = train_run(parse_config(config, [*SHORT, "train.steps=3"]), directory, resume=True)
+    assert result.step == 3
+    with pytest.raises(ConfigError, match="`task` was 'semantic' and is 'panoptic'"):
+        train_run(parse_config({**config, "task": "panoptic"}, [*SHORT, "train.steps=3"]), directory, resume=True)
+
+
+def test_train_run__keeps_features_of_boxes(tiny: dict[str, Any], tmp_path: Path) -> None:
+    # the decoder alone is trained, so that the pixel decoder's outputs are kept
+    plan = {"deltas": {}, "train": ["@heads"]}
+    words = [*SHORT, "train.feature_cache=memory", "data.augment.variants=1"]
+    cached, plain = RunDirectory(tmp_path / "cached"), RunDirectory(tmp_path / "plain")
+    train_run(parse_config({**tiny, "task": "detection", "peft": plan}, words), cached)
+    train_run(parse_config({**tiny, "task": "detection", "peft": plan}, [*SHORT, words[-1]]), plain)
+    assert read_object(cached.summary)["feature_cache"]["behind"] == "pixel_decoder"
+    losses = [
+        [line["loss"] for line in read_metrics(run.metrics) if line["split"] == "train"] for run in (cached, plain)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_train_run__gives_oneformer_its_task(
+    transformers_directory: Any, panoptic_data: dict[str, Any], tmp_path: Path
+) -> None:
+    model = {"name": "transformers", "weights": str(transformers_directory("oneformer")), "image_size": 64}
+    plan = {"deltas": {}, "train": ["@heads"]}
+    config = parse_config({"task": "panoptic", "model": model, "peft": plan, "data": panoptic_data})
+    base = build_base(config, 5).eval()
+    images = torch.rand(1, 3, 64, 64)
+    found = {}
+    for task in ("instance", "semantic", "panoptic"):
+        base.on_task(task)
+        found[task] = base(images).final.class_logits
+    fresh = build_base(config, 5).eval()(images).final.class_logits
+    assert torch.equal(fresh, found["panoptic"])
+    assert not torch.equal(found["semantic"], found["panoptic"])
+    assert not torch.equal(found["instance"], found["panoptic"])
+
+
+def test_estimate__counts_less_without_masks(tiny: dict[str, Any], panoptic_data: dict[str, Any]) -> None:
+    masks, boxes = (estimate(parse_config({**tiny, "task": task})) for task in ("instance", "detection"))
+    assert boxes.forward_flops < masks.forward_flops
+    assert estimate(parse_config({**tiny, "task": "semantic", "data": panoptic_data})).forward_flops > 0
+
+
+def test_predict__gives_the_segments_of_a_task(
+    eomt: dict[str, Any], panoptic_data: dict[str, Any], shapes_set: Path, tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    train_run(parse_config({**eomt, "task": "semantic", "data": panoptic_data}, SHORT), directory)
+    (found,) = predict(load_run(directory.root), [_images(shapes_set)[0]])
+    assert sum(mask_of(rle) for rle in found.rles).min() == 1
+    assert sum(mask_of(rle).sum() for rle in found.rles) == 64 * 64
+
+
+def test_commands__serve_label_maps(
+    eomt: dict[str, Any], panoptic_data: dict[str, Any], shapes_set: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "eomt.yaml"
+    config.write_text(json.dumps({**eomt, "task": "semantic", "data": panoptic_data}))
+    run, runner = tmp_path / "run", CliRunner()
+    trained = runner.invoke(app, ["train", str(config), *SHORT, "--out", str(run)])
+    assert trained.exit_code == 0, trained.output
+    assert "mIoU" in trained.output
+    scored = runner.invoke(app, ["evaluate", str(run), "--json", str(tmp_path / "metrics.json")])
+    assert "IoU by category" in scored.output
+    assert read_object(tmp_path / "metrics.json")["miou"] == read_object(run / "summary.json")["miou"]
+    predicted = runner.invoke(app, ["predict", str(run), str(_images(shapes_set)[0]), "--out", str(tmp_path / "out")])
+    assert "segments in 1 images" in predicted.output
+    for command in (["compare", str(run), str(run)], ["evaluate", str(run), "--analysis"]):
+        refused = runner.invoke(app, command)
+        assert refused.exit_code == 1
+        assert isinstance(refused.exception, DataError | SystemExit)
+
+
+def test_with_kept_classes__keeps_stuff_as_stuff(panoptic_data: dict[str, Any]) -> None:
+    coco_set = read_panoptic(Path(panoptic_data["train"]["annotations"]), None)
+    kept = with_kept_classes(coco_set, ["zebra", "sky"])
+    flags = {kind.name: kind.is_thing for kind in kept.categories}
+    assert (flags["zebra"], flags["sky"], flags["ground"]) == (True, False, False)
+    assert kept.class_names[:2] == ("zebra", "sky")

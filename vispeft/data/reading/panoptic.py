@@ -17,7 +17,7 @@ from vispeft.coco.sets import CocoSet
 from vispeft.coco.values import as_flag, as_integer
 from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine_document, load_lists, usable
-from vispeft.data.reading.segment_files import SegmentFile, fitting, read_segment_ids
+from vispeft.data.reading.segment_files import SegmentFile, fitting, is_inside_folder, read_segment_ids
 
 
 def read_panoptic(
@@ -73,7 +73,7 @@ def with_flat_segments(document: dict[str, Any], folder: Path, findings: Finding
     named = [
         item for item in document["annotations"] if isinstance(item, dict) and isinstance(item.get("file_name"), str)
     ]
-    files = read_segment_ids(folder / item["file_name"] for item in named)
+    files = read_segment_ids(folder / item["file_name"] for item in named if is_inside_folder(item["file_name"]))
     images = {as_integer(entry.get("id")): entry for entry in document["images"] if isinstance(entry, dict)}
     flat: list[dict[str, Any]] = []
     ids = itertools.count(1)
@@ -87,6 +87,8 @@ def with_flat_segments(document: dict[str, Any], folder: Path, findings: Finding
             findings.refuse("image-twice", "a second annotation of the same image; keep one of them.", subject)
         elif not isinstance(item.get("segments_info"), list) or not isinstance(item.get("file_name"), str):
             findings.refuse("bad-panoptic", "must have a list `segments_info` and a `file_name`.", subject)
+        elif not is_inside_folder(item["file_name"]):
+            findings.refuse("segments-outside", "its `file_name` leads out of the folder of PNG files.", subject)
         elif (file := fitting(folder / item["file_name"], files, images[image_id], subject, findings)) is not None:
             flat += _united(_segments(item, file, ids, subject, findings), stuff)
         seen.add(image_id)

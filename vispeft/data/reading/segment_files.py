@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,12 @@ def read_segment_ids(paths: Iterable[Path]) -> SegmentFiles:
 def read_labels(paths: Iterable[Path]) -> SegmentFiles:
     """Return the values of label maps with one channel, palette indices as such, or the error of each."""
     return _read(paths, _labels, None)
+
+
+def is_inside_folder(name: str) -> bool:
+    """Return True for a file name that cannot lead out of the folder that it is relative to."""
+    path = PurePath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def fitting(

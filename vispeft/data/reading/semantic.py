@@ -21,7 +21,7 @@ from vispeft.coco.values import as_integer, new_ids
 from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine_document, load_lists, usable
 from vispeft.data.reading.panoptic import segments_folder, with_flat_segments
-from vispeft.data.reading.segment_files import SegmentFile, fitting, read_labels
+from vispeft.data.reading.segment_files import SegmentFile, fitting, is_inside_folder, read_labels
 
 BACKGROUND = "background"
 """Class of the pixels that no annotation of an instance file covers."""
@@ -130,7 +130,10 @@ def _with_label_maps(document: dict[str, Any], folder: Path, findings: Findings)
     named = [
         (entry, folder / Path(entry["file_name"]).with_suffix(".png"))
         for entry in document["images"]
-        if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+        if isinstance(entry, dict)
+        and isinstance(entry.get("file_name"), str)
+        # an image of another name is refused with the images
+        and is_inside_folder(entry["file_name"])
     ]
     files = read_labels(path for _, path in named)
     known = {as_integer(entry.get("id")) for entry in document["categories"] if isinstance(entry, dict)}
