@@ -16,7 +16,16 @@ from torch import Tensor
 
 from vispeft import peft
 from vispeft.config import parse_config
-from vispeft.engine import RunDirectory, export_run, load_exported, load_run, load_source, predict_images, train_run
+from vispeft.engine import (
+    ExportReport,
+    RunDirectory,
+    export_run,
+    load_exported,
+    load_run,
+    load_source,
+    predict_images,
+    train_run,
+)
 from vispeft.engine.predict import predict
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.models.exported import files
@@ -26,11 +35,25 @@ ADAPTERS = {"@encoder.blocks": {"method": "adapter", "width": 4}}
 LORA = {"@encoder.qkv": {"method": "lora", "rank": 2, "parts": "qv"}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def onnx() -> Any:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     return pytest.importorskip("onnx")
+
+
+@pytest.fixture(scope="module")
+def tiled(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of EoMT with adapters on tiles. The side of its input, 60 pixels, is no multiple of a patch."""
+    directory = trained(tiny, tmp_path_factory.mktemp("runs") / "tiled", ADAPTERS, tile=48, tile_overlap=0.5)
+    directory.config.write_text(directory.config.read_text().replace("image_size: 64", "image_size: 60"))
+    return directory.root
+
+
+@pytest.fixture(scope="module")
+def exported(onnx: Any, tiled: Path) -> ExportReport:
+    """The export of the tiled run."""
+    return export_run(load_run(tiled), tiled / "model.onnx")
 
 
 def trained(tiny: dict[str, Any], root: Path, deltas: Mapping[str, Any], **model: Any) -> RunDirectory:
@@ -83,22 +106,39 @@ def test_export_run__merges_lora_and_predicts_as_the_run(
     assert_same_results(tmp_path / "found", tmp_path / "expected")
 
 
-def test_export_run__keeps_adapters_in_the_graph(onnx: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
-    directory = trained(tiny, tmp_path / "run", ADAPTERS)
-    report = export_run(load_run(directory.root), tmp_path / "model.onnx")
-    assert report.deltas == "in the graph"
-    assert "adapter" in report.reason
-    run, x = load_run(directory.root), torch.randn(1, 3, 64, 64)
-    exported = load_exported(report.path)
+def test_export_run__keeps_adapters_in_the_graph(tiled: Path, exported: ExportReport) -> None:
+    assert exported.deltas == "in the graph"
+    assert "These deltas do not merge" in exported.reason
+    run, x = load_run(tiled), torch.randn(1, 3, 64, 64)
+    found = load_exported(exported.path)
     with torch.no_grad():
         expected = run.model(x).final.class_logits
         with peft.disabled(run.model):
             of_base = run.model(x).final.class_logits
-        found = exported.model(x).final.class_logits
+        class_logits = found.model(x).final.class_logits
     assert not torch.allclose(of_base, expected, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert exported.class_names == run.class_names
-    assert exported.category_ids == run.category_ids
+    torch.testing.assert_close(class_logits, expected, rtol=1e-4, atol=1e-5)
+    assert (found.class_names, found.category_ids) == (run.class_names, run.category_ids)
+
+
+def test_load_exported__predicts_tiles_as_the_run(tiled: Path, exported: ExportReport) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    (expected,) = predict(load_run(tiled), [picture], threshold=0.0, max_detections=5)
+    found_run = load_exported(exported.path)
+    assert (found_run.config.model.tile, found_run.config.model.tile_overlap) == (48, 0.5)
+    (found,) = predict(found_run, [picture], threshold=0.0, max_detections=5)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
+    assert found.labels.equal(expected.labels)
+
+
+def test_exported_model__only_predicts(tiled: Path, exported: ExportReport) -> None:
+    of_run, model = load_run(tiled).model, ExportedModel(exported.path)
+    for name in ("pixel_mean", "pixel_std", "num_classes", "num_queries", "num_channels"):
+        assert getattr(model, name) == getattr(of_run, name)
+    with pytest.raises(ConfigError, match="only predicts"):
+        model.split(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(ConfigError, match="exported for inputs of 64x64 pixels, but the input has 64x96"):
+        model(torch.zeros(1, 3, 64, 96))
 
 
 def test_export_run__writes_a_program_of_torch(tiny: dict[str, Any], tmp_path: Path) -> None:
@@ -120,52 +160,32 @@ def test_export_run__writes_a_program_of_torch(tiny: dict[str, Any], tmp_path: P
         load_source(report.path, "auto")
 
 
-def test_export_run__keeps_tiles_and_channels(onnx: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
-    directory = trained(tiny, tmp_path / "run", LORA, tile=48, tile_overlap=0.5)
-    # the longer side of a tile is no multiple of a patch
-    run = load_run(directory.root, ["model.image_size=60"])
-    picture = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
-    (expected,) = predict(run, [picture], threshold=0.0, max_detections=5)
-    report = export_run(run, tmp_path / "model.onnx")
-    exported = load_exported(report.path)
-    assert (exported.config.model.tile, exported.config.model.tile_overlap) == (48, 0.5)
-    (found,) = predict(exported, [picture], threshold=0.0, max_detections=5)
-    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-3, atol=1e-4)
-    assert found.labels.equal(expected.labels)
-
-
 def test_export_run__refuses_a_graph_of_other_outputs(
-    onnx: Any, tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = load_run(trained(tiny, tmp_path / "run", LORA).root)
-    read = files.read_onnx
-
-    def read_wrongly(path: Path) -> tuple[files.Graph, Any]:
-        graph, description = read(path)
+    def read_wrongly(path: Path) -> files.Graph:
+        graph = files.read_own_program(path)
 
         def shifted(images: Tensor) -> tuple[Tensor, ...]:
             class_logits, *others = graph(images)
             return class_logits + 0.1, *others
 
-        return shifted, description
+        return shifted
 
-    monkeypatch.setattr("vispeft.engine.export.read_onnx", read_wrongly)
-    out = tmp_path / "model.onnx"
+    monkeypatch.setattr("vispeft.engine.export.read_own_program", read_wrongly)
+    out = tmp_path / "model.pt2"
     out.write_text("earlier")
     with pytest.raises(CheckpointError, match=r"gives other `class_logits` than the run.*was not written"):
-        export_run(run, out)
+        export_run(load_run(tiled), out)
     assert out.read_text() == "earlier"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "run"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
 
 
-def test_export_run__names_what_cannot_be_traced(tiny: dict[str, Any], tmp_path: Path) -> None:
-    run = load_run(trained(tiny, tmp_path / "run", LORA).root)
-
+def test_export_run__names_what_cannot_be_traced(tiled: Path, tmp_path: Path) -> None:
     def decide_by_value(module: Any, inputs: Any, output: Tensor) -> Tensor:
         return output if output.sum() > 0 else -output
 
-    run.model.predictor.register_forward_hook(lambda module, inputs, output: None)
-    run.model.encoder.register_module("extra", torch.nn.Identity())
+    run = load_run(tiled)
     run.model.predictor.class_embed.register_forward_hook(decide_by_value)
     with pytest.raises(ConfigError, match=r"The model cannot be exported: torch\.export cannot trace it \(.+\)"):
         export_run(run, tmp_path / "model.pt2")
@@ -193,14 +213,3 @@ def test_load_source__refuses_what_is_no_export(onnx: Any, finished: RunDirector
     with pytest.raises(ConfigError, match="`--device` must be cpu for an exported model"):
         load_source(path, "cuda")
     assert load_source(finished.root, "cuda").device == "cuda"
-
-
-def test_exported_model__only_predicts(onnx: Any, tiny: dict[str, Any], tmp_path: Path) -> None:
-    run = load_run(trained(tiny, tmp_path / "run", LORA).root)
-    expected = run.model.pixel_mean, run.model.pixel_std, run.model.num_classes, run.model.num_queries
-    model = ExportedModel(export_run(run, tmp_path / "model.onnx").path)
-    assert (model.pixel_mean, model.pixel_std, model.num_classes, model.num_queries) == expected
-    with pytest.raises(ConfigError, match="only predicts"):
-        model.split(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ConfigError, match="exported for inputs of 64x64 pixels, but the input has 64x96"):
-        model(torch.zeros(1, 3, 64, 96))
