@@ -95,14 +95,13 @@ def _check_name(out: Path) -> None:
 
 def _merge(model: SegmentationModel) -> tuple[str, str]:
     """Merge the deltas of a model in place; return their place, and the reason if they cannot be merged."""
-    has_deltas = bool(attached(model))
-    deltas, reason = (MERGED if has_deltas else NONE), ""
+    deltas = MERGED if attached(model) else NONE
     try:
         peft.merge(model)
     except PlanError as error:
-        deltas, reason = IN_GRAPH, str(error)
+        return IN_GRAPH, str(error)
     peft.dequantize(model)
-    return deltas, reason
+    return deltas, ""
 
 
 def _description(

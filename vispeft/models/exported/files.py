@@ -115,6 +115,8 @@ def _in_onnx(program: ExportedProgram) -> Any:
                 program,
                 input_names=[INPUT],
                 output_names=list(output_names(len(program.graph_signature.user_outputs))),
+                # the name of the axis, which is s1 or the like in the program
+                dynamic_shapes={INPUT: {0: "batch"}},
                 opset_version=_OPSET,
                 dynamo=True,
                 verbose=False,
