@@ -10,13 +10,15 @@ categories. A cell is one category in one image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
+
+from vispeft.coco.masks import Masks
 
 # computed as in pycocotools, for the same floating-point values
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
@@ -25,9 +27,8 @@ AREA_RANGES: NDArray[np.float64] = np.array(
     [[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]], dtype=np.float64
 )
 MAX_DETECTIONS = (1, 10, 100)
-
-MasksOrBoxes = Sequence[Mapping[str, Any]] | NDArray[np.float64]
-
+# number of pairs whose areas are compared together
+_NUM_TOGETHER = 2**18
 
 @dataclass(frozen=True)
 class Objects:
@@ -36,14 +37,14 @@ class Objects:
     image_idx, category_idx: [G] int64, counted by ascending id
     area: [G] float64, pixels
     is_crowd: [G] bool
-    masks_or_boxes: compressed RLEs, or [G, 4] boxes x, y, width, height
+    masks_or_boxes: masks, or [G, 4] boxes x, y, width, height
     """
 
     image_idx: NDArray[np.int64]
     category_idx: NDArray[np.int64]
     area: NDArray[np.float64]
     is_crowd: NDArray[np.bool_]
-    masks_or_boxes: MasksOrBoxes
+    masks_or_boxes: Masks | NDArray[np.float64]
 
     @property
     def is_ignored(self) -> NDArray[np.bool_]:
@@ -59,7 +60,7 @@ class Detections:
     category_idx: NDArray[np.int64]
     area: NDArray[np.float64]
     score: NDArray[np.float64]
-    masks_or_boxes: MasksOrBoxes
+    masks_or_boxes: Masks | NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,10 @@ def overlapping_pairs(
     else:
         place, object_place = detections.image_idx[ranked.row], objects.image_idx
     order, object_order = np.argsort(place, kind="stable"), np.argsort(object_place, kind="stable")
+    if isinstance(detections.masks_or_boxes, Masks):
+        groups = place[order], object_place[object_order]
+        is_near, is_object_near = _near(objects, detections, ranked.row[order], object_order, groups, least_iou)
+        order, object_order = order[is_near], object_order[is_object_near]
     place, object_place = place[order], object_place[object_order]
     shared = np.intersect1d(place, object_place)
     starts, stops = (np.searchsorted(place, shared, side=side) for side in ("left", "right"))
@@ -171,6 +176,41 @@ def overlapping_pairs(
     return Pairs(order[starts[group] + row], object_order[object_starts[group] + column], iou[kept])
 
 
+def _near(
+    objects: Objects,
+    detections: Detections,
+    rows: NDArray[np.int64],
+    object_rows: NDArray[np.int64],
+    groups: tuple[NDArray[np.int64], NDArray[np.int64]],
+    least_iou: float,
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return masks of the detections and objects that may reach an IoU with an object or a detection of their group.
+
+    Without decoding it is known that IoU is at most the ratio of the areas, and 0 if one mask ends before the other.
+
+    rows, object_rows: indices of detections and objects, by group
+    groups: group of each of them, ascending
+    """
+    if not isinstance(detections.masks_or_boxes, Masks) or not isinstance(objects.masks_or_boxes, Masks):
+        raise ValueError("Masks are compared with masks alone.")
+    one, other = detections.masks_or_boxes.measures, objects.masks_or_boxes.measures
+    begins, stops = (np.searchsorted(groups[1], groups[0], side=side) for side in ("left", "right"))
+    is_near, is_object_near = np.zeros(len(rows), dtype=bool), np.zeros(len(object_rows), dtype=bool)
+    for part in _parts_of(stops - begins, _NUM_TOGETHER):
+        widths = (stops - begins)[part]
+        position = np.repeat(np.arange(part.start, part.stop), widths)
+        first = np.cumsum(widths) - widths
+        object_position = np.arange(len(position)) - np.repeat(first - begins[part], widths)
+        row, object_row = rows[position], object_rows[object_position]
+        area, object_area = one.area[row], other.area[object_row]
+        # a quotient, as IoU is, so that both are rounded alike
+        is_enough = np.minimum(area, object_area) / np.maximum(np.maximum(area, object_area), 1) >= least_iou
+        is_enough |= objects.is_crowd[object_row]
+        is_enough &= (one.begin[row] < other.end[object_row]) & (other.begin[object_row] < one.end[row])
+        is_near[position[is_enough]] = is_object_near[object_position[is_enough]] = True
+    return is_near, is_object_near
+
+
 def match_pairs(objects: Objects, detections: Detections, ranked: Ranked, pairs: Pairs) -> Matches:
     """Match detections to objects, given all pairs that reach the lowest IoU threshold."""
     num_areas, num_thresholds = len(AREA_RANGES), len(IOU_THRESHOLDS)
@@ -193,13 +233,19 @@ def match_pairs(objects: Objects, detections: Detections, ranked: Ranked, pairs:
     return Matches(ranked, *taken, is_matched, is_ignored, object_idx, objects)
 
 
-def take_rows(masks_or_boxes: MasksOrBoxes, rows: NDArray[np.int64]) -> Any:
+def take_rows(masks_or_boxes: Masks | NDArray[np.float64], rows: NDArray[np.int64]) -> Any:
     """Return some of the masks or boxes, in the form that pycocotools accepts."""
-    return (
-        masks_or_boxes[rows]
-        if isinstance(masks_or_boxes, np.ndarray)
-        else [masks_or_boxes[row] for row in rows.tolist()]
-    )
+    return masks_or_boxes.rles(rows.tolist()) if isinstance(masks_or_boxes, Masks) else masks_or_boxes[rows]
+
+
+def _parts_of(widths: NDArray[np.int64], most: int) -> list[slice]:
+    """Return slices of consecutive elements whose widths add up to some `most` each."""
+    if not len(widths):
+        return []
+    ends = np.cumsum(widths)
+    cuts = np.searchsorted(ends, np.arange(most, ends[-1], most), side="left") + 1
+    bounds = np.unique(np.concatenate([[0], cuts, [len(widths)]]))
+    return [slice(start, stop) for start, stop in pairwise(bounds.tolist())]
 
 
 @dataclass(frozen=True)
