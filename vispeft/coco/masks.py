@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,10 @@ class Masks:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def rles(self, rows: Iterable[int]) -> list[dict[str, Any]]:
+    def rles(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Return some of the masks in the form that pycocotools accepts."""
-        sizes, texts = self.sizes.tolist(), self.texts
-        return [{"size": sizes[row], "counts": texts[row]} for row in rows]
+        texts, sizes = self.texts, self.sizes[rows].tolist()
+        return [{"size": size, "counts": texts[row]} for row, size in zip(rows.tolist(), sizes, strict=True)]
 
 
 def measured_masks(sizes: NDArray[np.int64], texts: Sequence[str]) -> Masks:

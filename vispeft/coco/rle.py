@@ -27,8 +27,8 @@ LARGEST_WIDTH = 7
 LARGEST_MASK = 2**32 - 1
 """Pixels of the largest mask whose runs COCO's format can count."""
 
-# 5 points of 16 bytes per pixel of outline: a polygon may cost pycocotools at most some 160 MB
-_MAX_OUTLINE = 2e6
+LARGEST_OUTLINE = 2e6
+"""Pixels of the longest outline of a polygon: 5 points of 16 bytes each cost pycocotools some 160 MB."""
 
 
 def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def check_polygons(polygons: Any) -> None:
             )
         points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         outline = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
-        if outline > _MAX_OUTLINE or np.abs(points).max() > _MAX_OUTLINE:
+        if outline > LARGEST_OUTLINE or np.abs(points).max() > LARGEST_OUTLINE:
             raise ValueError(f"with a polygon whose outline is {outline:.3g} pixels long")
 
 

@@ -105,7 +105,7 @@ class _Numbers:
 class _Chains:
     """Run lengths as running sums: COCO writes differences to two runs before, from the fourth run on.
 
-    Numbers at even and at odd places of all texts are summed apart, in two rows. A text's runs 0, 2, 4, ... (background)
+    Numbers at even and at odd places of all texts are summed in two rows. A text's runs 0, 2, 4, ... (background)
     lie in one of them, its runs 1, 3, 5, ... (foreground) in the other, and run lengths are differences to the sums
     before the text. Run 0 is no start of the differences and is kept separately; its own difference is 0.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vispeft.evaluation.metrics.matching import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches
+from vispeft.evaluation.metrics.matching import AREA_NAMES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches
 
 RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 # in the order of COCOeval.stats

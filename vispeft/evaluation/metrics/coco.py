@@ -106,7 +106,7 @@ class Scored:
                 raise ValueError("Results without masks have no mask pass.")
             area, masks_or_boxes = self.masks.measures.area, self.masks
             if kind == "bbox":
-                rles = self.masks.rles(range(len(columns)))
+                rles = self.masks.rles(np.arange(len(columns)))
                 masks_or_boxes = np.array(mask_utils.toBbox(rles), dtype=np.float64).reshape(-1, 4)
         return Detections(self.image_idx, self.category_idx, area, columns.score, masks_or_boxes)
 
@@ -129,11 +129,12 @@ class Scored:
 
         A set is crowded if an image has more than 100 objects of one class: COCO's metrics cannot reach 1 there.
         """
-        counts = Counter((a["image_id"], a["category_id"]) for a in self.ground_truth.annotations if not a["iscrowd"])
-        is_crowded = max(counts.values(), default=0) > MAX_DETECTIONS[-1]
+        places = ((a["image_id"], a["category_id"]) for a in self.ground_truth.annotations if not a["iscrowd"])
+        is_crowded = max(Counter(places).values(), default=0) > MAX_DETECTIONS[-1]
         return max(MAX_DETECTIONS[-1], max_detections or 0) if is_crowded else MAX_DETECTIONS[-1]
 
 
+@paused_collection()
 def evaluate_coco(
     annotations: Path | str | dict[str, Any] | GroundTruth,
     results: Path | str | list[dict[str, Any]],

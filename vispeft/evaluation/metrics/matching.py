@@ -30,6 +30,7 @@ MAX_DETECTIONS = (1, 10, 100)
 # number of pairs whose areas are compared together
 _NUM_TOGETHER = 2**18
 
+
 @dataclass(frozen=True)
 class Objects:
     """Ground-truth objects in the order of the file.
@@ -235,7 +236,7 @@ def match_pairs(objects: Objects, detections: Detections, ranked: Ranked, pairs:
 
 def take_rows(masks_or_boxes: Masks | NDArray[np.float64], rows: NDArray[np.int64]) -> Any:
     """Return some of the masks or boxes, in the form that pycocotools accepts."""
-    return masks_or_boxes.rles(rows.tolist()) if isinstance(masks_or_boxes, Masks) else masks_or_boxes[rows]
+    return masks_or_boxes.rles(rows) if isinstance(masks_or_boxes, Masks) else masks_or_boxes[rows]
 
 
 def _parts_of(widths: NDArray[np.int64], most: int) -> list[slice]:
