@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vispeft.evaluation.metrics.matching import AREA_NAMES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches
+from vispeft.evaluation.metrics.matching import AREA_NAMES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches, bits_at
 
 RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 # in the order of COCOeval.stats
@@ -128,13 +128,13 @@ def _curves(
     """
     num_categories, num_areas = num_objects.shape
     begins = np.searchsorted(matches.category_idx[rows], np.arange(num_categories + 1))
-    score = matches.score[rows]
+    score, matched, ignored = matches.score[rows], matches.matched[rows], matches.ignored[rows]
     best_score = np.where(np.diff(begins) > 0, np.append(score, 0.0)[begins[:-1]], 0.0)  # [K]
     sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, num_areas
     precision, scores, recall = np.empty(sizes), np.empty(sizes), np.empty((sizes[0], *sizes[2:]))
     for area, threshold in np.ndindex(num_areas, len(IOU_THRESHOLDS)):
-        is_counted = ~matches.is_ignored[area, threshold][rows]
-        true_positives = np.flatnonzero(matches.is_matched[area, threshold][rows] & is_counted)
+        is_counted = ~bits_at(ignored, area, threshold)
+        true_positives = np.flatnonzero(bits_at(matched, area, threshold) & is_counted)
         num_counted = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_counted)])
         firsts = np.searchsorted(true_positives, begins)
         number = np.diff(firsts)  # [K]
