@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from vispeft.errors import DataError
 
 # beyond, a whole number may have been an integer, which results must not have
 _LARGEST_NUMBER = 2.0**63
+# number of results that are taken apart together, so that they stay within a core's cache
+_NUM_TOGETHER = 4096
 
 
 class _Rle(msgspec.Struct, gc=False):
@@ -138,26 +139,32 @@ def _places(values: NDArray[np.int64], ids: Sequence[int]) -> NDArray[np.int64]:
 def _plain_columns(results: list[_Result]) -> ResultColumns | None:
     """Return the columns of plain results, or None if they may be faulty."""
     number = len(results)
-    boxes, shapes = (list(map(attrgetter(key), results)) for key in ("bbox", "segmentation"))
-    has_boxes, has_masks = (bool(results) and column[0] is not None for column in (boxes, shapes))
-    if boxes.count(None) != number * (not has_boxes) or shapes.count(None) != number * (not has_masks):
-        return None
+    has_boxes = bool(results) and results[0].bbox is not None
+    has_masks = bool(results) and results[0].segmentation is not None
     if number and not has_boxes and not has_masks:
         return None
-    sides = np.fromiter(chain.from_iterable(boxes), np.float64, 4 * number).reshape(-1, 4) if has_boxes else None
-    sizes = [shape.size for shape in shapes] if has_masks else []
-    columns = ResultColumns(
-        np.fromiter(map(attrgetter("image_id"), results), np.int64, number),
-        np.fromiter(map(attrgetter("category_id"), results), np.int64, number),
-        np.fromiter(map(attrgetter("score"), results), np.float64, number),
-        sides,
-        np.fromiter(chain.from_iterable(sizes), np.int64, 2 * number).reshape(-1, 2) if has_masks else None,
-        [shape.counts for shape in shapes] if has_masks else None,
-        {},
-    )
-    numbers = [columns.score, *([] if sides is None else [sides])]
-    is_sound = all((np.abs(values) < _LARGEST_NUMBER).all() for values in numbers)
-    return columns if is_sound and (sides is None or (sides[:, 2:] >= 0).all()) else None
+    image_id, category_id = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int64)
+    score, boxes = np.empty(number), np.empty((number * has_boxes, 4))
+    sizes, counts = np.empty((number * has_masks, 2), dtype=np.int64), []
+    for start in range(0, number, _NUM_TOGETHER):
+        some = results[start : start + _NUM_TOGETHER]
+        part = slice(start, start + len(some))
+        image_id[part] = [one.image_id for one in some]
+        category_id[part] = [one.category_id for one in some]
+        score[part] = [one.score for one in some]
+        found = [one.bbox for one in some if one.bbox is not None]
+        shapes = [one.segmentation for one in some if one.segmentation is not None]
+        if len(found) != len(some) * has_boxes or len(shapes) != len(some) * has_masks:
+            return None
+        if has_boxes:
+            boxes[part].flat = list(chain.from_iterable(found))
+        if has_masks:
+            sizes[part].flat = list(chain.from_iterable([shape.size for shape in shapes]))
+            counts += [shape.counts for shape in shapes]
+    if (np.abs(score) >= _LARGEST_NUMBER).any() or (np.abs(boxes) >= _LARGEST_NUMBER).any() or (boxes[:, 2:] < 0).any():
+        return None
+    columns = image_id, category_id, score, boxes if has_boxes else None
+    return ResultColumns(*columns, *((sizes, counts) if has_masks else (None, None)), {})
 
 
 def _is_compressed(shape: Any) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vispeft.evaluation.metrics.matching import AREA_NAMES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches, bits_at
+from vispeft.evaluation.metrics.detections import AREA_NAMES, IOU_THRESHOLDS, MAX_DETECTIONS
+from vispeft.evaluation.metrics.matching import Matches, bits_at
 
 RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 # in the order of COCOeval.stats
@@ -43,7 +44,7 @@ def accumulate(matches: Matches, num_categories: int, limits: Sequence[int] = MA
     """
     num_objects = count_objects(matches, num_categories)  # [K, A]
     reached = _true_positives_needed(num_objects)  # [K, A, R]
-    order = np.lexsort((-matches.score, matches.category_idx))
+    order = matches.ranked.by_score
     curves = [_curves(matches, order[matches.ranked.rank[order] < limit], num_objects, reached) for limit in limits]
     return Curves(
         np.stack([one.precision for one in curves], axis=-1),

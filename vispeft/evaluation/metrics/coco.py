@@ -17,13 +17,9 @@ from vispeft.coco.masks import Masks, measured_masks
 from vispeft.coco.result_columns import ResultColumns, indices_in, read_columns, to_columns
 from vispeft.coco.result_masks import result_masks
 from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats, stats_at
-from vispeft.evaluation.metrics.matching import (
-    MAX_DETECTIONS,
-    Detections,
-    Matches,
-    Objects,
-    match_detections,
-)
+from vispeft.evaluation.metrics.detections import MAX_DETECTIONS, Detections, Objects, Ranked, rank_detections
+from vispeft.evaluation.metrics.matching import Matches, match_pairs
+from vispeft.evaluation.metrics.overlaps import overlapping_pairs
 from vispeft.io.garbage import paused_collection
 
 
@@ -110,16 +106,23 @@ class Scored:
                 masks_or_boxes = np.array(mask_utils.toBbox(rles), dtype=np.float64).reshape(-1, 4)
         return Detections(self.image_idx, self.category_idx, area, columns.score, masks_or_boxes)
 
-    def match(self, kind: str, limit: int = MAX_DETECTIONS[-1]) -> Matches:
+    def rank(self, limit: int = MAX_DETECTIONS[-1]) -> Ranked:
+        """Return the best detections of each class in each image. limit: number of them"""
+        return rank_detections(self.image_idx, self.category_idx, self.columns.score, len(self.image_ids), limit=limit)
+
+    def match(self, kind: str, ranked: Ranked | None = None) -> Matches:
         """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox").
 
-        limit: detections scored of each class in each image
+        ranked: the detections that are scored, of `rank`; by default 100 of each class in each image
         """
-        return match_detections(self.objects(kind), self.detections(kind), len(self.image_ids), limit=limit)
+        objects, detections = self.objects(kind), self.detections(kind)
+        ranked = ranked or self.rank()
+        pairs = overlapping_pairs(objects, detections, ranked, len(self.image_ids))
+        return match_pairs(objects, detections, ranked, pairs)
 
-    def metrics(self, kind: str, limit: int) -> tuple[dict[str, float], list[float]]:
-        """Return the metrics of a pass and the AP of each category. limit: as for `match`, 100 or more"""
-        matches, num_categories = self.match(kind, limit), len(self.category_ids)
+    def metrics(self, kind: str, ranked: Ranked, limit: int) -> tuple[dict[str, float], list[float]]:
+        """Return the metrics of a pass and the AP of each category. ranked: of `rank(limit)`, with 100 or more"""
+        matches, num_categories = self.match(kind, ranked), len(self.category_ids)
         curves = accumulate(matches, num_categories)
         more = stats_at(matches, num_categories, limit) if limit > MAX_DETECTIONS[-1] else {}
         return {**coco_stats(curves), **more}, curves.category_precisions()
@@ -152,6 +155,7 @@ def evaluate_coco(
     """
     scored = read_scored(annotations, results)
     limit = scored.limit_for(max_detections)
+    ranked = scored.rank(limit)
     warnings = list(scored.ground_truth.warnings)
     num_categories = len(scored.category_ids)
     if not len(scored.columns):
@@ -162,8 +166,8 @@ def evaluate_coco(
         warnings.append("The results are boxes only, so that the mask metrics are undefined (-1).")
         segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
     else:
-        segm, category_values = scored.metrics("segm", limit)
-    bbox, _ = scored.metrics("bbox", limit)
+        segm, category_values = scored.metrics("segm", ranked, limit)
+    bbox, _ = scored.metrics("bbox", ranked, limit)
     per_category = dict(zip(scored.names, category_values, strict=True))
     return CocoMetrics(segm, bbox, per_category, tuple(warnings))
 
