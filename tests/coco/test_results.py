@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vispeft.coco.results import read_results, result_masks, to_coco_results, write_results
+from vispeft.coco.results import read_results, to_coco_results, write_results
 from vispeft.errors import DataError
 from vispeft.structures import Instances
 
@@ -141,12 +141,3 @@ def test_read_results__tells_all_that_is_wrong_with_the_first_and_counts_the_oth
     path.write_text(json.dumps([RESULT, *[RESULT | {"score": "0.9", "image_id": "1"}] * 3]))
     with pytest.raises(DataError, match=r"result 1 .*`image_id`, but has '1'; it .*`score`.*'0.9' \(2 more results"):
         read_results(path)
-
-
-def test_result_masks__refuses_relative_coordinates():
-    polygons = [[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]], [[0.0, 0.0, 1.0, 0.0, 1.0, 1.0]]]
-    results = [RESULT | {"segmentation": segmentation} for segmentation in polygons]
-    with pytest.raises(DataError, match=r"`pred\.json`.*0\.\.1; multiply x by the width"):
-        result_masks(results, "pred.json", {1: (4, 6)})
-    results[1]["segmentation"] = [[0.0, 0.0, 5.0, 0.0, 5.0, 4.0]]
-    assert result_masks(results, "pred.json", {1: (4, 6)})[1][1] > 0

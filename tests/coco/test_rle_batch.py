@@ -27,9 +27,9 @@ def _is_sound(text: str, num_pixels: int) -> bool:
 def test_measure_rles__areas_are_pycocotools() -> None:
     rles = _blobs(41, (31, 17))
     texts = [rle["counts"].decode() for rle in rles]
-    is_sound, areas = measure_rles(texts * 200, np.full(len(texts) * 200, 31 * 17))
-    assert is_sound.all()
-    assert areas.tolist() == [float(mask_utils.area(rle)) for rle in rles] * 200
+    found = measure_rles(texts * 200, np.full(len(texts) * 200, 31 * 17))
+    assert found.is_sound.all()
+    assert found.area.tolist() == [float(mask_utils.area(rle)) for rle in rles] * 200
 
 
 def test_measure_rles__agrees_with_the_check_of_one_on_garbage() -> None:
@@ -45,13 +45,22 @@ def test_measure_rles__agrees_with_the_check_of_one_on_garbage() -> None:
     num_pixels = np.where(generator.random(len(texts)) < 0.5, 63, generator.integers(0, 30, len(texts)))
     num_pixels[-len(good) :] = 63
     expected = [_is_sound(text, int(number)) for text, number in zip(texts, num_pixels, strict=True)]
-    assert measure_rles(texts, num_pixels)[0].tolist() == expected
+    assert measure_rles(texts, num_pixels).is_sound.tolist() == expected
     assert 41 < sum(expected) < 1000
 
 
 def test_measure_rles__of_nothing() -> None:
-    is_sound, areas = measure_rles([], np.zeros(0, dtype=np.int64))
-    assert len(is_sound) == len(areas) == 0
+    found = measure_rles([], np.zeros(0, dtype=np.int64))
+    assert len(found.is_sound) == len(found.area) == 0
+
+
+def test_measure_rles__masks_lie_between_begin_and_end() -> None:
+    rles = _blobs(41, (31, 17))[1:]
+    texts = [rle["counts"].decode() for rle in rles]
+    found = measure_rles(texts, np.full(len(texts), 31 * 17))
+    pixels = [np.flatnonzero(mask_utils.decode(rle).ravel(order="F")) for rle in rles]
+    assert found.begin.tolist() == [one[0] for one in pixels]
+    assert found.end.tolist() == [one[-1] + 1 for one in pixels]
 
 
 def test_decode_region__is_the_mask_in_its_box() -> None:

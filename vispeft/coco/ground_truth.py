@@ -6,7 +6,7 @@ Scoring reads no images and drops nothing that pycocotools can score. Every chan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from pycocotools import mask as mask_utils
 
 from vispeft.coco.faults import Faults
 from vispeft.coco.foreign_formats import PANOPTIC, foreign_format_hint, is_panoptic
+from vispeft.coco.polygon_batch import polygon_rles
 from vispeft.coco.rle import LARGEST_MASK, size_of, to_rle
 from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation
 from vispeft.coco.values import as_box, as_flag, as_integer, flag_of_text, is_number, new_ids, sides_of, why_no_id
 from vispeft.errors import DataError
+from vispeft.io.garbage import paused_collection
 from vispeft.io.json_files import read_json
 
 
@@ -51,6 +53,7 @@ class GroundTruth:
         return {key: name if uses[name] == 1 else f"{name} (id {key})" for key, name in names.items()}
 
 
+@paused_collection()
 def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
     """Return the annotations of a COCO instances file, or of its content (left unchanged), to score against."""
     source = f"`{annotations}`" if isinstance(annotations, Path) else "the annotations"
@@ -60,6 +63,7 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
     truth = GroundTruth(images, categories, [], (), ())
     sizes, category_ids = truth.image_sizes, {category["id"] for category in categories}
     is_relative = holds_relative(entry.get("segmentation") for entry in entries if isinstance(entry, dict))
+    known = {} if is_relative else _polygon_rles(entries, sizes)
     filled: list[dict[str, Any]] = []
     rles: list[dict[str, Any] | None] = []
     for place, entry in enumerate(entries):
@@ -68,7 +72,9 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
             continue
         name = _name(entry, place)
         annotation = _with_known_ids(entry, name, sizes, category_ids, faults)
-        rle = _annotation_rle(annotation, sizes.get(annotation["image_id"]), name, is_relative, faults)
+        rle = known.get(place)
+        if rle is None:
+            rle = _annotation_rle(annotation, sizes.get(annotation["image_id"]), name, is_relative, faults)
         if annotation["image_id"] in sizes and _fill(annotation, rle, name, faults):
             filled.append(annotation)
             rles.append(rle)
@@ -147,6 +153,14 @@ def _with_known_ids(
     if annotation["image_id"] is not None and annotation["image_id"] not in sizes:
         faults.warn("of an image that the file does not list; not scored", name)
     return annotation
+
+
+def _polygon_rles(entries: Sequence[Any], sizes: Mapping[int, tuple[int, int]]) -> dict[int, dict[str, Any]]:
+    """Return the masks of the annotations that are plain polygons, by place. sizes: image id to height and width"""
+    plain = [entry if isinstance(entry, dict) else {} for entry in entries]
+    known = [sizes.get(key) if isinstance(key := entry.get("image_id"), int) else None for entry in plain]
+    whole = [size if size and 0 not in size else None for size in known]
+    return polygon_rles([entry.get("segmentation") for entry in plain], whole)
 
 
 def _annotation_rle(

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
-
-from vispeft.coco.rle import to_rle
-from vispeft.coco.rle_batch import measure_rles
-from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation
 from vispeft.coco.values import as_box, as_integer, is_number
 from vispeft.errors import DataError
 from vispeft.io.json_files import read_json, write_json
@@ -92,64 +85,6 @@ def _with_integer_ids(result: dict[str, Any]) -> dict[str, Any]:
     if all(type(value) is int for value in ids.values()):
         return result
     return result | {key: as_integer(value) for key, value in ids.items()}
-
-
-def check_references(
-    results: Sequence[Mapping[str, Any]],
-    source: str,
-    image_sizes: Mapping[int, tuple[int, int]],
-    category_ids: Collection[int],
-) -> None:
-    """Raise a DataError for a result of an image or a category that the annotations do not have."""
-    for idx, result in enumerate(results):
-        if result["image_id"] not in image_sizes:
-            raise DataError(
-                f"`{source}`: result {idx} (counted from 0) is for image id {result['image_id']}, which the annotations"
-                " do not have. Score the results on the annotations that they were predicted for."
-            )
-        if result["category_id"] not in category_ids:
-            known = ", ".join(str(category_id) for category_id in sorted(category_ids)[:20])
-            raise DataError(
-                f"`{source}`: result {idx} (counted from 0) has category id {result['category_id']}, which the"
-                f" annotations do not have (they have {known}). Results carry the annotations' own category ids."
-            )
-
-
-def result_masks(
-    results: Sequence[Mapping[str, Any]], source: str, image_sizes: Mapping[int, tuple[int, int]]
-) -> tuple[list[Mapping[str, Any]], NDArray[np.float64]]:
-    """Return the masks of results as compressed RLE, and their areas in pixels: [N].
-
-    image_sizes: image id to height and width
-    """
-    sizes = [image_sizes[result["image_id"]] for result in results]
-    shapes = [result["segmentation"] for result in results]
-    if any(isinstance(shape, list) for shape in shapes) and holds_relative(shapes):
-        raise DataError(f"`{source}`: the results cannot be scored: {SENTENCES['relative-coordinates']}.")
-    plain = [index for index, shape in enumerate(shapes) if _is_compressed(shape, sizes[index])]
-    num_pixels = np.array([sizes[index][0] * sizes[index][1] for index in plain], dtype=np.int64)
-    is_sound, plain_areas = measure_rles([shapes[index]["counts"] for index in plain], num_pixels)
-    areas = np.full(len(results), -1.0)
-    areas[plain] = np.where(is_sound, plain_areas, -1.0)
-    for index in np.flatnonzero(areas < 0).tolist():
-        where = f"`{source}`: result {index} (counted from 0), for image id {results[index]['image_id']}"
-        straight = normalise_segmentation(shapes[index])
-        if straight.forms:
-            reasons = "; ".join(SENTENCES[form] for form in straight.forms)
-            raise DataError(f"{where}, cannot be scored: {reasons}.")
-        try:
-            shapes[index] = to_rle(straight.value, *sizes[index])
-        except ValueError as error:
-            raise DataError(f"{where}, cannot be scored: it comes {error}.") from error
-        areas[index] = mask_utils.area(shapes[index])
-    return shapes, areas
-
-
-def _is_compressed(shape: Any, size: tuple[int, int]) -> bool:
-    """Tell whether a value has the form of a compressed RLE of its image's size; the counts are not checked here."""
-    if not isinstance(shape, dict) or shape.get("size") != list(size):
-        return False
-    return isinstance(shape.get("counts"), str) and all(type(side) is int for side in shape["size"])
 
 
 def _faults(result: Any) -> list[str]:

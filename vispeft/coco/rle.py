@@ -27,8 +27,8 @@ LARGEST_WIDTH = 7
 LARGEST_MASK = 2**32 - 1
 """Pixels of the largest mask whose runs COCO's format can count."""
 
-# 5 points of 16 bytes per pixel of outline: a polygon may cost pycocotools at most some 160 MB
-_MAX_OUTLINE = 2e6
+LARGEST_OUTLINE = 2e6
+"""Pixels of the longest outline of a polygon: 5 points of 16 bytes each cost pycocotools some 160 MB."""
 
 
 def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, width: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def check_polygons(polygons: Any) -> None:
             )
         points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
         outline = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1).sum()
-        if outline > _MAX_OUTLINE or np.abs(points).max() > _MAX_OUTLINE:
+        if outline > LARGEST_OUTLINE or np.abs(points).max() > LARGEST_OUTLINE:
             raise ValueError(f"with a polygon whose outline is {outline:.3g} pixels long")
 
 
@@ -139,34 +139,39 @@ def run_lengths(counts: Any) -> NDArray[np.int64]:
 class Numbers(NamedTuple):
     """The numbers in compressed counts, which are written with 5 bits per character.
 
+    values: [R] int64
     codes: [C] uint8, characters less 48; above LARGEST_CODE where COCO does not use the character
-    ends, widths: [R] int64, index of each number's last character, and its number of characters
-    values: [R] int64; without meaning where the width is above LARGEST_WIDTH
+    continued: [M] int64, ascending indices of the characters after which their number goes on
+    too_long: [L] int64, index of a character in each number of more than LARGEST_WIDTH characters
     """
 
-    codes: NDArray[np.uint8]
-    ends: NDArray[np.int64]
-    widths: NDArray[np.int64]
     values: NDArray[np.int64]
+    codes: NDArray[np.uint8]
+    continued: NDArray[np.int64]
+    too_long: NDArray[np.int64]
 
 
 def read_numbers(text: bytes) -> Numbers:
     """Return the numbers in the compressed counts of one RLE, or of several that follow each other.
 
     A number's lowest bits come first. All its characters but the last are marked by 32; the highest bit of the last is
-    the sign (cocoapi, `maskApi.c`, `rleFrString`).
+    the sign (cocoapi, `maskApi.c`, `rleFrString`). Most numbers have one character.
     """
     # characters below 48 wrap to large codes
     codes = np.frombuffer(text, dtype=np.uint8) - np.uint8(48)
-    ends = (codes < CONTINUES).nonzero()[0]
-    widths = ends + 1
-    widths[1:] -= widths[:-1].copy()
-    values = ((codes[ends] & 31).astype(np.int64) ^ 16) - 16
-    longest = int(widths.max()) if len(widths) else 0
-    for place in range(1, min(longest, LARGEST_WIDTH)):
-        longer = (widths > place).nonzero()[0]
-        values[longer] = values[longer] * 32 + (codes[ends[longer] - place] & 31)
-    return Numbers(codes, ends, widths, values)
+    is_last = codes < CONTINUES
+    digits = ((codes << 3).view(np.int8) >> 3).astype(np.int16)  # five bits with their sign
+    # numbers of two characters, over all characters at once: few have more
+    digits[1:] += (digits[1:] * 31 + (codes[:-1] & 31)) * ~is_last[:-1]
+    values = digits.compress(is_last).astype(np.int64)
+    continued = np.flatnonzero(~is_last)
+    last = np.flatnonzero(is_last[2:] & ~is_last[1:-1] & ~is_last[:-2]) + 2
+    for place in range(2, LARGEST_WIDTH):
+        number = last - np.searchsorted(continued, last)
+        values[number] = values[number] * 32 + (codes[last - place] & 31)
+        last = last[last > place]
+        last = last[~is_last[last - place - 1]]
+    return Numbers(values, codes, continued, last - LARGEST_WIDTH)
 
 
 def _decode_counts(text: bytes) -> NDArray[np.int64]:
@@ -179,7 +184,7 @@ def _decode_counts(text: bytes) -> NDArray[np.int64]:
         raise ValueError("with RLE `counts` in characters that COCO does not use")
     if numbers.codes[-1] >= CONTINUES:
         raise ValueError("with RLE `counts` that are cut off")
-    if numbers.widths.max() > LARGEST_WIDTH:
+    if len(numbers.too_long):
         raise ValueError("with a number in its RLE `counts` that is too large")
     values = numbers.values
     values[1::2] = np.cumsum(values[1::2])

@@ -9,10 +9,10 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from vispeft.coco.rle import CONTINUES, LARGEST_CODE, LARGEST_WIDTH, decode_columns, read_numbers
+from vispeft.coco.rle import CONTINUES, LARGEST_CODE, decode_columns, read_numbers
 
 # characters decoded together: their arrays stay within a core's cache
-_CHUNK = 2**16
+_CHUNK = 2**17
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,25 @@ class Runs:
         return self.lengths[self.begins[index] : self.begins[index + 1]]
 
 
-def measure_rles(texts: Sequence[str], num_pixels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Return for each RLE whether it describes exactly its number of pixels, and the area of its mask, each [N].
+@dataclass(frozen=True)
+class RleMeasures:
+    """Measures of N masks in pixels, without meaning where `is_sound` is False.
 
-    num_pixels: [N]
+    is_sound: [N] bool, True where an RLE describes exactly its number of pixels
+    area: [N] float64
+    begin, end: [N] int64, pixels between which the mask lies, counted down the columns; `end` is exclusive
     """
-    is_sound, areas = np.zeros(len(texts), dtype=bool), np.zeros(len(texts))
+
+    is_sound: NDArray[np.bool_]
+    area: NDArray[np.float64]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+
+
+def measure_rles(texts: Sequence[str], num_pixels: NDArray[np.int64]) -> RleMeasures:
+    """Check the counts of compressed RLEs and measure their masks. num_pixels: [N], pixels of each RLE's image"""
+    is_sound, area = np.zeros(len(texts), dtype=bool), np.zeros(len(texts))
+    begin, end = np.zeros(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=np.int64)
     for chunk in _chunks(texts):
         part = texts[chunk]
         numbers, is_good = _read_numbers(part)
@@ -46,22 +59,28 @@ def measure_rles(texts: Sequence[str], num_pixels: NDArray[np.int64]) -> tuple[N
         if not len(places):
             continue
         chains = _add_up(numbers)
-        totals = np.add.reduceat(chains.sums, chains.begins, axis=1) - chains.before * chains.rows
-        totals[1] -= np.where(chains.is_padded, (chains.sums[1, chains.begins + chains.rows - 1] - chains.before[1]), 0)
-        least = (np.minimum.reduceat(chains.sums, chains.begins, axis=1) - chains.before).min(axis=0)
-        total = chains.first + totals.sum(axis=0)
-        is_sound[places] = (total == num_pixels[places]) & (least >= 0) & (chains.first >= 0)
-        areas[places] = totals[1]
-    return is_sound, areas
+        totals = np.stack([np.add.reduceat(sums, starts)[:-1] for sums, starts in chains.rows])
+        least = np.stack([np.minimum.reduceat(sums, starts)[:-1] for sums, starts in chains.rows])
+        is_empty = chains.count == 0
+        background, foreground = np.where(is_empty, 0, totals - chains.count * chains.before)[chains.by_role]
+        lowest = np.where(is_empty, 0, least - chains.before).min(axis=0)
+        total = chains.first + background + foreground
+        is_sound[places] = (total == num_pixels[places]) & (lowest >= 0) & (chains.first >= 0)
+        area[places], begin[places], end[places] = foreground, chains.first, total - chains.trailing()
+    return RleMeasures(is_sound, area, begin, end)
 
 
 def decode_rles(texts: Sequence[str]) -> Runs:
     """Return the run lengths of RLEs that are known to be valid."""
     numbers, _ = _read_numbers(texts)
     chains = _add_up(numbers)
-    lengths = chains.sums - np.repeat(chains.before, chains.rows, axis=1)
-    lengths[0, chains.begins] = chains.first
-    return Runs(lengths.ravel()[chains.place], numbers.begins)
+    lengths = np.stack([sums for sums, _ in chains.rows], axis=1).ravel()[: len(numbers.values)]
+    counts = np.diff(numbers.begins)
+    for row in (0, 1):
+        before = np.repeat(chains.before[row], counts)
+        lengths[row::2] -= before[row::2]
+    lengths[numbers.begins[:-1]] = chains.first
+    return Runs(lengths, numbers.begins)
 
 
 def decode_region(lengths: NDArray[np.int64], box: tuple[int, int, int, int], height: int) -> NDArray[np.uint8]:
@@ -86,55 +105,62 @@ class _Numbers:
 class _Chains:
     """Run lengths as running sums: COCO writes differences to two runs before, from the fourth run on.
 
-    Every text has a chain of its runs 0, 2, 4, ... (without the first, which is kept separately) and one of its runs
-    1, 3, 5, ...; the chains of all texts follow each other in two rows of M elements.
+    Numbers at even and at odd places of all texts are summed in two rows. A text's runs 0, 2, 4, ... (background)
+    lie in one of them, its runs 1, 3, 5, ... (foreground) in the other, and run lengths are differences to the sums
+    before the text. Run 0 is no start of the differences and is kept separately; its own difference is 0.
 
-    sums: [2, M] int64, running over all texts
-    before: [2, N] int64, the sums of all earlier texts
+    rows: for each row, the sums (with some zeros at the end), and the offset of each text in them: [N + 1] int64
+    before: [2, N] int64, what to subtract from the sums of each text
+    count: [2, N] int64, number of each text's sums
     first: [N] int64, the first run
-    begins, rows: [N] int64, offset of each text's chains, and their length
-    is_padded: [N] bool, True where the last element of the second chain is padding
-    place: [R] int64, index of each number in the flat sums
+    by_role: index that makes the background row 0 and the foreground row 1
     """
 
-    sums: NDArray[np.int64]
+    rows: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...]
     before: NDArray[np.int64]
+    count: NDArray[np.int64]
     first: NDArray[np.int64]
-    begins: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    is_padded: NDArray[np.bool_]
-    place: NDArray[np.int64]
+    by_role: tuple[NDArray[np.int64], NDArray[np.int64]]
+
+    def trailing(self) -> NDArray[np.int64]:
+        """Return the length of the background after the last foreground run: [N]."""
+        lasts = np.stack([sums[np.maximum(starts[1:] - 1, 0)] for sums, starts in self.rows]) - self.before
+        background, foreground = self.count[self.by_role]
+        return np.where(background > foreground, lasts[self.by_role][0], 0)
 
 
 def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
     """Return the numbers of N texts, and for each text whether it has whole numbers in COCO's characters alone: [N]."""
-    is_good = np.fromiter((text.isascii() and len(text) > 0 for text in texts), dtype=bool, count=len(texts))
-    sizes = np.where(is_good, np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)), 0)
-    joined = "".join(texts if is_good.all() else [text for text in texts if text.isascii()])
+    joined = "".join(texts)
+    sizes = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
+    is_good = sizes > 0
+    if not joined.isascii():
+        is_good &= np.fromiter((text.isascii() for text in texts), dtype=bool, count=len(texts))
+        joined = "".join([text for text in texts if text.isascii()])
+    text_ends = np.cumsum(np.where(is_good, sizes, 0))
     found = read_numbers(joined.encode("ascii"))
-    text_ends = np.cumsum(sizes)
-    too_long = found.widths > LARGEST_WIDTH
-    bad = [np.flatnonzero(found.codes > LARGEST_CODE), (found.ends - found.widths + 1)[too_long]]
     is_good[is_good] = found.codes[text_ends[is_good] - 1] < CONTINUES
-    is_good[np.searchsorted(text_ends, np.concatenate(bad), side="right")] = False
-    begins = np.concatenate([np.zeros(1, dtype=np.int64), np.searchsorted(found.ends, text_ends)])
-    return _Numbers(found.values, begins), is_good
+    if len(found.too_long) or found.codes.max(initial=0) > LARGEST_CODE:
+        bad = np.concatenate([np.flatnonzero(found.codes > LARGEST_CODE), found.too_long])
+        is_good[np.searchsorted(text_ends, bad, side="right")] = False
+    ends = text_ends - np.searchsorted(found.continued, text_ends)
+    return _Numbers(found.values, np.concatenate([np.zeros(1, dtype=np.int64), ends])), is_good
 
 
 def _add_up(numbers: _Numbers) -> _Chains:
     """Return the run lengths of the numbers of each text; every text has at least one."""
-    starts, counts = numbers.begins[:-1], np.diff(numbers.begins)
-    rows = (counts + 1) // 2
-    begins = np.cumsum(rows) - rows
-    width = int(rows.sum())
-    padded = np.arange(len(numbers.values)) + np.repeat(2 * begins - starts, counts)
-    place = (padded >> 1) + (padded & 1) * width
-    steps = np.zeros(2 * width, dtype=np.int64)
-    steps[place] = numbers.values
-    steps[begins] = 0
-    sums = np.cumsum(steps.reshape(2, width), axis=1)
-    before = np.where(begins > 0, sums[:, begins - 1], 0)
-    return _Chains(sums, before, numbers.values[starts], begins, rows, counts % 2 == 1, place)
+    begins, first = numbers.begins, numbers.values[numbers.begins[:-1]]
+    padded = np.zeros(len(numbers.values) // 2 * 2 + 4, dtype=np.int64)
+    padded[: len(numbers.values)] = numbers.values
+    sums = [np.cumsum(padded[row::2]) for row in (0, 1)]
+    starts = [(begins + 1 - row) // 2 for row in (0, 1)]
+    before = np.stack([np.where(s > 0, sums[row][s - 1], 0) for row, s in enumerate(s[:-1] for s in starts)])
+    text, background = np.arange(len(first)), begins[:-1] % 2
+    before[background, text] += first
+    by_role = np.stack([background, 1 - background]), np.stack([text, text])
+    return _Chains(
+        tuple(zip(sums, starts, strict=True)), before, np.stack([np.diff(s) for s in starts]), first, by_role
+    )
 
 
 def _chunks(texts: Sequence[str]) -> list[slice]:

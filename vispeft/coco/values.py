@@ -76,12 +76,12 @@ def is_integer(value: Any) -> bool:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Tell whether a value is a finite number (true and false are not)."""
-    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    return math.isfinite(value) if isinstance(value, float) else is_integer(value)
 
 
 def as_box(value: Any) -> tuple[float, float, float, float] | None:
     """Return a COCO box of four finite numbers x, y, width, height with sides of at least 0, or None."""
-    if not isinstance(value, list) or len(value) != 4 or not all(is_number(number) for number in value):
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_number, value)):
         return None
     x, y, width, height = map(float, value)
     return (x, y, width, height) if width >= 0 and height >= 0 else None

@@ -20,14 +20,9 @@ from vispeft.coco.rle import encode_region
 from vispeft.coco.rle_batch import decode_region, decode_rles
 from vispeft.evaluation.metrics.accumulate import accumulate, coco_stats
 from vispeft.evaluation.metrics.coco import Scored
-from vispeft.evaluation.metrics.matching import (
-    IOU_THRESHOLDS,
-    Pairs,
-    match_pairs,
-    overlapping_pairs,
-    rank_detections,
-    take_rows,
-)
+from vispeft.evaluation.metrics.detections import IOU_THRESHOLDS
+from vispeft.evaluation.metrics.matching import match_pairs
+from vispeft.evaluation.metrics.overlaps import Pairs, overlapping_pairs, take_rows
 
 DILATION_RATIO = 0.02
 # number of masks that are decoded together
@@ -37,7 +32,7 @@ _CHUNK = 1024
 def boundary_stats(scored: Scored) -> dict[str, float]:
     """Return COCO's twelve metrics with boundary IoU. Results must have masks."""
     objects, detections = scored.objects("segm"), scored.detections("segm")
-    ranked = rank_detections(detections, len(scored.image_ids))
+    ranked = scored.rank()
     pairs = overlapping_pairs(objects, detections, ranked, len(scored.image_ids))
     is_tested = ~objects.is_crowd[pairs.object_idx]  # a crowd is matched by mask IoU alone
     detection_rows, detection_places = np.unique(ranked.row[pairs.detection_idx[is_tested]], return_inverse=True)

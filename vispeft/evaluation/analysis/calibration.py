@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispeft.evaluation.metrics.accumulate import count_objects
-from vispeft.evaluation.metrics.matching import Matches, Pairs
+from vispeft.evaluation.metrics.matching import Matches
+from vispeft.evaluation.metrics.overlaps import Pairs
 
 NUM_BINS = 10
 _LAECE_BINS = 25

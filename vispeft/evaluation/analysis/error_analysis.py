@@ -23,15 +23,9 @@ from vispeft.evaluation.metrics.accumulate import (
     mean_of_defined,
 )
 from vispeft.evaluation.metrics.coco import Scored, read_scored
-from vispeft.evaluation.metrics.matching import (
-    AREA_NAMES,
-    IOU_THRESHOLDS,
-    Matches,
-    Pairs,
-    match_pairs,
-    overlapping_pairs,
-    rank_detections,
-)
+from vispeft.evaluation.metrics.detections import AREA_NAMES, IOU_THRESHOLDS
+from vispeft.evaluation.metrics.matching import Matches, match_pairs
+from vispeft.evaluation.metrics.overlaps import Pairs, overlapping_pairs
 from vispeft.evaluation.statistics.bootstrap import records_of
 from vispeft.evaluation.statistics.compare import estimate_ap
 from vispeft.evaluation.statistics.significance import Estimate
@@ -147,7 +141,7 @@ def analyse_results(
 def _matched(scored: Scored, kind: str) -> tuple[Matches, Pairs, Pairs]:
     """Return the matches, their pairs within categories from IoU 0.5, and all pairs of each image from IoU 0.1."""
     objects, detections, num_images = scored.objects(kind), scored.detections(kind), len(scored.image_ids)
-    ranked = rank_detections(detections, num_images)
+    ranked = scored.rank()
     overlaps = overlapping_pairs(
         objects, detections, ranked, num_images, least_iou=BACKGROUND, is_within_category=False
     )

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispeft.evaluation.metrics.accumulate import count_objects, interpolated_precision
-from vispeft.evaluation.metrics.matching import Matches, Objects, Pairs
+from vispeft.evaluation.metrics.detections import Objects
+from vispeft.evaluation.metrics.matching import Matches
+from vispeft.evaluation.metrics.overlaps import Pairs
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 # kinds of false positives, in the order in which they are assigned; the sixth kind, `missed`, is a false negative

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispeft.evaluation.metrics.accumulate import interpolated_precision
-from vispeft.evaluation.metrics.matching import IOU_THRESHOLDS, Matches, Pairs
+from vispeft.evaluation.metrics.detections import IOU_THRESHOLDS
+from vispeft.evaluation.metrics.matching import Matches
+from vispeft.evaluation.metrics.overlaps import Pairs
 
 
 @dataclass(frozen=True)

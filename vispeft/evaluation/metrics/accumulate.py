@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vispeft.evaluation.metrics.matching import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, MAX_DETECTIONS, Matches
+from vispeft.evaluation.metrics.detections import AREA_NAMES, IOU_THRESHOLDS, MAX_DETECTIONS
+from vispeft.evaluation.metrics.matching import Matches, bits_at
 
 RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 # in the order of COCOeval.stats
@@ -41,29 +42,15 @@ def accumulate(matches: Matches, num_categories: int, limits: Sequence[int] = MA
 
     limits: detections of each image, M of them, ascending; at most as many as were matched
     """
-    sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, len(AREA_RANGES), len(limits)
-    precision, scores = -np.ones(sizes), -np.ones(sizes)
-    recall = -np.ones((sizes[0], *sizes[2:]))
     num_objects = count_objects(matches, num_categories)  # [K, A]
-    bounds = np.searchsorted(matches.category_idx, np.arange(num_categories + 1))
-    for category in np.flatnonzero(num_objects.any(axis=1)).tolist():
-        rows = np.arange(bounds[category], bounds[category + 1])
-        rows = rows[np.argsort(-matches.score[rows], kind="stable")]
-        for limit_idx, limit in enumerate(limits):
-            kept = rows[matches.ranked.rank[rows] < limit]
-            score = matches.score[kept]
-            for area in np.flatnonzero(num_objects[category]).tolist():
-                is_counted = ~matches.is_ignored[area][:, kept]
-                is_true_positive = matches.is_matched[area][:, kept] & is_counted
-                place = category, area, limit_idx
-                for threshold in range(len(IOU_THRESHOLDS)):
-                    curve = _curve(
-                        is_true_positive[threshold], is_counted[threshold], score, num_objects[category, area]
-                    )
-                    precision[(threshold, slice(None), *place)] = curve.precision
-                    scores[(threshold, slice(None), *place)] = curve.scores
-                    recall[(threshold, *place)] = curve.recall
-    return Curves(precision, recall, scores)
+    reached = _true_positives_needed(num_objects)  # [K, A, R]
+    order = matches.ranked.by_score
+    curves = [_curves(matches, order[matches.ranked.rank[order] < limit], num_objects, reached) for limit in limits]
+    return Curves(
+        np.stack([one.precision for one in curves], axis=-1),
+        np.stack([one.recall for one in curves], axis=-1),
+        np.stack([one.scores for one in curves], axis=-1),
+    )
 
 
 def count_objects(matches: Matches, num_categories: int) -> NDArray[np.int64]:
@@ -80,7 +67,14 @@ def interpolated_precision(
 
     is_true_positive, is_counted: [n] bool, best score first; a true positive is always counted
     """
-    return _curve(is_true_positive, is_counted, np.zeros(len(is_true_positive)), num_objects).precision
+    true_positives = np.flatnonzero(is_true_positive)
+    numbers = np.arange(1, len(true_positives) + 1, dtype=np.float64)
+    best_after = np.maximum.accumulate(_precisions(numbers, np.cumsum(is_counted)[true_positives])[::-1])[::-1]
+    reached = _true_positives_needed(np.array([num_objects]))[0]
+    reached = reached[reached < len(true_positives)]
+    precision = np.zeros(len(RECALLS))
+    precision[: len(reached)] = best_after[reached]
+    return precision
 
 
 def coco_stats(curves: Curves) -> dict[str, float]:
@@ -112,29 +106,50 @@ def mean_of_defined(values: NDArray[np.float64]) -> float:
     return float(np.mean(defined)) if len(defined) else -1.0
 
 
-@dataclass(frozen=True)
-class _Curve:
-    """Precision and score at each recall, and the highest recall, of one category."""
-
-    precision: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    recall: float
+def _true_positives_needed(num_objects: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many true positives come before the one that reaches each recall: [..., R]. num_objects: [...]"""
+    numbers, places = np.unique(num_objects, return_inverse=True)
+    rows = [np.searchsorted(np.arange(1, number + 1) / max(number, 1), RECALLS, side="left") for number in numbers]
+    return np.stack(rows)[places.reshape(num_objects.shape)]
 
 
-def _curve(
-    is_true_positive: NDArray[np.bool_], is_counted: NDArray[np.bool_], score: NDArray[np.float64], num_objects: int
-) -> _Curve:
-    """Return one curve of one category. is_true_positive, is_counted, score: [n], best score first."""
-    true_positives = np.flatnonzero(is_true_positive)
-    num_true_positives = np.arange(1, len(true_positives) + 1, dtype=np.float64)
-    num_false_positives = np.cumsum(is_counted)[true_positives] - num_true_positives
-    values = num_true_positives / (num_false_positives + num_true_positives + np.spacing(1))
-    best_after = np.maximum.accumulate(values[::-1])[::-1]
-    recall = num_true_positives / num_objects
-    reached = np.searchsorted(recall, RECALLS, side="left")
-    reached = reached[reached < len(true_positives)]
-    precision, scores = np.zeros(len(RECALLS)), np.zeros(len(RECALLS))
-    precision[: len(reached)] = best_after[reached]
-    scores[: len(reached)] = score[true_positives[reached]]
-    scores[:1] = score[:1] if len(score) else 0.0
-    return _Curve(precision, scores, float(recall[-1]) if len(true_positives) else 0.0)
+def _precisions(num_true_positives: NDArray[np.float64], num_counted: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return precision at true positives. num_counted: detections up to and including each one that are not ignored"""
+    num_false_positives = num_counted - num_true_positives
+    return num_true_positives / (num_false_positives + num_true_positives + np.spacing(1))
+
+
+def _curves(
+    matches: Matches, rows: NDArray[np.int64], num_objects: NDArray[np.int64], reached: NDArray[np.int64]
+) -> Curves:
+    """Return the curves of one limit of detections, without the last axis.
+
+    rows: [n], detections by category and falling score; num_objects: [K, A]; reached: [K, A, R], of
+        `_true_positives_needed`
+    """
+    num_categories, num_areas = num_objects.shape
+    begins = np.searchsorted(matches.category_idx[rows], np.arange(num_categories + 1))
+    score, matched, ignored = matches.score[rows], matches.matched[rows], matches.ignored[rows]
+    best_score = np.where(np.diff(begins) > 0, np.append(score, 0.0)[begins[:-1]], 0.0)  # [K]
+    sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, num_areas
+    precision, scores, recall = np.empty(sizes), np.empty(sizes), np.empty((sizes[0], *sizes[2:]))
+    for area, threshold in np.ndindex(num_areas, len(IOU_THRESHOLDS)):
+        is_counted = ~bits_at(ignored, area, threshold)
+        true_positives = np.flatnonzero(bits_at(matched, area, threshold) & is_counted)
+        num_counted = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_counted)])
+        firsts = np.searchsorted(true_positives, begins)
+        number = np.diff(firsts)  # [K]
+        ordinal = np.arange(1, len(true_positives) + 1) - np.repeat(firsts[:-1], number)
+        counted = num_counted[true_positives + 1] - np.repeat(num_counted[begins[:-1]], number)
+        values = np.append(_precisions(ordinal.astype(np.float64), counted), 0.0)
+        is_reached = reached[:, area] < number[:, None]  # [K, R]
+        places = firsts[:-1, None] + np.minimum(reached[:, area], number[:, None])
+        # the best between one recall and the next, then from each recall on
+        best = np.where(is_reached, np.maximum.reduceat(values, places.ravel()).reshape(places.shape), 0.0)
+        precision[threshold, :, :, area] = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1].T
+        scores[threshold, :, :, area] = np.where(is_reached, np.append(score[true_positives], 0.0)[places], 0.0).T
+        recall[threshold, :, area] = number / np.maximum(num_objects[:, area], 1)
+    scores[:, 0] = best_score[:, None]
+    is_undefined = num_objects == 0
+    precision[:, :, is_undefined] = scores[:, :, is_undefined] = recall[:, is_undefined] = -1.0
+    return Curves(precision, recall, scores)

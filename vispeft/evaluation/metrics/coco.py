@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
-from vispeft.coco.results import check_references, checked_results, read_results, result_masks
+from vispeft.coco.masks import Masks, measured_masks
+from vispeft.coco.result_columns import ResultColumns, indices_in, read_columns, to_columns
+from vispeft.coco.result_masks import result_masks
 from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats, stats_at
-from vispeft.evaluation.metrics.matching import (
-    MAX_DETECTIONS,
-    Detections,
-    MasksOrBoxes,
-    Matches,
-    Objects,
-    match_detections,
-)
+from vispeft.evaluation.metrics.detections import MAX_DETECTIONS, Detections, Objects, Ranked, rank_detections
+from vispeft.evaluation.metrics.matching import Matches, match_pairs
+from vispeft.evaluation.metrics.overlaps import overlapping_pairs
+from vispeft.io.garbage import paused_collection
 
 
 @dataclass(frozen=True)
@@ -56,17 +54,18 @@ class Scored:
 
     image_ids, category_ids: ascending; `image_idx` and `category_idx` of objects and detections are indices into these
     names: category names by index
-    results: the results as given
-    masks: compressed RLE of each result; None if the results are boxes only
-    mask_areas: mask area of each result in pixels; None if the results are boxes only
+    columns: the D results
+    image_idx, category_idx: [D] int64
+    masks: masks of the results; None if the results are boxes only
     """
 
     ground_truth: GroundTruth
     image_ids: tuple[int, ...]
     category_ids: tuple[int, ...]
-    results: Sequence[Mapping[str, Any]]
-    masks: MasksOrBoxes | None
-    mask_areas: NDArray[np.float64] | None
+    columns: ResultColumns
+    image_idx: NDArray[np.int64]
+    category_idx: NDArray[np.int64]
+    masks: Masks | None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,42 +76,59 @@ class Scored:
     def objects(self, kind: str) -> Objects:
         """Return the ground-truth objects of the mask pass ("segm"), which needs masks, or of the box pass ("bbox")."""
         annotations, rles = self.ground_truth.annotations, self.ground_truth.rles
-        masks_or_boxes: MasksOrBoxes
+        masks_or_boxes: Masks | NDArray[np.float64]
         if kind == "segm":
             annotations = [entry for entry, rle in zip(annotations, rles, strict=True) if rle is not None]
-            masks_or_boxes = [rle for rle in rles if rle is not None]
+            shapes = [rle for rle in rles if rle is not None]
+            sizes = np.array([rle["size"] for rle in shapes], dtype=np.int64).reshape(-1, 2)
+            masks_or_boxes = measured_masks(sizes, [rle["counts"] for rle in shapes])
         else:
             masks_or_boxes = np.array([entry["bbox"] for entry in annotations], dtype=np.float64).reshape(-1, 4)
         is_crowd = np.array([entry["iscrowd"] for entry in annotations], dtype=bool)
         area = np.array([entry["area"] for entry in annotations], dtype=np.float64)
-        return Objects(*self._indices(annotations), area, is_crowd, masks_or_boxes)
+        images = {key: index for index, key in enumerate(self.image_ids)}
+        categories = {key: index for index, key in enumerate(self.category_ids)}
+        return Objects(
+            np.array([images[entry["image_id"]] for entry in annotations], dtype=np.int64),
+            np.array([categories[entry["category_id"]] for entry in annotations], dtype=np.int64),
+            area,
+            is_crowd,
+            masks_or_boxes,
+        )
 
     def detections(self, kind: str) -> Detections:
         """Return the detections of the mask pass or of the box pass, with the areas that pycocotools uses."""
-        score = np.array([result["score"] for result in self.results], dtype=np.float64)
-        indices = self._indices(self.results)
-        if kind == "segm":
-            if self.masks is None or self.mask_areas is None:
-                raise ValueError("Results without masks have no mask pass.")
-            return Detections(*indices, self.mask_areas, score, self.masks)
-        if self.results and not self.results[0].get("bbox"):
-            boxes = np.array(mask_utils.toBbox(self.masks), dtype=np.float64).reshape(-1, 4)
-            return Detections(*indices, np.asarray(self.mask_areas), score, boxes)
-        boxes = np.array([result["bbox"] for result in self.results], dtype=np.float64).reshape(-1, 4)
+        columns = self.columns
+        boxes = np.zeros((0, 4)) if columns.boxes is None else columns.boxes
         with np.errstate(over="ignore"):  # an infinite area is outside of every size range
             area = boxes[:, 2] * boxes[:, 3]
-        return Detections(*indices, area, score, boxes)
+        masks_or_boxes: Masks | NDArray[np.float64] = boxes
+        if kind == "segm" or (len(columns) and columns.boxes is None):
+            if self.masks is None:
+                raise ValueError("Results without masks have no mask pass.")
+            area, masks_or_boxes = self.masks.measures.area, self.masks
+            if kind == "bbox":
+                rles = self.masks.rles(np.arange(len(columns)))
+                masks_or_boxes = np.array(mask_utils.toBbox(rles), dtype=np.float64).reshape(-1, 4)
+        return Detections(self.image_idx, self.category_idx, area, columns.score, masks_or_boxes)
 
-    def match(self, kind: str, limit: int = MAX_DETECTIONS[-1]) -> Matches:
+    def rank(self, limit: int = MAX_DETECTIONS[-1]) -> Ranked:
+        """Return the best detections of each class in each image. limit: number of them"""
+        return rank_detections(self.image_idx, self.category_idx, self.columns.score, len(self.image_ids), limit=limit)
+
+    def match(self, kind: str, ranked: Ranked | None = None) -> Matches:
         """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox").
 
-        limit: detections scored of each class in each image
+        ranked: the detections that are scored, of `rank`; by default 100 of each class in each image
         """
-        return match_detections(self.objects(kind), self.detections(kind), len(self.image_ids), limit=limit)
+        objects, detections = self.objects(kind), self.detections(kind)
+        ranked = ranked or self.rank()
+        pairs = overlapping_pairs(objects, detections, ranked, len(self.image_ids))
+        return match_pairs(objects, detections, ranked, pairs)
 
-    def metrics(self, kind: str, limit: int) -> tuple[dict[str, float], list[float]]:
-        """Return the metrics of a pass and the AP of each category. limit: as for `match`, 100 or more"""
-        matches, num_categories = self.match(kind, limit), len(self.category_ids)
+    def metrics(self, kind: str, ranked: Ranked, limit: int) -> tuple[dict[str, float], list[float]]:
+        """Return the metrics of a pass and the AP of each category. ranked: of `rank(limit)`, with 100 or more"""
+        matches, num_categories = self.match(kind, ranked), len(self.category_ids)
         curves = accumulate(matches, num_categories)
         more = stats_at(matches, num_categories, limit) if limit > MAX_DETECTIONS[-1] else {}
         return {**coco_stats(curves), **more}, curves.category_precisions()
@@ -122,20 +138,12 @@ class Scored:
 
         A set is crowded if an image has more than 100 objects of one class: COCO's metrics cannot reach 1 there.
         """
-        counts = Counter((a["image_id"], a["category_id"]) for a in self.ground_truth.annotations if not a["iscrowd"])
-        is_crowded = max(counts.values(), default=0) > MAX_DETECTIONS[-1]
+        places = ((a["image_id"], a["category_id"]) for a in self.ground_truth.annotations if not a["iscrowd"])
+        is_crowded = max(Counter(places).values(), default=0) > MAX_DETECTIONS[-1]
         return max(MAX_DETECTIONS[-1], max_detections or 0) if is_crowded else MAX_DETECTIONS[-1]
 
-    def _indices(self, entries: Sequence[Mapping[str, Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the image and category index of annotations or results."""
-        images = {key: index for index, key in enumerate(self.image_ids)}
-        categories = {key: index for index, key in enumerate(self.category_ids)}
-        return (
-            np.array([images[entry["image_id"]] for entry in entries], dtype=np.int64),
-            np.array([categories[entry["category_id"]] for entry in entries], dtype=np.int64),
-        )
 
-
+@paused_collection()
 def evaluate_coco(
     annotations: Path | str | dict[str, Any] | GroundTruth,
     results: Path | str | list[dict[str, Any]],
@@ -153,9 +161,10 @@ def evaluate_coco(
     """
     scored = read_scored(annotations, results)
     limit = scored.limit_for(max_detections)
+    ranked = scored.rank(limit)
     warnings = list(scored.ground_truth.warnings)
     num_categories = len(scored.category_ids)
-    if not scored.results:
+    if not len(scored.columns):
         warnings.append("The results are an empty list: nothing was detected, so that no metric is above 0.")
     if all(entry["iscrowd"] for entry in scored.ground_truth.annotations):
         warnings.append(_no_objects_message(scored.ground_truth))
@@ -163,8 +172,8 @@ def evaluate_coco(
         warnings.append("The results are boxes only, so that the mask metrics are undefined (-1).")
         segm, category_values = dict.fromkeys(METRIC_NAMES, -1.0), [-1.0] * num_categories
     else:
-        segm, category_values = scored.metrics("segm", limit)
-    bbox, _ = scored.metrics("bbox", limit)
+        segm, category_values = scored.metrics("segm", ranked, limit)
+    bbox, _ = scored.metrics("bbox", ranked, limit)
     per_category = dict(zip(scored.names, category_values, strict=True))
     return CocoMetrics(segm, bbox, per_category, tuple(warnings))
 
@@ -192,6 +201,7 @@ def _no_objects_message(ground_truth: GroundTruth) -> str:
     return f"The annotations contain no object to detect, so that all metrics are undefined (-1).{crowds}"
 
 
+@paused_collection()
 def read_scored(
     annotations: Path | str | dict[str, Any] | GroundTruth, results: Path | str | list[dict[str, Any]]
 ) -> Scored:
@@ -201,13 +211,13 @@ def read_scored(
     else:
         ground_truth = read_ground_truth(Path(annotations) if isinstance(annotations, str) else annotations)
     source = "the results" if isinstance(results, list) else str(results)
-    if isinstance(results, list):
-        results = checked_results(results, source)
-    else:
-        results = read_results(Path(results))
-    sizes, names = ground_truth.image_sizes, ground_truth.category_names
-    check_references(results, source, sizes, names.keys())
-    ids = tuple(sorted(sizes)), tuple(sorted(names))
-    if results and not results[0].get("segmentation"):
-        return Scored(ground_truth, *ids, results, None, None)
-    return Scored(ground_truth, *ids, results, *result_masks(results, source, sizes))
+    columns = to_columns(results, source) if isinstance(results, list) else read_columns(Path(results))
+    sizes = ground_truth.image_sizes
+    ids = tuple(sorted(sizes)), tuple(sorted(ground_truth.category_names))
+    image_idx, category_idx = indices_in(columns, source, *ids)
+    masks: Masks | None = None
+    if columns.counts is not None:
+        masks = result_masks(columns, source, np.array([sizes[key] for key in ids[0]], dtype=np.int64)[image_idx])
+    elif not len(columns):
+        masks = measured_masks(np.zeros((0, 2), dtype=np.int64), [])
+    return Scored(ground_truth, *ids, columns, image_idx, category_idx, masks)

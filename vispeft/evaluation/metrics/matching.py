@@ -2,92 +2,51 @@
 
 pycocotools takes detections by falling score and matches each to the unmatched object of its image and category with
 the highest IoU, if that reaches the threshold. Only pairs that reach the lowest threshold matter, and they are few. The
-n-th such detections of all images and categories are matched in one step here.
+n-th such detections of all images and categories are matched in one step here, at all size ranges and thresholds, which
+are the bits of one integer.
 
-Letters: `D` detections, `G` ground-truth objects, `P` overlapping pairs, `A` size ranges, `T` IoU thresholds, `K`
-categories. A cell is one category in one image.
+Letters as in `detections`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as mask_utils
 
-# computed as in pycocotools, for the same floating-point values
-IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
-AREA_NAMES = ("all", "small", "medium", "large")
-AREA_RANGES: NDArray[np.float64] = np.array(
-    [[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]], dtype=np.float64
+from vispeft.evaluation.metrics.detections import (
+    AREA_RANGES,
+    IOU_THRESHOLDS,
+    Detections,
+    Objects,
+    Ranked,
+    is_outside,
+    position_in_group,
 )
-MAX_DETECTIONS = (1, 10, 100)
+from vispeft.evaluation.metrics.overlaps import Pairs
 
-MasksOrBoxes = Sequence[Mapping[str, Any]] | NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Objects:
-    """Ground-truth objects in the order of the file.
-
-    image_idx, category_idx: [G] int64, counted by ascending id
-    area: [G] float64, pixels
-    is_crowd: [G] bool
-    masks_or_boxes: compressed RLEs, or [G, 4] boxes x, y, width, height
-    """
-
-    image_idx: NDArray[np.int64]
-    category_idx: NDArray[np.int64]
-    area: NDArray[np.float64]
-    is_crowd: NDArray[np.bool_]
-    masks_or_boxes: MasksOrBoxes
-
-    @property
-    def is_ignored(self) -> NDArray[np.bool_]:
-        """Mask of the objects that are not counted in each size range: [G, A]."""
-        return self.is_crowd[:, None] | _is_outside(self.area)
+# bit fields: bit `a * T + t` stands for size range a and threshold t
+_FIELD = 2 ** len(IOU_THRESHOLDS) - 1
+_ALL = np.uint64(2 ** (len(IOU_THRESHOLDS) * len(AREA_RANGES)) - 1)
+_AREAS: NDArray[np.uint64] = np.array(
+    [_FIELD << (area * len(IOU_THRESHOLDS)) for area in range(len(AREA_RANGES))], dtype=np.uint64
+)
+# bits of the thresholds that are reached, by their number
+_REACHED: NDArray[np.uint64] = np.array(
+    [2**number - 1 for number in range(len(IOU_THRESHOLDS) + 1)], dtype=np.uint64
+) * (_AREAS // np.uint64(_FIELD)).sum(dtype=np.uint64)
 
 
 @dataclass(frozen=True)
-class Detections:
-    """Detected objects in the order of the results, with fields as in `Objects`. score: [D] float64"""
-
-    image_idx: NDArray[np.int64]
-    category_idx: NDArray[np.int64]
-    area: NDArray[np.float64]
-    score: NDArray[np.float64]
-    masks_or_boxes: MasksOrBoxes
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """The detections that are scored: the best of every cell, 100 by default, by category, image and falling score.
-
-    row: [D] int64, index into `Detections`
-    cell: [D] int64, ascending
-    rank: [D] int64, within the cell, from 0
-    """
-
-    row: NDArray[np.int64]
-    cell: NDArray[np.int64]
-    rank: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Detections and objects of one cell that overlap.
-
-    detection_idx: [P] int64, index into `Ranked`
-    object_idx: [P] int64, index into `Objects`
-    iou: [P] float64
-    """
+class Links:
+    """Objects that detections match. bits: [L] uint64, size ranges and thresholds of each match"""
 
     detection_idx: NDArray[np.int64]
     object_idx: NDArray[np.int64]
-    iou: NDArray[np.float64]
+    bits: NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -96,9 +55,9 @@ class Matches:
 
     image_idx, category_idx, rank: [D] int64
     score: [D] float64
-    is_matched: [A, T, D] bool
-    is_ignored: [A, T, D] bool, counted as no true and no false positive
-    object_idx: [T, D] int64, the matched object if objects of all sizes count, or -1
+    matched: [D] uint64, the size ranges and thresholds at which a detection is matched
+    ignored: [D] uint64, those at which it counts as no true and no false positive
+    links: the matched objects
     objects: the ground-truth objects
     """
 
@@ -106,161 +65,133 @@ class Matches:
     image_idx: NDArray[np.int64]
     category_idx: NDArray[np.int64]
     score: NDArray[np.float64]
-    is_matched: NDArray[np.bool_]
-    is_ignored: NDArray[np.bool_]
-    object_idx: NDArray[np.int64]
+    matched: NDArray[np.uint64]
+    ignored: NDArray[np.uint64]
+    links: Links
     objects: Objects
 
+    @cached_property
+    def is_matched(self) -> NDArray[np.bool_]:
+        """`matched` as [A, T, D] bool."""
+        return _unpacked(self.matched)
 
-def match_detections(
-    objects: Objects, detections: Detections, num_images: int, *, limit: int = MAX_DETECTIONS[-1]
-) -> Matches:
-    """Match detections to objects as COCO does, by masks or by boxes. limit: detections scored in each cell"""
-    ranked = rank_detections(detections, num_images, limit=limit)
-    return match_pairs(objects, detections, ranked, overlapping_pairs(objects, detections, ranked, num_images))
+    @cached_property
+    def is_ignored(self) -> NDArray[np.bool_]:
+        """`ignored` as [A, T, D] bool."""
+        return _unpacked(self.ignored)
+
+    @cached_property
+    def object_idx(self) -> NDArray[np.int64]:
+        """The matched object if objects of all sizes count, or -1: [T, D] int64."""
+        found = np.full((len(IOU_THRESHOLDS), len(self.score)), -1)
+        for threshold, row in enumerate(found):
+            is_linked = bits_at(self.links.bits, 0, threshold)
+            row[self.links.detection_idx[is_linked]] = self.links.object_idx[is_linked]
+        return found
 
 
-def rank_detections(detections: Detections, num_images: int, *, limit: int = MAX_DETECTIONS[-1]) -> Ranked:
-    """Return the detections that are scored, in pycocotools' order: equal scores in the order of the results."""
-    cell = detections.category_idx * num_images + detections.image_idx
-    row = np.lexsort((-detections.score, cell))
-    cell = cell[row]
-    rank = _position_in_group(cell)
-    is_scored = rank < limit
-    return Ranked(row[is_scored], cell[is_scored], rank[is_scored])
-
-
-def overlapping_pairs(
-    objects: Objects,
-    detections: Detections,
-    ranked: Ranked,
-    num_images: int,
-    *,
-    least_iou: float = IOU_THRESHOLDS[0],
-    is_within_category: bool = True,
-) -> Pairs:
-    """Return all pairs within each cell, or within each image, with an IoU of at least `least_iou`, unordered."""
-    if is_within_category:
-        place, object_place = ranked.cell, objects.category_idx * num_images + objects.image_idx
-    else:
-        place, object_place = detections.image_idx[ranked.row], objects.image_idx
-    order, object_order = np.argsort(place, kind="stable"), np.argsort(object_place, kind="stable")
-    place, object_place = place[order], object_place[object_order]
-    shared = np.intersect1d(place, object_place)
-    starts, stops = (np.searchsorted(place, shared, side=side) for side in ("left", "right"))
-    object_starts, object_stops = (np.searchsorted(object_place, shared, side=side) for side in ("left", "right"))
-    detected, annotated = (
-        take_rows(detections.masks_or_boxes, ranked.row[order]),
-        take_rows(objects.masks_or_boxes, object_order),
-    )
-    is_crowd = objects.is_crowd[object_order].astype(np.uint8)
-    ious = [
-        mask_utils.iou(
-            detected[start:stop], annotated[object_start:object_stop], is_crowd[object_start:object_stop]
-        ).ravel()
-        for start, stop, object_start, object_stop in zip(
-            *(bounds.tolist() for bounds in (starts, stops, object_starts, object_stops)), strict=True
-        )
-    ]
-    iou = np.concatenate([np.zeros(0), *ious])
-    kept = np.flatnonzero(iou >= least_iou)
-    widths = object_stops - object_starts
-    ends = np.cumsum((stops - starts) * widths)
-    group = np.searchsorted(ends, kept, side="right")
-    row, column = np.divmod(kept - (ends - (stops - starts) * widths)[group], widths[group])
-    return Pairs(order[starts[group] + row], object_order[object_starts[group] + column], iou[kept])
+def bits_at(bits: NDArray[np.uint64], area: int, threshold: int) -> NDArray[np.bool_]:
+    """Return the bits of one size range and threshold: [N] bool. bits: [N], such as `Matches.matched`"""
+    return (bits & np.uint64(1 << (area * len(IOU_THRESHOLDS) + threshold))) != 0
 
 
 def match_pairs(objects: Objects, detections: Detections, ranked: Ranked, pairs: Pairs) -> Matches:
     """Match detections to objects, given all pairs that reach the lowest IoU threshold."""
-    num_areas, num_thresholds = len(AREA_RANGES), len(IOU_THRESHOLDS)
-    is_matched = np.zeros((num_areas, num_thresholds, len(ranked.row)), dtype=bool)
-    is_outside = _is_outside(detections.area[ranked.row]).T
-    is_ignored = np.repeat(is_outside[:, None], num_thresholds, axis=1)
-    object_idx = np.full((num_thresholds, len(ranked.row)), -1)
-    is_taken = np.zeros((len(objects.area), num_areas, num_thresholds), dtype=bool)
-    is_object_ignored = objects.is_ignored
-    for detection_idx, ranges in _rounds(ranked, pairs):
-        counted, uncounted = _choices(pairs, ranges, is_taken, is_object_ignored, objects.is_crowd)  # [n, A, T]
-        chosen = np.where(counted >= 0, counted, uncounted)
-        row, area, threshold = np.nonzero(chosen >= 0)
-        is_taken[chosen[row, area, threshold], area, threshold] = True
-        is_matched[:, :, detection_idx] = np.moveaxis(chosen >= 0, 0, 2)
-        ignored = np.where(chosen >= 0, counted < 0, is_outside.T[detection_idx][:, :, None])
-        is_ignored[:, :, detection_idx] = np.moveaxis(ignored, 0, 2)
-        object_idx[:, detection_idx] = chosen[:, 0].T
-    taken = detections.image_idx[ranked.row], detections.category_idx[ranked.row], detections.score[ranked.row]
-    return Matches(ranked, *taken, is_matched, is_ignored, object_idx, objects)
+    outside = _fields(is_outside(detections.area[ranked.row]))
+    matched, ignored = np.zeros(len(ranked.row), dtype=np.uint64), outside.copy()
+    taken = _Taken(pairs, _fields(objects.is_ignored), objects.is_crowd)
+    for detection_idx, begin, count in _rounds(ranked, taken):
+        free, uncounted = taken.match(detection_idx, begin, count)
+        matched[detection_idx] = ~free & _ALL
+        ignored[detection_idx] = (free & outside[detection_idx]) | uncounted
+    places = detections.image_idx[ranked.row], detections.category_idx[ranked.row], detections.score[ranked.row]
+    return Matches(ranked, *places, matched, ignored, taken.links(), objects)
 
 
-def take_rows(masks_or_boxes: MasksOrBoxes, rows: NDArray[np.int64]) -> Any:
-    """Return some of the masks or boxes, in the form that pycocotools accepts."""
-    return (
-        masks_or_boxes[rows]
-        if isinstance(masks_or_boxes, np.ndarray)
-        else [masks_or_boxes[row] for row in rows.tolist()]
-    )
+class _Taken:
+    """The objects that are matched already, as bit fields, and the pairs of every detection by rising IoU.
 
-
-@dataclass(frozen=True)
-class _PairRanges:
-    """Pairs of n detections, as ranges of the sorted pairs.
-
-    order: [P] int64, indices that sort the pairs
-    begin, count: [n] int64, first position and number of each detection's pairs
+    pairs: P pairs; ties in IoU are sorted by object
+    ignored: [G] uint64, size ranges in which an object is not counted
     """
 
-    order: NDArray[np.int64]
-    begin: NDArray[np.int64]
-    count: NDArray[np.int64]
+    def __init__(self, pairs: Pairs, ignored: NDArray[np.uint64], is_crowd: NDArray[np.bool_]) -> None:
+        order = np.lexsort((pairs.object_idx, pairs.iou, pairs.detection_idx))
+        self.detection_idx = pairs.detection_idx[order]
+        self._object_idx = pairs.object_idx[order]
+        self._reached = _REACHED[np.searchsorted(IOU_THRESHOLDS, pairs.iou[order], side="right")]
+        self._ignored = ignored
+        self._lasting = np.where(is_crowd, np.uint64(0), _ALL)  # a crowd can be matched any number of times
+        self._taken = np.zeros(len(ignored), dtype=np.uint64)
+        self._links: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]] = []
+
+    def match(
+        self, detection_idx: NDArray[np.int64], begin: NDArray[np.int64], count: NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Match n detections of different cells: each to its best free object that counts, or else that is ignored.
+
+        begin, count: [n] int64, each detection's range of pairs, which is not empty
+
+        Returns two bit fields: without a match, and matched to an ignored object.
+        """
+        free, uncounted = np.full(len(begin), _ALL), np.zeros(len(begin), dtype=np.uint64)
+        candidates = []
+        for place in range(1, int(count.max()) + 1):
+            rows = np.flatnonzero(count >= place)
+            pair = begin[rows] + count[rows] - place
+            object_idx = self._object_idx[pair]
+            candidates.append((rows, object_idx, self._reached[pair] & ~self._taken[object_idx]))
+        for rows, object_idx, is_open in candidates:
+            self._take(detection_idx, rows, object_idx, free[rows] & is_open & ~self._ignored[object_idx], free)
+        for rows, object_idx, is_open in candidates:
+            bits = free[rows] & is_open & self._ignored[object_idx]
+            self._take(detection_idx, rows, object_idx, bits, free)
+            uncounted[rows] |= bits
+        return free, uncounted
+
+    def links(self) -> Links:
+        """Return all matches so far."""
+        if not self._links:
+            return Links(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64))
+        return Links(*(np.concatenate(column) for column in zip(*self._links, strict=True)))
+
+    def _take(
+        self,
+        detection_idx: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        object_idx: NDArray[np.int64],
+        bits: NDArray[np.uint64],
+        free: NDArray[np.uint64],
+    ) -> None:
+        free[rows] &= ~bits
+        self._taken[object_idx] |= bits & self._lasting[object_idx]
+        self._links.append((detection_idx[rows], object_idx, bits))
 
 
-def _rounds(ranked: Ranked, pairs: Pairs) -> list[tuple[NDArray[np.int64], _PairRanges]]:
-    """Return the detections of each round, one per cell, and their pairs by rising IoU, ties by object index."""
-    order = np.lexsort((pairs.object_idx, pairs.iou, pairs.detection_idx))
-    detection_idx, begin, count = np.unique(pairs.detection_idx[order], return_index=True, return_counts=True)
-    turn = _position_in_group(ranked.cell[detection_idx])
+def _rounds(ranked: Ranked, taken: _Taken) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield the detections of each round, one per cell, with begin and count of their pairs."""
+    is_first = np.ones(len(taken.detection_idx), dtype=bool)
+    is_first[1:] = taken.detection_idx[1:] != taken.detection_idx[:-1]
+    begin = np.flatnonzero(is_first)
+    count = np.diff(begin, append=len(taken.detection_idx))
+    detection_idx = taken.detection_idx[begin]
+    turn = position_in_group(ranked.cell[detection_idx])
     by_turn = np.argsort(turn, kind="stable")
     cuts = np.flatnonzero(np.diff(turn[by_turn])) + 1
-    return [
-        (detection_idx[rows], _PairRanges(order, begin[rows], count[rows]))
-        for rows in np.split(by_turn, cuts)
-        if len(rows)
-    ]
+    for rows in np.split(by_turn, cuts):
+        if len(rows):
+            yield detection_idx[rows], begin[rows], count[rows]
 
 
-def _choices(
-    pairs: Pairs,
-    ranges: _PairRanges,
-    is_taken: NDArray[np.bool_],
-    is_object_ignored: NDArray[np.bool_],
-    is_crowd: NDArray[np.bool_],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the best unmatched object that counts, and the best ignored one, or -1: [n, A, T] each.
-
-    A crowd can be matched any number of times.
-    """
-    counted = np.full((len(ranges.begin), *is_taken.shape[1:]), -1)
-    uncounted = counted.copy()
-    for place in range(int(ranges.count.max())):
-        pair = ranges.order[ranges.begin + np.minimum(place, ranges.count - 1)]
-        object_idx = pairs.object_idx[pair]
-        is_enough = (pairs.iou[pair, None] >= IOU_THRESHOLDS) & (ranges.count > place)[:, None]
-        is_open = is_enough[:, None] & (~is_taken[object_idx] | is_crowd[object_idx, None, None])
-        ignored = is_object_ignored[object_idx][:, :, None]
-        counted = np.where(is_open & ~ignored, object_idx[:, None, None], counted)
-        uncounted = np.where(is_open & ignored, object_idx[:, None, None], uncounted)
-    return counted, uncounted
+def _fields(is_set: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Return a mask of size ranges as bit fields: [N] uint64. is_set: [N, A]"""
+    fields: NDArray[np.uint64] = np.where(is_set, _AREAS, np.uint64(0)).sum(axis=1, dtype=np.uint64)
+    return fields
 
 
-def _is_outside(area: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return a mask of the areas outside of each size range: [N, A]."""
-    return (area[:, None] < AREA_RANGES[:, 0]) | (area[:, None] > AREA_RANGES[:, 1])
-
-
-def _position_in_group(sorted_keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the position of each element in its group of equal keys."""
-    is_first = np.ones(len(sorted_keys), dtype=bool)
-    is_first[1:] = sorted_keys[1:] != sorted_keys[:-1]
-    starts = np.flatnonzero(is_first)
-    return np.arange(len(sorted_keys)) - np.repeat(starts, np.diff(np.append(starts, len(sorted_keys))))
+def _unpacked(bits: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return bit fields as [A, T, N] bool."""
+    unpacked = np.empty((len(AREA_RANGES), len(IOU_THRESHOLDS), len(bits)), dtype=bool)
+    for area, threshold in np.ndindex(unpacked.shape[:2]):
+        unpacked[area, threshold] = bits_at(bits, area, threshold)
+    return unpacked

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from vispeft.evaluation.metrics.accumulate import RECALLS
-from vispeft.evaluation.metrics.matching import IOU_THRESHOLDS, Matches
+from vispeft.evaluation.metrics.detections import IOU_THRESHOLDS
+from vispeft.evaluation.metrics.matching import Matches, bits_at
 
 # indices of the IoU thresholds that each metric averages over
 METRICS = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}
@@ -51,9 +52,11 @@ class Records:
 
 def records_of(matches: Matches, num_images: int, num_categories: int) -> Records:
     """Return the records of matched results."""
-    order = np.lexsort((-matches.score, matches.category_idx))
-    is_ignored = matches.is_ignored[0][:, order]
-    is_true_positive = matches.is_matched[0][:, order] & ~is_ignored
+    order = matches.ranked.by_score
+    thresholds = range(len(IOU_THRESHOLDS))
+    matched, ignored = matches.matched[order], matches.ignored[order]
+    is_ignored = np.stack([bits_at(ignored, 0, threshold) for threshold in thresholds])
+    is_true_positive = np.stack([bits_at(matched & ~ignored, 0, threshold) for threshold in thresholds])
     begins = np.searchsorted(matches.category_idx, np.arange(num_categories + 1))
     objects = matches.objects
     is_counted = ~objects.is_ignored[:, 0]

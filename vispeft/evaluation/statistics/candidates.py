@@ -162,7 +162,7 @@ def _scored_part(ground_truth: GroundTruth) -> tuple[Any, ...]:
 
 def _kind(ground_truth: GroundTruth, scored: Sequence[Scored], names: Sequence[str]) -> tuple[str, list[str]]:
     """Return the kind that is compared, "segm" (masks) or "bbox" (boxes), and warnings about the results."""
-    empty = [name for name, one in zip(names, scored, strict=True) if not one.results]
+    empty = [name for name, one in zip(names, scored, strict=True) if not len(one.columns)]
     warnings = [f"{', '.join(empty)}: an empty list of results; nothing was detected."] if empty else []
     if ground_truth.annotations and all(rle is None for rle in ground_truth.rles):
         return "bbox", [*warnings, "The annotations are boxes only, so that boxes are compared and not masks."]
