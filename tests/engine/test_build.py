@@ -86,7 +86,7 @@ def test_build_base__takes_the_backbone_from_a_file(tiny: dict[str, Any], tmp_pa
 def test_arguments_without_weights__names_no_file() -> None:
     options = {"depth": 3, "checkpoint_path": "vit.pth", "pretrained_cfg_overlay": {"file": "vit.pth"}}
     config = parse_config({"model": {"backbone": "test_vit", "backbone_options": options}})
-    assert arguments_without_weights(config)["backbone_options"] == {"depth": 3}
+    assert arguments_without_weights(config.model)["backbone_options"] == {"depth": 3}
 
 
 def test_check_backbone__needs_no_data() -> None:
