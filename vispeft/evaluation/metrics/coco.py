@@ -189,7 +189,8 @@ def evaluate_boxes(
     The arguments are those of `evaluate_coco`.
     """
     scored = read_scored(annotations, results)
-    bbox, category_values = scored.metrics("bbox", scored.limit_for(max_detections))
+    limit = scored.limit_for(max_detections)
+    bbox, category_values = scored.metrics("bbox", scored.rank(limit), limit)
     per_category = dict(zip(scored.names, category_values, strict=True))
     return CocoMetrics(dict.fromkeys(METRIC_NAMES, -1.0), bbox, per_category, category_metric="box AP")
 

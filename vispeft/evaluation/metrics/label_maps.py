@@ -45,9 +45,11 @@ class ScoredSegments:
 
     def images(self) -> Iterator[ImageSegments]:
         """Yield the segments of every image. Where masks overlap, the first keeps the pixel."""
-        ground_truth, masks = self.scored.ground_truth, self.scored.masks or ()
+        ground_truth, columns, masks = self.scored.ground_truth, self.scored.columns, self.scored.masks
+        places = zip(columns.image_id.tolist(), columns.category_id.tolist(), strict=True)
+        entries = [{"image_id": image_id, "category_id": category_id} for image_id, category_id in places]
         truths = _by_image(zip(ground_truth.annotations, ground_truth.rles, strict=True))
-        results = _by_image(zip(self.scored.results, masks, strict=True))
+        results = _by_image(zip(entries, [] if masks is None else masks.rles(np.arange(len(entries))), strict=True))
         for image_id, (height, width) in ground_truth.image_sizes.items():
             of_truths, of_results = truths[image_id], results[image_id]
             truth_map, result_map = (_map_of(pairs, height, width) for pairs in (of_truths, of_results))
@@ -63,7 +65,7 @@ def read_segments(
 ) -> ScoredSegments:
     """Read results and annotations with masks, and check them against each other."""
     scored = read_scored(annotations, results)
-    if scored.results and scored.masks is None:
+    if len(scored.columns) and scored.masks is None:
         raise DataError("The results are boxes only; label maps are scored by their masks.")
     flags = {entry["id"]: bool(entry.get("isthing", True)) for entry in scored.ground_truth.categories}
     is_thing = tuple(flags[identifier] for identifier in scored.category_ids)
