@@ -6,7 +6,6 @@ import argparse
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from timm.models import adapt_input_conv
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError
 from vispeft.io.tensors import read_tensors
-from vispeft.models.array_pickles import START_BYTES, is_plain_pickle, load_arrays
 from vispeft.models.base import SegmentationModel
 
 # torch reads what is no checkpoint as a pickle, with any of these
@@ -26,20 +24,11 @@ _READ_ERRORS = (
 _WRAPPERS = ("model_ema", "state_dict_ema", "model", "state_dict", "teacher", "student")
 
 
-def _load(path: Path) -> Any:
-    """Return the content of a weights file of any kind, which its first bytes tell; no code in it is run."""
+def _is_safetensors(path: Path) -> bool:
+    """Return True for a file with the header of safetensors, by whatever name: its length in 8 bytes, then JSON."""
     with path.open("rb") as file:
-        start = file.read(START_BYTES)
-        file.seek(0)
-        # the header of safetensors: its length in 8 bytes, then JSON
-        if start[8:9] == b"{" and not start.startswith(b"PK"):
-            return read_tensors(path)[0]
-        if is_plain_pickle(start):
-            return load_arrays(file)
-        # training scripts leave their arguments beside the tensors
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # given as a file, since torch goes by the ending of a path
-            return torch.load(file, "cpu", weights_only=True)
+        start = file.read(9)
+    return start[8:] == b"{" and not start.startswith(b"PK")
 
 
 def weights_path(weights: str | Path) -> Path:
@@ -57,7 +46,7 @@ def require_file(path: Path, key: str) -> None:
 
 
 def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a .pth, .pt, .bin or .pkl file without code.
+    """Return the tensors of a .safetensors file, or of a .pth, .pt or .bin file without code.
 
     key: name of the argument or configuration key, for errors
 
@@ -66,7 +55,10 @@ def read_state(path: str | Path, *, key: str = "weights") -> dict[str, Tensor]:
     path = Path(path)
     require_file(path, key)
     try:
-        loaded = _load(path)
+        # training scripts leave their arguments beside the tensors
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            # given as a file, since torch goes by the ending of a path
+            loaded = read_tensors(path)[0] if _is_safetensors(path) else torch.load(file, "cpu", weights_only=True)
     except _READ_ERRORS as error:
         # torch itself advises to load the file with code execution
         is_pickle = isinstance(error, pickle.UnpicklingError)
