@@ -129,7 +129,7 @@ def test_with_kept_classes__matches_by_name(shapes_set: Path) -> None:
 
 def test_weights_class_names__asks_for_names() -> None:
     def names(num_classes: int | None, *words: str) -> tuple[str, ...]:
-        return weights_class_names(parse_config({}, ["model.weights=x.pth", *words]).model, num_classes, None)
+        return weights_class_names(parse_config({}, ["model.weights=x.pth", *words]).model, num_classes)
 
     assert names(80) == COCO_CLASSES
     assert names(2, "model.weights_classes=[a, b]") == ("a", "b")

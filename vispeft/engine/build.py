@@ -16,10 +16,11 @@ from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods
 from vispeft.engine.hub_runs import check_shared_config
 from vispeft.engine.kept_classes import add_named_classes, weights_class_names
 from vispeft.engine.merged import merge_deltas, save_checkpoint
-from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED, local_directory, local_weights, published
+from vispeft.engine.weights_source import NONE, PRETRAINED, local_directory, local_weights, published
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.io.run_layout import ADAPTER_FILE
-from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models import SegmentationModel, build_model, load_bundled, load_weights
+from vispeft.models.bundled import BUNDLED, bundled_path
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.registry import FAMILIES, family_of
 from vispeft.models.roles import roles_for
@@ -108,10 +109,7 @@ def with_class_head_rates(config: Config, num_classes: int) -> Config:
 
 def kept_class_names(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the classes that `model.keep_classes` keeps; none where it is false."""
-    if not config.keep_classes:
-        return ()
-    is_file = config.weights not in (BUNDLED, PRETRAINED, NONE) and not _reads_weights(config)
-    return weights_class_names(config, _num_classes_in_weights(config), _weights_file(config) if is_file else None)
+    return weights_class_names(_local(config), _num_classes_in_weights(config)) if config.keep_classes else ()
 
 
 def _with_added_classes(config: ModelConfig, class_names: Sequence[str]) -> SegmentationModel:
@@ -298,6 +296,12 @@ def _weights_file(config: ModelConfig) -> Path:
     if _reads_weights(config):
         return Path(local_directory(config.weights))
     return local_weights(config.weights, _merged_run)
+
+
+def _local(config: ModelConfig) -> ModelConfig:
+    """Return the configuration with the path of a weights file in the place of where it was fetched from."""
+    is_file = config.weights not in (BUNDLED, PRETRAINED, NONE) and not _reads_weights(config)
+    return config.model_copy(update={"weights": str(_weights_file(config))}) if is_file else config
 
 
 def _merged_run(folder: Path, out: Path) -> Path:

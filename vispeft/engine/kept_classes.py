@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,15 +20,15 @@ from vispeft.io.tensors import read_metadata
 from vispeft.models import SegmentationModel
 from vispeft.models.class_head import add_classes, nearest_class, normalised
 from vispeft.models.coco_classes import COCO_CLASSES
+from vispeft.models.weight_files import weights_path
 
 _HEADER = "class_names"
 
 
-def weights_class_names(config: ModelConfig, num_classes: int | None, path: Path | None) -> tuple[str, ...]:
+def weights_class_names(config: ModelConfig, num_classes: int | None) -> tuple[str, ...]:
     """Return the names of the classes of the weights, in order.
 
     num_classes: classes of the weights' head; None without a head
-    path: of the weights file, whose header may name them; None where the weights are no such file
 
     Raises ConfigError where the weights have no classes, or their names are not known.
     """
@@ -38,7 +37,7 @@ def weights_class_names(config: ModelConfig, num_classes: int | None, path: Path
             f"`model.keep_classes` must be false with `model.weights: {config.weights}`, which has no classes. Name a "
             "weights file of a whole model."
         )
-    names = config.weights_classes or _names_in(path)
+    names = config.weights_classes or _names_in(config.weights)
     if not names and num_classes == len(COCO_CLASSES):
         names = COCO_CLASSES
     if len(names) != num_classes:
@@ -52,12 +51,10 @@ def weights_class_names(config: ModelConfig, num_classes: int | None, path: Path
     return names
 
 
-def _names_in(path: Path | None) -> tuple[str, ...]:
+def _names_in(weights: str) -> tuple[str, ...]:
     """Return the class names in the header of a weights file; none in files of other programs."""
-    if path is None:
-        return ()
     try:
-        names = json.loads(read_metadata(path).get(_HEADER, "[]"))
+        names = json.loads(read_metadata(weights_path(weights)).get(_HEADER, "[]"))
     except (CheckpointError, ValueError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
