@@ -114,7 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, X_Error_Code="RevisionNotFound")
             return
         names = [*repository.files, *repository.listed]
-        self._json({"id": name, "sha": repository.commit, "siblings": [{"rfilename": file} for file in names]})
+        siblings = [{"rfilename": file} for file in names]
+        self._json({"id": name, "sha": repository.commit, "private": repository.is_private, "siblings": siblings})
 
     def _resolve(self, name: str, revision: str, file: str) -> None:
         repository = self._find(name)

@@ -99,7 +99,7 @@ def test_offline__takes_the_cache_alone(filled: Any, monkeypatch: pytest.MonkeyP
         with pytest.raises(CheckpointError, match=r"is not in the cache .* and `VISPEFT_OFFLINE` forbids the network"):
             ask()
     with pytest.raises(CheckpointError, match="`VISPEFT_OFFLINE` forbids the network, which hf://someone/model needs"):
-        upload_folder(path.parent, "someone/model", is_private=False, token=None, message="m")
+        upload_folder(path.parent, NAME, is_private=False, token=None, message="m")
     assert len(filled.requests) == count
 
 
@@ -136,13 +136,13 @@ def test_upload_folder__makes_a_repository(
     (tmp_path / "run" / "README.md").write_text(CARD)
     (tmp_path / "run" / "a.bin").write_bytes(b"weights")
     token = hub_stand_in.TOKEN
-    address = upload_folder(tmp_path / "run", "me/mine", is_private=True, token=token, message="first")
+    address = upload_folder(tmp_path / "run", HubName("me/mine"), is_private=True, token=token, message="first")
     made = hub.repositories["me/mine"]
     assert made.files == {"README.md": CARD.encode(), "a.bin": b"weights"}
     assert made.is_private
     assert address == f"{hub.url}/me/mine/commit/{made.commit}"
     (tmp_path / "run" / "a.bin").write_bytes(b"better weights")
-    upload_folder(tmp_path / "run", "me/mine", is_private=False, token=token, message="second")
+    upload_folder(tmp_path / "run", HubName("me/mine"), is_private=False, token=token, message="second")
     assert made.files["a.bin"] == b"better weights"
     with pytest.raises(CheckpointError, match="is private"):
         list_files(HubName("me/mine"))
@@ -153,6 +153,21 @@ def test_upload_folder__makes_a_repository(
 def test_upload_folder__says_that_a_token_is_needed(hub: Any, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(CARD)
     with pytest.raises(CheckpointError, match=r"The hub answers 401 for hf://me/mine. Name a token"):
-        upload_folder(tmp_path, "me/mine", is_private=False, token="hf_wrong", message="m")
-    with pytest.raises(ConfigError, match="must be the name of a repository"):
-        upload_folder(tmp_path, "me/mine/file", is_private=False, token=None, message="m")
+        upload_folder(tmp_path, HubName("me/mine"), is_private=False, token="hf_wrong", message="m")
+
+
+def test_upload_folder__does_not_put_private_files_in_a_public_repository(
+    hub: Any, hub_stand_in: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "README.md").write_text(CARD)
+    hub.repositories["me/mine"] = hub_stand_in.Repository()
+    with pytest.raises(CheckpointError, match="hf://me/mine is there and public: nothing was uploaded"):
+        upload_folder(tmp_path, HubName("me/mine"), is_private=True, token=hub_stand_in.TOKEN, message="m")
+    assert not hub.repositories["me/mine"].files
+
+
+@pytest.mark.parametrize("source", ["me/mine/file", "hf://me/mine@v1"])
+def test_parse_repository__refuses_files_and_revisions(source: str) -> None:
+    assert HubName.parse_repository("me/mine") == HubName.parse_repository("hf://me/mine") == HubName("me/mine")
+    with pytest.raises(ConfigError, match="must be the name of a repository, user/name, without"):
+        HubName.parse_repository(source)

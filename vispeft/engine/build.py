@@ -17,11 +17,12 @@ from vispeft.engine.hub_runs import check_shared_config
 from vispeft.engine.kept_classes import add_named_classes, known_class_names, weights_class_names
 from vispeft.engine.merged import merge_deltas, save_checkpoint
 from vispeft.engine.tasks.registry import TASKS
-from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED, local_directory, local_weights, published
+from vispeft.engine.weights_source import NONE, PRETRAINED, local_directory, local_weights, published
 from vispeft.errors import CheckpointError, ConfigError, PlanError
 from vispeft.io.run_layout import ADAPTER_FILE
-from vispeft.models import SegmentationModel, build_model, bundled_path, load_bundled, load_weights
+from vispeft.models import SegmentationModel, build_model, load_bundled, load_weights
 from vispeft.models.base import PredictsLabelMaps, TakesClassNames
+from vispeft.models.bundled import BUNDLED, bundled_path
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata
 from vispeft.models.class_head import replace_classes, same_names, starting_classes
 from vispeft.models.registry import FAMILIES, family_of

@@ -10,8 +10,9 @@ import timm
 
 from vispeft.config import Config
 from vispeft.config.strict_yaml import write_yaml
-from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED, published
+from vispeft.engine.weights_source import NONE, PRETRAINED, published
 from vispeft.io.hub import HubName, is_hub_name
+from vispeft.models.bundled import BUNDLED
 
 _MOST_CLASSES = 50
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")

@@ -13,7 +13,7 @@ from vispeft.engine.build import class_names_in
 from vispeft.engine.model_card import Card, model_card
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.weights_source import is_shared
-from vispeft.errors import CheckpointError, ConfigError, writing
+from vispeft.errors import CheckpointError, writing
 from vispeft.io import run_layout
 from vispeft.io.atomic import write_text
 from vispeft.io.hub import HubName, upload_folder
@@ -41,10 +41,7 @@ class ShareOptions:
     @cached_property
     def name(self) -> HubName:
         """The repository's name, checked."""
-        name = HubName.parse(self.repository)
-        if name.file is not None or name.revision != "main":
-            raise ConfigError(f"`{self.repository}` must be the name of a repository: user/name.")
-        return name
+        return HubName.parse_repository(self.repository)
 
 
 def push_run(root: Path, options: ShareOptions, *, is_private: bool, token: str | None) -> str:
@@ -53,7 +50,7 @@ def push_run(root: Path, options: ShareOptions, *, is_private: bool, token: str 
         folder = write_shared(root, options, Path(place) / "run")
         return upload_folder(
             folder,
-            options.name.repository,
+            options.name,
             is_private=is_private,
             token=token,
             message="Upload a run of vispeft",

@@ -13,12 +13,12 @@ from vispeft.io.cache import cache_dir, hub_cache_dir
 from vispeft.io.downloads import Report, download, is_url
 from vispeft.io.hub import HubName, hub_file, is_hub_name, list_files
 from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE
+from vispeft.models.bundled import BUNDLED
 from vispeft.models.weight_files import weights_path
 from vispeft.training.devices import is_first_process
 from vispeft.training.progress import ProgressReport, open_progress
 from vispeft.zoo import MODELS, ZooModel
 
-BUNDLED = "bundled"
 PRETRAINED = "pretrained"
 NONE = "none"
 # endings of weights files, the best first

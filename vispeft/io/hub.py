@@ -43,6 +43,14 @@ class HubName:
         file = found["file"]
         return cls(found["repository"], None if file is None else safe_file(file, source), found["revision"] or "main")
 
+    @classmethod
+    def parse_repository(cls, source: str) -> HubName:
+        """Return the name of a whole repository; ConfigError for one of another form, or with a file or revision."""
+        name = cls.parse(source)
+        if name.file is not None or name.revision != "main":
+            raise ConfigError(f"`{source}` must be the name of a repository, user/name, without a file or revision.")
+        return name
+
     def __str__(self) -> str:
         file = "" if self.file is None else f"/{self.file}"
         revision = "" if self.revision == "main" else f"@{self.revision}"
@@ -106,26 +114,25 @@ def hub_file(name: HubName, file: str) -> Path:
     return Path(path)
 
 
-def upload_folder(folder: Path, repository: str, *, is_private: bool, token: str | None, message: str) -> str:
-    """Upload the files of a folder to a repository, which is made unless it is there; return the commit's address."""
-    name = HubName(_checked_repository(repository))
+def upload_folder(folder: Path, name: HubName, *, is_private: bool, token: str | None, message: str) -> str:
+    """Upload the files of a folder to a repository, which is made unless it is there; return the commit's address.
+
+    is_private: make a new repository private. Raises CheckpointError where it is there and public.
+    """
     variable = offline_variable()
     if variable is not None:
         raise CheckpointError(f"`{variable}` forbids the network, which {name} needs. Run without it, or --dry-run.")
     with _asking(name):
         api = _api(token)
-        # the hub refuses to change whether an existing repository is private
+        # without the option a new repository is as its owner's account has it
         api.create_repo(name.repository, private=is_private or None, exist_ok=True)
+        if is_private and api.model_info(name.repository).private is False:
+            raise CheckpointError(
+                f"{name} is there and public: nothing was uploaded. Make it private on its page of the hub, or choose "
+                "another name."
+            )
         commit = api.upload_folder(folder_path=folder, repo_id=name.repository, commit_message=message)
     return str(commit.commit_url)
-
-
-def _checked_repository(repository: str) -> str:
-    """Return the name of a repository; ConfigError for one of another form."""
-    name = HubName.parse(repository)
-    if name.file is not None or name.revision != "main":
-        raise ConfigError(f"`{repository}` must be the name of a repository, user/name, without a file or revision.")
-    return name.repository
 
 
 def _api(token: str | None = None) -> HfApi:

@@ -15,6 +15,9 @@ from vispeft.models.base import SegmentationModel
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata, save_with_metadata
 from vispeft.models.registry import build_model
 
+BUNDLED = "bundled"
+"""Name of the bundled base in the place of a weights file's path."""
+
 
 def bundled_path() -> Path:
     """Return the path of the bundled weights."""

@@ -15,8 +15,9 @@ _HEAD = """# Published models
 A name in the first column is a value of `model.weights`: family, encoder and sizes follow from it, and the weights are
 fetched on first use. `vispeft predict NAME photos --out predicted` and `vispeft evaluate NAME` take it in the place of
 a run where the classes are COCO's 80. The scores are mask AP on COCO val2017 in percent, as their authors give them.
-The authors of Mask DINO and Mask2Former resize the shorter side of an image; vispeft fits the longer one, so that scores
-may differ a little. None of them was measured again here. "Not confirmed" marks a fact without a source that we could read.
+The authors of Mask DINO and Mask2Former resize the shorter side of an image; vispeft fits the longer one, so that
+scores may differ a little. None of them was measured again here. "Not confirmed" marks a fact without a source that we
+could read.
 
 [The guide](guide.md#from-a-published-model) describes downloads, caches and offline mode.
 """

@@ -22,8 +22,9 @@ from vispeft.engine.estimation.estimate import Estimate, estimate_attached
 from vispeft.engine.estimation.evidence import reference_difference, results_of
 from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.step_time import Timing, time_step
-from vispeft.engine.weights_source import BUNDLED, NONE, PRETRAINED
+from vispeft.engine.weights_source import NONE, PRETRAINED
 from vispeft.errors import ConfigError, PlanError, VispeftError
+from vispeft.models.bundled import BUNDLED
 from vispeft.training.memory import available_memory_bytes
 
 MOST_PROPOSALS = 5
