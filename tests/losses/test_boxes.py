@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
+from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou, iou
 
 
 def test_cxcywh_to_xyxy__gives_corners() -> None:
@@ -28,6 +28,12 @@ def test_cxcywh_to_xyxy__gives_corners() -> None:
 def test_generalized_iou__is_as_by_hand(other: list[float], expected: float) -> None:
     value = generalized_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), torch.tensor(other))
     torch.testing.assert_close(value, torch.tensor(expected))
+
+
+def test_iou__is_as_by_hand() -> None:
+    others = torch.tensor([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0], [4.0, 0.0, 6.0, 2.0], [1.0, 1.0, 1.0, 1.0]])
+    torch.testing.assert_close(iou(others[0], others), torch.tensor([1.0, 1 / 7, 0.0, 0.0]))
+    assert iou(others[3], others[3]) == 0
 
 
 def test_generalized_iou__is_finite_with_gradient_for_empty_boxes() -> None:

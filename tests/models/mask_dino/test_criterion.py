@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vispeft.losses import HungarianMatcher
-from vispeft.losses.focal import focal_loss
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.structures import DenoisingPredictions, LayerPredictions, Predictions, Targets
 
@@ -65,14 +64,6 @@ def right_predictions(targets: Targets) -> Predictions:
     boxes = torch.cat((targets.boxes, torch.rand(2, 4)))[None]
     features = 60 * targets.masks[None].float() - 30
     return Predictions((LayerPredictions(class_logits, boxes, torch.eye(count + 2, count)[None]),), features)
-
-
-@pytest.mark.parametrize(
-    ("label", "expected"), [(1.0, 0.25 * 0.75**2 * math.log(4)), (0.0, 0.75 * 0.25**2 * math.log(4 / 3))], ids=str
-)
-def test_focal_loss__is_as_by_hand(label: float, expected: float) -> None:
-    logit = torch.tensor(math.log(0.25 / 0.75))  # probability 0.25
-    torch.testing.assert_close(focal_loss(logit, torch.tensor(label)), torch.tensor(expected))
 
 
 def test_criterion__is_near_zero_for_right_predictions() -> None:
