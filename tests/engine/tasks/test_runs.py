@@ -80,6 +80,9 @@ def test_train_run__trains_and_predicts_segments(
         ids = id_of_colour(np.array(Image.open(tmp_path / "out" / "panoptic" / annotation["file_name"])))
         areas = {segment["id"]: segment["area"] for segment in annotation["segments_info"]}
         assert {value: int((ids == value).sum()) for value in np.unique(ids).tolist() if value} == areas
+    # what is predicted can be read as a panoptic set
+    again = read_panoptic(tmp_path / "out" / "panoptic.json", None)
+    assert again.num_instances == report.num_instances
 
 
 def test_train_run__learns_boxes_alone(tiny: dict[str, Any], shapes_set: Path, tmp_path: Path) -> None:
