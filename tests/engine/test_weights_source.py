@@ -40,12 +40,13 @@ def of(weights: str, **keys: Any) -> Config:
     return parse_config({"model": {"weights": weights, **keys}, "peft": PLAN})
 
 
-def test_weights__by_address(hub: Any, merged: bytes) -> None:
+def test_weights__by_address(hub: Any, merged: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     hub.files["/model.safetensors"] = merged
     config = of(f"{hub.url}/model.safetensors")
     assert_loads(config, merged)
     assert size_of(config.model) == 64
     assert len(hub.requests) == 1
+    assert "fetch model.safetensors 1/1 (100 %)" in capfd.readouterr().err
 
 
 def test_weights__by_address_keep_classes(hub: Any, merged: bytes, finished: RunDirectory) -> None:

@@ -117,6 +117,11 @@ def _merged(source: str, adapter: Path, merge_run: MergeRun) -> Path:
     return place if place.is_file() else merge_run(adapter.parent, place)
 
 
+def _megabytes(count: int) -> int:
+    """Return a number of bytes in megabytes, rounded up."""
+    return -(-count >> 20)
+
+
 @contextlib.contextmanager
 def _progress(file: str) -> Iterator[Report]:
     """Context with a function that shows the progress of a download, once its size is known."""
@@ -125,14 +130,9 @@ def _progress(file: str) -> Iterator[Report]:
 
         def report(done: int, total: int) -> None:
             if not bar:
-                megabytes = max(total, done) >> 20
-                bar.append(
-                    stack.enter_context(
-                        open_progress(
-                            f"fetch {file}", megabytes, unit="MB", start=done >> 20, is_shown=is_first_process()
-                        )
-                    )
-                )
-            bar[0].update(done >> 20)
+                size, start = _megabytes(max(total, done)), _megabytes(done)
+                progress = open_progress(f"fetch {file}", size, unit="MB", start=start, is_shown=is_first_process())
+                bar.append(stack.enter_context(progress))
+            bar[0].update(_megabytes(done))
 
         yield report
