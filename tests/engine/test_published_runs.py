@@ -94,6 +94,11 @@ def test_load_run__takes_the_bundled_base() -> None:
     assert load_run("bundled").class_names == ("object",)
 
 
+def test_load_run__shows_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match=r"neither a run directory nor .* Did you mean `mask_dino_r50`"):
+        load_run("mask_dino_r5")
+
+
 def test_load_run__refuses_other_classes() -> None:
     with pytest.raises(ConfigError, match="answers for other classes than the 80 of COCO's instances"):
         load_run("hf_oneformer_swin_l")

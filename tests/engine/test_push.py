@@ -170,14 +170,15 @@ def test_write_shared__needs_the_name_of_a_repository(name: str, finished: RunDi
     ("changes", "message"),
     [
         ({"peft": {"modules": ["this"], "train": ["@heads"]}}, r"imports the Python modules \['this'\]"),
-        ({"model": {"weights": "/etc/passwd"}}, "reads the weights file /etc/passwd"),
+        ({"model": {"weights": "/etc/passwd"}}, r"reads the weights /etc/passwd \(`model\.weights`\)"),
+        ({"model": {"name": "transformers", "weights": "/etc"}}, "reads the weights /etc "),
         ({"model": {"weights": "none", "backbone_weights": "a.pth"}}, r"reads the weights file a\.pth"),
         (
             {"model": {"weights": "none", "backbone_options": {"checkpoint_path": "a.pth"}}},
             r"sets `model\.backbone_options\.checkpoint_path`",
         ),
     ],
-    ids=["modules", "weights", "backbone_weights", "checkpoint_path"],
+    ids=["modules", "weights", "directory", "backbone_weights", "checkpoint_path"],
 )
 def test_load_run__refuses_configurations_that_reach_into_this_machine(
     changes: dict[str, Any], message: str, shared: Any, capsys: pytest.CaptureFixture[str]

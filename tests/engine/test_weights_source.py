@@ -40,12 +40,13 @@ def of(weights: str, **keys: Any) -> Config:
     return parse_config({"model": {"weights": weights, **keys}, "peft": PLAN})
 
 
-def test_weights__by_address(hub: Any, merged: bytes) -> None:
+def test_weights__by_address(hub: Any, merged: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     hub.files["/model.safetensors"] = merged
     config = of(f"{hub.url}/model.safetensors")
     assert_loads(config, merged)
     assert size_of(config.model) == 64
     assert len(hub.requests) == 1
+    assert "fetch model.safetensors 1/1 (100 %)" in capfd.readouterr().err
 
 
 def test_weights__by_address_keep_classes(hub: Any, merged: bytes, finished: RunDirectory) -> None:
@@ -166,6 +167,11 @@ def test_local_directory__is_a_directory_of_transformers(
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
     assert local_directory("a/b") == "a/b"
+    # our own family reads the same repository
+    own = build_base(of("hf://a/b", name="mask2former"), 3)
+    assert own.num_classes == 3
+    local = build_base(of(str(source), name="mask2former"), 3)
+    torch.testing.assert_close(own.state_dict(), local.state_dict(), rtol=0, atol=0)
 
 
 def test_local_directory__says_what_is_lacking(hub: Any, hub_stand_in: ModuleType) -> None:

@@ -361,7 +361,9 @@ def _weights_file(config: ModelConfig) -> Path:
     """Return the path of the weights, fetched first where they are elsewhere; a directory's or hub's name as it is."""
     if _reads_weights(config):
         return Path(local_directory(config.weights))
-    return local_weights(config.weights, _merged_run)
+    family = FAMILIES.get(config.name)
+    takes_directories = family is not None and family.read_directory is not None
+    return local_weights(config.weights, _merged_run, takes_directories=takes_directories)
 
 
 def _merged_run(folder: Path, out: Path) -> Path:

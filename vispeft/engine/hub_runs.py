@@ -51,8 +51,10 @@ def check_shared_config(folder: Path) -> Config:
         raise _refused(path, f"imports the Python modules {plan['modules']} (`peft.modules`)")
     config = load_config(path)
     model = config.model
-    if not is_shared(model.weights) and model.name != "transformers":
-        raise _refused(path, f"reads the weights file {model.weights} (`model.weights`)")
+    # other names are those of transformers' hub, unless they are here
+    is_here = model.name != "transformers" or Path(model.weights).expanduser().exists()
+    if not is_shared(model.weights) and is_here:
+        raise _refused(path, f"reads the weights {model.weights} (`model.weights`)")
     if model.backbone_weights is not None:
         raise _refused(path, f"reads the weights file {model.backbone_weights} (`model.backbone_weights`)")
     for key in sorted(_FILE_OPTIONS & model.backbone_options.keys()):

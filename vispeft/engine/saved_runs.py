@@ -20,10 +20,11 @@ from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.scoring import predict_split
 from vispeft.engine.settings import fabric_of
 from vispeft.engine.tasks.registry import TASKS
-from vispeft.errors import CheckpointError, DataError
+from vispeft.errors import CheckpointError, ConfigError, DataError
 from vispeft.evaluation import Metrics
 from vispeft.io.hub import is_hub_name
 from vispeft.io.json_files import read_json
+from vispeft.io.names import nearest_names
 from vispeft.models import SegmentationModel
 from vispeft.models.base import SavesDirectory
 from vispeft.models.checkpoint_metadata import CheckpointMetadata
@@ -76,6 +77,10 @@ def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Lo
     root: run directory, or `hf://user/name` of a run of `vispeft push`
     """
     source = os.fspath(root)
+    if not Path(source).exists() and (near := nearest_names(source, MODELS, cutoff=0.8)):
+        raise ConfigError(
+            f"`{source}` is neither a run directory nor a model that `vispeft models` lists. Did you mean `{near[0]}`?"
+        )
     directory = RunDirectory(fetch_run(source) if is_hub_name(source) else Path(source))
     config = directory.load_config(overrides)
     if not directory.adapter.is_file():

@@ -40,15 +40,18 @@ def is_shared(weights: str) -> bool:
     return weights in (BUNDLED, PRETRAINED, NONE, *MODELS) or is_url(weights) or is_hub_name(weights)
 
 
-def local_weights(weights: str, merge_run: MergeRun) -> Path:
+def local_weights(weights: str, merge_run: MergeRun, *, takes_directories: bool = False) -> Path:
     """Return the path of a weights file, fetched first where it is elsewhere.
 
+    takes_directories: return a repository of the hub in the form of transformers as a directory
     merge_run: for repositories of the hub that hold a run of `vispeft push`, whose merged model are the weights
     """
     model = published(weights)
     source = weights if model is None else model.weights
     if not is_url(source) and not is_hub_name(source):
         return weights_path(source)
+    if takes_directories and is_hub_name(source) and _is_transformers(source, hub_cache_dir()):
+        return _fetched_directory(source, hub_cache_dir())
     # asked for several times in a run
     path = _fetched(source, cache_dir(), hub_cache_dir())
     return _merged(source, path, merge_run) if path.name == ADAPTER_FILE else path
@@ -95,6 +98,13 @@ def _weights_of(name: HubName, files: list[str]) -> str:
 
 
 @lru_cache
+def _is_transformers(source: str, hub_cache: Path) -> bool:
+    """Tell whether a repository has a model's configuration and that of its image processor."""
+    name = HubName.parse(source)
+    return name.file is None and {"config.json", "preprocessor_config.json"} <= set(list_files(name))
+
+
+@lru_cache
 def _fetched_directory(source: str, hub_cache: Path) -> Path:
     name = HubName.parse(source)
     if name.file is not None:
@@ -117,6 +127,11 @@ def _merged(source: str, adapter: Path, merge_run: MergeRun) -> Path:
     return place if place.is_file() else merge_run(adapter.parent, place)
 
 
+def _megabytes(count: int) -> int:
+    """Return a number of bytes in megabytes, rounded up."""
+    return -(-count >> 20)
+
+
 @contextlib.contextmanager
 def _progress(file: str) -> Iterator[Report]:
     """Context with a function that shows the progress of a download, once its size is known."""
@@ -125,14 +140,9 @@ def _progress(file: str) -> Iterator[Report]:
 
         def report(done: int, total: int) -> None:
             if not bar:
-                megabytes = max(total, done) >> 20
-                bar.append(
-                    stack.enter_context(
-                        open_progress(
-                            f"fetch {file}", megabytes, unit="MB", start=done >> 20, is_shown=is_first_process()
-                        )
-                    )
-                )
-            bar[0].update(done >> 20)
+                size, start = _megabytes(max(total, done)), _megabytes(done)
+                progress = open_progress(f"fetch {file}", size, unit="MB", start=start, is_shown=is_first_process())
+                bar.append(stack.enter_context(progress))
+            bar[0].update(_megabytes(done))
 
         yield report

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.io.cache import hub_cache_dir, offline_variable
+from vispeft.io.names import did_you_mean
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -82,7 +83,7 @@ def list_files(name: HubName) -> list[str]:
         return _files_below(snapshot)
     with _asking(name):
         try:
-            info = _api().model_info(name.repository, revision=name.revision)
+            return _files_of(name)
         except HfHubHTTPError:
             # the hub has answered
             raise
@@ -90,7 +91,12 @@ def list_files(name: HubName) -> list[str]:
             if snapshot is None:
                 raise
             return _files_below(snapshot)
-    return sorted(safe_file(sibling.rfilename, str(name)) for sibling in info.siblings or ())
+
+
+def _files_of(name: HubName) -> list[str]:
+    """Return the files of a repository as the hub lists them, sorted."""
+    siblings = _api().model_info(name.repository, revision=name.revision).siblings or ()
+    return sorted(safe_file(sibling.rfilename, str(name)) for sibling in siblings)
 
 
 def _files_below(folder: Path) -> list[str]:
@@ -103,13 +109,16 @@ def hub_file(name: HubName, file: str) -> Path:
     huggingface_hub resumes downloads, checks their sizes and shows the progress.
     """
     safe = safe_file(file, str(name))
-    variable = offline_variable()
-    if variable is not None:
-        snapshot = _cached_snapshot(name)
-        if snapshot is None or not (snapshot / safe).is_file():
+    snapshot = _cached_snapshot(name)
+    is_cached = snapshot is not None and (snapshot / safe).is_file()
+    if offline_variable() is not None:
+        if snapshot is None or not is_cached:
             raise _not_cached(name, safe)
         return snapshot / safe
     with _asking(name):
+        # without a network this fails at once, where the download of a file is tried again for half a minute
+        if not is_cached and safe not in (files := _files_of(name)):
+            raise CheckpointError(f"{name} has no file {safe} on the hub.{did_you_mean(safe, files)}")
         path = _api().hf_hub_download(name.repository, safe, revision=name.revision, cache_dir=hub_cache_dir())
     return Path(path)
 
@@ -182,7 +191,7 @@ def _asking(name: HubName) -> Iterator[None]:
             f"{name} is not in the cache, and the hub cannot be reached. Check the network."
         ) from error
     except errors.EntryNotFoundError as error:
-        raise CheckpointError(f"{name} has no such file on the hub. Check its name.") from error
+        raise CheckpointError(f"{name} is not on the hub. Check its name.") from error
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
         remedy = "Name a token that may do this by `HF_TOKEN` or --token." if code in (401, 403) else "Try again later."
