@@ -19,13 +19,17 @@ class MapAttention(nn.Module):
     The projections run on the map's own tokens. Cells of padding, zeros before `qkv`, share one further token.
     """
 
+    relative_position_bias_table: nn.Parameter
+    relative_position_index: Tensor
+
     def __init__(self, attention: WindowAttention, shift_size: tuple[int, int]) -> None:
         super().__init__()
         self.dim, self.num_heads = attention.dim, attention.num_heads
         self.window_size: tuple[int, int] = attention.window_size
         self.shift_size = shift_size
         self.relative_position_bias_table = attention.relative_position_bias_table
-        self.register_buffer("relative_position_index", attention.relative_position_index, persistent=False)
+        index = attention.get_buffer("relative_position_index")
+        self.register_buffer("relative_position_index", index, persistent=False)
         self.qkv, self.proj = attention.qkv, attention.proj
         self.attn_drop, self.proj_drop = attention.attn_drop, attention.proj_drop
 
@@ -38,21 +42,20 @@ class MapAttention(nn.Module):
             tokens = torch.cat((tokens, tokens.new_zeros(batch, 1, tokens.shape[2])), dim=1)
         cells = windows.gather(self.qkv(tokens))
         area = self.window_size[0] * self.window_size[1]
-        # [3, B windows, heads, cells, C / heads]
-        q, k, v = (
-            cells.unflatten(2, (3, self.num_heads, -1)).flatten(0, 1).unflatten(0, (-1, area)).permute(2, 0, 3, 1, 4)
-        )
+        cells = cells.reshape(-1, area, 3, self.num_heads, cells.shape[2] // (3 * self.num_heads))
+        q, k, v = cells.permute(2, 0, 3, 1, 4)  # [B windows, heads, cells, C / heads] each
         bias = self._bias(height, width, batch)
         dropout = self.attn_drop.p if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        attended = attended.transpose(1, 2).flatten(2).reshape(batch, -1, q.shape[1] * q.shape[3])
+        attended = attended.transpose(1, 2).reshape(batch, -1, q.shape[1] * q.shape[3])
         y: Tensor = self.proj_drop(self.proj(windows.give_back(attended)))
-        return y.unflatten(1, (height, width))
+        return y.reshape(batch, height, width, -1)
 
     def _bias(self, height: int, width: int, batch: int) -> Tensor:
         """Return what is added to the logits: [1, heads, cells, cells], or of each window for shifted ones."""
-        index = self.get_buffer("relative_position_index")
-        bias = self.relative_position_bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)[None]
+        area = self.relative_position_index.shape[0]
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.reshape(area, area, -1).permute(2, 0, 1)[None]
         if not any(self.shift_size):
             return bias
         padded = (height + -height % self.window_size[0], width + -width % self.window_size[1])
