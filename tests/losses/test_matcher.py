@@ -17,8 +17,10 @@ from vispeft.losses.matcher import (
     box_costs,
     focal_class_costs,
     mask_costs,
+    mask_costs_at,
     softmax_class_costs,
 )
+from vispeft.losses.points import corners
 from vispeft.structures import LayerPredictions, Targets
 
 NUM_QUERIES, NUM_CLASSES, WIDTH = 8, 3, 6
@@ -190,6 +192,18 @@ def test_mask_costs__is_cross_entropy_and_dice_of_every_pair() -> None:
     dice = 1 - (2 * (probs * others).sum(-1) + 1) / (probs.sum(-1) + others.sum(-1) + 1)
     costs = mask_costs(-logits, masks, CostWeights(mask=5.0, dice=3.0))
     torch.testing.assert_close(costs, 5 * cross_entropy + 3 * dice, atol=1e-4, rtol=1e-4)
+
+
+def test_mask_costs_at__are_the_same_from_cells_and_at_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    embeddings, cells, masks = torch.randn(9, 6), torch.randn(12, 6), torch.rand(2, 50)
+    at = corners(torch.rand(50, 2), 3, 4)
+    costs = []
+    for points_per_cell in (0, 100):
+        monkeypatch.setattr("vispeft.losses.matcher.POINTS_PER_CELL", points_per_cell)
+        monkeypatch.setattr("vispeft.losses.matcher.CELL_LOGITS_AT_ONCE", 200)
+        costs.append(mask_costs_at(embeddings, cells, at, masks, CostWeights()))
+    torch.testing.assert_close(*costs, atol=1e-4, rtol=1e-5)
 
 
 def test_mask_costs__is_finite_for_extreme_logits() -> None:

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vispeft.losses.boxes import cxcywh_to_xyxy, generalized_iou
-from vispeft.losses.points import LOGITS_AT_ONCE, PUBLISHED_POINTS, cell_rows, corners, read_rows, sample_masks
+from vispeft.losses.points import LOGITS_AT_ONCE, PUBLISHED_POINTS, Corners, cell_rows, corners, read_rows, sample_masks
 from vispeft.structures import LayerPredictions, Targets
 
 _WORST_COST = 1e6
+# from so many points for each cell on, logits of all cells are computed and read at the points, in place of features
+# that are read at the points and multiplied there: fewer products; so many logits at once stay in the cache
+POINTS_PER_CELL = 3
+CELL_LOGITS_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,19 @@ def mask_costs(negated_logits: Tensor, masks: Tensor, weights: CostWeights) -> T
     dice = 1 - (2 * overlap + 1) / (P - absent_probs.sum(1)[:, None] + sizes + 1)
     cross_entropy = agreement - absent_probs.log_().sum(1)[:, None]
     return weights.mask / P * cross_entropy + weights.dice * dice
+
+
+def mask_costs_at(embeddings: Tensor, cells: Tensor, at: Corners, masks: Tensor, weights: CostWeights) -> Tensor:
+    """Return the mask costs [N, T] of embeddings [N, D], piece by piece. cells: [h w, D]; masks: [T, P] at `at`."""
+    num_points = len(at.idx)
+    if POINTS_PER_CELL * at.num_cells <= num_points:
+        pieces = torch.split(embeddings, max(1, CELL_LOGITS_AT_ONCE // num_points))
+        negated = (read_rows(cells @ -piece.T, at).T.contiguous() for piece in pieces)
+    else:
+        pieces = torch.split(embeddings, max(1, LOGITS_AT_ONCE // num_points))
+        features = read_rows(cells, at)
+        negated = (-piece @ features.T for piece in pieces)
+    return torch.cat([mask_costs(logits, masks, weights) for logits in negated])
 
 
 def box_costs(boxes: Tensor, target_boxes: Tensor, weights: CostWeights) -> Tensor:
@@ -135,14 +152,9 @@ class HungarianMatcher(nn.Module):
         points = torch.rand(self.num_points, 2, device=mask_features.device)
         at, at_pixels = (corners(points, *x.shape[-2:]) for x in (mask_features, targets[0].masks))
         cells = cell_rows(mask_features)
-        return lambda b, embeddings: self._mask_costs(
-            embeddings, read_rows(cells[b], at), sample_masks(targets[b].masks, at_pixels)
+        return lambda b, embeddings: mask_costs_at(
+            embeddings, cells[b], at, sample_masks(targets[b].masks, at_pixels), self.weights
         )
-
-    def _mask_costs(self, embeddings: Tensor, features: Tensor, masks: Tensor) -> Tensor:
-        """Mask costs [N, T] of embeddings [N, D], piece by piece; features [P, D] and masks [T, P] at the points."""
-        pieces = torch.split(embeddings, max(1, LOGITS_AT_ONCE // len(features)))
-        return torch.cat([mask_costs(-piece @ features.T, masks, self.weights) for piece in pieces])
 
 
 def _boxes_of(layers: Sequence[LayerPredictions]) -> Tensor | None:

@@ -36,8 +36,9 @@ def read_directory_processor(path: Path) -> dict[str, Any]:
 def directory_class_names(path: Path) -> tuple[str, ...]:
     """Return the names of the classes by index; none where the configuration has only the library's own labels."""
     names = read_directory_config(path).get("id2label")
-    is_table = isinstance(names, dict) and all(index.isdigit() for index in names)
-    if not is_table or all(str(name).startswith("LABEL_") for name in names.values()):
+    if not isinstance(names, dict) or not all(index.isdigit() for index in names):
+        return ()
+    if all(str(name).startswith("LABEL_") for name in names.values()):
         return ()
     return tuple(str(names[index]) for index in sorted(names, key=int))
 

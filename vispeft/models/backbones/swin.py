@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 import torch
-from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention, window_partition
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vispeft.models.backbones.windows import Windows
+
 # added to the logits of pairs from different regions; published
 _BLOCKED = -100.0
+
+
+class MapAttention(nn.Module):
+    """Attention of timm within the windows of a map, with the same parameters by the same names.
+
+    The projections run on the map's own tokens. Cells of padding, zeros before `qkv`, share one further token.
+    """
+
+    relative_position_bias_table: nn.Parameter
+    relative_position_index: Tensor
+
+    def __init__(self, attention: WindowAttention, shift_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.dim, self.num_heads = attention.dim, attention.num_heads
+        self.window_size: tuple[int, int] = attention.window_size
+        self.shift_size = shift_size
+        self.relative_position_bias_table = attention.relative_position_bias_table
+        index = attention.get_buffer("relative_position_index")
+        self.register_buffer("relative_position_index", index, persistent=False)
+        self.qkv, self.proj = attention.qkv, attention.proj
+        self.attn_drop, self.proj_drop = attention.attn_drop, attention.proj_drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B, H, W, C]. x: [B, H, W, C]"""
+        batch, height, width, _ = x.shape
+        windows = Windows.of((height, width), self.window_size, self.shift_size, x.device)
+        tokens = x.flatten(1, 2)
+        if len(windows.padding):
+            tokens = torch.cat((tokens, tokens.new_zeros(batch, 1, tokens.shape[2])), dim=1)
+        cells = windows.gather(self.qkv(tokens))
+        area = self.window_size[0] * self.window_size[1]
+        cells = cells.reshape(-1, area, 3, self.num_heads, cells.shape[2] // (3 * self.num_heads))
+        q, k, v = cells.permute(2, 0, 3, 1, 4)  # [B windows, heads, cells, C / heads] each
+        bias = self._bias(height, width, batch)
+        dropout = self.attn_drop.p if self.training else 0.0
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+        attended = attended.transpose(1, 2).reshape(batch, -1, q.shape[1] * q.shape[3])
+        y: Tensor = self.proj_drop(self.proj(windows.give_back(attended)))
+        return y.reshape(batch, height, width, -1)
+
+    def _bias(self, height: int, width: int, batch: int) -> Tensor:
+        """Return what is added to the logits: [1, heads, cells, cells], or of each window for shifted ones."""
+        area = self.relative_position_index.shape[0]
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.reshape(area, area, -1).permute(2, 0, 1)[None]
+        if not any(self.shift_size):
+            return bias
+        padded = (height + -height % self.window_size[0], width + -width % self.window_size[1])
+        mask = shifted_window_mask(padded, self.window_size, self.shift_size, bias.device).to(bias)
+        return (bias + mask[:, None]).repeat(batch, 1, 1, 1)
 
 
 class PaddedSwinBlock(nn.Module):
@@ -19,12 +71,8 @@ class PaddedSwinBlock(nn.Module):
 
     def __init__(self, block: SwinTransformerBlock) -> None:
         super().__init__()
-        self.window_size: tuple[int, int] = block.window_size
-        self.shift_size: tuple[int, int] = block.shift_size
         self.norm1 = block.norm1
-        self.attn = block.attn
-        # timm's switch: attention weights are not kept for backward
-        self.attn.fused_attn = True
+        self.attn = MapAttention(block.attn, block.shift_size)
         self.drop_path1 = block.drop_path1
         self.norm2 = block.norm2
         self.mlp = block.mlp
@@ -32,26 +80,9 @@ class PaddedSwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x after the block. x: [B, H, W, C]"""
-        x = x + self.drop_path1(self._attend(self.norm1(x)))
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
         y: Tensor = x + self.drop_path2(self.mlp(self.norm2(x)))
         return y
-
-    def _attend(self, x: Tensor) -> Tensor:
-        _, height, width, _ = x.shape
-        window = self.window_size
-        x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-        _, padded_height, padded_width, _ = x.shape
-        is_shifted = any(self.shift_size)
-        mask = None
-        if is_shifted:
-            x = torch.roll(x, (-self.shift_size[0], -self.shift_size[1]), dims=(1, 2))
-            mask = shifted_window_mask((padded_height, padded_width), window, self.shift_size, x.device).to(x)
-        windows = window_partition(x, window).flatten(1, 2)  # [B windows, cells, C]
-        windows = self.attn(windows, mask=mask).unflatten(1, window)
-        y: Tensor = window_reverse(windows, window, padded_height, padded_width)
-        if is_shifted:
-            y = torch.roll(y, self.shift_size, dims=(1, 2))
-        return y[:, :height, :width]
 
 
 def shifted_window_mask(

@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
@@ -138,7 +138,7 @@ def _swin_config(body: Any) -> dict[str, Any]:
         "embed_dim": first.attn.dim,
         "depths": [len(blocks) for blocks in stages],
         "num_heads": [blocks[0].attn.num_heads for blocks in stages],
-        "window_size": first.window_size[0],
+        "window_size": first.attn.window_size[0],
         "mlp_ratio": first.mlp.fc1.out_features / first.mlp.fc1.in_features,
         "qkv_bias": first.attn.qkv.bias is not None,
         # it grows linearly from zero at the first block to this at the last
