@@ -41,9 +41,7 @@ def runs_of_map(values: NDArray[Any], void: int | None = VOID) -> dict[int, IdAr
 def rles_of_map(values: NDArray[Any]) -> dict[int, dict[str, Any]]:
     """Return the compressed RLE of each value of a map but `VOID`. values: [height, width], integers"""
     size = list(values.shape)
-    return {
-        label: compress({"size": size, "counts": runs.tolist()}) for label, runs in runs_of_map(values).items()
-    }
+    return {label: compress({"size": size, "counts": runs.tolist()}) for label, runs in runs_of_map(values).items()}
 
 
 def mask_of(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -53,7 +51,7 @@ def mask_of(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 
 def paint(values: IdArray, mask: NDArray[np.bool_], value: int) -> None:
-    """Set the pixels of a mask that are still `VOID` to a value, in place: who comes first keeps a pixel."""
+    """Set the pixels of a mask that are still `VOID` to a value, in place: the first mask keeps a pixel."""
     values[mask & (values == VOID)] = value
 
 

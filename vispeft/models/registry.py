@@ -35,7 +35,7 @@ class ModelFamily:
     sizes: names of the sizes that `build` knows
     image_size_in: of families whose `build` reads whole models itself, by a directory or a hub's name in the place of
         the backbone: returns the longer side of such a model's input; None for families of weights files
-    tasks: what its models can be trained for
+    tasks: those that its models can be trained for, by their names in a configuration
     """
 
     build: Callable[[ModelArguments], SegmentationModel]

@@ -37,9 +37,7 @@ def _box(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def test_read_semantic__unites_the_instances_of_a_class(
-    document: dict[str, Any], folder: Path, write: Writer
-) -> None:
+def test_read_semantic__unites_the_instances_of_a_class(document: dict[str, Any], folder: Path, write: Writer) -> None:
     document["annotations"] = [
         {"id": 1, "image_id": 1, "category_id": 7, "segmentation": _box(2, 2, 12, 12)},
         # the first in the file keeps the shared pixels
@@ -110,9 +108,7 @@ def label_maps(document: dict[str, Any], folder: Path) -> tuple[dict[str, Any], 
     return document, maps
 
 
-def test_read_semantic__reads_label_maps(
-    label_maps: tuple[dict[str, Any], Path], folder: Path, write: Writer
-) -> None:
+def test_read_semantic__reads_label_maps(label_maps: tuple[dict[str, Any], Path], folder: Path, write: Writer) -> None:
     document, maps = label_maps
     coco_set = read_semantic(write(document), folder, maps)
     assert coco_set.class_names == ("pair", "box")
