@@ -51,7 +51,7 @@ def mask_of(rle: Mapping[str, Any]) -> NDArray[np.bool_]:
 
 
 def paint(values: IdArray, mask: NDArray[np.bool_], value: int) -> None:
-    """Set the pixels of a mask that are still `VOID` to a value, in place: who comes first keeps a pixel."""
+    """Set the pixels of a mask that are still `VOID` to a value, in place: the first mask keeps a pixel."""
     values[mask & (values == VOID)] = value
 
 

@@ -260,7 +260,8 @@ class Config(Section):
     """Configuration of a whole run."""
 
     task: Literal["instance", "semantic", "panoptic", "detection"] = Field(
-        "instance", description="What the model predicts: instance masks, label maps, both, or boxes alone."
+        "instance",
+        description="Task of the model: masks of instances, label maps, segments of panoptic maps, or boxes alone.",
     )
     model: ModelConfig = ModelConfig()
     peft: PeftConfig = PeftConfig()

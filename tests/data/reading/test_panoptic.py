@@ -104,7 +104,7 @@ def _break(document: dict[str, Any], path: Path, fault: str) -> None:
     [
         ("unlisted", r"a\.png \(id 300\): the PNG has pixels of ids that `segments_info` does not list"),
         ("twice", r"segment 70000 of annotations\[0\] \(image_id 1\): the id occurs twice in `segments_info`"),
-        ("category", r"its category is not in `categories`.*category_id 9|category_id 9"),
+        ("category", r"segment 300 of .* \(category_id 9\): its `category_id` is not among `categories`"),
         ("isthing", r"categories\[0\] \(id 7\): `isthing` must be 1 for a class with instances, else 0"),
         ("image", r"annotations\[0\] \(image_id 8\): its `image_id` is not among `images`"),
         ("images", r"annotations\[1\] \(image_id 1\): a second annotation of the same image"),

@@ -235,3 +235,40 @@ def test_with_kept_classes__keeps_stuff_as_stuff(panoptic_data: dict[str, Any]) 
     flags = {kind.name: kind.is_thing for kind in kept.categories}
     assert (flags["zebra"], flags["sky"], flags["ground"]) == (True, False, False)
     assert kept.class_names[:2] == ("zebra", "sky")
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic"])
+@pytest.mark.parametrize("family", ["mask2former", "pmt"])
+def test_train_run__serves_every_family_of_ours(
+    family: str, task: str, tiny: dict[str, Any], panoptic_data: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"num_queries": 12} if family == "pmt" else tiny["model"]["options"]
+    model = {**tiny["model"], "name": family, "options": options}
+    if family == "pmt":
+        model |= {
+            "backbone": "vit_small_patch16_dinov3",
+            "backbone_options": {"depth": 4, "embed_dim": 48, "num_heads": 3},
+        }
+    plan = {"deltas": {}, "train": ["@heads"]}
+    config = parse_config(
+        {**tiny, "task": task, "model": model, "peft": plan, "data": panoptic_data},
+        ["train.steps=1", "eval.object_mask_threshold=0.0"],
+    )
+    result = train_run(config, RunDirectory(tmp_path / "run"))
+    assert result.summary is not None
+    assert task in result.summary
+
+
+@pytest.mark.parametrize("model_type", ["mask2former", "maskformer", "oneformer", "eomt"])
+def test_train_run__serves_models_of_transformers(
+    model_type: str, tiny: dict[str, Any], panoptic_data: dict[str, Any], transformers_directory: Any, tmp_path: Path
+) -> None:
+    model = {"name": "transformers", "weights": str(transformers_directory(model_type))}
+    plan = {"deltas": {}, "train": ["@heads"]}
+    config = parse_config(
+        {**tiny, "task": "panoptic", "model": model, "peft": plan, "data": panoptic_data},
+        ["train.steps=1", "eval.object_mask_threshold=0.0"],
+    )
+    result = train_run(config, RunDirectory(tmp_path / "run"))
+    assert result.summary is not None
+    assert result.summary["pq"] >= 0

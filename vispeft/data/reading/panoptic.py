@@ -74,6 +74,7 @@ def with_flat_segments(document: dict[str, Any], folder: Path, findings: Finding
         item for item in document["annotations"] if isinstance(item, dict) and isinstance(item.get("file_name"), str)
     ]
     files = read_segment_ids(folder / item["file_name"] for item in named if is_inside_folder(item["file_name"]))
+    known = {as_integer(entry.get("id")) for entry in document["categories"] if isinstance(entry, dict)}
     images = {as_integer(entry.get("id")): entry for entry in document["images"] if isinstance(entry, dict)}
     flat: list[dict[str, Any]] = []
     ids = itertools.count(1)
@@ -90,7 +91,7 @@ def with_flat_segments(document: dict[str, Any], folder: Path, findings: Finding
         elif not is_inside_folder(item["file_name"]):
             findings.refuse("segments-outside", "its `file_name` leads out of the folder of PNG files.", subject)
         elif (file := fitting(folder / item["file_name"], files, images[image_id], subject, findings)) is not None:
-            flat += _united(_segments(item, file, ids, subject, findings), stuff)
+            flat += _united(_segments(item, file, ids, known, subject, findings), stuff)
         seen.add(image_id)
     bare = [show(entry.get("file_name")) for identifier, entry in images.items() if identifier not in seen]
     for name in bare:
@@ -101,9 +102,14 @@ def with_flat_segments(document: dict[str, Any], folder: Path, findings: Finding
 
 
 def _segments(
-    item: dict[str, Any], file: SegmentFile, ids: Iterator[int], subject: str, findings: Findings
+    item: dict[str, Any],
+    file: SegmentFile,
+    ids: Iterator[int],
+    known: Collection[int | None],
+    subject: str,
+    findings: Findings,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the segments of an image as entries of an instance file."""
+    """Yield the segments of an image as entries of an instance file. ids: new ones; known: those of categories"""
     listed: set[int] = set()
     for place, segment in enumerate(item["segments_info"]):
         identifier = as_integer(segment.get("id")) if isinstance(segment, dict) else None
@@ -116,6 +122,9 @@ def _segments(
             findings.warn("empty-segment", "no pixel of the PNG has its id; left out.", name)
         elif as_flag(segment.get("iscrowd")) is None:
             findings.refuse("bad-iscrowd", "`iscrowd` must be 0 or 1.", f"{name} ({show(segment.get('iscrowd'))})")
+        elif as_integer(segment.get("category_id")) not in known or segment.get("category_id") is None:
+            sentence = "its `category_id` is not among `categories`."
+            findings.refuse("unknown-category", sentence, f"{name} (category_id {show(segment.get('category_id'))})")
         else:
             yield {
                 "id": next(ids),

@@ -22,7 +22,7 @@ class MapWriter(Protocol):
         """Write the map of one image. name: file name of its overlay; image: its entry in images.json"""
 
     def finish(self) -> None:
-        """Write what concerns all images."""
+        """Write the file of all images, if the format has one."""
 
 
 class TaskRules(ABC):

@@ -1,4 +1,4 @@
-"""What semantic and panoptic segmentation have in common: models and files of label maps."""
+"""Common parts of semantic and panoptic segmentation: models and files of label maps."""
 
 from __future__ import annotations
 
