@@ -18,7 +18,7 @@ from vispeft.errors import VispeftError
 
 Command = Callable[..., tuple[int, str, str]]
 COMMANDS = [
-    *(["quickstart"], ["train"], ["evaluate"], ["predict"], ["plan"], ["sites"], ["merge"], ["sweep"]),
+    *(["quickstart"], ["train"], ["evaluate"], ["predict"], ["plan"], ["sites"], ["merge"], ["export"], ["sweep"]),
     *(["methods"], ["schema"], ["doctor"]),
     *(["data", name] for name in ("check", "stats", "show", "split", "shapes")),
     *(["data", "convert", name] for name in ("yolo", "labelme", "masks")),

@@ -27,9 +27,7 @@ def export(
 
     report = export_run(load_run(run), out, threshold=threshold)
     if report.deltas == IN_GRAPH:
-        say(
-            f"note: the deltas are operators of the graph, since not all of them merge: `vispeft merge {run}` names those."
-        )
+        say("note: the deltas are operators of the graph, since not all of them merge: `vispeft merge` names those.")
     use = f"vispeft predict {report.path} IMAGES --out DIR" if out.suffix == ".onnx" else "torch.export.load"
     console().print(
         f"{report.path}: {report.num_bytes / 2**20:.1f} MB, deltas: {report.deltas}. Its outputs are those of the run. "

@@ -74,7 +74,7 @@ def _oneformer_answers(network: nn.Module, images: Tensor) -> list[Answer]:
     tokens = torch.zeros(length, dtype=torch.long, device=images.device)
     given = torch.tensor(_TASK_TOKENS[:length], device=images.device)
     tokens[: len(given)] = given
-    return _auxiliary_answers(network, images, task_inputs=tokens.expand(len(images), -1))
+    return _auxiliary_answers(network, images, task_inputs=tokens.expand(images.shape[0], -1))
 
 
 def _eomt_answers(network: nn.Module, images: Tensor) -> list[Answer]:
