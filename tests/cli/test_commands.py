@@ -18,8 +18,8 @@ from vispeft.errors import VispeftError
 
 Command = Callable[..., tuple[int, str, str]]
 COMMANDS = [
-    *(["quickstart"], ["train"], ["evaluate"], ["predict"], ["plan"], ["sites"], ["merge"], ["sweep"]),
-    *(["methods"], ["models"], ["push"], ["schema"], ["doctor"]),
+    *(["quickstart"], ["train"], ["evaluate"], ["predict"], ["plan"], ["sites"], ["inspect"], ["merge"], ["export"]),
+    *(["sweep"], ["methods"], ["models"], ["push"], ["schema"], ["doctor"]),
     *(["data", name] for name in ("check", "stats", "show", "split", "shapes")),
     *(["data", "convert", name] for name in ("yolo", "labelme", "masks")),
 ]

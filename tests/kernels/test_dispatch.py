@@ -1,6 +1,7 @@
 """Choice of the implementation of a call."""
 
 import importlib.metadata
+import os
 
 import pytest
 import torch
@@ -40,6 +41,22 @@ def test_requested__refuses_an_unknown_mode(monkeypatch: pytest.MonkeyPatch) -> 
         KernelError, match=r"`VISPEFT_KERNELS` must be one of auto, reference, triton, but is 'tritton'"
     ):
         dispatch.requested()
+
+
+@pytest.mark.parametrize("before", [None, "auto"])
+def test_requesting__ends_with_the_earlier_mode(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    if before is not None:
+        monkeypatch.setenv(dispatch.VARIABLE, before)
+
+    def fail() -> None:
+        with dispatch.requesting("reference"):
+            assert dispatch.requested() == "reference"
+            raise KernelError("inside")
+
+    with pytest.raises(KernelError, match="inside"):
+        fail()
+    assert os.environ.get(dispatch.VARIABLE) == before
 
 
 def test_choose__takes_the_requested_implementation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,10 +23,11 @@ def export(
     the run. Example: vispeft export runs/bundled_lora-1 --out model.onnx
     """
     from vispeft.engine import export_run, load_run
+    from vispeft.engine.export import IN_GRAPH
 
     report = export_run(load_run(run), out, threshold=threshold)
-    if report.reason:
-        say(f"note: {report.reason} The graph holds them as they are.")
+    if report.deltas == IN_GRAPH:
+        say("note: the deltas are operators of the graph, since not all of them merge: `vispeft merge` names those.")
     use = f"vispeft predict {report.path} IMAGES --out DIR" if out.suffix == ".onnx" else "torch.export.load"
     console().print(
         f"{report.path}: {report.num_bytes / 2**20:.1f} MB, deltas: {report.deltas}. Its outputs are those of the run. "

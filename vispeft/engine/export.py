@@ -45,13 +45,11 @@ class ExportReport:
     """Result of an export.
 
     deltas: "merged", "in the graph" or "none"
-    reason: reason why deltas could not be merged; empty where they were
     num_bytes: of the file, and of the weights file beside it if there is one
     """
 
     path: Path
     deltas: str
-    reason: str
     num_bytes: int
 
 
@@ -72,7 +70,7 @@ def export_run(run: LoadedRun, out: Path, *, threshold: float = DEFAULT_THRESHOL
     side = -(-image_size(run.config) // model.size_divisor) * model.size_divisor
     batches = example_batches(model.num_channels, side)
     expected = [outputs_of(model, images) for images in batches]
-    deltas, reason = _merge(model)
+    deltas = _merge(model)
     description = _description(run, side, expected[0], deltas=deltas, threshold=threshold)
     program = trace(model, side)
     with writing(out, CheckpointError):
@@ -82,7 +80,7 @@ def export_run(run: LoadedRun, out: Path, *, threshold: float = DEFAULT_THRESHOL
             (write_onnx if out.suffix == ONNX else write_program)(program, description, partial)
             _compare(_read(partial), batches, expected, out)
             num_bytes = _move(Path(folder), out)
-    return ExportReport(out, deltas, reason, num_bytes)
+    return ExportReport(out, deltas, num_bytes)
 
 
 def _check_name(out: Path) -> None:
@@ -93,15 +91,15 @@ def _check_name(out: Path) -> None:
         require_onnx()
 
 
-def _merge(model: SegmentationModel) -> tuple[str, str]:
-    """Merge the deltas of a model in place; return their place, and the reason if they cannot be merged."""
+def _merge(model: SegmentationModel) -> str:
+    """Merge the deltas of a model in place, if all of them can be; return their place."""
     deltas = MERGED if attached(model) else NONE
     try:
         peft.merge(model)
-    except PlanError as error:
-        return IN_GRAPH, str(error)
+    except PlanError:
+        return IN_GRAPH
     peft.dequantize(model)
-    return deltas, ""
+    return deltas
 
 
 def _description(

@@ -38,13 +38,9 @@ class ModelFamily:
     sizes: names of the sizes that `build` knows
     image_size_in: of families whose `build` reads whole models itself, by a directory or a hub's name in the place of
         the backbone: returns the longer side of such a model's input; None for families of weights files
-<<<<<<< HEAD
     read_directory: returns the arguments of `build_model` and the image size of a directory of transformers; None for
         families whose arguments must be given beside a directory
-    tasks: what its models can be trained for
-=======
     tasks: those that its models can be trained for, by their names in a configuration
->>>>>>> h-U
     """
 
     build: Callable[[ModelArguments], SegmentationModel]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vispeft.errors import CheckpointError, describe_io_error, writing
 from vispeft.models.exported.description import INPUT, GraphDescription, output_names
+from vispeft.models.exported.quiet import quiet
 
 ONNX = ".onnx"
 TORCH = ".pt2"
@@ -54,7 +52,7 @@ def write_onnx(program: ExportedProgram, description: GraphDescription, path: Pa
 def write_program(program: ExportedProgram, description: GraphDescription, path: Path) -> None:
     """Write a file that `torch.export.load` reads, with the description as an extra file, vispeft.json."""
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet():
         torch.export.save(program, buffer, extra_files={_METADATA_FILE: json.dumps(description.to_metadata())})
     with writing(path, CheckpointError):
         path.write_bytes(buffer.getbuffer())
@@ -109,7 +107,7 @@ def read_own_program(path: Path) -> Graph:
 def _in_onnx(program: ExportedProgram) -> Any:
     _import("onnxscript")
     # the exporter traces attention once more, and must find the memory layout of the program
-    with _quiet(), sdpa_kernel(SDPBackend.MATH):
+    with quiet(), sdpa_kernel(SDPBackend.MATH):
         try:
             return torch.onnx.export(
                 program,
@@ -151,16 +149,3 @@ def _import(package: str) -> Any:
         raise CheckpointError(
             f"ONNX models need the package `{package}`, which is not installed: pip install 'vispeft[onnx]'."
         ) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Context without the exporter's messages, of which none is for a user."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -11,6 +11,7 @@ from vispeft_kernels.dispatch import requesting
 from vispeft.errors import ConfigError
 from vispeft.models.base import SegmentationModel
 from vispeft.models.exported.description import INPUT
+from vispeft.models.exported.quiet import quiet
 from vispeft.models.modes import evaluating
 from vispeft.structures import Predictions
 
@@ -48,7 +49,7 @@ def trace(model: SegmentationModel, side: int) -> ExportedProgram:
     """
     images = torch.zeros(_TRACED_BATCH, model.num_channels, side, side)
     # the attention of torch has several memory layouts, of which the exporter must find the same one twice
-    with requesting("reference"), sdpa_kernel(SDPBackend.MATH), evaluating(model):
+    with requesting("reference"), sdpa_kernel(SDPBackend.MATH), evaluating(model), quiet():
         try:
             program = torch.export.export(
                 FinalPredictions(model), (images,), dynamic_shapes={INPUT: {0: Dim("batch", min=1)}}, strict=False
@@ -57,7 +58,7 @@ def trace(model: SegmentationModel, side: int) -> ExportedProgram:
             # a step that cannot be traced raises whatever it meets
             raise ConfigError(
                 f"The model cannot be exported: torch.export cannot trace it ({_first_line(error)}). Predict with the "
-                "run itself, or train it without the method or encoder that this comes from."
+                "run itself. The guide lists what can be exported."
             ) from error
     # stored in a .pt2 file: one element, expanded
     program.example_inputs = ((torch.zeros(1).expand_as(images),), {})

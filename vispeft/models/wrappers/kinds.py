@@ -74,7 +74,7 @@ def _oneformer_answers(network: nn.Module, images: Tensor, task: str) -> list[An
     tokens = torch.zeros(length, dtype=torch.long, device=images.device)
     given = torch.tensor(_TASK_TOKENS[task][:length], device=images.device)
     tokens[: len(given)] = given
-    return _auxiliary_answers(network, images, task, task_inputs=tokens.expand(len(images), -1))
+    return _auxiliary_answers(network, images, task, task_inputs=tokens.expand(images.shape[0], -1))
 
 
 def _eomt_answers(network: nn.Module, images: Tensor, task: str) -> list[Answer]:

@@ -96,7 +96,7 @@ class SiteSizes:
             return on_map(features.movedim(-1, 1)).movedim(1, -1)
         grid = self.grid_of(features)
         prefix, patches = features[:, : grid.num_prefix], features[:, grid.num_prefix :]
-        maps = patches.mT.reshape(len(patches), -1, grid.height, grid.width)
+        maps = patches.mT.reshape(patches.shape[0], -1, grid.height, grid.width)
         return torch.cat([on_prefix(prefix), on_map(maps).flatten(2).mT], dim=1)
 
 

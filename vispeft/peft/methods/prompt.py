@@ -106,7 +106,7 @@ class Prompts(AroundDelta):
                 f"Name the {self.serves} of a plain vision transformer."
             )
         self.length.value = x.shape[1]
-        return torch.cat([self.prompts.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
+        return torch.cat([self.prompts.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
 
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return the block's output y without the prompts. x, y: [B, T + N, C]."""
