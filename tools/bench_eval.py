@@ -1,15 +1,21 @@
-"""Measure COCO evaluation against pycocotools, and the paired bootstrap, on an input of COCO val's size.
+"""Measure COCO evaluation against pycocotools and others, and the paired bootstrap, on an input of COCO val's size.
 
     python tools/bench_eval.py [--images 5000] [--repeats 2] [--json tools/results/evaluation_cpu.json]
 
 The input is synthetic: 640 x 480 images with 7.2 objects on average (polygons, one in 80 a crowd), 80 categories, and
-100 detections each, half of them near an object. Both implementations read files and return the twelve metrics of masks
+100 detections each, half of them near an object. All implementations read files and return the twelve metrics of masks
 and of boxes; they run in turn, each in one thread. Processor time is that of the process; wall time also depends on
-other programs. All metrics, precisions, recalls and scores are compared bit by bit. The bootstrap compares two
-configurations and uses all cores.
+other programs. All metrics, precisions, recalls and scores are compared with pycocotools' bit by bit; for the others of
+`bench_eval_peers.py`, as far as they are installed, AP, AP50, AP75 and AR are. `for_comparison` is what a comparison
+needs of one configuration: from files to matches of every image. The bootstrap compares two configurations and uses all
+cores.
 """
 
 from __future__ import annotations
+
+import os
+
+os.environ.update(RAYON_NUM_THREADS="1", OMP_NUM_THREADS="1")  # read when an evaluator is imported
 
 import argparse
 import contextlib
@@ -17,16 +23,17 @@ import gc
 import importlib.metadata
 import io
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_eval_peers import importable_peers
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -38,6 +45,8 @@ from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry, compare
 
 MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
+# AP, AP50, AP75, AR1, AR10, AR100
+WITHOUT_SIZES = (0, 1, 2, 6, 7, 8)
 HEIGHT, WIDTH, NUM_CATEGORIES, NUM_POINTS = 480, 640, 80, 24
 
 
@@ -139,7 +148,15 @@ def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Pat
     return same
 
 
-def records(annotations: Path, results: list[dict[str, Any]]) -> Records:
+def same_as(reference: dict[str, COCOeval], found: dict[str, list[float]]) -> dict[str, bool]:
+    """Return True for masks and boxes if the metrics that do not depend on sizes equal pycocotools' bit by bit."""
+    return {
+        kind: all(found[kind][index] == expected.stats[index] for index in WITHOUT_SIZES)
+        for kind, expected in reference.items()
+    }
+
+
+def records(annotations: Path, results: Path | list[dict[str, Any]]) -> Records:
     """Return the records of one configuration for a comparison."""
     scored = read_scored(annotations, results)
     return records_of(scored.match("segm"), len(scored.image_ids), len(scored.category_ids))
@@ -164,6 +181,41 @@ def summary(times: list[dict[str, float]]) -> dict[str, float]:
     }
 
 
+def measured(annotations: Path, results: Path, repeats: int) -> dict[str, Any]:
+    """Return times of all implementations, and whether their metrics equal pycocotools'."""
+    peers = importable_peers()
+    times: dict[str, list[dict[str, float]]] = {}
+    identical: list[dict[str, bool]] = []
+    same: dict[str, dict[str, bool]] = {}
+
+    def run(name: str, work: Callable[[], Any]) -> Any:
+        seconds, outcome = timed(work)
+        times.setdefault(name, []).append(seconds)
+        print(name, seconds, flush=True)
+        return outcome
+
+    for _ in range(repeats):
+        run("vispeft", lambda: evaluate_coco(annotations, results))
+        run("for_comparison", lambda: records(annotations, results))
+        reference = run("pycocotools", lambda: by_pycocotools(annotations, results))
+        identical.append(is_identical(reference, annotations, results))
+        for name, peer in peers.items():
+            same[name] = same_as(reference, run(name, partial(peer, annotations, results)))
+        del reference
+    whole = summary(times["pycocotools"])
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "pycocotools", "msgspec", *peers)},
+        "identical_bit_by_bit": {kind: all(one[kind] for one in identical) for kind in ("segm", "bbox")},
+        **{name: summary(values) for name, values in times.items()},
+        "share_of_pycocotools": {
+            name: {key: round(summary(values)[f"{key}_s"] / whole[f"{key}_s"], 3) for key in ("processor", "wall")}
+            for name, values in times.items()
+            if name != "pycocotools"
+        },
+        "same_ap_and_ar_as_pycocotools": same,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)
@@ -175,15 +227,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         annotations, results = synthetic_files(Path(folder), options.images)
         print("input made", flush=True)
-        ours, theirs, identical = [], [], []
-        for _ in range(options.repeats):
-            ours.append(timed(lambda: evaluate_coco(annotations, results))[0])
-            print("vispeft", ours[-1], flush=True)
-            seconds, reference = timed(lambda: by_pycocotools(annotations, results))
-            theirs.append(seconds)
-            print("pycocotools", theirs[-1], flush=True)
-            identical.append(is_identical(reference, annotations, results))
-            del reference
+        found = measured(annotations, results, options.repeats)
         first = json.loads(results.read_bytes())
         noise = np.random.default_rng(1).normal(0, 0.02, len(first))
         second = [item | {"score": item["score"] + float(more)} for item, more in zip(first, noise, strict=True)]
@@ -195,13 +239,7 @@ def main() -> None:
         "command": " ".join(["python", "tools/bench_eval.py", *sys.argv[1:]]),
         "machine": MACHINE,
         "load_at_start_and_end": [round(load, 1), round(os.getloadavg()[0], 1)],
-        "versions": {name: importlib.metadata.version(name) for name in ("numpy", "pycocotools")},
-        "identical_bit_by_bit": {kind: all(one[kind] for one in identical) for kind in ("segm", "bbox")},
-        "vispeft": summary(ours),
-        "pycocotools": summary(theirs),
-        "share_of_pycocotools": {
-            key: round(summary(ours)[f"{key}_s"] / summary(theirs)[f"{key}_s"], 3) for key in ("processor", "wall")
-        },
+        **found,
         "paired_bootstrap": {"resamples": options.resamples, **summary([bootstrap]), "says": comparison.sentence},
     }
     print(json.dumps(outcome, indent=1))

@@ -166,11 +166,11 @@ def read_numbers(text: bytes) -> Numbers:
     values = digits.compress(is_last).astype(np.int64)
     continued = np.flatnonzero(~is_last)
     last = np.flatnonzero(is_last[2:] & ~is_last[1:-1] & ~is_last[:-2]) + 2
+    number = last - np.searchsorted(continued, last)
     for place in range(2, LARGEST_WIDTH):
-        number = last - np.searchsorted(continued, last)
         values[number] = values[number] * 32 + (codes[last - place] & 31)
-        last = last[last > place]
-        last = last[~is_last[last - place - 1]]
+        goes_on = np.flatnonzero((last > place) & ~is_last[last - place - 1])
+        last, number = last[goes_on], number[goes_on]
     return Numbers(values, codes, continued, last - LARGEST_WIDTH)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vispeft.coco.rle import CONTINUES, LARGEST_CODE, decode_columns, read_numbers
 
 # characters decoded together: their arrays stay within a core's cache
-_CHUNK = 2**17
+_CHUNK = 2**18
 
 
 @dataclass(frozen=True)

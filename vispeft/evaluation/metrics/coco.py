@@ -116,6 +116,7 @@ class Scored:
         """Return the best detections of each class in each image. limit: number of them"""
         return rank_detections(self.image_idx, self.category_idx, self.columns.score, len(self.image_ids), limit=limit)
 
+    @paused_collection()
     def match(self, kind: str, ranked: Ranked | None = None) -> Matches:
         """Match detections to ground-truth objects, by masks ("segm") or by boxes ("bbox").
 
