@@ -27,7 +27,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vispeft import peft
 from vispeft.config import load_config
-from vispeft.engine.build import attach, build_base
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base
 from vispeft.models import LossSettings
 from vispeft.structures import Batch
 from vispeft.synthetic import render_scene

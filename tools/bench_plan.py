@@ -47,7 +47,7 @@ def measure(words: list[str]) -> dict[str, Any]:
     from vispeft import peft
     from vispeft.config import load_config
     from vispeft.engine import estimate
-    from vispeft.engine.build import attach
+    from vispeft.engine.attach import attach
     from vispeft.engine.estimation.base_model import base_without_weights
     from vispeft.engine.estimation.simulated_step import make_batch
     from vispeft.engine.settings import criterion_of, optimizer_of

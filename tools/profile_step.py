@@ -26,7 +26,8 @@ from torch.profiler import ProfilerActivity, profile
 from vispeft import peft
 from vispeft.coco.results import to_coco_results
 from vispeft.config import Config, load_config
-from vispeft.engine.build import attach, build_base, complete
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base, complete
 from vispeft.engine.loaders import DataSets, Share, read_sets, train_loader, val_loader
 from vispeft.engine.settings import criterion_of
 from vispeft.evaluation import evaluate_coco

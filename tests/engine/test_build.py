@@ -11,15 +11,8 @@ import torch
 
 from vispeft import peft
 from vispeft.config import PeftConfig, RegionRates, load_config, parse_config
-from vispeft.engine.build import (
-    arguments_without_weights,
-    attach,
-    build_base,
-    build_plan,
-    check_backbone,
-    complete,
-    with_class_head_rates,
-)
+from vispeft.engine.attach import attach, build_plan
+from vispeft.engine.build import arguments_without_weights, build_base, check_backbone, complete, with_class_head_rates
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
 from vispeft.models.coco_classes import COCO_CLASSES

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vispeft.config import parse_config
-from vispeft.engine.build import attach, build_base, complete
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base, complete
 from vispeft.engine.exchange import fit_exchange
 from vispeft.engine.loaders import read_sets
 from vispeft.engine.settings import criterion_of, fabric_of

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from vispeft.config import Config, parse_config
 from vispeft.engine import RunDirectory, read_sets, train_run
-from vispeft.engine.build import attach, build_base, complete
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base, complete
 from vispeft.engine.features import KeptFeatures, keep_features
 from vispeft.training.devices import build_fabric
 from vispeft.training.feature_cache.store import FeatureMemory

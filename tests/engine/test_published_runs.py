@@ -11,7 +11,8 @@ import torch
 
 from vispeft.config import load_config, parse_config
 from vispeft.engine import evaluate_run, load_run
-from vispeft.engine.build import build_base, build_plan, model_arguments
+from vispeft.engine.attach import build_plan
+from vispeft.engine.build import build_base, model_arguments
 from vispeft.engine.published_runs import COCO_IDS
 from vispeft.errors import ConfigError
 from vispeft.models import build_model

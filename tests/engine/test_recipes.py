@@ -10,7 +10,8 @@ import torch
 
 from vispeft import peft
 from vispeft.config import load_config
-from vispeft.engine.build import attach, build_base, build_plan
+from vispeft.engine.attach import attach, build_plan
+from vispeft.engine.build import build_base
 from vispeft.models.roles import roles_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"

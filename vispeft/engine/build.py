@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from vispeft import peft
-from vispeft.config import Config, ModelConfig, PeftConfig, RegionRates, methods_from, resolve
+from vispeft.config import Config, ModelConfig, resolve
+from vispeft.engine.attach import CLASS_HEAD_RATES
 from vispeft.engine.hub_runs import check_shared_config
 from vispeft.engine.kept_classes import add_named_classes, known_class_names, weights_class_names
 from vispeft.engine.merged import merge_deltas, save_checkpoint
@@ -39,9 +39,6 @@ _WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained_cfg_overlay"}
 BUNDLED_IMAGE_SIZE = 256
 # argument of `build_model` as its errors name it
 _ARGUMENT = re.compile(r"`(name|backbone_options|backbone_weights|backbone|size|image_size|weights|options)(?=[`.=])")
-# for the class head where its rows are new, see docs/results.md
-CLASS_HEAD_LR_SCALE = 10.0
-_CLASS_HEAD_RATES = {"@class_head": RegionRates(lr_scale=CLASS_HEAD_LR_SCALE)}
 
 
 def build_base(
@@ -141,7 +138,7 @@ def with_class_head_rates(config: Config, class_names: Sequence[str]) -> Config:
     given = _num_classes_in_weights(config.model)
     names = _class_names_in_weights(config.model)
     is_new = given is not None and (given != len(class_names) or (bool(names) and not same_names(names, class_names)))
-    regions = dict(_CLASS_HEAD_RATES) if is_new else {}
+    regions = dict(CLASS_HEAD_RATES) if is_new else {}
     return config.model_copy(update={"train": config.train.model_copy(update={"regions": regions})})
 
 
@@ -199,38 +196,6 @@ def naming_model_keys() -> Iterator[None]:
         yield
     except (ConfigError, CheckpointError) as error:
         raise type(error)(_ARGUMENT.sub(r"`model.\1", str(error))) from error
-
-
-def build_plan(config: PeftConfig) -> peft.Plan:
-    """Return the plan, in the form that `inject` takes."""
-    deltas = {pattern: methods_from(value, f"peft.deltas.{pattern}") for pattern, value in config.deltas.items()}
-    if not deltas and not config.train:
-        raise ConfigError(
-            "`peft.deltas` or `peft.train` must name something to train, but both are empty. "
-            "Full fine-tuning is peft.train=['**']."
-        )
-    return peft.Plan(deltas, train=config.train)
-
-
-def attach(model: nn.Module, config: Config) -> None:
-    """Freeze the base, attach the deltas and thaw what is trained in full, in place.
-
-    Raises ConfigError if a pattern of `train.regions` names nothing in the model, or frozen parameters alone.
-    """
-    roles = roles_for(model)
-    peft.inject(model, build_plan(config.peft), roles=roles)
-    names = peft.Names(model)
-    for pattern, rates in (config.train.regions or {}).items():
-        try:
-            found = names.trained(pattern, roles)
-        except PlanError as error:
-            raise ConfigError(f"`train.regions`: {error}") from error
-        is_default = {pattern: rates} == _CLASS_HEAD_RATES
-        if not is_default and not any(model.get_parameter(name).requires_grad for name in found):
-            raise ConfigError(
-                f"`train.regions`: `{pattern}` names {len(found)} parameters, all of them frozen, so that its rates "
-                "have no effect. Name it in `peft.deltas` or `peft.train`, or leave the region out."
-            )
 
 
 def model_arguments(config: ModelConfig) -> Mapping[str, Any]:

@@ -15,14 +15,8 @@ from torch import nn
 from vispeft import peft
 from vispeft.coco.results import write_results
 from vispeft.config import Config
-from vispeft.engine.build import (
-    attach,
-    build_base,
-    check_backbone,
-    complete,
-    describe_base,
-    with_class_head_rates,
-)
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base, check_backbone, complete, describe_base, with_class_head_rates
 from vispeft.engine.choice import choose
 from vispeft.engine.data_warnings import warn_of_crowded_images
 from vispeft.engine.exchange import fit_exchange

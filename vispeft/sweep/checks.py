@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vispeft.config import Config
-from vispeft.engine.build import attach, build_base, check_weights_files, complete
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base, check_weights_files, complete
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.sweep.sweep import Run, Sweep
 

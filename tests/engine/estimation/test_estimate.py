@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vispeft import peft
 from vispeft.config import load_config
 from vispeft.engine import Limits, estimate, propose
-from vispeft.engine.build import attach
+from vispeft.engine.attach import attach
 from vispeft.engine.estimation.base_model import base_without_weights
 from vispeft.engine.estimation.propose import NothingFitsError
 from vispeft.engine.estimation.simulated_step import make_batch

@@ -14,7 +14,8 @@ from torch import nn
 
 from vispeft import peft
 from vispeft.config import Config
-from vispeft.engine.build import attach, describe_base
+from vispeft.engine.attach import attach
+from vispeft.engine.build import describe_base
 from vispeft.engine.estimation.base_model import Base, base_without_weights
 from vispeft.engine.estimation.simulated_step import StepCost, forward_flops, simulate_step
 from vispeft.engine.loaders import image_size

@@ -14,7 +14,8 @@ from typing import Any
 
 from vispeft import peft
 from vispeft.config import Config
-from vispeft.engine.build import attach, build_base
+from vispeft.engine.attach import attach
+from vispeft.engine.build import build_base
 from vispeft.engine.estimation import candidates
 from vispeft.engine.estimation.base_model import Base, base_without_weights
 from vispeft.engine.estimation.candidates import Candidate
