@@ -28,7 +28,7 @@ MASK2FORMER = ["model.weights=pretrained", "model.name=mask2former", "model.back
         # nothing in the backbone, so that a smaller one gives the same
         ("paper_maskdino_swinl_adapter", SWIN_T, {"adapter": 24 * 33_088}),
         ("paper_maskdino_swinl_lora", SWIN_T, {"lora": 204_288}),
-        ("mask2former_lora", MASK2FORMER, {"lora": 215_040}),
+        ("mask2former_lora", MASK2FORMER, {"lora": 193_536}),
         ("mask2former_r50_adapter", MASK2FORMER, {"adapter": 794_112}),
         # q, v and proj of 12 blocks of width 384
         ("eomt_dinov2_lora", ["model.backbone=vit_small_patch14_reg4_dinov2"], {"lora": 12 * 3 * 16 * (384 + 384)}),
