@@ -41,8 +41,9 @@ def differing_output(expected: tuple[Tensor, ...], found: tuple[Tensor, ...]) ->
     *of_queries, (features_name, wanted_features, given_features) = zip(names, expected, found, strict=True)
     if _deviation(wanted_features, given_features).max() > _TOLERANCE:
         return features_name
-    rows = [torch.cat([_scaled(entry[k], entry[1]) for entry in of_queries], dim=-1) for k in (1, 2)]
-    nearest = torch.cdist(rows[0], rows[1], p=float("inf")).argmin(-1)  # [B, Q]
+    wanted_rows = torch.cat([_scaled(wanted, wanted) for _, wanted, _ in of_queries], dim=-1)
+    given_rows = torch.cat([_scaled(given, wanted) for _, wanted, given in of_queries], dim=-1)
+    nearest = torch.cdist(wanted_rows, given_rows, p=float("inf")).argmin(-1)  # [B, Q]
     for name, wanted, given in of_queries:
         matched = given.gather(1, nearest[..., None].expand(-1, -1, given.shape[-1]))
         agrees = _deviation(wanted, matched).amax(-1) <= _TOLERANCE

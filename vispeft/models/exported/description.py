@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from vispeft.errors import CheckpointError
+from pydantic import TypeAdapter
+
+from vispeft.errors import CheckpointError, describe_io_error
 
 INPUT = "images"
 _OUTPUTS = ("class_logits", "boxes", "mask_embeddings", "mask_features")
@@ -46,7 +48,7 @@ class GraphDescription:
     pixel_mean: tuple[float, ...]
     pixel_std: tuple[float, ...]
     num_queries: int
-    class_scores: str
+    class_scores: Literal["sigmoid", "softmax"]
     score_threshold: float
     max_detections: int
     deltas: str
@@ -68,7 +70,8 @@ class GraphDescription:
                 "Export the run again."
             )
         try:
-            values: dict[str, Any] = {name: json.loads(metadata[name]) for name in names}
+            values = {name: json.loads(metadata[name]) for name in names}
+            return TypeAdapter(cls).validate_python(values)
         except ValueError as error:
-            raise CheckpointError(f"`{path}` has damaged metadata ({error}). Export the run again.") from error
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+            reason = describe_io_error(error)
+            raise CheckpointError(f"`{path}` has damaged metadata ({reason}). Export the run again.") from error
