@@ -117,5 +117,5 @@ def test_indices_in__names_the_first_unknown_id():
 
 @pytest.mark.parametrize("change", [{"score": float("nan")}, {"bbox": [0, 0, float("inf"), 1]}, {"image_id": -(2**63)}])
 def test_to_columns__refuses_numbers_that_are_none(change):
-    with pytest.raises(DataError, match="result 1 .*must have"):
+    with pytest.raises(DataError, match=r"result 1 .*must have"):
         to_columns([RESULT, RESULT | change], "results")
