@@ -113,3 +113,9 @@ def test_indices_in__names_the_first_unknown_id():
         indices_in(columns, "results", [1, 9], [2, 8])
     image_idx, category_idx = indices_in(columns, "results", [1, 9], [2, 5])
     assert (image_idx.tolist(), category_idx.tolist()) == ([0, 1, 0], [0, 0, 1])
+
+
+@pytest.mark.parametrize("change", [{"score": float("nan")}, {"bbox": [0, 0, float("inf"), 1]}, {"image_id": -(2**63)}])
+def test_to_columns__refuses_numbers_that_are_none(change):
+    with pytest.raises(DataError, match=r"result 1 .*must have"):
+        to_columns([RESULT, RESULT | change], "results")

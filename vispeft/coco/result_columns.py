@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vispeft.coco.results import checked_results, read_results
+from vispeft.coco.values import LARGEST_ID
 from vispeft.errors import DataError
 
 # beyond, a whole number may have been an integer, which results must not have
@@ -161,7 +162,9 @@ def _plain_columns(results: list[_Result]) -> ResultColumns | None:
         if has_masks:
             sizes[part].flat = list(chain.from_iterable([shape.size for shape in shapes]))
             counts += [shape.counts for shape in shapes]
-    if (np.abs(score) >= _LARGEST_NUMBER).any() or (np.abs(boxes) >= _LARGEST_NUMBER).any() or (boxes[:, 2:] < 0).any():
+    has_numbers = all((np.abs(column) < _LARGEST_NUMBER).all() for column in (score, boxes))
+    has_ids = all((column >= -LARGEST_ID).all() for column in (image_id, category_id))
+    if not has_numbers or not has_ids or (boxes[:, 2:] < 0).any():
         return None
     columns = image_id, category_id, score, boxes if has_boxes else None
     return ResultColumns(*columns, *((sizes, counts) if has_masks else (None, None)), {})
