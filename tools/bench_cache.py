@@ -28,8 +28,8 @@ from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, train_run
 from vispeft.synthetic import write_splits
 from vispeft.training.feature_cache.store import FeatureMemory
+from vispeft.training.processor import describe_cpu
 
-MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
 ADAPTER = {"method": "adapter", "width": 20}
 PLANS: dict[str, dict[str, Any]] = {
     "heads": {},
@@ -136,7 +136,7 @@ def main() -> None:
     settings = {key: getattr(args, key) for key in ("images", "size", "steps", "batch", "variants", "trials")}
     report: dict[str, Any] = {
         "command": " ".join(["python", "tools/bench_cache.py", *sys.argv[1:]]),
-        "machine": MACHINE,
+        "machine": describe_cpu(),
         "threads": 1,
         **settings,
         "versions": {name: version(name) for name in ("torch", "timm")},

@@ -43,8 +43,8 @@ from vispeft.evaluation.metrics.accumulate import accumulate, coco_stats
 from vispeft.evaluation.metrics.coco import evaluate_coco, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry, compare
+from vispeft.training.processor import describe_cpu
 
-MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
 # AP, AP50, AP75, AR1, AR10, AR100
 WITHOUT_SIZES = (0, 1, 2, 6, 7, 8)
 HEIGHT, WIDTH, NUM_CATEGORIES, NUM_POINTS = 480, 640, 80, 24
@@ -237,7 +237,7 @@ def main() -> None:
     outcome = {
         "input": {"images": options.images, "objects": num_objects, "detections": len(first)},
         "command": " ".join(["python", "tools/bench_eval.py", *sys.argv[1:]]),
-        "machine": MACHINE,
+        "machine": describe_cpu(),
         "load_at_start_and_end": [round(load, 1), round(os.getloadavg()[0], 1)],
         **found,
         "paired_bootstrap": {"resamples": options.resamples, **summary([bootstrap]), "says": comparison.sentence},

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_step import CPU, CpuMeter, kept_mb
+from bench_step import CpuMeter, kept_mb
 from torch import Tensor, nn
 
 from vispeft.models import LossSettings, SegmentationModel, build_model
 from vispeft.peft import LoRA, Plan, inject, train_mode
 from vispeft.structures import Batch, Targets
+from vispeft.training.processor import describe_cpu
 from vispeft.training.step import LossModule, SealedBatch
 
 RANK, ALPHA = 8, 16
@@ -224,7 +225,7 @@ def main() -> None:
     meter = CpuMeter()
     report = {
         "command": " ".join(["python", "tools/bench_mask2former.py", *sys.argv[1:]]),
-        "machine": CPU,
+        "machine": describe_cpu(),
         "versions": {name: version(name) for name in ("torch", "timm", "transformers", "peft")},
         "comparisons": [compare(name, args, meter.now) for name in args.preset],
     }

@@ -39,7 +39,8 @@ import torch
 from bench_step_models import RANK, build_mask_dino, build_vit, mask_dino_plans, vit_plans
 from torch import Tensor, nn
 
-CPU = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
+from vispeft.training.processor import describe_cpu
+
 OPTIONS = (
     "model",
     "backbone",
@@ -268,7 +269,7 @@ def main() -> None:
         settings = {name: getattr(args, name) for name in (*OPTIONS, "repeats")}
         report = {
             "command": " ".join(["python", "tools/bench_step.py", *sys.argv[1:]]),
-            "machine": torch.cuda.get_device_name() if args.device == "cuda" else CPU,
+            "machine": torch.cuda.get_device_name() if args.device == "cuda" else describe_cpu(),
             # mean number of running or waiting processes in the last minute; more than cores is a busy machine
             "load_average": {"before": round(load_before, 1), "after": round(os.getloadavg()[0], 1)},
             **settings,

@@ -33,10 +33,10 @@ from vispeft.engine.settings import criterion_of
 from vispeft.evaluation import evaluate_coco
 from vispeft.models import DetectionLimits
 from vispeft.synthetic import write_splits
+from vispeft.training.processor import describe_cpu
 from vispeft.training.step import in_float32
 
 ROOT = Path(__file__).resolve().parents[1]
-MACHINE = "2-core x86-64 cloud CPU, Intel Xeon (Sapphire Rapids class)"
 PARTS = ("backbone", "pixel_decoder", "decoder")
 
 
@@ -194,7 +194,7 @@ def main() -> None:
         print(table(title, measured))
     if args.json:
         versions = {"torch": torch.__version__}
-        args.json.write_text(json.dumps({"machine": MACHINE, "versions": versions, **found}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"machine": describe_cpu(), "versions": versions, **found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 
@@ -16,6 +18,11 @@ def cpu_info(field: str) -> str:
         if name.strip() == field:
             return value.strip()
     return ""
+
+
+def describe_cpu() -> str:
+    """Return the number of cores and the name of the processor, for measurements."""
+    return f"{os.cpu_count()} cores, {cpu_info('model name') or platform.machine()}"
 
 
 def cpu_has_fast_bf16() -> bool:
