@@ -158,16 +158,19 @@ def _plain_columns(results: list[_Result]) -> ResultColumns | None:
         if len(found) != len(some) * has_boxes or len(shapes) != len(some) * has_masks:
             return None
         if has_boxes:
-            boxes[part].flat = list(chain.from_iterable(found))
+            boxes.reshape(-1)[4 * part.start : 4 * part.stop] = list(chain.from_iterable(found))
         if has_masks:
-            sizes[part].flat = list(chain.from_iterable([shape.size for shape in shapes]))
+            sides = chain.from_iterable([shape.size for shape in shapes])
+            sizes.reshape(-1)[2 * part.start : 2 * part.stop] = list(sides)
             counts += [shape.counts for shape in shapes]
     has_numbers = all((np.abs(column) < _LARGEST_NUMBER).all() for column in (score, boxes))
     has_ids = all((column >= -LARGEST_ID).all() for column in (image_id, category_id))
     if not has_numbers or not has_ids or (boxes[:, 2:] < 0).any():
         return None
-    columns = image_id, category_id, score, boxes if has_boxes else None
-    return ResultColumns(*columns, *((sizes, counts) if has_masks else (None, None)), {})
+    kept = boxes if has_boxes else None
+    if not has_masks:
+        return ResultColumns(image_id, category_id, score, kept, None, None, {})
+    return ResultColumns(image_id, category_id, score, kept, sizes, counts, {})
 
 
 def _is_compressed(shape: Any) -> bool:

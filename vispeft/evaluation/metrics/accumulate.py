@@ -69,7 +69,8 @@ def interpolated_precision(
     """
     true_positives = np.flatnonzero(is_true_positive)
     numbers = np.arange(1, len(true_positives) + 1, dtype=np.float64)
-    best_after = np.maximum.accumulate(_precisions(numbers, np.cumsum(is_counted)[true_positives])[::-1])[::-1]
+    num_counted = np.cumsum(is_counted, dtype=np.int64)[true_positives]
+    best_after = np.maximum.accumulate(_precisions(numbers, num_counted)[::-1])[::-1]
     reached = _true_positives_needed(np.array([num_objects]))[0]
     reached = reached[reached < len(true_positives)]
     precision = np.zeros(len(RECALLS))
@@ -116,7 +117,8 @@ def _true_positives_needed(num_objects: NDArray[np.int64]) -> NDArray[np.int64]:
 def _precisions(num_true_positives: NDArray[np.float64], num_counted: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return precision at true positives. num_counted: detections up to and including each one that are not ignored"""
     num_false_positives = num_counted - num_true_positives
-    return num_true_positives / (num_false_positives + num_true_positives + np.spacing(1))
+    values: NDArray[np.float64] = num_true_positives / (num_false_positives + num_true_positives + np.spacing(1))
+    return values
 
 
 def _curves(
@@ -136,7 +138,7 @@ def _curves(
     for area, threshold in np.ndindex(num_areas, len(IOU_THRESHOLDS)):
         is_counted = ~bits_at(ignored, area, threshold)
         true_positives = np.flatnonzero(bits_at(matched, area, threshold) & is_counted)
-        num_counted = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_counted)])
+        num_counted = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_counted, dtype=np.int64)])
         firsts = np.searchsorted(true_positives, begins)
         number = np.diff(firsts)  # [K]
         ordinal = np.arange(1, len(true_positives) + 1) - np.repeat(firsts[:-1], number)

@@ -92,7 +92,9 @@ class Matches:
 
 def bits_at(bits: NDArray[np.uint64], area: int, threshold: int) -> NDArray[np.bool_]:
     """Return the bits of one size range and threshold: [N] bool. bits: [N], such as `Matches.matched`"""
-    return (bits & np.uint64(1 << (area * len(IOU_THRESHOLDS) + threshold))) != 0
+    mask = np.uint64(1 << (area * len(IOU_THRESHOLDS) + threshold))
+    is_set: NDArray[np.bool_] = (bits & mask) != 0
+    return is_set
 
 
 def match_pairs(objects: Objects, detections: Detections, ranked: Ranked, pairs: Pairs) -> Matches:

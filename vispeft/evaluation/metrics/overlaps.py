@@ -62,13 +62,10 @@ def overlapping_pairs(
         take_rows(objects.masks_or_boxes, object_order),
     )
     is_crowd = objects.is_crowd[object_order].astype(np.uint8)
+    bounds = (bound.tolist() for bound in (starts, stops, object_starts, object_stops))
     ious = [
-        mask_utils.iou(
-            detected[start:stop], annotated[object_start:object_stop], is_crowd[object_start:object_stop]
-        ).ravel()
-        for start, stop, object_start, object_stop in zip(
-            *(bounds.tolist() for bounds in (starts, stops, object_starts, object_stops)), strict=True
-        )
+        mask_utils.iou(detected[start:stop], annotated[first:last], is_crowd[first:last]).ravel()
+        for start, stop, first, last in zip(*bounds, strict=True)
     ]
     iou = np.concatenate([np.zeros(0), *ious])
     kept = np.flatnonzero(iou >= least_iou)
