@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,11 @@ def test_load_source__refuses_what_is_no_export(onnx: Any, finished: RunDirector
     with pytest.raises(ConfigError, match="`--device` must be cpu for an exported model"):
         load_source(path, "cuda")
     assert load_source(finished.root, "cuda").device == "cuda"
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "detection"])
+def test_export_run__refuses_other_tasks(task: str, tiled: Path, tmp_path: Path) -> None:
+    run = load_run(tiled)
+    other = replace(run, config=run.config.model_copy(update={"task": task}))
+    with pytest.raises(ConfigError, match=f"task: instance` can be exported, but this one has `task: {task}`"):
+        export_run(other, tmp_path / "model.pt2")

@@ -16,9 +16,10 @@ from vispeft import peft
 from vispeft.engine.build import describe_base
 from vispeft.engine.loaders import image_size
 from vispeft.engine.saved_runs import LoadedRun
-from vispeft.errors import CheckpointError, PlanError, writing
+from vispeft.errors import CheckpointError, ConfigError, PlanError, writing
 from vispeft.io.names import did_you_mean
 from vispeft.models import SegmentationModel
+from vispeft.models.base import TakesClassNames
 from vispeft.models.exported.comparison import differing_output, example_batches
 from vispeft.models.exported.description import GraphDescription
 from vispeft.models.exported.files import (
@@ -66,6 +67,7 @@ def export_run(run: LoadedRun, out: Path, *, threshold: float = DEFAULT_THRESHOL
     Raises CheckpointError or ConfigError for a model that cannot be exported; `out` is as before then.
     """
     _check_name(out)
+    _check_run(run)
     model = run.model.cpu().float()
     side = -(-image_size(run.config) // model.size_divisor) * model.size_divisor
     batches = example_batches(model.num_channels, side)
@@ -91,6 +93,19 @@ def _check_name(out: Path) -> None:
         require_onnx()
 
 
+def _check_run(run: LoadedRun) -> None:
+    if run.config.task != "instance":
+        raise ConfigError(
+            f"Only runs of `task: instance` can be exported, but this one has `task: {run.config.task}`. Predict with "
+            "the run itself, or merge it into a plain checkpoint by `vispeft merge`."
+        )
+    if isinstance(run.model, TakesClassNames):
+        raise ConfigError(
+            f"A model with class names as prompts cannot be exported as a graph of images, as this one by "
+            f"`model.name: {run.config.model.name}`. Merge it into a directory of transformers by `vispeft merge`."
+        )
+
+
 def _merge(model: SegmentationModel) -> str:
     """Merge the deltas of a model in place, if all of them can be; return their place."""
     deltas = MERGED if attached(model) else NONE
@@ -105,7 +120,7 @@ def _merge(model: SegmentationModel) -> str:
 def _description(
     run: LoadedRun, side: int, outputs: Sequence[Tensor], *, deltas: str, threshold: float
 ) -> GraphDescription:
-    model, config = run.model, run.config
+    model, config, adapter = run.model, run.config, run.directory.adapter
     return GraphDescription(
         model=describe_base(model, config.model),
         class_names=run.class_names,
@@ -121,7 +136,7 @@ def _description(
         score_threshold=threshold,
         max_detections=config.eval.max_detections,
         deltas=deltas,
-        adapter_sha256=hashlib.sha256(run.directory.adapter.read_bytes()).hexdigest(),
+        adapter_sha256=hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else "",
         vispeft_version=metadata.version("vispeft"),
     )
 

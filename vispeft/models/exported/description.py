@@ -34,7 +34,7 @@ class GraphDescription:
     class_scores: "sigmoid", or "softmax" with "no object" as the last class
     score_threshold, max_detections: limits of instances, unless others are given
     deltas: "none", "merged" into the weights, or "in the graph" for methods that do not merge
-    adapter_sha256: of the run's adapter file
+    adapter_sha256: of the run's adapter file; empty for a published model
     vispeft_version: of the program that wrote the file
     """
 
