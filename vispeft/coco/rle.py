@@ -168,6 +168,8 @@ def read_numbers(text: bytes) -> Numbers:
     last = np.flatnonzero(is_last[2:] & ~is_last[1:-1] & ~is_last[:-2]) + 2
     number = last - np.searchsorted(continued, last)
     for place in range(2, LARGEST_WIDTH):
+        if not len(last):
+            break
         values[number] = values[number] * 32 + (codes[last - place] & 31)
         goes_on = np.flatnonzero((last > place) & ~is_last[last - place - 1])
         last, number = last[goes_on], number[goes_on]
