@@ -205,3 +205,47 @@ def test_load_run__refuses_a_damaged_adapter(shared: Any) -> None:
     shared["adapter.safetensors"] = b"\x80\x04no safetensors"
     with pytest.raises(VispeftError):
         load_run("hf://me/run")
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics", "row", "tag", "identifier"),
+    [
+        (
+            "semantic",
+            {"semantic": {"mIoU": 0.5, "pixel_accuracy": 0.8}},
+            "| pixels | 0.500 | 0.800 | - |",
+            "semantic-segmentation",
+            "mean_iou",
+        ),
+        (
+            "panoptic",
+            {"panoptic": {"PQ": 0.4, "SQ": 0.7}},
+            "| segments | 0.400 | 0.700 |",
+            "panoptic-segmentation",
+            "panoptic_quality",
+        ),
+        (
+            "detection",
+            {"segm": {"AP": -1.0}, "bbox": {"AP": 0.3}},
+            "| box | 0.300 |",
+            "object-detection",
+            "mean_average_precision",
+        ),
+    ],
+)
+def test_card__has_the_metrics_of_the_task(
+    task: str, metrics: dict[str, Any], row: str, tag: str, identifier: str, finished: RunDirectory
+) -> None:
+    from vispeft.engine.model_card import Card, model_card
+
+    kept = {
+        key: value for key, value in json.loads(finished.summary.read_text()).items() if key not in ("segm", "bbox")
+    }
+    config = parse_config({"task": task, "model": {"image_size": 64}})
+    text = model_card(Card("me/run", config, {**kept, **metrics, "per_category": {"a": 0.5}}, 3, ("a",)))
+    card = ModelCard(text)
+    (result,) = card.data.eval_results
+    assert result.metric_type == identifier
+    assert tag in card.data.tags
+    assert row in text
+    assert "| mask |" not in text

@@ -10,12 +10,27 @@ import timm
 
 from vispeft.config import Config
 from vispeft.config.strict_yaml import write_yaml
+from vispeft.engine.card_metrics import category_metric, index_metrics, metric_kinds, metrics_table, number_text
 from vispeft.engine.weights_source import NONE, PRETRAINED, published
 from vispeft.io.hub import HubName, is_hub_name
 from vispeft.models.bundled import BUNDLED
 
 _MOST_CLASSES = 50
-_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+_TASK_NAMES = {
+    "instance": "instance segmentation",
+    "semantic": "semantic segmentation",
+    "panoptic": "panoptic segmentation",
+    "detection": "object detection",
+}
+_METRICS_OF = {
+    "instance": "COCO metrics",
+    "semantic": "Mean intersection over union and accuracy of pixels",
+    "panoptic": "Panoptic quality",
+    "detection": "COCO metrics of boxes",
+}
+# tags of the hub: it has one for all segmentation
+_PIPELINES = {"detection": "object-detection"}
+_SEGMENTATION = "image-segmentation"
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,18 @@ class Card:
     datasets: tuple[str, ...] = ()
 
     @property
+    def task(self) -> str:
+        """Name of the task in words."""
+        return _TASK_NAMES[self.config.task]
+
+    @property
+    def pipeline(self) -> str:
+        """The hub's tag of the task."""
+        return _PIPELINES.get(self.config.task, _SEGMENTATION)
+
+    @property
     def methods(self) -> tuple[str, ...]:
+        """Names of the methods."""
         return tuple(str(name) for name in self.summary.get("methods", ()))
 
     @property
@@ -63,7 +89,7 @@ def model_card(card: Card) -> str:
             "",
             f"# {card.repository.partition('/')[2]}",
             "",
-            f"An adapter of vispeft for instance segmentation: {_methods(card)} on "
+            f"An adapter of vispeft for {card.task}: {_methods(card)} on "
             f"{card.summary.get('model', card.config.model.name)}. The base stays unchanged and is fetched from its "
             "own source.",
             "",
@@ -80,8 +106,8 @@ def _metadata(card: Card) -> dict[str, Any]:
     """Return the metadata of the card's front matter."""
     found: dict[str, Any] = {
         "library_name": "vispeft",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["vispeft", "peft", "instance-segmentation", card.config.model.name, *card.methods],
+        "pipeline_tag": card.pipeline,
+        "tags": ["vispeft", "peft", card.task.replace(" ", "-"), card.config.model.name, *card.methods],
     }
     if card.licence is not None:
         found["license"] = card.licence
@@ -89,22 +115,19 @@ def _metadata(card: Card) -> dict[str, Any]:
         found |= {"base_model": card.base_model, "base_model_relation": "adapter"}
     if card.datasets:
         found["datasets"] = list(card.datasets)
-    found["metrics"] = ["mean_average_precision"]
-    found["model-index"] = [{"name": card.repository.partition("/")[2], "results": [_result(card)]}]
+    if metric_kinds(card.summary):
+        found["metrics"] = sorted({kind.identifier for kind in metric_kinds(card.summary).values()})
+        found["model-index"] = [{"name": card.repository.partition("/")[2], "results": [_result(card)]}]
     return found
 
 
 def _result(card: Card) -> dict[str, Any]:
     """Return the metrics in the form of the hub's model index."""
     dataset = card.datasets[0] if card.datasets else "validation set of the run"
-    metrics = [
-        {"type": "mean_average_precision", "name": f"{title} AP", "value": round(float(values["AP"]), 4)}
-        for title, values in (("mask", card.summary["segm"]), ("box", card.summary["bbox"]))
-    ]
     return {
-        "task": {"type": "image-segmentation", "name": "Instance segmentation"},
+        "task": {"type": card.pipeline, "name": card.task.capitalize()},
         "dataset": {"type": dataset, "name": dataset, "split": "validation"},
-        "metrics": metrics,
+        "metrics": index_metrics(card.summary),
     }
 
 
@@ -134,23 +157,15 @@ def _usage(card: Card) -> list[str]:
 
 def _results(card: Card) -> list[str]:
     """Return the section of the metrics."""
-    rows = [
-        f"| {title} | " + " | ".join(_number(values.get(name)) for name in _METRICS) + " |"
-        for title, values in (("mask", card.summary["segm"]), ("box", card.summary["bbox"]))
-    ]
-    classes = [f"| {_cell(name)} | {_number(value)} |" for name, value in card.summary.get("per_category", {}).items()][
-        :_MOST_CLASSES
-    ]
+    scores = list(card.summary.get("per_category", {}).items())[:_MOST_CLASSES]
+    classes = [f"| {_cell(name)} | {number_text(value)} |" for name, value in scores]
     return [
         "## Results",
         "",
-        f"COCO metrics by pycocotools on the {card.num_val_images} validation images of the run:",
+        f"{_METRICS_OF[card.config.task]} on the {card.num_val_images} validation images of the run:",
         "",
-        "| | " + " | ".join(_METRICS) + " |",
-        "|---" * (len(_METRICS) + 1) + "|",
-        *rows,
-        "",
-        "| class | mask AP |",
+        *metrics_table(card.summary),
+        f"| class | {category_metric(card.summary)} |",
         "|---|---|",
         *classes,
         "",
@@ -195,11 +210,6 @@ def _base_and_licence(card: Card) -> list[str]:
         f"- Base: {base}. Its terms hold for the use of both together.",
         f"- Licence of the adapter: {licence}.",
     ]
-
-
-def _number(value: Any) -> str:
-    """Return a COCO metric as text, a dash where it is undefined (-1)."""
-    return "-" if value is None or float(value) < 0 else f"{float(value):.3f}"
 
 
 def _cell(text: str) -> str:
