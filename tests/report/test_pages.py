@@ -182,3 +182,11 @@ def test_write_comparison__runs_on_other_annotations_share_no_pictures(make_run,
 def test_write_comparison__needs_runs(tmp_path):
     with pytest.raises(DataError, match="at least one run"):
         write_comparison({}, tmp_path / "c.html")
+
+
+def test_write_report__shows_all_segments_of_a_label_map(make_run, tmp_path):
+    values = {"mIoU": 0.5, "pixel_accuracy": 0.5, "mean_accuracy": 0.5}
+    text = write_report(make_run(tmp_path, score=0.01, changes={"semantic": values})).read_text(encoding="utf-8")
+    assert "All predicted segments are shown." in text
+    assert "1 of 1 detected, 0 false positives" in text
+    assert "from a score of" not in text

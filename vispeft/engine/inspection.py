@@ -84,7 +84,7 @@ class Inspection:
             sites = [site for site in self.sites if site.rank == rank and site.spectrum.values]
             used = median(site.spectrum.effective_rank for site in sites)
             held = math.ceil(median(site.spectrum.energy_rank for site in sites))
-            start = f"Rank {rank} ({len(sites)} sites): effective rank {used:.1f}"
+            start = f"Rank {rank} ({_counted(len(sites), 'site')}): effective rank {used:.1f}"
             if used >= _FULL * rank:
                 sentences.append(f"{start}; all directions are used. Try {2 * rank}.")
             elif held <= rank // 2:
@@ -94,7 +94,9 @@ class Inspection:
         full = [site for site in self.sites if site.rank is None and not site.methods]
         if full:
             held = math.ceil(median(site.spectrum.energy_rank for site in full))
-            sentences.append(f"Trained in full ({len(full)} weights): {held} directions hold 90 % of the update.")
+            sentences.append(
+                f"Trained in full ({_counted(len(full), 'weight')}): 90 % of the update is in {_counted(held, 'direction')}."
+            )
         return sentences
 
 
@@ -153,6 +155,10 @@ def _median(values: Sequence[float | None]) -> float | None:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _name(root: str | os.PathLike[str]) -> str:

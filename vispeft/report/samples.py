@@ -13,7 +13,7 @@ from PIL import Image
 from vispeft.data.reading.channels import read_for_display
 from vispeft.data.reading.folder_scan import inner_path
 from vispeft.errors import DataError, VispeftError
-from vispeft.report.gallery import Gallery, select_predictions
+from vispeft.report.gallery import Gallery, RunPredictions, select_predictions
 from vispeft.report.run_contents import RunContents
 from vispeft.visualization.outlines import Canvas, Item, Matching, Outline, Style, draw_outlines, label_size
 
@@ -65,7 +65,8 @@ def draw_samples(
     """Draw ground truth and predictions of images spread evenly over the validation set, the same for all runs.
 
     num_worst: number of additional images, those with the most errors of the first run
-    threshold: lowest score of drawn predictions; None to draw about as many as there are annotations
+    threshold: lowest score of drawn predictions; None to draw about as many as there are annotations; label maps are
+        drawn whole
     """
     first = next(iter(runs.values()))
     ground_truth, folder = first.ground_truth, first.images_path
@@ -75,15 +76,22 @@ def draw_samples(
         )
     if any(run.ground_truth != ground_truth for run in runs.values()):
         return Samples((), (), "No pictures: the runs were not scored on the same validation annotations.")
-    selected = [select_predictions(name, run.predictions, ground_truth, threshold) for name, run in runs.items()]
+    selected = [
+        select_predictions(name, run.predictions, ground_truth, 0.0 if run.has_label_maps else threshold)
+        for name, run in runs.items()
+    ]
     gallery = Gallery(ground_truth, folder, selected)
     unreadable: list[str] = []
     shown = _samples(gallery, gallery.spread_images(num_images), unreadable)
     worst = _samples(gallery, gallery.worst_images(num_worst), unreadable)
-    thresholds = [f"{one.threshold:.2f}" if len(runs) == 1 else f"{one.threshold:.2f} ({one.name})" for one in selected]
     reasons = [*dict.fromkeys(unreadable)][:3]
-    note = "Predictions are shown from a score of " + ", ".join(thresholds)
+    note = "All predicted segments are shown" if first.has_label_maps else _threshold_note(selected)
     return Samples(shown, worst, ". ".join([note, *(f"Not shown: {text.rstrip('.')}" for text in reasons)]) + ".")
+
+
+def _threshold_note(runs: Sequence[RunPredictions]) -> str:
+    thresholds = [f"{run.threshold:.2f}" if len(runs) == 1 else f"{run.threshold:.2f} ({run.name})" for run in runs]
+    return "Predictions are shown from a score of " + ", ".join(thresholds)
 
 
 def _samples(gallery: Gallery, images: Sequence[Mapping[str, Any]], unreadable: list[str]) -> list[Sample]:
