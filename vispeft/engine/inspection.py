@@ -94,9 +94,8 @@ class Inspection:
         full = [site for site in self.sites if site.rank is None and not site.methods]
         if full:
             held = math.ceil(median(site.spectrum.energy_rank for site in full))
-            sentences.append(
-                f"Trained in full ({_counted(len(full), 'weight')}): 90 % of the update is in {_counted(held, 'direction')}."
-            )
+            start, directions = f"Trained in full ({_counted(len(full), 'weight')})", _counted(held, "direction")
+            sentences.append(f"{start}: 90 % of the update is in {directions}.")
         return sentences
 
 
