@@ -50,7 +50,7 @@ def test_train_run__starts_from_a_directory_and_merges_into_one(
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
     merged = parse_config(configured(tiny, tmp_path / "merged", keep_classes=True))
     assert kept_class_names(merged.model) == run.class_names
-    assert with_class_head_rates(merged, len(run.class_names)).train.regions == {}
+    assert with_class_head_rates(merged, run.class_names).train.regions == {}
     again = parse_config({**tiny, "model": {"weights": str(tmp_path / "merged.safetensors")}})
     for other in (merged, again):
         tensors = build_base(other, len(run.class_names), class_names=run.class_names).state_dict()

@@ -35,9 +35,10 @@ class Windows:
         places = F.pad(places, (0, 0, 0, -width % window[1], 0, -height % window[0]), value=count)
         places = torch.roll(places, (-shift[0], -shift[1]), dims=(1, 2))
         tokens = window_partition(places, window).flatten()
-        # each token is once among them, and the padding is behind all
-        order = tokens.argsort(stable=True)
-        return cls(tokens, order[:count], order[count:])
+        # each token is once among them; no sort, which ONNX lacks
+        cells = tokens.new_zeros(count + 1).scatter(0, tokens, torch.arange(len(tokens), device=device))
+        padding = (tokens == count).int().topk(len(tokens) - count).indices
+        return cls(tokens, cells[:count], padding)
 
     def gather(self, x: Tensor) -> Tensor:
         """Return the cells [B, windows * cells, C] of tokens [B, N, C], with one more token if there is padding."""
