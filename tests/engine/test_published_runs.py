@@ -110,3 +110,14 @@ def test_load_run__prefers_a_directory(small: str, tmp_path: Path, monkeypatch: 
     Path(small).mkdir()
     with pytest.raises(ConfigError, match="must be a run directory"):
         load_run(small)
+
+
+def test_evaluate_run__asks_for_data_before_it_fetches_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISPEFT_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"`data\.val\.annotations` must be set"):
+        evaluate_run("mask_dino_swin_l")
+
+
+def test_load_run__names_a_directory_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="`nothing-here` must be a run directory, but does not exist"):
+        load_run("nothing-here")

@@ -161,8 +161,9 @@ def predict(
     source = load_source(run, device)
     lowest = source.threshold if threshold is None else threshold
     report = predict_images(source.run, images, out, threshold=lowest, device=source.device)
+    written = "overlays, label maps" if report.has_label_maps else "overlays"
     console().print(
-        f"{report.num_instances} {report.found} in {report.num_images} images; overlays and predictions.json in {out}"
+        f"images: {report.num_images}, {report.found}: {report.num_instances}; {written} and predictions.json in {out}"
     )
 
 

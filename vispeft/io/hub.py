@@ -40,7 +40,7 @@ class HubName:
         """Return the parts of a name; ConfigError for one of another form."""
         found = _NAME.fullmatch(_SCHEME.sub("", source, count=1))
         if found is None or ".." in source:
-            raise ConfigError(f"`{source}` must have the form {_FORM}.")
+            raise ConfigError(f"`{_SCHEME.sub('hf://', source, count=1)}` must have the form {_FORM}.")
         file = found["file"]
         return cls(found["repository"], None if file is None else safe_file(file, source), found["revision"] or "main")
 

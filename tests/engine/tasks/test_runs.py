@@ -222,7 +222,7 @@ def test_commands__serve_label_maps(
     assert "IoU by category" in scored.output
     assert read_object(tmp_path / "metrics.json")["miou"] == read_object(run / "summary.json")["miou"]
     predicted = runner.invoke(app, ["predict", str(run), str(_images(shapes_set)[0]), "--out", str(tmp_path / "out")])
-    assert "segments in 1 images" in predicted.output
+    assert "images: 1, segments: " in predicted.output
     for command in (["compare", str(run), str(run)], ["evaluate", str(run), "--analysis"]):
         refused = runner.invoke(app, command)
         assert refused.exit_code == 1
