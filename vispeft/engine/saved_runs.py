@@ -77,6 +77,8 @@ def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Lo
     root: run directory, or `hf://user/name` of a run of `vispeft push`
     """
     source = os.fspath(root)
+    if _published(source) is not None:
+        raise ConfigError(f"`{source}` is a published model, which has no adapter. Name a run directory.")
     if not Path(source).exists() and (near := nearest_names(source, MODELS, cutoff=0.8)):
         raise ConfigError(
             f"`{source}` is neither a run directory nor a model that `vispeft models` lists. Did you mean `{near[0]}`?"
