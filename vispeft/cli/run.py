@@ -168,7 +168,9 @@ def predict(
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory, or hf://user/name of a run of the hub.", show_default=False)
+    ],
     out: Annotated[
         Path,
         typer.Option(help="Checkpoint to write: .safetensors, or a directory of transformers.", show_default=False),
