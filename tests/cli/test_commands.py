@@ -130,6 +130,15 @@ def test_evaluate__any_results_file(finished: RunDirectory, command: Command, tm
     assert json.loads(metrics.read_text()) == {kind: summary[kind] for kind in ("segm", "bbox", "per_category")}
 
 
+def test_evaluate__boxes_alone_have_no_row_of_masks(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+    results = json.loads(finished.predictions.read_text())
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps([{k: v for k, v in result.items() if k != "segmentation"} for result in results]))
+    _, out, _ = command("evaluate", "--predictions", str(boxes), "--annotations", str(finished.annotations))
+    assert "│ box " in out
+    assert "│ mask " not in out
+
+
 def test_evaluate__a_run_with_overrides(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.json"
     status, _, err = command("evaluate", finished.root, "eval.max_detections=1", "--json", metrics)

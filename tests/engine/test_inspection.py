@@ -54,3 +54,10 @@ def test_inspect_runs__without_an_update(tiny: dict[str, Any], tmp_path: Path) -
         CheckpointError, match=r"No weight of .*adapters` has an update to inspect: a Block has no weight"
     ):
         inspect_runs([directory.root])
+
+
+def test_inspect__of_a_run_of_the_hub_needs_a_file(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["inspect", "hf://me/run"])
+    assert exit_info.value.code == 2
+    assert "--json" in capsys.readouterr().err

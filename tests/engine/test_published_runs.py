@@ -14,6 +14,7 @@ from vispeft.engine import evaluate_run, load_run
 from vispeft.engine.attach import build_plan
 from vispeft.engine.build import build_base, model_arguments
 from vispeft.engine.published_runs import COCO_IDS
+from vispeft.engine.saved_runs import load_base
 from vispeft.errors import ConfigError
 from vispeft.models import build_model
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
@@ -110,3 +111,19 @@ def test_load_run__prefers_a_directory(small: str, tmp_path: Path, monkeypatch: 
     Path(small).mkdir()
     with pytest.raises(ConfigError, match="must be a run directory"):
         load_run(small)
+
+
+def test_evaluate_run__asks_for_data_before_it_fetches_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISPEFT_OFFLINE", "1")
+    with pytest.raises(ConfigError, match=r"`data\.val\.annotations` must be set"):
+        evaluate_run("mask_dino_swin_l")
+
+
+def test_load_run__names_a_directory_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="`nothing-here` must be a run directory, but does not exist"):
+        load_run("nothing-here")
+
+
+def test_load_base__refuses_published_models() -> None:
+    with pytest.raises(ConfigError, match="`mask_dino_r50` is a published model, which has no adapter"):
+        load_base("mask_dino_r50")

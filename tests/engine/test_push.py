@@ -162,7 +162,7 @@ def test_write_shared__needs_a_finished_run(tmp_path: Path, finished: RunDirecto
 
 @pytest.mark.parametrize("name", ["run", "../run", "me/run/file", "me/run@v1"])
 def test_write_shared__needs_the_name_of_a_repository(name: str, finished: RunDirectory, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must have the form|must be the name of a repository"):
+    with pytest.raises(ConfigError, match="must be the name of a repository"):
         write_shared(finished.root, ShareOptions(name), tmp_path / "out")
 
 

@@ -19,7 +19,7 @@ SWIN_T = [
     *("model.weights=pretrained", "model.backbone=swin_tiny_patch4_window7_224"),
     *("model.size=large", "model.image_size=224"),
 ]
-MASK2FORMER = ["model.weights=pretrained", "model.name=mask2former", "model.backbone=resnet50", "model.image_size=224"]
+MASK2FORMER = ["model.weights=pretrained", "model.backbone=resnet50", "model.image_size=224"]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,14 @@ def test_recipes__train_what_they_say(recipe: str, overrides: list[str], expecte
     counted = peft.count(model)
     assert counted.deltas == expected
     assert counted.full > 0
+
+
+@pytest.mark.parametrize("family", ["mask2former", "eomt", "pmt", "transformers"])
+def test_recipes__name_the_family_that_they_are_for(family: str) -> None:
+    # otherwise a file without metadata in the place of the published weights would be read as one of Mask DINO
+    recipes = list(CONFIGS.glob(f"{family}_*.yaml"))
+    assert recipes
+    assert {load_config(path, ["model.weights=a.pth"]).model.name for path in recipes} == {family}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from safetensors.torch import load
 from vispeft.config import Config, parse_config
 from vispeft.engine import RunDirectory, load_run, train_run, write_merged
 from vispeft.engine.build import build_base, kept_class_names, model_arguments, size_of
-from vispeft.engine.weights_source import is_shared, local_directory, published
+from vispeft.engine.weights_source import is_shared, local_directory, local_weights, published
 from vispeft.errors import CheckpointError, ConfigError
 from vispeft.models.wrappers import weights as transformers_weights
 from vispeft.zoo import MODELS, ZooModel
@@ -180,3 +180,11 @@ def test_local_directory__says_what_is_lacking(hub: Any, hub_stand_in: ModuleTyp
         local_directory("hf://a/b")
     with pytest.raises(CheckpointError, match="names a file of it"):
         local_directory("hf://a/b/model.safetensors")
+
+
+def test_local_weights__shows_the_nearest_name() -> None:
+    with pytest.raises(
+        CheckpointError, match=r"`model\.weights: mask2former_r5` is neither .* Did you mean `mask2former_r50`"
+    ):
+        local_weights("mask2former_r5", lambda folder, out: out)
+    assert local_weights("mask2former_r5.pth", lambda folder, out: out) == Path("mask2former_r5.pth")

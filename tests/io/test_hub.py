@@ -46,6 +46,11 @@ def test_parse__refuses_other_forms(source: str) -> None:
         HubName.parse(source)
 
 
+def test_parse__shows_the_name_as_it_was_written() -> None:
+    with pytest.raises(ConfigError, match="`hf://user` must have the form"):
+        HubName.parse(str(Path("hf://user")))
+
+
 def test_is_hub_name__needs_the_scheme() -> None:
     assert is_hub_name("hf://user/name")
     assert is_hub_name(str(Path("hf://user/name")))

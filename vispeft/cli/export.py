@@ -11,7 +11,9 @@ from vispeft.cli.terminal import console, say
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory, or hf://user/name of a run of the hub.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="File to write: .onnx, or .pt2 for torch.export.load.", show_default=False)],
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Lowest score of an instance, written as metadata.")

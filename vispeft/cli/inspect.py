@@ -53,7 +53,11 @@ def sites(
 def inspect(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN [OTHER]...", help="Run directory, and others to compare with.", show_default=False),
+        typer.Argument(
+            metavar="RUN [OTHER]...",
+            help="Run directory, or hf://user/name of a run of the hub, and others to compare with.",
+            show_default=False,
+        ),
     ],
     json_file: Annotated[
         Path | None, typer.Option("--json", help="File of all results. Default: inspection.json in the run.")
@@ -63,6 +67,10 @@ def inspect(
 
     Example: vispeft inspect runs/bundled_lora-1 runs/bundled_lora-2
     """
+    from vispeft.io.hub import is_hub_name
+
+    if json_file is None and is_hub_name(str(runs[0])):
+        raise typer.BadParameter("a run of the hub has no directory for its results: name a file by --json.")
     from vispeft.engine import inspect_runs
     from vispeft.errors import DataError
     from vispeft.io.json_files import write_json

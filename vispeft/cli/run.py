@@ -86,7 +86,10 @@ def train(
 
 def evaluate(
     run: Annotated[
-        Path | None, typer.Argument(help="Run directory, or a name of `vispeft models`.", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="Run directory, hf://user/name of a run of the hub, or a name of `vispeft models`.", show_default=False
+        ),
     ] = None,
     overrides: Overrides = None,
     predictions: Annotated[Path | None, typer.Option(help="COCO results file, instead of a run.")] = None,
@@ -129,7 +132,14 @@ def evaluate(
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run directory, or model.onnx of `vispeft export`.", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="Run directory, hf://user/name of a run of the hub, a name of `vispeft models`, or model.onnx of "
+            "`vispeft export`.",
+            show_default=False,
+        ),
+    ],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for overlays and predictions.json.", show_default=False)],
     threshold: Annotated[
@@ -151,13 +161,16 @@ def predict(
     source = load_source(run, device)
     lowest = source.threshold if threshold is None else threshold
     report = predict_images(source.run, images, out, threshold=lowest, device=source.device)
+    written = "overlays, label maps" if report.has_label_maps else "overlays"
     console().print(
-        f"{report.num_instances} {report.found} in {report.num_images} images; overlays and predictions.json in {out}"
+        f"images: {report.num_images}, {report.found}: {report.num_instances}; {written} and predictions.json in {out}"
     )
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="Run directory.", show_default=False)],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory, or hf://user/name of a run of the hub.", show_default=False)
+    ],
     out: Annotated[
         Path,
         typer.Option(help="Checkpoint to write: .safetensors, or a directory of transformers.", show_default=False),
@@ -173,8 +186,9 @@ def merge(
 
     loaded = load_run(run)
     write_merged(loaded, out)
+    task = f"task={loaded.config.task} " if loaded.config.task == "detection" else ""
     name = "" if out.suffix == ".safetensors" else f"model.name={loaded.config.model.name} "
-    console().print(f"Plain checkpoint in {out}; use it by {name}model.weights={out}")
+    console().print(f"Plain checkpoint in {out}; use it by {task}{name}model.weights={out}")
 
 
 def checked_overrides(overrides: list[str] | None) -> list[str]:
@@ -236,9 +250,11 @@ def _show_evaluation(metrics: Metrics, json_file: Path | None) -> None:
 
 
 def _show_metrics(kinds: Mapping[str, Mapping[str, float]]) -> None:
-    """Show the table of metrics, a row for each kind, such as masks and boxes."""
-    names = list(next(iter(kinds.values())))
-    rows = [(KIND_NAMES[kind], *map(_metric_text, values.values())) for kind, values in kinds.items()]
+    """Show the table of metrics, a row for each kind, such as masks and boxes; masks of detection have none."""
+    defined = {kind: values for kind, values in kinds.items() if any(value >= 0 for value in values.values())}
+    shown = defined or kinds
+    names = list(next(iter(shown.values())))
+    rows = [(KIND_NAMES[kind], *map(_metric_text, values.values())) for kind, values in shown.items()]
     show_table("COCO metrics" if "segm" in kinds else "Metrics", ("", *names), rows)
 
 

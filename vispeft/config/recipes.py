@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vispeft.errors import ConfigError
+from vispeft.io.names import nearest_names
 
 
 def recipe_names() -> list[str]:
@@ -21,11 +22,19 @@ def recipe_path(name: str) -> Path:
 
 
 def config_path(path: Path) -> Path:
-    """Return `path` if it exists, or else the file of the recipe with this name, such as `bundled_lora`."""
+    """Return `path` if it exists, or else the file of the recipe with this name, such as `bundled_lora`.
+
+    Raises ConfigError for a name that is near to that of a recipe.
+    """
     is_name = path.suffix in ("", ".yaml") and path.parent in (Path(), Path("configs"))
-    if not is_name or path.exists() or path.stem not in recipe_names():
+    if not is_name or path.exists():
         return path
-    return recipe_path(path.stem)
+    if path.stem in recipe_names():
+        return recipe_path(path.stem)
+    near = nearest_names(path.stem, recipe_names(), cutoff=0.8)
+    if near:
+        raise ConfigError(f"`{path}` is neither a configuration file nor a recipe. Did you mean `{near[0]}`?")
+    return path
 
 
 def _folder() -> Path:

@@ -80,6 +80,8 @@ def build_base(
 
 def check_backbone(config: Config) -> None:
     """Raise ConfigError where no model can be built, or its backbone cannot take the image size; needs no data."""
+    # before the size, for which a model's files may be fetched
+    check_task(config)
     model = config.model.model_copy(update={"image_size": size_of(config.model)})
     build_base(config.model_copy(update={"model": model}), 1, with_weights=False)
 
@@ -90,10 +92,10 @@ def check_task(config: Config) -> None:
     with naming_model_keys():
         tasks = family_of(name).tasks
     if config.task not in tasks:
-        able = [family for family, entry in FAMILIES.items() if config.task in entry.tasks]
+        able = ", ".join(family for family, entry in FAMILIES.items() if config.task in entry.tasks)
+        allowed = " or ".join(filter(None, (", ".join(tasks[:-1]), tasks[-1])))
         raise ConfigError(
-            f"`task` must be {' or '.join(tasks)} with `model.name: {name}`, but is {config.task}, which "
-            f"{', '.join(able)} can."
+            f"`task` must be {allowed} with `model.name: {name}`, but is {config.task}. Families for it: {able}."
         )
 
 

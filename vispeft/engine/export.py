@@ -101,8 +101,8 @@ def _check_run(run: LoadedRun) -> None:
         )
     if isinstance(run.model, TakesClassNames):
         raise ConfigError(
-            f"A model with class names as prompts cannot be exported as a graph of images, as this one by "
-            f"`model.name: {run.config.model.name}`. Merge it into a directory of transformers by `vispeft merge`."
+            f"`model.name: {run.config.model.name}` reads class names as prompts, which a graph of images cannot. "
+            "Merge the run into a directory of transformers by `vispeft merge`."
         )
 
 

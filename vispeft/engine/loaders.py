@@ -73,6 +73,12 @@ def _warn_of_untaught_classes(train: CocoSet) -> None:
     warnings.warn(f"{train.annotations_path}: no instance to learn these classes from: {named}.", stacklevel=3)
 
 
+def check_named(split: SplitConfig, key: str) -> None:
+    """Raise ConfigError where the configuration does not name annotations and images. key: see `read_split`"""
+    _required(split.annotations, f"{key}.annotations")
+    _required(split.images, f"{key}.images")
+
+
 def read_split(split: SplitConfig, key: str, num_channels: int = RGB, *, task: str = "instance") -> CocoSet:
     """Read one data set for a task and warn of its problems. key: its configuration key, for errors"""
     annotations, images = _required(split.annotations, f"{key}.annotations"), _required(split.images, f"{key}.images")

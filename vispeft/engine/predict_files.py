@@ -25,11 +25,16 @@ from vispeft.visualization.overlays import draw_instances
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """Counts of a prediction. found: name of what was found, such as instances"""
+    """Counts of a prediction.
+
+    found: name of what was found, such as instances
+    has_label_maps: label maps were written too
+    """
 
     num_images: int
     num_instances: int
     found: str = "instances"
+    has_label_maps: bool = False
 
 
 def predict_images(
@@ -83,7 +88,7 @@ def predict_images(
     write_json(out / "predictions.json", results, raises=DataError)
     document = {"images": images, "annotations": [], "categories": run.categories}
     write_json(out / "images.json", document, raises=DataError)
-    return PredictionReport(len(images), len(results), task.found)
+    return PredictionReport(len(images), len(results), task.found, writer is not None)
 
 
 def _make_folder(out: Path, files: Sequence[Path], names: Sequence[str]) -> None:

@@ -90,9 +90,8 @@ class RunDirectory:
     def load_config(self, overrides: Sequence[str] = ()) -> Config:
         """Return the resolved configuration of a begun or finished run."""
         if not self.config.is_file():
-            raise ConfigError(
-                f"`{self.root}` must be a run directory, but has no {self.config.name}. Name one that `train` made."
-            )
+            fault = f"has no {self.config.name}" if self.root.exists() else "does not exist"
+            raise ConfigError(f"`{self.root}` must be a run directory, but {fault}. Name one that `train` made.")
         return load_config(self.config, overrides)
 
     def check_continues(self, config: Config, *, may_move: Collection[str] = (), others: Sequence[str] = ()) -> None:

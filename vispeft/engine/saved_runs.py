@@ -13,7 +13,7 @@ from vispeft.coco.sets import Category, CocoSet, match_categories
 from vispeft.config import Config
 from vispeft.engine.build import arguments_without_weights, build_base, class_names_in, complete
 from vispeft.engine.hub_runs import fetch_run
-from vispeft.engine.loaders import Share, image_size, read_split, val_loader
+from vispeft.engine.loaders import Share, check_named, image_size, read_split, val_loader
 from vispeft.engine.merged import merge_deltas, save_checkpoint
 from vispeft.engine.published_runs import classes_of, published_config
 from vispeft.engine.run_directory import RunDirectory
@@ -63,8 +63,8 @@ def load_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     root: run directory, `hf://user/name` of a run of `vispeft push`, or a name of `vispeft models`
     """
     source = os.fspath(root)
-    if source in MODELS and not Path(source).exists():
-        return _published_run(MODELS[source], overrides)
+    if (model := _published(source)) is not None:
+        return _published_run(model, overrides)
     run = load_base(source, overrides)
     peft.load_adapter(run.model, run.directory.adapter)
     run.model.eval()
@@ -77,6 +77,8 @@ def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Lo
     root: run directory, or `hf://user/name` of a run of `vispeft push`
     """
     source = os.fspath(root)
+    if _published(source) is not None:
+        raise ConfigError(f"`{source}` is a published model, which has no adapter. Name a run directory.")
     if not Path(source).exists() and (near := nearest_names(source, MODELS, cutoff=0.8)):
         raise ConfigError(
             f"`{source}` is neither a run directory nor a model that `vispeft models` lists. Did you mean `{near[0]}`?"
@@ -91,6 +93,11 @@ def load_base(root: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Lo
     model = build_base(config, len(class_names), class_names=class_names)
     category_ids, is_thing = (tuple(values) for values in zip(*((c.id, c.is_thing) for c in categories), strict=True))
     return LoadedRun(directory, config, model, class_names, category_ids, is_thing)
+
+
+def _published(source: str) -> ZooModel | None:
+    """Return the published model of this name; None for anything else, and where a file or folder has the name."""
+    return None if Path(source).exists() else MODELS.get(source)
 
 
 def _published_run(model: ZooModel, overrides: Sequence[str]) -> LoadedRun:
@@ -127,6 +134,9 @@ def evaluate_run(root: str | os.PathLike[str], overrides: Sequence[str] = ()) ->
 
     They are those of the run's task, such as `CocoMetrics`.
     """
+    if (model := _published(os.fspath(root))) is not None:
+        # before its weights are fetched
+        check_named(published_config(model, overrides).data.val, "data.val")
     run = load_run(root, overrides)
     fabric = fabric_of(run.config.train)
     read = read_split(run.config.data.val, "data.val", run.model.num_channels, task=run.config.task)

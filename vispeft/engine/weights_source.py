@@ -12,6 +12,7 @@ from vispeft.errors import CheckpointError
 from vispeft.io.cache import cache_dir, hub_cache_dir
 from vispeft.io.downloads import Report, download, is_url
 from vispeft.io.hub import HubName, hub_file, is_hub_name, list_files
+from vispeft.io.names import nearest_names
 from vispeft.io.run_layout import ADAPTER_FILE, CONFIG_FILE
 from vispeft.models.bundled import BUNDLED
 from vispeft.models.weight_files import weights_path
@@ -49,7 +50,14 @@ def local_weights(weights: str, merge_run: MergeRun, *, takes_directories: bool 
     model = published(weights)
     source = weights if model is None else model.weights
     if not is_url(source) and not is_hub_name(source):
-        return weights_path(source)
+        path = weights_path(source)
+        near = [] if path.suffix or path.exists() else nearest_names(source, MODELS, cutoff=0.8)
+        if near:
+            raise CheckpointError(
+                f"`model.weights: {source}` is neither a file nor a model that `vispeft models` lists. Did you mean "
+                f"`{near[0]}`?"
+            )
+        return path
     if takes_directories and is_hub_name(source) and _is_transformers(source, hub_cache_dir()):
         return _fetched_directory(source, hub_cache_dir())
     # asked for several times in a run

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"hf:/{1,2}")
 _PART = r"[A-Za-z0-9](?:[\w.-]*[\w-])?"
 _NAME = re.compile(rf"(?P<repository>{_PART}/{_PART})(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?")
+_READ_REMEDY = "Check the network; with `VISPEFT_OFFLINE=1` the cache alone is used."
 _FORM = "`hf://user/name`, where `/file` and `@revision` may follow"
 
 
@@ -40,17 +41,17 @@ class HubName:
         """Return the parts of a name; ConfigError for one of another form."""
         found = _NAME.fullmatch(_SCHEME.sub("", source, count=1))
         if found is None or ".." in source:
-            raise ConfigError(f"`{source}` must have the form {_FORM}.")
+            raise ConfigError(f"`{_SCHEME.sub('hf://', source, count=1)}` must have the form {_FORM}.")
         file = found["file"]
         return cls(found["repository"], None if file is None else safe_file(file, source), found["revision"] or "main")
 
     @classmethod
     def parse_repository(cls, source: str) -> HubName:
         """Return the name of a whole repository; ConfigError for one of another form, or with a file or revision."""
-        name = cls.parse(source)
-        if name.file is not None or name.revision != "main":
+        found = _NAME.fullmatch(_SCHEME.sub("", source, count=1))
+        if found is None or ".." in source or found["file"] is not None or found["revision"] not in (None, "main"):
             raise ConfigError(f"`{source}` must be the name of a repository, user/name, without a file or revision.")
-        return name
+        return cls(found["repository"])
 
     def __str__(self) -> str:
         file = "" if self.file is None else f"/{self.file}"
@@ -131,7 +132,7 @@ def upload_folder(folder: Path, name: HubName, *, is_private: bool, token: str |
     variable = offline_variable()
     if variable is not None:
         raise CheckpointError(f"`{variable}` forbids the network, which {name} needs. Run without it, or --dry-run.")
-    with _asking(name):
+    with _asking(name, remedy="Check the network."):
         api = _api(token)
         # without the option a new repository is as its owner's account has it
         api.create_repo(name.repository, private=is_private or None, exist_ok=True)
@@ -169,8 +170,8 @@ def _not_cached(name: HubName, file: str | None = None) -> CheckpointError:
 
 
 @contextlib.contextmanager
-def _asking(name: HubName) -> Iterator[None]:
-    """Context that turns the client's errors into one sentence each."""
+def _asking(name: HubName, *, remedy: str = _READ_REMEDY) -> Iterator[None]:
+    """Context that turns the client's errors into one sentence each. remedy: without a network"""
     from huggingface_hub import errors
 
     try:
@@ -194,16 +195,13 @@ def _asking(name: HubName) -> Iterator[None]:
         raise CheckpointError(f"{name} is not on the hub. Check its name.") from error
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
-        remedy = "Name a token that may do this by `HF_TOKEN` or --token." if code in (401, 403) else "Try again later."
-        raise CheckpointError(f"The hub answers {code} for {name}. {remedy}") from error
+        advice = "Name a token that may do this by `HF_TOKEN` or --token." if code in (401, 403) else "Try again later."
+        raise CheckpointError(f"The hub answers {code} for {name}. {advice}") from error
     except (errors.HFValidationError, errors.FileMetadataError) as error:
         raise CheckpointError(f"{name} cannot be used ({str(error).splitlines()[0].rstrip('.')}).") from error
     except _connection_errors() as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CheckpointError(
-            f"The hub cannot be reached for {name} ({reason}). Check the network; with `VISPEFT_OFFLINE=1` the cache "
-            "alone is used."
-        ) from error
+        raise CheckpointError(f"The hub cannot be reached for {name} ({reason}). {remedy}") from error
 
 
 def _connection_errors() -> tuple[type[BaseException], ...]:

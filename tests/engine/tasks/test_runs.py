@@ -124,9 +124,15 @@ def test_train_run__serves_mask_dino(
 
 
 def test_train_run__refuses_a_task_that_the_family_lacks(eomt: dict[str, Any], tmp_path: Path) -> None:
-    message = "`task` must be instance or semantic or panoptic with `model.name: eomt`, .* which mask_dino can"
+    message = r"`task` must be instance, semantic or panoptic with `model.name: eomt`, .* Families for it: mask_dino"
     with pytest.raises(ConfigError, match=message):
         train_run(parse_config({**eomt, "task": "detection"}), RunDirectory(tmp_path / "run"))
+
+
+def test_train_run__refuses_a_task_before_files_of_the_hub_are_read(tmp_path: Path) -> None:
+    config = parse_config({"task": "semantic", "model": {"name": "sam3", "weights": "someone/sam3"}})
+    with pytest.raises(ConfigError, match=r"`task` must be instance with `model.name: sam3`, but is semantic"):
+        train_run(config, RunDirectory(tmp_path / "run"))
 
 
 def test_parse_config__refuses_tiles_of_label_maps(tiny: dict[str, Any]) -> None:
@@ -222,7 +228,7 @@ def test_commands__serve_label_maps(
     assert "IoU by category" in scored.output
     assert read_object(tmp_path / "metrics.json")["miou"] == read_object(run / "summary.json")["miou"]
     predicted = runner.invoke(app, ["predict", str(run), str(_images(shapes_set)[0]), "--out", str(tmp_path / "out")])
-    assert "segments in 1 images" in predicted.output
+    assert "images: 1, segments: " in predicted.output
     for command in (["compare", str(run), str(run)], ["evaluate", str(run), "--analysis"]):
         refused = runner.invoke(app, command)
         assert refused.exit_code == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import shutil
 import sys
@@ -104,7 +105,12 @@ def test_build_model__says_what_is_wrong_with_a_place(tmp_path: Path, transforme
 def test_build_model__says_that_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
 
+    hub_logger = logging.getLogger("huggingface_hub")
+    level = hub_logger.level
+
     def offline(*_: Any, **__: Any) -> None:
+        # its client of the hub reports each of five retries
+        assert not hub_logger.isEnabledFor(logging.WARNING)
         raise OSError("We couldn't connect to 'https://huggingface.co'.\nMore lines.")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
@@ -113,6 +119,7 @@ def test_build_model__says_that_the_hub_cannot_be_reached(monkeypatch: pytest.Mo
     ) as e:
         built("someone/mask2former")
     assert "\n" not in str(e.value)
+    assert hub_logger.level == level
 
 
 def test_build_model__says_that_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

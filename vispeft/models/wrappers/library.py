@@ -55,7 +55,7 @@ def read_processor(source: str) -> dict[str, Any]:
     mixin = importlib.import_module("transformers.image_processing_base").ImageProcessingMixin
     library()
     try:
-        with _reading(source):
+        with _reading(source), _quiet():
             return dict(mixin.get_image_processor_dict(_place(source))[0])
     except CheckpointError as error:
         if not (Path(source).expanduser() / "config.json").is_file():
@@ -157,14 +157,17 @@ def _reading(source: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Context without the library's progress bars and reports."""
-    logging = library().utils.logging
+    """Context without the library's progress bars and reports, and the retries that its client of the hub reports."""
+    logging, hub_logging = library().utils.logging, importlib.import_module("huggingface_hub.utils.logging")
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(hub_level)
         if bars:
             logging.enable_progress_bar()
