@@ -60,7 +60,7 @@ def test_train_run__starts_from_a_directory_and_merges_into_one(
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"name": "mask_dino"}, r"`model\.backbone` must be named, .* `model\.name: mask2former`"),
+        ({"name": "mask_dino"}, r"`model\.backbone` must be named, .* give the `model\.name` of the directory"),
         ({"options": {"dim": 64}}, r"`model\.options` must be left out"),
         ({"size": "tiny"}, r"`model\.size` must be left out"),
     ],

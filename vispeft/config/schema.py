@@ -42,8 +42,8 @@ class ModelConfig(Section):
     weights: str = Field(
         "pretrained",
         description="`bundled`, `pretrained` (timm's for the backbone), `none`, a name of `vispeft models`, a weights "
-        "file, `https://...`, or `hf://user/name[/file][@revision]`; with `name: mask2former` also a directory of "
-        "transformers, with `name: transformers` or `sam3` a directory or a name of its hub.",
+        "file, `https://...`, or `hf://user/name[/file][@revision]`; with `name: mask2former` or `eomt` also a "
+        "directory of transformers, with `name: transformers` or `sam3` a directory or a name of its hub.",
     )
     backbone_weights: FilePath | None = Field(
         None, description="File with the weights of the backbone alone, instead of timm's download."

@@ -381,8 +381,7 @@ def _directory_metadata(config: ModelConfig, path: Path) -> CheckpointMetadata:
     if read is None:
         raise ConfigError(
             f"`model.backbone` must be named, with its options, for `model.name: {config.name}` and the directory "
-            f"`model.weights: {config.weights}`. Or choose `model.name: mask2former` or `transformers`, which read "
-            "them from the directory."
+            f"`model.weights: {config.weights}`. Or give the `model.name` of the directory's model, or `transformers`."
         )
     return read(path)
 

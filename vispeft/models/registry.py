@@ -11,6 +11,7 @@ from vispeft.errors import ConfigError
 from vispeft.io.names import did_you_mean
 from vispeft.models.base import ModelArguments, SegmentationModel
 from vispeft.models.checkpoint_metadata import CheckpointMetadata
+from vispeft.models.eomt import transformers_config as eomt_directory
 from vispeft.models.eomt import weights as eomt_weights
 from vispeft.models.eomt.config import SIZES as EOMT_SIZES
 from vispeft.models.eomt.config import build_eomt
@@ -69,7 +70,13 @@ FAMILIES: dict[str, ModelFamily] = {
         read_directory=read_directory_metadata,
         tasks=_LABEL_MAPS,
     ),
-    "eomt": ModelFamily(build_eomt, eomt_weights.num_classes_in, tuple(EOMT_SIZES), tasks=_LABEL_MAPS),
+    "eomt": ModelFamily(
+        build_eomt,
+        eomt_weights.num_classes_in,
+        tuple(EOMT_SIZES),
+        read_directory=eomt_directory.read_directory_metadata,
+        tasks=_LABEL_MAPS,
+    ),
     "pmt": ModelFamily(build_pmt, pmt_weights.num_classes_in, tuple(PMT_SIZES), tasks=_LABEL_MAPS),
     "transformers": ModelFamily(
         build_transformers,

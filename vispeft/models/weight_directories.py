@@ -33,6 +33,20 @@ def read_directory_processor(path: Path) -> dict[str, Any]:
     return read_object(path / _PROCESSOR) if (path / _PROCESSOR).is_file() else {}
 
 
+def check_values(config: Mapping[str, Any], wanted: Mapping[str, Any], source: str, *, family: str) -> None:
+    """Raise CheckpointError where a configuration has other values than the only ones that a family of ours has.
+
+    source: name of the file, for errors
+    """
+    for key, value in wanted.items():
+        given = config.get(key, value)
+        if given != value:
+            raise CheckpointError(
+                f"`{key}` must be {value!r} in {source}, but is {given!r}: {family} has no such variant here. "
+                "Use `name: transformers` with these weights."
+            )
+
+
 def directory_class_names(path: Path) -> tuple[str, ...]:
     """Return the names of the classes by index; none where the configuration has only the library's own labels."""
     names = read_directory_config(path).get("id2label")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from vispeft.models import EoMT, build_model
+from vispeft.errors import CheckpointError
+from vispeft.models import EoMT, build_model, load_weights
 from vispeft.models.eomt.names import own_names, to_transformers
+from vispeft.models.eomt.transformers_config import read_directory_metadata
 
 transformers = pytest.importorskip("transformers")
 
@@ -155,6 +159,32 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
         if parameter.grad is not None:
             found[name] = parameter.grad
     return found
+
+
+def test_directory__is_read_with_its_encoder(both: tuple[Any, EoMT], tmp_path: Path) -> None:
+    theirs, _ = (model.eval() for model in both)
+    theirs.attn_mask_probs.zero_()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": 64}'
+    )
+    if getattr(theirs.config, "use_gated_mlp", False):
+        with pytest.raises(CheckpointError, match=r"`use_gated_mlp` must be False in .*config\.json, but is True"):
+            read_directory_metadata(tmp_path)
+        return
+    metadata = read_directory_metadata(tmp_path)
+    assert metadata.image_size == SIDE
+    ours = build_model(num_classes=CLASSES, **metadata.arguments).eval()
+    assert ours.pixel_std == (63.75,) * 3
+    load_weights(ours, tmp_path)
+    images = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for one, other in zip(our_logits(ours, images), their_logits(theirs, images), strict=True):
+            assert close(one, other)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_upscale_blocks": 3}))
+    with pytest.raises(CheckpointError, match=r"`num_upscale_blocks` must be 2 in .* Use `name: transformers`"):
+        read_directory_metadata(tmp_path)
 
 
 def test_names__lead_back_to_transformers(both: tuple[Any, EoMT]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from vispeft.errors import CheckpointError
 from vispeft.models.checkpoint_metadata import CheckpointMetadata
 from vispeft.models.input_rule import InputRule
-from vispeft.models.weight_directories import CONFIG, read_directory_config, read_directory_processor
+from vispeft.models.weight_directories import CONFIG, check_values, read_directory_config, read_directory_processor
 
 _NUM_STAGES = 4
 # our model's values, which are transformers' defaults: a configuration that differs is refused
@@ -77,9 +77,9 @@ def _arguments_of(config: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source} is the configuration of a {config.get('model_type')!r} model, not of mask2former. Choose "
             "another `name` or other weights."
         )
-    _check(config, _FIXED, source)
+    check_values(config, _FIXED, source, family="mask2former")
     dim = config.get("hidden_dim", 256)
-    _check(config, {"feature_size": dim}, source)
+    check_values(config, {"feature_size": dim}, source, family="mask2former")
     return {
         "name": "mask2former",
         **_backbone_arguments(config.get("backbone_config"), source),
@@ -95,16 +95,6 @@ def _arguments_of(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     }
 
 
-def _check(config: Mapping[str, Any], wanted: Mapping[str, Any], source: str) -> None:
-    for key, value in wanted.items():
-        given = config.get(key, value)
-        if given != value:
-            raise CheckpointError(
-                f"`{key}` must be {value!r} in {source}, but is {given!r}: mask2former has no such variant here. "
-                "Use `name: transformers` with these weights."
-            )
-
-
 def _backbone_arguments(config: Any, source: str) -> dict[str, Any]:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind == "swin":
@@ -112,7 +102,7 @@ def _backbone_arguments(config: Any, source: str) -> dict[str, Any]:
     if kind == "resnet":
         return _resnet_arguments(config, source)
     if kind == "timm_backbone":
-        _check(config, {"num_channels": 3, "output_stride": None}, source)
+        check_values(config, {"num_channels": 3, "output_stride": None}, source, family="mask2former")
         return {"backbone": config["backbone"], "backbone_options": {}, "backbone_norm": False}
     raise CheckpointError(
         f"`backbone_config` of {source} must be of a swin, resnet or timm_backbone model, but is of {kind!r}. Use "
@@ -121,7 +111,7 @@ def _backbone_arguments(config: Any, source: str) -> dict[str, Any]:
 
 
 def _swin_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    _check(config, _FIXED_SWIN, source)
+    check_values(config, _FIXED_SWIN, source, family="mask2former")
     options = {
         "patch_size": config.get("patch_size", 4),
         "embed_dim": config.get("embed_dim", 96),
@@ -137,7 +127,7 @@ def _swin_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _resnet_arguments(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    _check(config, _FIXED_RESNET, source)
+    check_values(config, _FIXED_RESNET, source, family="mask2former")
     block = config.get("layer_type", "bottleneck")
     depths = tuple(config.get("depths", (3, 4, 6, 3)))
     widths = tuple(config.get("hidden_sizes", _WIDTHS["bottleneck"]))
