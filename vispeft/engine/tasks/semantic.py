@@ -14,6 +14,7 @@ from vispeft.coco.sets import CocoSet
 from vispeft.config import EvalConfig
 from vispeft.data.reading.semantic import read_semantic
 from vispeft.engine.tasks.label_maps import LabelMapTask, label_map_model, values_of, write_map
+from vispeft.errors import DataError
 from vispeft.evaluation import Metrics, evaluate_semantic
 from vispeft.models import DetectionLimits, SegmentationModel
 from vispeft.models.label_maps import semantic_maps
@@ -21,6 +22,7 @@ from vispeft.structures import ImageMeta, Instances, Predictions
 from vispeft.training.validate import InstanceFunction
 
 _FOLDER = "semantic"
+_LARGEST_ID = 2**16 - 1
 
 
 class SemanticTask(LabelMapTask):
@@ -54,7 +56,13 @@ class SemanticTask(LabelMapTask):
 
     def writer(self, out: Path, categories: Sequence[Mapping[str, Any]]) -> _Writer:
         """Return the writer of `semantic/<name>.png`, whose values are category ids."""
-        return _Writer(out / _FOLDER, tuple(category["id"] for category in categories))
+        ids = tuple(category["id"] for category in categories)
+        if max(ids) > _LARGEST_ID:
+            raise DataError(
+                f"A label map has no room for the category id {max(ids)}: ids must be at most {_LARGEST_ID}. Give the "
+                "categories smaller ids in the annotations, and train again."
+            )
+        return _Writer(out / _FOLDER, ids)
 
 
 @dataclass(frozen=True)
