@@ -208,7 +208,9 @@ def _call_of(seed: Tensor | None, scale: float, offsets: list[int], dropout: flo
 def _run_forward(*args: Any) -> tuple[Tensor, Tensor]:
     """Return the updated output [..., N], and h [M, parts * r]."""
     call = _call_of(*args[6:])
-    return forward(Inputs(*args[:6]), call.options, call.implementation)
+    out, hidden = forward(Inputs(*args[:6]), call.options, call.implementation)
+    # in the layout of the fake tensor
+    return out, hidden.contiguous()
 
 
 def _run_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
