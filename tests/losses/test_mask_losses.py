@@ -29,14 +29,17 @@ def plain_losses(embeddings: Tensor, features: Tensor, masks: Tensor, points: Te
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1), dice
 
 
-@pytest.mark.parametrize("at_once", [1, 2, 100], ids=lambda at_once: f"{at_once}_at_once")
+@pytest.mark.parametrize(
+    ("at_once", "cached"), [(1, 1), (2, 2), (100, 100), (100, 2)], ids=["1_at_once", "2_at_once", "all", "all_in_parts"]
+)
 @pytest.mark.parametrize("scale", [1.0, 8.0], ids=lambda scale: f"scale_{scale}")
 @pytest.mark.parametrize("points_per_cell", [0, 100], ids=["logits_of_cells", "features_of_points"])
 def test_mask_losses__has_the_values_and_gradients_of_plain_autograd(
-    points_per_cell: int, scale: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+    points_per_cell: int, scale: float, at_once: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vispeft.losses.mask_losses.POINTS_PER_CELL", points_per_cell)
     monkeypatch.setattr("vispeft.losses.mask_losses.LOGITS_AT_ONCE", at_once * PLAN.num_drawn)
+    monkeypatch.setattr("vispeft.losses.mask_losses.CACHED_LOGITS", cached * PLAN.num_drawn)
     torch.manual_seed(0)
     embeddings = (scale * torch.randn(5, 6)).requires_grad_()
     features = torch.randn(3, 6, 7, 5, requires_grad=True)

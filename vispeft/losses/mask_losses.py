@@ -1,7 +1,7 @@
 """Mask losses of many queries, each at its least certain points, with their gradients.
 
-Written out rather than left to autograd: image by image and some masks at a time, so that few logits are held at once,
-and in the cache.
+Written out rather than left to autograd: image by image and some masks at a time, so that few logits are held at once.
+Matrix products serve a chunk of masks. On the CPU, selection and losses serve a few of them, which stay in the cache.
 """
 
 from __future__ import annotations
@@ -30,22 +30,31 @@ from vispeft.structures import Targets
 # from so many points for each cell on, logits of all cells are computed and read at the points, in place of features
 # that are read at the points and multiplied there: fewer products, and no features of points to keep
 POINTS_PER_CELL = 8
+# logits of points that selection and losses read at once on the CPU
+CACHED_LOGITS = 2**20
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Some masks of one image, as rows among the masks of all images."""
+    """Some masks of one image, as rows among the masks of all images.
+
+    parts: of the chunk, each as rows within it
+    """
 
     image_idx: int
     rows: slice
+    parts: tuple[slice, ...]
 
 
-def _chunks(counts: Sequence[int], num_drawn: int) -> Iterator[_Chunk]:
+def _chunks(counts: Sequence[int], num_drawn: int, device: torch.device) -> Iterator[_Chunk]:
     """Yield all masks in chunks, image after image; `counts` holds the number of masks of each image."""
     step, first = max(1, LOGITS_AT_ONCE // num_drawn), 0
+    part_step = max(1, CACHED_LOGITS // num_drawn) if device.type == "cpu" else step
     for image_idx, count in enumerate(counts):
         for start in range(0, count, step):
-            yield _Chunk(image_idx, slice(first + start, first + min(start + step, count)))
+            size = min(step, count - start)
+            parts = tuple(slice(at, min(at + part_step, size)) for at in range(0, size, part_step))
+            yield _Chunk(image_idx, slice(first + start, first + start + size), parts)
         first += count
 
 
@@ -65,15 +74,17 @@ class _MaskLosses(torch.autograd.Function):
         features = list(cells) if from_cells else [read_rows(rows, at) for rows in cells]  # [h w, D] or [P, D] each
         cross_entropies, dices = [], []
         kept: list[Tensor] = []
-        for chunk in _chunks(counts, plan.num_drawn):
-            all_logits = _point_logits(embeddings[chunk.rows], features[chunk.image_idx], at if from_cells else None)
-            chosen = plan.select(all_logits)
-            logits = all_logits.gather(1, chosen)  # [m, num_points]
-            labels = _labels(masks, target_idx[chunk.rows], chosen)
-            cross_entropy, dice, *saved = _losses(logits, labels)
-            cross_entropies.append(cross_entropy)
-            dices.append(dice)
-            kept.extend((chosen.int(), *saved))
+        for chunk in _chunks(counts, plan.num_drawn, cells.device):
+            targets = target_idx[chunk.rows]
+            chunk_logits = _logits(embeddings[chunk.rows], features[chunk.image_idx], from_cells)
+            for part in chunk.parts:
+                all_logits = _at_points(chunk_logits, part, at) if from_cells else chunk_logits[part]
+                chosen = plan.select(all_logits)
+                logits = all_logits.gather(1, chosen)  # [m, num_points]
+                cross_entropy, dice, *saved = _losses(logits, _labels(masks, targets[part], chosen))
+                cross_entropies.append(cross_entropy)
+                dices.append(dice)
+                kept.extend((chosen.int(), *saved))
         ctx.save_for_backward(embeddings, masks, target_idx, *features, *kept)
         ctx.at, ctx.counts, ctx.num_drawn, ctx.from_cells = at, counts, plan.num_drawn, from_cells
         nothing = embeddings.new_zeros(0)
@@ -87,13 +98,22 @@ class _MaskLosses(torch.autograd.Function):
         grad_embeddings = torch.empty_like(embeddings)
         needs_cells = ctx.needs_input_grad[1]
         grad_features: list[Tensor | None] = [None for _ in ctx.counts]
-        for chunk in _chunks(ctx.counts, ctx.num_drawn):
-            chosen, probs, overlaps, sizes = next(kept).long(), next(kept), next(kept), next(kept)
-            labels = _labels(masks, target_idx[chunk.rows], chosen)
-            grad = _losses_grad(grad_cross_entropy[chunk.rows], grad_dice[chunk.rows], labels, probs, overlaps, sizes)
-            # a mask's points are distinct, so plain writes do
-            all_grad = grad.new_zeros(len(grad), ctx.num_drawn).scatter_(1, chosen, grad)
-            grad_logits = spread_rows(all_grad.T.contiguous(), ctx.at).T if ctx.from_cells else all_grad
+        for chunk in _chunks(ctx.counts, ctx.num_drawn, embeddings.device):
+            targets, of_cross_entropy, of_dice = (
+                rows[chunk.rows] for rows in (target_idx, grad_cross_entropy, grad_dice)
+            )
+            grad_logits = _no_grad_of_logits(len(targets), ctx.num_drawn, features[chunk.image_idx], ctx.from_cells)
+            for part in chunk.parts:
+                chosen, probs, overlaps, sizes = next(kept).long(), next(kept), next(kept), next(kept)
+                labels = _labels(masks, targets[part], chosen)
+                grad = _losses_grad(of_cross_entropy[part], of_dice[part], labels, probs, overlaps, sizes)
+                # the points of a mask are distinct, so plain writes do
+                if ctx.from_cells:
+                    by_point = grad.new_zeros(ctx.num_drawn, len(grad))
+                    by_point.T.scatter_(1, chosen, grad)
+                    grad_logits[part] = spread_rows(by_point, ctx.at).T
+                else:
+                    grad_logits[part].scatter_(1, chosen, grad)
             torch.mm(grad_logits, features[chunk.image_idx], out=grad_embeddings[chunk.rows])
             if needs_cells:
                 summed = grad_features[chunk.image_idx]
@@ -108,14 +128,19 @@ class _MaskLosses(torch.autograd.Function):
         return grad_embeddings, torch.stack(grad_cells), *[None] * 5
 
 
-def _point_logits(embeddings: Tensor, features: Tensor, at: Corners | None) -> Tensor:
-    """Return the logits [m, P] of embeddings [m, D].
+def _logits(embeddings: Tensor, features: Tensor, from_cells: bool) -> Tensor:
+    """Return the logits of embeddings [m, D] with features [N, D]: of points [m, P], or of cells [h w, m]."""
+    return features @ embeddings.T if from_cells else embeddings @ features.T
 
-    features: [P, D] at the points, or those of the cells [h w, D] with the points' corners `at`
-    """
-    if at is None:
-        return embeddings @ features.T
-    return read_rows(features @ embeddings.T, at).T.contiguous()
+
+def _at_points(cell_logits: Tensor, part: slice, at: Corners) -> Tensor:
+    """Return the logits [m', P] of a part of the masks, read at points. cell_logits: [h w, m]"""
+    return read_rows(cell_logits[:, part].contiguous(), at).T.contiguous()
+
+
+def _no_grad_of_logits(count: int, num_drawn: int, features: Tensor, from_cells: bool) -> Tensor:
+    """Return zeros in the size and layout of `_logits`, one row for each mask. features: of points or cells [N, D]"""
+    return features.new_zeros(len(features), count).T if from_cells else features.new_zeros(count, num_drawn)
 
 
 def _grad_cells(grad_features: Tensor | None, at: Corners, from_cells: bool, *, like: Tensor) -> Tensor:
