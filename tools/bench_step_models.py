@@ -95,6 +95,7 @@ def mask_dino_plans(num_blocks: int) -> dict[str, Plan | None]:
     last_quarter = f"{decoders} | {blocks(VIT_SITES, f'[{num_blocks * 3 // 4}:]', prefix='**.')}"
     return {
         "forward": None,
+        "floor": Plan({decoders: LoRA(RANK, ALPHA)}, heads),
         "head": Plan.head_only(*heads),
         "adapter": Plan({MASK_DINO_ATTENTION: Adapter(reduction=4, activation="relu")}, heads),
         "lora": Plan({decoders: LoRA(RANK, ALPHA)}, heads),
@@ -127,6 +128,9 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> Measured:
         model.requires_grad_(False)
     if method.endswith(RECOMPUTE):
         base.set_activation_checkpointing()
+    if method == "floor":
+        patches = next(module for name, module in base.named_modules() if name.endswith("patch_embed"))
+        patches.register_forward_hook(lambda module, args, tokens: tokens.detach().requires_grad_())
     step = LossModule(model, Criterion(matcher=HungarianMatcher()))
     batch = SealedBatch(Batch(torch.randn(args.batch, 3, side, side), (scene(side),) * args.batch, ()).to(args.device))
 
