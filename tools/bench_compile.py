@@ -115,7 +115,9 @@ def largest_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> f
 def table(found: list[Comparison]) -> str:
     """Return the measurements as text for the terminal."""
     width = max(len("method"), *(len(one.method) for one in found))
-    lines = [f"{'method':{width}} {'blocks':>6} {'graphs':>6} {'breaks':>6} {'first s':>8} {'plain s':>8} compiled ratio"]
+    lines = [
+        f"{'method':{width}} {'blocks':>6} {'graphs':>6} {'breaks':>6} {'first s':>8} {'plain s':>8} compiled ratio"
+    ]
     lines += [
         f"{one.method:{width}} {one.blocks:>6} {one.graphs:>6} {one.graph_breaks:>6} {one.first_s:>8.1f} "
         f"{one.plain_s:>8.3f} {one.compiled_s:>8.3f} {one.ratio:>5.2f}"
