@@ -60,3 +60,20 @@ def test_train_run__refuses_to_compile_where_nothing_compiles(
     with pytest.raises(ConfigError, match=r"`train.compile` must be false: .*there is no compiler"):
         train_run(parse_config(tiny, ["train.compile=true"]), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_train_run__compiles_the_blocks_that_take_kept_features(
+    tiny: dict[str, Any], tmp_path: Path, backend: None
+) -> None:
+    deltas = {"@encoder.qkv[2:]": {"method": "lora", "rank": 2}}
+    config = {**tiny, "peft": {"deltas": deltas, "train": ["@heads"]}}
+    words = ["train.steps=2", "train.feature_cache=memory", "data.augment.variants=2"]
+    plain = _train(config, tmp_path / "plain", *words)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = _train(config, tmp_path / "compiled", *words, "train.compile=true")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    ours, theirs = (load_file(directory.adapter) for directory in (compiled, plain))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -107,6 +107,7 @@ def test_compile_blocks__compiles_few_forms_for_any_number_of_sizes() -> None:
     assert counter.frame_count == 4
 
 
+@pytest.mark.slow
 def test_compile_blocks__serves_the_layers_of_both_decoders() -> None:
     torch.manual_seed(0)
     model = build_model(
@@ -151,6 +152,7 @@ def test_compile_blocks__serves_the_layers_of_both_decoders() -> None:
     assert not counters["graph_break"]
 
 
+@pytest.mark.slow
 def test_compile_blocks__keeps_gradients_where_activations_are_recomputed() -> None:
     model = encoder({"blocks.*.attn.qkv": LoRA(rank=2)})
     wanted = step(model, images())
