@@ -13,12 +13,15 @@ BITS := tests/training/test_arithmetic.py tests/peft/test_promises.py tests/mode
 	tests/sweep/test_processes.py
 BITS_TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(BITS)
 
-.PHONY: quickstart test test-other-cpu test-browser test-postgresql lint check format clean
+.PHONY: quickstart test test-all test-other-cpu test-browser test-postgresql lint check format clean
 
 quickstart: $(READY)  ## fine-tune the bundled base on the CPU by four methods and compare them
 	$(BIN)/vispeft quickstart
 
-test: $(READY)  ## unit tests
+test: $(READY)  ## tests without those that take long and are covered more coarsely by others: a few minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+
+test-all: $(READY)  ## every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 test-other-cpu: $(READY)  ## promises of equal bits on the instructions of other processors: AVX2, AVX-512, none of both
@@ -43,7 +46,7 @@ lint: $(READY)  ## format, style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test  ## what must pass before each commit
+check: lint test  ## what must pass before each commit; .ci/run runs every test and those on other processors too
 
 format: $(READY)  ## rewrite the files in house style
 	$(BIN)/ruff format

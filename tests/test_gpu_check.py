@@ -16,6 +16,7 @@ def gpu_check(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *words], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_gpu_check__runs_every_section(tmp_path: Path) -> None:
     run = gpu_check("--device", "cpu", "--tiny", "--out", str(tmp_path))
     assert run.returncode == 0, run.stdout
@@ -35,6 +36,7 @@ def test_gpu_check__runs_every_section(tmp_path: Path) -> None:
     assert files["environment"]["device"] == "cpu"
 
 
+@pytest.mark.slow
 def test_gpu_check__goes_on_after_a_failure_and_without_time(tmp_path: Path) -> None:
     run = gpu_check("--device", "cpu", "--tiny", "--out", str(tmp_path), "--only", "kernel_tests", "--seconds", "0.5")
     assert run.returncode == 1

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_bench_kernels__writes_results_that_agree_with_float64(tmp_path: Path) -> None:
     path = tmp_path / "kernels.json"
     run = subprocess.run(

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 # step through the configurations: one or two of each kernel, since all are slow
 FEW = {"lora": 29, "adapter": 7, "deformable": 11}
+QUICK = ("adapter", 90)
 
 
 def compile_kernels(*args: str) -> None:
@@ -31,8 +32,14 @@ def compile_kernels(*args: str) -> None:
     assert " ok " in run.stdout
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize(
+    ("name", "arch"),
+    [
+        pytest.param(name, arch, marks=() if (name, arch) == QUICK else pytest.mark.slow)
+        for name in FEW
+        for arch in (80, 90)
+    ],
+)
 def test_kernels__compile_without_spills_and_with_tensor_cores(name: str, arch: int) -> None:
     compile_kernels("--only", name, "--arch", str(arch), "--every", str(FEW[name]))
 

@@ -24,7 +24,9 @@ def needs_older_numpy() -> bool:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="they run natively here")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif("needs_older_numpy()", reason="the interpreter of Triton before 3.7 needs NumPy before 2.4")
-@pytest.mark.parametrize("name", ["lora", "adapter", "deformable", "sites"])
+@pytest.mark.parametrize(
+    "name", ["adapter", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "deformable", "sites"))]
+)
 def test_kernels__pass_their_tests_in_the_interpreter(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-x", HERE / f"test_triton_{name}.py"],

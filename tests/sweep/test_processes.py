@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+# each starts several commands; what they do after a death is tested in one process in test_study.py and test_run.py
+pytestmark = pytest.mark.slow
+
 GRID = {"space": {"train.lr": [0.001, 0.002, 0.003]}}
 
 

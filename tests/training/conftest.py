@@ -43,15 +43,27 @@ def files_of_at_most() -> Callable[[int], contextlib.AbstractContextManager[None
     return limited
 
 
-class ToyModel(nn.Module):
-    """A frozen convolution and norm with trained heads. With targets it draws noise, as denoising does."""
+class ToyBlock(nn.Module):
+    """A residual block, of the kind that is compiled."""
 
-    def __init__(self, noise: float = 0.0) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x)).relu()
+
+
+class ToyModel(nn.Module):
+    """A frozen convolution and norm with trained blocks and heads. With targets it draws noise, as denoising does."""
+
+    def __init__(self, noise: float = 0.0, num_blocks: int = 0) -> None:
         super().__init__()
         self.noise = noise
         self.body = nn.Conv2d(3, 8, 4, stride=4)
         self.body_norm = nn.BatchNorm2d(8)
         self.norm = nn.LayerNorm(8)
+        self.blocks = nn.ModuleList(ToyBlock() for _ in range(num_blocks))
         self.class_embed = nn.Linear(8, NUM_CLASSES)
         self.bbox_embed = nn.Linear(8, 4)
         self.mask_embed = nn.Linear(8, 8)
@@ -63,6 +75,8 @@ class ToyModel(nn.Module):
         queries = self.norm(features.flatten(2)[..., :5].transpose(1, 2))  # [B, 5, 8]
         if targets is not None:
             queries = queries + self.noise * torch.randn_like(queries)
+        for block in self.blocks:
+            queries = block(queries)
         layer = LayerPredictions(
             self.class_embed(queries), self.bbox_embed(queries).sigmoid(), self.mask_embed(queries)
         )
@@ -124,6 +138,7 @@ class ToyRun:
     fabric: Fabric
     settings: LoopSettings = field(default_factory=lambda: LoopSettings(steps=6, eval_every=2, log_every=2))
     noise: float = 0.1
+    num_blocks: int = 0
     lr: float = 0.05
     batches: Callable[[int], Iterator[Batch]] = toy_batches
     criterion: Callable[[Predictions, Sequence[Targets]], dict[str, Tensor]] = toy_criterion
@@ -140,7 +155,7 @@ class ToyRun:
         return self.run_dir / "checkpoints" / "last.pt"
 
     def make_model(self) -> ToyModel:
-        return ToyModel(self.noise)
+        return ToyModel(self.noise, self.num_blocks)
 
     def fit(self, resume: Checkpoint | None = None, model: ToyModel | None = None) -> FitResult:
         seed_everything(3)

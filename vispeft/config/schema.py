@@ -215,6 +215,11 @@ class TrainConfig(Section):
     workers: WholeNumber | None = Field(
         None, description="Loader processes. Default: cores minus one, at most 8; on a CPU one for every 8 cores."
     )
+    compile: bool = Field(
+        False,
+        description="Compile the blocks of encoder and decoders by `torch.compile` in training: the first steps take "
+        "a minute longer, the others less time.",
+    )
     feature_cache: Annotated[str, AfterValidator(checked_cache)] = Field(
         "off", description="Storage of the features of the frozen prefix: `off`, `memory`, or a directory to share."
     )

@@ -15,6 +15,7 @@ from vispeft.models import LossSettings, SegmentationModel
 from vispeft.models.base import Criterion
 from vispeft.models.roles import roles_for
 from vispeft.training.arguments import LoopSettings
+from vispeft.training.compilation import CompilationError, check_compiler
 from vispeft.training.devices import build_fabric
 from vispeft.training.guards import NoGradientError, NonFiniteError
 from vispeft.training.optim import OptimSettings, Rates, build_optimizer
@@ -24,6 +25,13 @@ from vispeft.training.schedule import Schedule
 def fabric_of(config: TrainConfig) -> Fabric:
     """Return a launched Fabric on the device and in the precision of a configuration."""
     return build_fabric(config.device, config.precision, config.devices, prefix="train.")
+
+
+def check_compilation(config: TrainConfig, device: torch.device) -> None:
+    """Raise ConfigError where `train.compile` is set and nothing can be compiled for the device of the run."""
+    if config.compile:
+        with naming_training_keys():
+            check_compiler(device)
 
 
 def criterion_of(
@@ -78,6 +86,7 @@ def loop_settings_of(config: TrainConfig, metric: str) -> LoopSettings:
         ema_decay=config.ema,
         metric=metric,
         update_statistics=config.update_statistics,
+        compiles=config.compile,
     )
 
 
@@ -90,3 +99,5 @@ def naming_training_keys() -> Iterator[None]:
         raise NonFiniteError(f"{error} The keys are `train.lr` and `train.precision`.") from error
     except NoGradientError as error:
         raise NoGradientError(f"{error} The keys are `peft.deltas` and `peft.train`.") from error
+    except CompilationError as error:
+        raise ConfigError(f"`train.compile` must be false: {error}") from error

@@ -27,6 +27,7 @@ from vispeft.engine.resume import as_begun, checkpoint_to_continue, describe_dat
 from vispeft.engine.run_directory import RunDirectory, describe_environment
 from vispeft.engine.scoring import flat_metrics, predict_split
 from vispeft.engine.settings import (
+    check_compilation,
     criterion_of,
     fabric_of,
     loop_settings_of,
@@ -153,6 +154,7 @@ def _set_up(
     """Prepare processes and model of a run, check its deltas and begin its directory."""
     train = config.train
     fabric = fabric_of(train)
+    check_compilation(train, fabric.device)
     if fabric.device.type == "cpu" and train.workers:
         leave_cores_to_workers(train.workers * fabric.world_size)
     model = build_base(config, len(sets.train.categories), class_names=sets.train.class_names)

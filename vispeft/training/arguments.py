@@ -43,6 +43,7 @@ class LoopSettings:
     metric: the metric of an evaluation whose highest value is best
     may_lack_gradient: names of trainable parameters that may get no gradient
     update_statistics: let norms that are trained in full update their running statistics
+    compiles: compile the model's repeated blocks, which steps run and evaluations do not
     """
 
     steps: int
@@ -56,6 +57,7 @@ class LoopSettings:
     metric: str = "segm/AP"
     may_lack_gradient: Collection[str] = ()
     update_statistics: bool = False
+    compiles: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from vispeft.training.callbacks.checkpoints import CheckpointWriter
 from vispeft.training.callbacks.ema import Ema
 from vispeft.training.callbacks.loss_log import LossLog, describe_losses
 from vispeft.training.callbacks.selection import BestSelection
+from vispeft.training.compilation import compile_blocks
 from vispeft.training.evaluation_mode import evaluation_mode
 from vispeft.training.guards import warn_of_no_instances
 from vispeft.training.interrupt import Interrupt, interruptible
@@ -54,6 +55,8 @@ def fit(
     callbacks: further reactions to steps and evaluations, called in this order
     """
     wrapped = wrap(fabric, task)
+    if settings.compiles:
+        compile_blocks(task.model)
     peft.train_mode(task.model, update_statistics=settings.update_statistics)
     ema = None if settings.ema_decay is None else Ema(task.model, settings.ema_decay)
     state = RunState(fabric, task.model, task.optimizer, ema, outputs.data)
@@ -160,7 +163,8 @@ class _Trainer:
         # evaluating takes memory and time: if it fails, the steps are not lost
         self.checkpoints.save()
         began = time.monotonic()
-        with progress.paused(), evaluation_mode(self.state, update_statistics=self.settings.update_statistics):
+        modes = {"update_statistics": self.settings.update_statistics, "compiles": self.settings.compiles}
+        with progress.paused(), evaluation_mode(self.state, **modes):
             try:
                 with self.interrupt.breaks():
                     metrics = self._metrics()

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vispeft import peft
 from vispeft.config import load_config
-from vispeft.engine import Limits, estimate, propose
+from vispeft.engine import Estimate, Limits, estimate, propose
 from vispeft.engine.attach import attach
 from vispeft.engine.estimation.base_model import base_without_weights
 from vispeft.engine.estimation.propose import NothingFitsError
@@ -22,10 +22,14 @@ CONFIG = ROOT / "configs" / "bundled_lora.yaml"
 SMALL = ["model.image_size=64", "train.batch_size=2", "train.device=cpu"]
 
 
-def test_estimate__has_the_flops_of_a_real_step() -> None:
-    config = load_config(CONFIG, SMALL)
-    found = estimate(config)
-    base = base_without_weights(config)
+@pytest.fixture(scope="module")
+def small() -> Estimate:
+    """The estimate of the smallest configuration."""
+    return estimate(load_config(CONFIG, SMALL))
+
+
+def test_estimate__has_the_flops_of_a_real_step(small: Estimate) -> None:
+    base = base_without_weights(load_config(CONFIG, SMALL))
     attach(base.model, base.config)
     peft.train_mode(base.model)
     step = LossModule(base.model, criterion_of(base.config, base.model))
@@ -33,26 +37,24 @@ def test_estimate__has_the_flops_of_a_real_step() -> None:
         loss = torch.stack(list(step(SealedBatch(make_batch(base.config, base.model, base.num_objects))).values()))
         forward = counter.get_total_flops()
         loss.sum().backward()
-    assert found.step_forward_flops == pytest.approx(forward, rel=0.02)
-    assert found.step_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert small.step_forward_flops == pytest.approx(forward, rel=0.02)
+    assert small.step_flops == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
-def test_estimate__adds_up() -> None:
-    found = estimate(load_config(CONFIG, SMALL))
-    assert sum(region.total for region in found.regions) == found.total_params
-    assert sum(sum(region.trained.values()) for region in found.regions) == found.trainable_params
-    assert found.gradient_bytes == 4 * found.trainable_params
-    assert found.optimizer_bytes == 8 * found.trainable_params
-    assert found.weight_bytes + found.optimizer_bytes + found.activation_bytes <= found.peak_bytes
-    assert found.first_block == "backbone.body.model.patch_embed.proj"
+def test_estimate__adds_up(small: Estimate) -> None:
+    assert sum(region.total for region in small.regions) == small.total_params
+    assert sum(sum(region.trained.values()) for region in small.regions) == small.trainable_params
+    assert small.gradient_bytes == 4 * small.trainable_params
+    assert small.optimizer_bytes == 8 * small.trainable_params
+    assert small.weight_bytes + small.optimizer_bytes + small.activation_bytes <= small.peak_bytes
+    assert small.first_block == "backbone.body.model.patch_embed.proj"
 
 
-def test_recomputation__keeps_less_and_computes_more() -> None:
-    plain = estimate(load_config(CONFIG, SMALL))
+def test_recomputation__keeps_less_and_computes_more(small: Estimate) -> None:
     recomputed = estimate(load_config(CONFIG, [*SMALL, "model.activation_checkpointing=true"]))
-    assert recomputed.activation_bytes < plain.activation_bytes
-    assert recomputed.peak_bytes < plain.peak_bytes
-    assert recomputed.step_backward_flops > plain.step_backward_flops
+    assert recomputed.activation_bytes < small.activation_bytes
+    assert recomputed.peak_bytes < small.peak_bytes
+    assert recomputed.step_backward_flops > small.step_backward_flops
 
 
 def test_later_blocks__need_no_gradient_before_them() -> None:

@@ -193,6 +193,7 @@ print(report.num_computed, flush=True)
 """
 
 
+@pytest.mark.slow
 def test_fill__two_processes_compute_nothing_twice(tmp_path: Path) -> None:
     workers = [
         subprocess.Popen(
