@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_PROCESSES ?= 2
+SELECTED ?= -m "not slow"
 
 # what rests on equal bits: identity at the start, resumed runs, killed sweeps, kept features, predictions that equal
 BITS := tests/training/test_arithmetic.py tests/peft/test_promises.py tests/models/test_pixel_decoder_split.py \
@@ -19,10 +20,10 @@ quickstart: $(READY)  ## fine-tune the bundled base on the CPU by four methods a
 	$(BIN)/vispeft quickstart
 
 test: $(READY)  ## tests without those that take long and are covered more coarsely by others: a few minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) $(SELECTED)
 
-test-all: $(READY)  ## every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES)
+test-all:  ## every test
+	$(MAKE) test SELECTED=
 
 test-other-cpu: $(READY)  ## promises of equal bits on the instructions of other processors: AVX2, AVX-512, none of both
 	ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2 $(BITS_TEST)
