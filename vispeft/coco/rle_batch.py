@@ -143,7 +143,7 @@ def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
     if len(found.too_long) or found.codes.max(initial=0) > LARGEST_CODE:
         bad = np.concatenate([np.flatnonzero(found.codes > LARGEST_CODE), found.too_long])
         is_good[np.searchsorted(text_ends, bad, side="right")] = False
-    ends = text_ends - np.searchsorted(found.continued, text_ends)
+    ends = np.searchsorted(found.lasts, text_ends)
     return _Numbers(found.values, np.concatenate([np.zeros(1, dtype=np.int64), ends])), is_good
 
 
