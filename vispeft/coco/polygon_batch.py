@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -35,14 +35,16 @@ def polygon_rles(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int] |
         return {}
     lengths = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
     is_sound = _have_sane_outlines(coordinates, lengths)
-    by_size: dict[tuple[int, int], list[int]] = {}
+    ends = np.cumsum(lengths).tolist()
+    arrays = [coordinates[start:end] for start, end in pairwise([0, *ends])]
+    by_size: dict[tuple[int, int], dict[int, list[NDArray[np.float64]]]] = {}
     first = 0
     for index in chosen:
         last = first + len(segmentations[index])
-        if is_sound[first:last].all():
-            by_size.setdefault(sizes[index] or (0, 0), []).append(index)
+        if is_sound[first] if last - first == 1 else is_sound[first:last].all():
+            by_size.setdefault(sizes[index] or (0, 0), {})[index] = arrays[first:last]
         first = last
-    return _encoded(segmentations, by_size)
+    return _encoded(by_size)
 
 
 def _is_flat(segmentation: Any) -> bool:
@@ -74,14 +76,12 @@ def _have_sane_outlines(numbers: NDArray[np.float64], lengths: NDArray[np.int64]
     return sane
 
 
-def _encoded(
-    segmentations: Sequence[Any], by_size: Mapping[tuple[int, int], Sequence[int]]
-) -> dict[int, dict[str, Any]]:
-    """Return the RLE of each segmentation by index. by_size: indices by height and width"""
+def _encoded(by_size: Mapping[tuple[int, int], Mapping[int, list[NDArray[np.float64]]]]) -> dict[int, dict[str, Any]]:
+    """Return the RLE of each segmentation by index. by_size: polygons by index, by height and width"""
     found: dict[int, dict[str, Any]] = {}
-    for size, indices in by_size.items():
-        rles = iter(mask_utils.frPyObjects([part for index in indices for part in segmentations[index]], *size))
-        for index in indices:
-            parts = [next(rles) for _ in segmentations[index]]
+    for size, polygons in by_size.items():
+        rles = iter(mask_utils.frPyObjects(list(chain.from_iterable(polygons.values())), *size))
+        for index, some in polygons.items():
+            parts = [next(rles) for _ in some]
             found[index] = compress(parts[0] if len(parts) == 1 else mask_utils.merge(parts))
     return found

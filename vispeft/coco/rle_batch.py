@@ -150,9 +150,10 @@ def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
 def _add_up(numbers: _Numbers) -> _Chains:
     """Return the run lengths of the numbers of each text; every text has at least one."""
     begins, first = numbers.begins, numbers.values[numbers.begins[:-1]]
-    padded = np.zeros(len(numbers.values) // 2 * 2 + 4, dtype=np.int64)
-    padded[: len(numbers.values)] = numbers.values
-    sums = [np.cumsum(padded[row::2]) for row in (0, 1)]
+    sums = [np.zeros(len(numbers.values) // 2 + 2, dtype=np.int64) for _ in range(2)]
+    for row, one in enumerate(sums):
+        some = numbers.values[row::2]
+        np.cumsum(some, out=one[: len(some)])
     starts = [(begins + 1 - row) // 2 for row in (0, 1)]
     before = np.stack([np.where(s > 0, sums[row][s - 1], 0) for row, s in enumerate(s[:-1] for s in starts)])
     text, background = np.arange(len(first)), begins[:-1] % 2
