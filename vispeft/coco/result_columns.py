@@ -137,17 +137,17 @@ def _columns_of_block(results: list[PlainResult]) -> ResultColumns | None:
     number = len(results)
     found = [one.bbox for one in results if one.bbox is not None]
     shapes = [one.segmentation for one in results if one.segmentation is not None]
-    if {0, number} < {0, number, len(found), len(shapes)} or (number and not found and not shapes):
+    if not {len(found), len(shapes)} <= {0, number} or (number and not found and not shapes):
         return None
     image_id = np.array([one.image_id for one in results], dtype=np.int64)
     category_id = np.array([one.category_id for one in results], dtype=np.int64)
     score = np.array([one.score for one in results], dtype=np.float64)
-    boxes = np.array(list(chain.from_iterable(found)), dtype=np.float64).reshape(-1, 4)
+    boxes = np.fromiter(chain.from_iterable(found), np.float64, 4 * len(found)).reshape(-1, 4)
     has_numbers = all((np.abs(column) < _LARGEST_NUMBER).all() for column in (score, boxes))
     has_ids = all((column >= -LARGEST_ID).all() for column in (image_id, category_id))
     if not has_numbers or not has_ids or (boxes[:, 2:] < 0).any():
         return None
-    sizes = np.array(list(chain.from_iterable([shape.size for shape in shapes])), dtype=np.int64).reshape(-1, 2)
+    sizes = np.fromiter(chain.from_iterable([shape.size for shape in shapes]), np.int64, 2 * len(shapes)).reshape(-1, 2)
     masks = measured_masks(sizes, [shape.counts for shape in shapes]) if shapes else None
     return ResultColumns(image_id, category_id, score, boxes if found else None, masks, {})
 

@@ -164,7 +164,7 @@ def read_numbers(text: bytes) -> Numbers:
     # numbers of two characters, over all characters at once: few have more
     digits[1:] += (digits[1:] * 31 + (codes[:-1] & 31)) * ~is_last[:-1]
     lasts = np.flatnonzero(is_last)
-    values = digits[lasts].astype(np.int64)
+    values = digits.take(lasts).astype(np.int64)
     last = np.flatnonzero(is_last[2:] & ~is_last[1:-1] & ~is_last[:-2]) + 2
     number = np.searchsorted(lasts, last)
     for place in range(2, LARGEST_WIDTH):

@@ -166,9 +166,11 @@ def _add_up(numbers: _Numbers) -> _Chains:
 
 def _chunks(texts: Sequence[str]) -> list[slice]:
     """Return slices of the texts of about `_CHUNK` characters each."""
-    ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
-    if not len(ends):
+    if not texts:
         return []
+    if sum(map(len, texts)) <= _CHUNK:
+        return [slice(0, len(texts))]
+    ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
     cuts = np.searchsorted(ends, np.arange(_CHUNK, ends[-1] + _CHUNK, _CHUNK))
     bounds = np.unique(np.concatenate([[0], np.minimum(cuts + 1, len(texts))]))
     return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]

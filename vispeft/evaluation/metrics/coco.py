@@ -124,7 +124,7 @@ class Scored:
         """
         objects, detections = self.objects(kind), self.detections(kind)
         ranked = ranked or self.rank()
-        pairs = overlapping_pairs(objects, detections, ranked, len(self.image_ids))
+        pairs = overlapping_pairs(objects, detections, ranked)
         return match_pairs(objects, detections, ranked, pairs)
 
     def metrics(self, kind: str, ranked: Ranked, limit: int) -> tuple[dict[str, float], list[float]]:
