@@ -26,14 +26,13 @@ def polygon_rles(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int] |
         index for index, (one, size) in enumerate(zip(segmentations, sizes, strict=True)) if size and _is_flat(one)
     ]
     polygons = list(chain.from_iterable(segmentations[index] for index in chosen))
-    numbers = list(chain.from_iterable(polygons))
-    try:
-        coordinates = np.array(numbers, dtype=np.float64) if set(map(type, numbers)) <= {int, float} else None
-    except OverflowError:
-        coordinates = None
-    if coordinates is None:
+    if not set(map(type, chain.from_iterable(polygons))) <= {int, float}:
         return {}
     lengths = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
+    try:
+        coordinates = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=lengths.sum())
+    except OverflowError:
+        return {}
     is_sound = _have_sane_outlines(coordinates, lengths)
     ends = np.cumsum(lengths).tolist()
     arrays = [coordinates[start:end] for start, end in pairwise([0, *ends])]
@@ -51,8 +50,9 @@ def _is_flat(segmentation: Any) -> bool:
     """Return True for a list of lists of at least three points that is no dense mask."""
     if not isinstance(segmentation, list) or not segmentation:
         return False
-    if not all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation):
-        return False
+    for part in segmentation:
+        if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+            return False
     return len(segmentation) < 3 or not normalise_segmentation(segmentation).forms
 
 
