@@ -101,7 +101,9 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
 
 def _is_complete(entry: dict[str, Any], sizes: Container[int], category_ids: Container[int]) -> bool:
     """Return True for an annotation with all fields as they should be, apart from its mask: nearly all are."""
-    ids = entry.get("id"), entry.get("image_id"), entry.get("category_id")
+    box: Any
+    area: Any
+    ids: tuple[Any, ...] = entry.get("id"), entry.get("image_id"), entry.get("category_id")
     box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd")
     if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, (*box, area))):
         return False
