@@ -39,7 +39,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from vispeft.evaluation.metrics.accumulate import accumulate, coco_stats
+from vispeft.evaluation.metrics.accumulate import accumulate, coco_summary
 from vispeft.evaluation.metrics.coco import evaluate_coco, read_scored
 from vispeft.evaluation.statistics.bootstrap import Records, records_of
 from vispeft.evaluation.statistics.compare import Entry, compare
@@ -141,8 +141,9 @@ def is_identical(reference: dict[str, COCOeval], annotations: Path, results: Pat
     scored = read_scored(annotations, results)
     same = {}
     for kind, expected in reference.items():
-        curves = accumulate(scored.match(kind), len(scored.category_ids))
-        pairs = [(list(coco_stats(curves).values()), expected.stats)]
+        matches, num_categories = scored.match(kind), len(scored.category_ids)
+        curves, (stats, _) = accumulate(matches, num_categories), coco_summary(matches, num_categories)
+        pairs = [(list(stats.values()), expected.stats)]
         pairs += [(getattr(curves, name), expected.eval[name]) for name in ("precision", "recall", "scores")]
         same[kind] = all(np.array_equal(found, wanted) for found, wanted in pairs)
     return same

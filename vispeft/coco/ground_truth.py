@@ -18,10 +18,22 @@ from vispeft.coco.foreign_formats import PANOPTIC, foreign_format_hint, is_panop
 from vispeft.coco.polygon_batch import polygon_rles
 from vispeft.coco.rle import LARGEST_MASK, size_of, to_rle
 from vispeft.coco.segmentation_forms import SENTENCES, holds_relative, normalise_segmentation
-from vispeft.coco.values import as_box, as_flag, as_integer, flag_of_text, is_number, new_ids, sides_of, why_no_id
+from vispeft.coco.values import (
+    LARGEST_ID,
+    as_box,
+    as_flag,
+    as_integer,
+    flag_of_text,
+    is_number,
+    new_ids,
+    sides_of,
+    why_no_id,
+)
 from vispeft.errors import DataError
 from vispeft.io.garbage import paused_collection
 from vispeft.io.json_files import read_json
+
+_NUMBERS = frozenset((int, float))
 
 
 @dataclass(frozen=True)
@@ -70,9 +82,13 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
         if not isinstance(entry, dict):
             faults.warn("no object; not scored", f"[{place}]")
             continue
+        rle = known.get(place)
+        if rle is not None and _is_complete(entry, sizes, category_ids):
+            filled.append(entry.copy())
+            rles.append(rle)
+            continue
         name = _name(entry, place)
         annotation = _with_known_ids(entry, name, sizes, category_ids, faults)
-        rle = known.get(place)
         if rle is None:
             rle = _annotation_rle(annotation, sizes.get(annotation["image_id"]), name, is_relative, faults)
         if annotation["image_id"] in sizes and _fill(annotation, rle, name, faults):
@@ -81,6 +97,29 @@ def read_ground_truth(annotations: Path | dict[str, Any]) -> GroundTruth:
     faults.raise_if_refused()
     warnings = [*_shared_names(categories), *faults.warnings(), *_renumber(filled, source)]
     return GroundTruth(images, categories, filled, tuple(rles), tuple(warnings))
+
+
+def _is_complete(entry: dict[str, Any], sizes: Container[int], category_ids: Container[int]) -> bool:
+    """Return True for an annotation with all fields as they should be, apart from its mask: nearly all are."""
+    box: Any
+    area: Any
+    ids: tuple[Any, ...] = entry.get("id"), entry.get("image_id"), entry.get("category_id")
+    box, area, crowd = entry.get("bbox"), entry.get("area"), entry.get("iscrowd")
+    if not isinstance(box, list) or len(box) != 4 or not _NUMBERS.issuperset(map(type, (*box, area))):
+        return False
+    x, y, width, height = box
+    return (
+        {*map(type, ids), type(crowd)} == {int}
+        and -LARGEST_ID <= ids[0] <= LARGEST_ID
+        and ids[1] in sizes
+        and ids[2] in category_ids
+        and (crowd == 0 or crowd == 1)
+        and -LARGEST_ID < x < LARGEST_ID
+        and -LARGEST_ID < y < LARGEST_ID
+        and 0 <= width < LARGEST_ID
+        and 0 <= height < LARGEST_ID
+        and -LARGEST_ID < area < LARGEST_ID
+    )
 
 
 def _name(entry: dict[str, Any], place: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,3 +38,18 @@ class Masks:
 def measured_masks(sizes: NDArray[np.int64], texts: Sequence[str]) -> Masks:
     """Return masks with their measures. sizes: [N, 2], height and width"""
     return Masks(sizes, texts, measure_rles(texts, sizes[:, 0] * sizes[:, 1]))
+
+
+def concatenated_masks(parts: Sequence[Masks]) -> Masks:
+    """Return the masks of several parts, of which there is at least one, in order."""
+    measures = [part.measures for part in parts]
+    return Masks(
+        np.concatenate([part.sizes for part in parts]),
+        list(chain.from_iterable(part.texts for part in parts)),
+        RleMeasures(
+            np.concatenate([one.is_sound for one in measures]),
+            np.concatenate([one.area for one in measures]),
+            np.concatenate([one.begin for one in measures]),
+            np.concatenate([one.end for one in measures]),
+        ),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -26,31 +26,33 @@ def polygon_rles(segmentations: Sequence[Any], sizes: Sequence[tuple[int, int] |
         index for index, (one, size) in enumerate(zip(segmentations, sizes, strict=True)) if size and _is_flat(one)
     ]
     polygons = list(chain.from_iterable(segmentations[index] for index in chosen))
-    numbers = list(chain.from_iterable(polygons))
-    try:
-        coordinates = np.array(numbers, dtype=np.float64) if set(map(type, numbers)) <= {int, float} else None
-    except OverflowError:
-        coordinates = None
-    if coordinates is None:
+    if not set(map(type, chain.from_iterable(polygons))) <= {int, float}:
         return {}
     lengths = np.fromiter(map(len, polygons), dtype=np.int64, count=len(polygons))
+    try:
+        coordinates = np.fromiter(chain.from_iterable(polygons), dtype=np.float64, count=lengths.sum())
+    except OverflowError:
+        return {}
     is_sound = _have_sane_outlines(coordinates, lengths)
-    by_size: dict[tuple[int, int], list[int]] = {}
+    ends = np.cumsum(lengths).tolist()
+    arrays = [coordinates[start:end] for start, end in pairwise([0, *ends])]
+    by_size: dict[tuple[int, int], dict[int, list[NDArray[np.float64]]]] = {}
     first = 0
     for index in chosen:
         last = first + len(segmentations[index])
-        if is_sound[first:last].all():
-            by_size.setdefault(sizes[index] or (0, 0), []).append(index)
+        if is_sound[first] if last - first == 1 else is_sound[first:last].all():
+            by_size.setdefault(sizes[index] or (0, 0), {})[index] = arrays[first:last]
         first = last
-    return _encoded(segmentations, by_size)
+    return _encoded(by_size)
 
 
 def _is_flat(segmentation: Any) -> bool:
     """Return True for a list of lists of at least three points that is no dense mask."""
     if not isinstance(segmentation, list) or not segmentation:
         return False
-    if not all(isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0 for part in segmentation):
-        return False
+    for part in segmentation:
+        if not isinstance(part, list) or len(part) < 6 or len(part) % 2:
+            return False
     return len(segmentation) < 3 or not normalise_segmentation(segmentation).forms
 
 
@@ -74,14 +76,12 @@ def _have_sane_outlines(numbers: NDArray[np.float64], lengths: NDArray[np.int64]
     return sane
 
 
-def _encoded(
-    segmentations: Sequence[Any], by_size: Mapping[tuple[int, int], Sequence[int]]
-) -> dict[int, dict[str, Any]]:
-    """Return the RLE of each segmentation by index. by_size: indices by height and width"""
+def _encoded(by_size: Mapping[tuple[int, int], Mapping[int, list[NDArray[np.float64]]]]) -> dict[int, dict[str, Any]]:
+    """Return the RLE of each segmentation by index. by_size: polygons by index, by height and width"""
     found: dict[int, dict[str, Any]] = {}
-    for size, indices in by_size.items():
-        rles = iter(mask_utils.frPyObjects([part for index in indices for part in segmentations[index]], *size))
-        for index in indices:
-            parts = [next(rles) for _ in segmentations[index]]
+    for size, polygons in by_size.items():
+        rles = iter(mask_utils.frPyObjects(list(chain.from_iterable(polygons.values())), *size))
+        for index, some in polygons.items():
+            parts = [next(rles) for _ in some]
             found[index] = compress(parts[0] if len(parts) == 1 else mask_utils.merge(parts))
     return found

@@ -6,44 +6,23 @@ and checked one by one, so that a fault has the same message in both cases.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vispeft.coco.masks import Masks, concatenated_masks, measured_masks
+from vispeft.coco.result_blocks import PlainResult, blocks_of_file, blocks_of_list
 from vispeft.coco.results import checked_results, read_results
 from vispeft.coco.values import LARGEST_ID
 from vispeft.errors import DataError
 
 # beyond, a whole number may have been an integer, which results must not have
 _LARGEST_NUMBER = 2.0**63
-# number of results that are taken apart together, so that they stay within a core's cache
-_NUM_TOGETHER = 4096
-
-
-class _Rle(msgspec.Struct, gc=False):
-    """Compressed RLE of one result."""
-
-    size: tuple[int, int]
-    counts: str
-
-
-class _Result(msgspec.Struct, gc=False):
-    """One result with plain values: integer ids, a box of four numbers, a compressed RLE."""
-
-    image_id: int
-    category_id: int
-    score: float
-    bbox: tuple[float, float, float, float] | None = None
-    segmentation: _Rle | None = None
-
-
-_DECODER = msgspec.json.Decoder(list[_Result])
 
 
 @dataclass(frozen=True)
@@ -53,8 +32,7 @@ class ResultColumns:
     image_id, category_id: [D] int64
     score: [D] float64
     boxes: [D, 4] float64, x, y, width, height; None if the results are masks only
-    sizes, counts: [D, 2] int64 and D texts of compressed RLEs, the text empty for a mask in another form; None if the
-        results are boxes only
+    masks: compressed RLEs as in the file, an empty text for a mask in another form; None if the results are boxes only
     others: segmentations in other forms, by index
     """
 
@@ -62,8 +40,7 @@ class ResultColumns:
     category_id: NDArray[np.int64]
     score: NDArray[np.float64]
     boxes: NDArray[np.float64] | None
-    sizes: NDArray[np.int64] | None
-    counts: Sequence[str] | None
+    masks: Masks | None
     others: Mapping[int, Any]
 
     def __len__(self) -> int:
@@ -73,9 +50,7 @@ class ResultColumns:
 def read_columns(path: Path) -> ResultColumns:
     """Read and check the COCO results of a JSON file."""
     try:
-        content = path.read_bytes()
-        # what is not decoded is not checked for its encoding
-        columns = _plain_columns(_DECODER.decode(content)) if content.isascii() else None
+        columns = _plain_columns(blocks_of_file(path))
     # whatever is wrong, the other reader has the message
     except (OSError, ValueError, OverflowError, RecursionError):
         columns = None
@@ -85,7 +60,7 @@ def read_columns(path: Path) -> ResultColumns:
 def to_columns(results: list[dict[str, Any]], source: str) -> ResultColumns:
     """Check a list of COCO results. source: for messages"""
     try:
-        columns = _plain_columns(msgspec.convert(results, list[_Result]))
+        columns = _plain_columns(blocks_of_list(results))
     except (ValueError, OverflowError):
         columns = None
     return columns_of(checked_results(results, source)) if columns is None else columns
@@ -97,13 +72,13 @@ def columns_of(results: Sequence[Mapping[str, Any]]) -> ResultColumns:
     shapes = [result["segmentation"] for result in results] if has_masks else []
     is_plain = [_is_compressed(shape) for shape in shapes]
     pairs = list(zip(shapes, is_plain, strict=True))
+    sizes = np.array([shape["size"] if plain else (0, 0) for shape, plain in pairs], dtype=np.int64).reshape(-1, 2)
     return ResultColumns(
         np.array([result["image_id"] for result in results], dtype=np.int64),
         np.array([result["category_id"] for result in results], dtype=np.int64),
         np.array([result["score"] for result in results], dtype=np.float64),
         np.array([result["bbox"] for result in results], dtype=np.float64) if has_boxes else None,
-        np.array([shape["size"] if plain else (0, 0) for shape, plain in pairs], dtype=np.int64) if has_masks else None,
-        [shape["counts"] if plain else "" for shape, plain in pairs] if has_masks else None,
+        measured_masks(sizes, [shape["counts"] if plain else "" for shape, plain in pairs]) if has_masks else None,
         {index: shape for index, (shape, plain) in enumerate(pairs) if not plain},
     )
 
@@ -137,40 +112,49 @@ def _places(values: NDArray[np.int64], ids: Sequence[int]) -> NDArray[np.int64]:
     return np.where(known[places] == values, places, -1)
 
 
-def _plain_columns(results: list[_Result]) -> ResultColumns | None:
+def _plain_columns(blocks: Iterable[list[PlainResult]]) -> ResultColumns | None:
     """Return the columns of plain results, or None if they may be faulty."""
-    number = len(results)
-    has_boxes = bool(results) and results[0].bbox is not None
-    has_masks = bool(results) and results[0].segmentation is not None
-    if number and not has_boxes and not has_masks:
-        return None
-    image_id, category_id = np.empty(number, dtype=np.int64), np.empty(number, dtype=np.int64)
-    score, boxes = np.empty(number), np.empty((number * has_boxes, 4))
-    sizes, counts = np.empty((number * has_masks, 2), dtype=np.int64), []
-    for start in range(0, number, _NUM_TOGETHER):
-        some = results[start : start + _NUM_TOGETHER]
-        part = slice(start, start + len(some))
-        image_id[part] = [one.image_id for one in some]
-        category_id[part] = [one.category_id for one in some]
-        score[part] = [one.score for one in some]
-        found = [one.bbox for one in some if one.bbox is not None]
-        shapes = [one.segmentation for one in some if one.segmentation is not None]
-        if len(found) != len(some) * has_boxes or len(shapes) != len(some) * has_masks:
+    parts: list[ResultColumns] = []
+    for results in blocks:
+        part = _columns_of_block(results)
+        if part is None or (parts and _kinds(part) != _kinds(parts[0])):
             return None
-        if has_boxes:
-            boxes.reshape(-1)[4 * part.start : 4 * part.stop] = list(chain.from_iterable(found))
-        if has_masks:
-            sides = chain.from_iterable([shape.size for shape in shapes])
-            sizes.reshape(-1)[2 * part.start : 2 * part.stop] = list(sides)
-            counts += [shape.counts for shape in shapes]
+        parts.append(part)
+    boxes = [part.boxes for part in parts if part.boxes is not None]
+    masks = [part.masks for part in parts if part.masks is not None]
+    return ResultColumns(
+        np.concatenate([part.image_id for part in parts]),
+        np.concatenate([part.category_id for part in parts]),
+        np.concatenate([part.score for part in parts]),
+        np.concatenate(boxes) if boxes else None,
+        concatenated_masks(masks) if masks else None,
+        {},
+    )
+
+
+def _columns_of_block(results: list[PlainResult]) -> ResultColumns | None:
+    """Return the columns of some plain results, or None if they may be faulty."""
+    number = len(results)
+    found = [one.bbox for one in results if one.bbox is not None]
+    shapes = [one.segmentation for one in results if one.segmentation is not None]
+    if not {len(found), len(shapes)} <= {0, number} or (number and not found and not shapes):
+        return None
+    image_id = np.array([one.image_id for one in results], dtype=np.int64)
+    category_id = np.array([one.category_id for one in results], dtype=np.int64)
+    score = np.array([one.score for one in results], dtype=np.float64)
+    boxes = np.fromiter(chain.from_iterable(found), np.float64, 4 * len(found)).reshape(-1, 4)
     has_numbers = all((np.abs(column) < _LARGEST_NUMBER).all() for column in (score, boxes))
     has_ids = all((column >= -LARGEST_ID).all() for column in (image_id, category_id))
     if not has_numbers or not has_ids or (boxes[:, 2:] < 0).any():
         return None
-    kept = boxes if has_boxes else None
-    if not has_masks:
-        return ResultColumns(image_id, category_id, score, kept, None, None, {})
-    return ResultColumns(image_id, category_id, score, kept, sizes, counts, {})
+    sizes = np.fromiter(chain.from_iterable([shape.size for shape in shapes]), np.int64, 2 * len(shapes)).reshape(-1, 2)
+    masks = measured_masks(sizes, [shape.counts for shape in shapes]) if shapes else None
+    return ResultColumns(image_id, category_id, score, boxes if found else None, masks, {})
+
+
+def _kinds(columns: ResultColumns) -> tuple[bool, bool]:
+    """Return True for boxes and for masks if the results have them."""
+    return columns.boxes is not None, columns.masks is not None
 
 
 def _is_compressed(shape: Any) -> bool:

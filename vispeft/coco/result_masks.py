@@ -19,17 +19,17 @@ def result_masks(columns: ResultColumns, source: str, sizes: NDArray[np.int64]) 
 
     sizes: [D, 2] int64, height and width of each result's image
     """
-    if columns.sizes is None or columns.counts is None:
+    masks = columns.masks
+    if masks is None:
         raise ValueError("Results without masks have no mask pass.")
     if any(isinstance(shape, list) for shape in columns.others.values()) and holds_relative(columns.others.values()):
         raise DataError(f"`{source}`: the results cannot be scored: {SENTENCES['relative-coordinates']}.")
-    masks = measured_masks(columns.sizes, columns.counts)
-    is_plain = masks.measures.is_sound & (columns.sizes == sizes).all(axis=1)
+    is_plain = masks.measures.is_sound & (masks.sizes == sizes).all(axis=1)
     if is_plain.all():
         return masks
-    counts = list(columns.counts)
+    counts = list(masks.texts)
     for index in np.flatnonzero(~is_plain).tolist():
-        shape = columns.others.get(index, {"size": columns.sizes[index].tolist(), "counts": counts[index]})
+        shape = columns.others.get(index, {"size": masks.sizes[index].tolist(), "counts": counts[index]})
         where = f"`{source}`: result {index} (counted from 0), for image id {columns.image_id[index]}"
         counts[index] = _compressed(shape, where, sizes[index].tolist())
     return measured_masks(sizes, counts)

@@ -141,13 +141,13 @@ class Numbers(NamedTuple):
 
     values: [R] int64
     codes: [C] uint8, characters less 48; above LARGEST_CODE where COCO does not use the character
-    continued: [M] int64, ascending indices of the characters after which their number goes on
+    lasts: [R] int64, ascending index of each number's last character
     too_long: [L] int64, index of a character in each number of more than LARGEST_WIDTH characters
     """
 
     values: NDArray[np.int64]
     codes: NDArray[np.uint8]
-    continued: NDArray[np.int64]
+    lasts: NDArray[np.int64]
     too_long: NDArray[np.int64]
 
 
@@ -163,17 +163,17 @@ def read_numbers(text: bytes) -> Numbers:
     digits = ((codes << 3).view(np.int8) >> 3).astype(np.int16)  # five bits with their sign
     # numbers of two characters, over all characters at once: few have more
     digits[1:] += (digits[1:] * 31 + (codes[:-1] & 31)) * ~is_last[:-1]
-    values = digits.compress(is_last).astype(np.int64)
-    continued = np.flatnonzero(~is_last)
+    lasts = np.flatnonzero(is_last)
+    values = digits.take(lasts).astype(np.int64)
     last = np.flatnonzero(is_last[2:] & ~is_last[1:-1] & ~is_last[:-2]) + 2
-    number = last - np.searchsorted(continued, last)
+    number = np.searchsorted(lasts, last)
     for place in range(2, LARGEST_WIDTH):
         if not len(last):
             break
         values[number] = values[number] * 32 + (codes[last - place] & 31)
         goes_on = np.flatnonzero((last > place) & ~is_last[last - place - 1])
         last, number = last[goes_on], number[goes_on]
-    return Numbers(values, codes, continued, last - LARGEST_WIDTH)
+    return Numbers(values, codes, lasts, last - LARGEST_WIDTH)
 
 
 def _decode_counts(text: bytes) -> NDArray[np.int64]:

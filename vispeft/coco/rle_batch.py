@@ -143,16 +143,17 @@ def _read_numbers(texts: Sequence[str]) -> tuple[_Numbers, NDArray[np.bool_]]:
     if len(found.too_long) or found.codes.max(initial=0) > LARGEST_CODE:
         bad = np.concatenate([np.flatnonzero(found.codes > LARGEST_CODE), found.too_long])
         is_good[np.searchsorted(text_ends, bad, side="right")] = False
-    ends = text_ends - np.searchsorted(found.continued, text_ends)
+    ends = np.searchsorted(found.lasts, text_ends)
     return _Numbers(found.values, np.concatenate([np.zeros(1, dtype=np.int64), ends])), is_good
 
 
 def _add_up(numbers: _Numbers) -> _Chains:
     """Return the run lengths of the numbers of each text; every text has at least one."""
     begins, first = numbers.begins, numbers.values[numbers.begins[:-1]]
-    padded = np.zeros(len(numbers.values) // 2 * 2 + 4, dtype=np.int64)
-    padded[: len(numbers.values)] = numbers.values
-    sums = [np.cumsum(padded[row::2]) for row in (0, 1)]
+    sums = [np.zeros(len(numbers.values) // 2 + 2, dtype=np.int64) for _ in range(2)]
+    for row, one in enumerate(sums):
+        some = numbers.values[row::2]
+        np.cumsum(some, out=one[: len(some)])
     starts = [(begins + 1 - row) // 2 for row in (0, 1)]
     before = np.stack([np.where(s > 0, sums[row][s - 1], 0) for row, s in enumerate(s[:-1] for s in starts)])
     text, background = np.arange(len(first)), begins[:-1] % 2
@@ -165,9 +166,11 @@ def _add_up(numbers: _Numbers) -> _Chains:
 
 def _chunks(texts: Sequence[str]) -> list[slice]:
     """Return slices of the texts of about `_CHUNK` characters each."""
-    ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
-    if not len(ends):
+    if not texts:
         return []
+    if sum(map(len, texts)) <= _CHUNK:
+        return [slice(0, len(texts))]
+    ends = np.cumsum(np.fromiter(map(len, texts), dtype=np.int64, count=len(texts)))
     cuts = np.searchsorted(ends, np.arange(_CHUNK, ends[-1] + _CHUNK, _CHUNK))
     bounds = np.unique(np.concatenate([[0], np.minimum(cuts + 1, len(texts))]))
     return [slice(int(start), int(stop)) for start, stop in pairwise(bounds)]

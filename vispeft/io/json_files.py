@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from vispeft.errors import DataError, VispeftError
 from vispeft.io.atomic import write_text
@@ -80,6 +83,10 @@ def write_json(
 
 
 def _parsed(content: bytes, build_object: Callable[[Pairs], Any]) -> Any:
+    if build_object is dict:
+        # the same values in half the time; it is stricter, and its messages have no place
+        with contextlib.suppress(ValueError, RecursionError):
+            return msgspec.json.decode(content)
     try:
         # the default is much faster without a call for each object
         return json.loads(content, object_pairs_hook=None if build_object is dict else build_object)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vispeft.evaluation.metrics.accumulate import accumulate, coco_stats, interpolated_precision
+from vispeft.evaluation.metrics.accumulate import accumulate, coco_stats, coco_summary, interpolated_precision
 from vispeft.evaluation.metrics.coco import read_scored
 
 Function = Callable[..., Any]
@@ -20,11 +20,13 @@ def test_accumulate__equals_pycocotools_bit_by_bit(
     annotations, results = adversarial_case(seed)
     expected = pycocotools_evaluation(annotations, results, kind)
     scored = read_scored(annotations, results)
-    curves = accumulate(scored.match(kind), len(scored.category_ids))
+    matches, num_categories = scored.match(kind), len(scored.category_ids)
+    curves = accumulate(matches, num_categories)
     np.testing.assert_array_equal(curves.precision, expected.eval["precision"], strict=True)
     np.testing.assert_array_equal(curves.recall, expected.eval["recall"], strict=True)
     np.testing.assert_array_equal(curves.scores, expected.eval["scores"], strict=True)
     assert list(coco_stats(curves).values()) == expected.stats.tolist()
+    assert coco_summary(matches, num_categories) == (coco_stats(curves), curves.category_precisions())
     assert expected.stats[0] > 0
 
 

@@ -43,9 +43,7 @@ def test_overlapping_pairs__are_all_pairs_that_reach_the_iou(
     objects = Objects(*indices(generator, 60), area, is_crowd, other_masks)
     detections = Detections(*indices(generator, 300), masks.measures.area, generator.random(300), masks)
     ranked = rank_detections(detections.image_idx, detections.category_idx, detections.score, NUM_IMAGES)
-    pairs = overlapping_pairs(
-        objects, detections, ranked, NUM_IMAGES, least_iou=least_iou, is_within_category=is_within_category
-    )
+    pairs = overlapping_pairs(objects, detections, ranked, least_iou=least_iou, is_within_category=is_within_category)
     iou = mask_utils.iou(rles, other_rles, is_crowd.astype(np.uint8))
     is_same = detections.image_idx[:, None] == objects.image_idx
     if is_within_category:
@@ -67,4 +65,4 @@ def test_overlapping_pairs__at_the_very_ratio_of_the_areas() -> None:
     objects = Objects(zero, zero, np.array([70.0]), np.array([False]), masks[0])
     detections = Detections(zero, zero, np.array([7.0]), np.array([0.5]), masks[1])
     ranked = rank_detections(zero, zero, detections.score, 1)
-    assert overlapping_pairs(objects, detections, ranked, 1, least_iou=0.1).iou.tolist() == [0.1]
+    assert overlapping_pairs(objects, detections, ranked, least_iou=0.1).iou.tolist() == [0.1]

@@ -33,7 +33,7 @@ def boundary_stats(scored: Scored) -> dict[str, float]:
     """Return COCO's twelve metrics with boundary IoU. Results must have masks."""
     objects, detections = scored.objects("segm"), scored.detections("segm")
     ranked = scored.rank()
-    pairs = overlapping_pairs(objects, detections, ranked, len(scored.image_ids))
+    pairs = overlapping_pairs(objects, detections, ranked)
     is_tested = ~objects.is_crowd[pairs.object_idx]  # a crowd is matched by mask IoU alone
     detection_rows, detection_places = np.unique(ranked.row[pairs.detection_idx[is_tested]], return_inverse=True)
     object_rows, object_places = np.unique(pairs.object_idx[is_tested], return_inverse=True)

@@ -140,11 +140,9 @@ def analyse_results(
 
 def _matched(scored: Scored, kind: str) -> tuple[Matches, Pairs, Pairs]:
     """Return the matches, their pairs within categories from IoU 0.5, and all pairs of each image from IoU 0.1."""
-    objects, detections, num_images = scored.objects(kind), scored.detections(kind), len(scored.image_ids)
+    objects, detections = scored.objects(kind), scored.detections(kind)
     ranked = scored.rank()
-    overlaps = overlapping_pairs(
-        objects, detections, ranked, num_images, least_iou=BACKGROUND, is_within_category=False
-    )
+    overlaps = overlapping_pairs(objects, detections, ranked, least_iou=BACKGROUND, is_within_category=False)
     category = detections.category_idx[ranked.row]
     is_same = category[overlaps.detection_idx] == objects.category_idx[overlaps.object_idx]
     is_same &= overlaps.iou >= IOU_THRESHOLDS[0]

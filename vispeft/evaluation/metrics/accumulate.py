@@ -79,14 +79,21 @@ def interpolated_precision(
 
 
 def coco_stats(curves: Curves) -> dict[str, float]:
-    """Return the twelve metrics by their names, -1 where undefined."""
-    precision, recall = curves.precision, curves.recall
-    values = [mean_of_defined(precision[..., 0, -1])]
-    values += [mean_of_defined(precision[np.equal(IOU_THRESHOLDS, threshold)][..., 0, -1]) for threshold in (0.5, 0.75)]
-    values += [mean_of_defined(precision[..., area, -1]) for area in range(1, len(AREA_NAMES))]
-    values += [mean_of_defined(recall[..., 0, limit]) for limit in range(len(MAX_DETECTIONS))]
-    values += [mean_of_defined(recall[..., area, -1]) for area in range(1, len(AREA_NAMES))]
-    return dict(zip(METRIC_NAMES, values, strict=True))
+    """Return the twelve metrics of curves with COCO's limits by their names, -1 where undefined."""
+    recalls = [curves.recall[..., 0, limit] for limit in range(len(MAX_DETECTIONS))]
+    return _stats(curves.precision[..., -1], curves.recall[..., -1], recalls)
+
+
+def coco_summary(matches: Matches, num_categories: int) -> tuple[dict[str, float], list[float]]:
+    """Return the twelve metrics by their names and the AP of each category, -1 where undefined.
+
+    They are those of all curves, but only the highest recall is computed for the lower limits of detections.
+    """
+    curves = accumulate(matches, num_categories, MAX_DETECTIONS[-1:])
+    num_objects = count_objects(matches, num_categories)[:, 0]
+    recalls = [_highest_recall(matches, num_objects, limit) for limit in MAX_DETECTIONS[:-1]]
+    stats = _stats(curves.precision[..., -1], curves.recall[..., -1], [*recalls, curves.recall[..., 0, -1]])
+    return stats, curves.category_precisions()
 
 
 def stats_at(matches: Matches, num_categories: int, limit: int) -> dict[str, float]:
@@ -105,6 +112,34 @@ def mean_of_defined(values: NDArray[np.float64]) -> float:
     """Return the mean of the values other than -1; -1 if there are none."""
     defined = values[values > -1]
     return float(np.mean(defined)) if len(defined) else -1.0
+
+
+def _stats(
+    precision: NDArray[np.float64], recall: NDArray[np.float64], recalls: Sequence[NDArray[np.float64]]
+) -> dict[str, float]:
+    """Return the twelve metrics by their names.
+
+    precision, recall: [T, R, K, A] and [T, K, A], with the most detections
+    recalls: [T, K] for each limit of detections, with objects of all sizes
+    """
+    values = [mean_of_defined(precision[..., 0])]
+    values += [mean_of_defined(precision[np.equal(IOU_THRESHOLDS, threshold)][..., 0]) for threshold in (0.5, 0.75)]
+    values += [mean_of_defined(precision[..., area]) for area in range(1, len(AREA_NAMES))]
+    values += [mean_of_defined(one) for one in recalls]
+    values += [mean_of_defined(recall[..., area]) for area in range(1, len(AREA_NAMES))]
+    return dict(zip(METRIC_NAMES, values, strict=True))
+
+
+def _highest_recall(matches: Matches, num_objects: NDArray[np.int64], limit: int) -> NDArray[np.float64]:
+    """Return the highest recall of objects of all sizes: [T, K]. num_objects: [K]; limit: detections of each image"""
+    rows = np.flatnonzero((matches.ranked.rank < limit) & (matches.matched > 0))
+    category, matched, counted = matches.category_idx[rows], matches.matched[rows], ~matches.ignored[rows]
+    recall = np.empty((len(IOU_THRESHOLDS), len(num_objects)))
+    for threshold, row in enumerate(recall):
+        found = category[bits_at(matched & counted, 0, threshold)]
+        row[:] = np.bincount(found, minlength=len(num_objects)) / np.maximum(num_objects, 1)
+    recall[:, num_objects == 0] = -1.0
+    return recall
 
 
 def _true_positives_needed(num_objects: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -135,23 +170,35 @@ def _curves(
     best_score = np.where(np.diff(begins) > 0, np.append(score, 0.0)[begins[:-1]], 0.0)  # [K]
     sizes = len(IOU_THRESHOLDS), len(RECALLS), num_categories, num_areas
     precision, scores, recall = np.empty(sizes), np.empty(sizes), np.empty((sizes[0], *sizes[2:]))
-    for area, threshold in np.ndindex(num_areas, len(IOU_THRESHOLDS)):
-        is_counted = ~bits_at(ignored, area, threshold)
-        true_positives = np.flatnonzero(bits_at(matched, area, threshold) & is_counted)
-        num_counted = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_counted, dtype=np.int64)])
-        firsts = np.searchsorted(true_positives, begins)
-        number = np.diff(firsts)  # [K]
-        ordinal = np.arange(1, len(true_positives) + 1) - np.repeat(firsts[:-1], number)
-        counted = num_counted[true_positives + 1] - np.repeat(num_counted[begins[:-1]], number)
-        values = np.append(_precisions(ordinal.astype(np.float64), counted), 0.0)
-        is_reached = reached[:, area] < number[:, None]  # [K, R]
-        places = firsts[:-1, None] + np.minimum(reached[:, area], number[:, None])
-        # the best between one recall and the next, then from each recall on
-        best = np.where(is_reached, np.maximum.reduceat(values, places.ravel()).reshape(places.shape), 0.0)
-        precision[threshold, :, :, area] = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1].T
-        scores[threshold, :, :, area] = np.where(is_reached, np.append(score[true_positives], 0.0)[places], 0.0).T
-        recall[threshold, :, area] = number / np.maximum(num_objects[:, area], 1)
+    hits = np.flatnonzero(matched)  # detections without any match are ignored at all thresholds or at none
+    score, matched, ignored_hits, hit_begins = score[hits], matched[hits], ignored[hits], np.searchsorted(hits, begins)
+    for area in range(num_areas):
+        is_missed = ~bits_at(ignored, area, 0)
+        is_missed[hits] = False
+        num_missed = _count_before(is_missed)
+        for threshold in range(len(IOU_THRESHOLDS)):
+            is_counted = ~bits_at(ignored_hits, area, threshold)
+            true_positives = np.flatnonzero(bits_at(matched, area, threshold) & is_counted)
+            num_counted = _count_before(is_counted)
+            firsts = np.searchsorted(true_positives, hit_begins)
+            number = np.diff(firsts)  # [K]
+            ordinal = np.arange(1, len(true_positives) + 1) - np.repeat(firsts[:-1], number)
+            counted = num_counted[true_positives + 1] + num_missed[hits[true_positives]]
+            counted -= np.repeat(num_counted[hit_begins[:-1]] + num_missed[begins[:-1]], number)
+            values = np.append(_precisions(ordinal.astype(np.float64), counted), 0.0)
+            is_reached = reached[:, area] < number[:, None]  # [K, R]
+            places = firsts[:-1, None] + np.minimum(reached[:, area], number[:, None])
+            # the best between one recall and the next, then from each recall on
+            best = np.where(is_reached, np.maximum.reduceat(values, places.ravel()).reshape(places.shape), 0.0)
+            precision[threshold, :, :, area] = np.maximum.accumulate(best[:, ::-1], axis=1)[:, ::-1].T
+            scores[threshold, :, :, area] = np.where(is_reached, np.append(score[true_positives], 0.0)[places], 0.0).T
+            recall[threshold, :, area] = number / np.maximum(num_objects[:, area], 1)
     scores[:, 0] = best_score[:, None]
     is_undefined = num_objects == 0
     precision[:, :, is_undefined] = scores[:, :, is_undefined] = recall[:, is_undefined] = -1.0
     return Curves(precision, recall, scores)
+
+
+def _count_before(is_set: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the number of true elements before each index: [N + 1]."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_set, dtype=np.int64)])

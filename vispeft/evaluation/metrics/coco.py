@@ -16,7 +16,7 @@ from vispeft.coco.ground_truth import GroundTruth, read_ground_truth
 from vispeft.coco.masks import Masks, measured_masks
 from vispeft.coco.result_columns import ResultColumns, indices_in, read_columns, to_columns
 from vispeft.coco.result_masks import result_masks
-from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, accumulate, coco_stats, stats_at
+from vispeft.evaluation.metrics.accumulate import METRIC_NAMES, coco_summary, stats_at
 from vispeft.evaluation.metrics.detections import MAX_DETECTIONS, Detections, Objects, Ranked, rank_detections
 from vispeft.evaluation.metrics.matching import Matches, match_pairs
 from vispeft.evaluation.metrics.overlaps import overlapping_pairs
@@ -124,15 +124,15 @@ class Scored:
         """
         objects, detections = self.objects(kind), self.detections(kind)
         ranked = ranked or self.rank()
-        pairs = overlapping_pairs(objects, detections, ranked, len(self.image_ids))
+        pairs = overlapping_pairs(objects, detections, ranked)
         return match_pairs(objects, detections, ranked, pairs)
 
     def metrics(self, kind: str, ranked: Ranked, limit: int) -> tuple[dict[str, float], list[float]]:
         """Return the metrics of a pass and the AP of each category. ranked: of `rank(limit)`, with 100 or more"""
         matches, num_categories = self.match(kind, ranked), len(self.category_ids)
-        curves = accumulate(matches, num_categories)
+        stats, category_values = coco_summary(matches, num_categories)
         more = stats_at(matches, num_categories, limit) if limit > MAX_DETECTIONS[-1] else {}
-        return {**coco_stats(curves), **more}, curves.category_precisions()
+        return {**stats, **more}, category_values
 
     def limit_for(self, max_detections: int | None) -> int:
         """Return the detections of a class in an image that are scored: `max_detections` in crowded sets, else 100.
@@ -218,7 +218,7 @@ def read_scored(
     ids = tuple(sorted(sizes)), tuple(sorted(ground_truth.category_names))
     image_idx, category_idx = indices_in(columns, source, *ids)
     masks: Masks | None = None
-    if columns.counts is not None:
+    if columns.masks is not None:
         masks = result_masks(columns, source, np.array([sizes[key] for key in ids[0]], dtype=np.int64)[image_idx])
     elif not len(columns):
         masks = measured_masks(np.zeros((0, 2), dtype=np.int64), [])

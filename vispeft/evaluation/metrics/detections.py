@@ -83,11 +83,24 @@ def rank_detections(
 
     image_idx, category_idx, score: [D], of all detections; limit: detections scored in each cell
     """
-    cell = category_idx * num_images + image_idx
-    row = np.lexsort((-score, cell))
-    rank = position_in_group(cell[row])
-    row, rank = row[rank < limit], rank[rank < limit]
-    return Ranked(row, cell[row], rank, np.lexsort((-score[row], category_idx[row])))
+    image, category = _narrow(image_idx), _narrow(category_idx)
+    order = np.argsort(image, kind="stable")
+    order = order[np.argsort(-score[order], kind="stable")]  # by falling score, equal scores by image
+    row = order[np.argsort(image[order], kind="stable")]
+    row = row[np.argsort(category[row], kind="stable")]
+    cell = category_idx[row] * num_images + image_idx[row]
+    rank = position_in_group(cell)
+    is_scored = rank < limit
+    row, cell, rank = row[is_scored], cell[is_scored], rank[is_scored]
+    place = np.full(len(score), -1)
+    place[row] = np.arange(len(row))
+    by_score = place[order[np.argsort(category[order], kind="stable")]]
+    return Ranked(row, cell, rank, by_score[by_score >= 0])
+
+
+def _narrow(indices: NDArray[np.int64]) -> NDArray[np.int64] | NDArray[np.uint16]:
+    """Return indices in 16 bits if they fit: their stable sort is one of digits, which takes a tenth of the time."""
+    return indices.astype(np.uint16) if indices.max(initial=0) < 2**16 else indices
 
 
 def is_outside(area: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -38,16 +38,18 @@ def overlapping_pairs(
     objects: Objects,
     detections: Detections,
     ranked: Ranked,
-    num_images: int,
     *,
     least_iou: float = IOU_THRESHOLDS[0],
     is_within_category: bool = True,
 ) -> Pairs:
     """Return all pairs within each cell, or within each image, with an IoU of at least `least_iou`, unordered."""
+    # by image first: results of one image lie together in memory
+    place, object_place = detections.image_idx[ranked.row], objects.image_idx
     if is_within_category:
-        place, object_place = ranked.cell, objects.category_idx * num_images + objects.image_idx
-    else:
-        place, object_place = detections.image_idx[ranked.row], objects.image_idx
+        category_idx = detections.category_idx[ranked.row]
+        num_categories = 1 + max(category_idx.max(initial=0), objects.category_idx.max(initial=0))
+        place = place * num_categories + category_idx
+        object_place = object_place * num_categories + objects.category_idx
     order, object_order = np.argsort(place, kind="stable"), np.argsort(object_place, kind="stable")
     if isinstance(detections.masks_or_boxes, Masks):
         groups = place[order], object_place[object_order]
