@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vispeft.config.defaults import default_points
 from vispeft.losses import HungarianMatcher
 from vispeft.models import build_model
 from vispeft.models.mask_dino.criterion import Criterion
@@ -131,7 +132,8 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> Measured:
     if method == "floor":
         patches = next(module for name, module in base.named_modules() if name.endswith("patch_embed"))
         patches.register_forward_hook(lambda module, args, tokens: tokens.detach().requires_grad_())
-    step = LossModule(model, Criterion(matcher=HungarianMatcher()))
+    points = default_points(side)
+    step = LossModule(model, Criterion(matcher=HungarianMatcher(num_points=points), num_points=points))
     batch = SealedBatch(Batch(torch.randn(args.batch, 3, side, side), (scene(side),) * args.batch, ()).to(args.device))
 
     def loss() -> Tensor:

@@ -121,7 +121,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
 
 
 class InOrder(nn.Module):
-    """Matcher that assigns the first queries of each layer to the targets in order."""
+    """Matcher that assigns the first queries of each layer to the targets in order, whatever the number of points."""
+
+    def __init__(self, *, num_points: int) -> None:
+        del num_points
+        super().__init__()
 
     def forward(
         self, layers: Sequence[LayerPredictions], mask_features: Tensor, targets: Sequence[Targets]

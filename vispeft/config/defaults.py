@@ -29,7 +29,7 @@ def resolve(config: Config, num_images: int, image_size: int, *, on_cpu: bool = 
     workers: the available cores minus one, at most 8; one for every 8 cores if training runs `on_cpu`, because loading
         a batch is fast compared with a step there
     precision: bf16 for frozen weights in bf16, which take no other input
-    num_points: 12544 at 1024 pixels as in Mask DINO, otherwise in proportion to the image area, at least 1024
+    num_points: see `default_points`
     """
     train = config.train
     steps = _steps(train, num_images)
@@ -42,14 +42,24 @@ def resolve(config: Config, num_images: int, image_size: int, *, on_cpu: bool = 
         "precision": "bf16" if config.model.frozen_precision == "bf16" else train.precision,
         "workers": train.workers if train.workers is not None else min(8, _cores() // 8 if on_cpu else _cores() - 1),
     }
-    points = round(PUBLISHED_POINTS * (image_size / PUBLISHED_SIZE) ** 2)
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"image_size": image_size}),
             "train": train.model_copy(update=filled),
-            "loss": LossConfig(num_points=config.loss.num_points or min(PUBLISHED_POINTS, max(FEWEST_POINTS, points))),
+            "loss": LossConfig(num_points=config.loss.num_points or default_points(image_size)),
         }
     )
+
+
+def default_points(image_size: int) -> int:
+    """Return the number of points at which masks are compared.
+
+    12544 at 1024 pixels as in Mask DINO, otherwise in proportion to the image area, at least 1024 and at most 12544.
+
+    image_size: longer side of the network input in pixels
+    """
+    points = round(PUBLISHED_POINTS * (image_size / PUBLISHED_SIZE) ** 2)
+    return min(PUBLISHED_POINTS, max(FEWEST_POINTS, points))
 
 
 def _steps(train: TrainConfig, num_images: int) -> int:
