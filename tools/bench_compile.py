@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from bench_step import CpuMeter, CudaMeter
-from bench_step_models import RANK, build_mask_dino, build_vit, mask_dino_plans, vit_plans
+from bench_step_models import RANK, add_model_options, build_mask_dino, build_vit, mask_dino_plans, vit_plans
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -129,14 +129,8 @@ def table(found: list[Comparison]) -> str:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT, or mask_dino")
-    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="backbone of mask_dino: a timm ViT")
-    parser.add_argument("--size", default="tiny", help="size of mask_dino's pixel decoder and decoder: tiny or base")
+    add_model_options(parser)
     parser.add_argument("--methods", nargs="+", default=["lora", "adapter", "full"])
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is mixed precision")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write all measurements to this file")

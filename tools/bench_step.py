@@ -38,7 +38,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from bench_step_models import RANK, build_mask_dino, build_vit, mask_dino_plans, vit_plans
+from bench_step_models import RANK, add_model_options, build_mask_dino, build_vit, mask_dino_plans, vit_plans
 from torch import Tensor, nn
 
 from vispeft.training.processor import describe_cpu
@@ -228,14 +228,8 @@ def table(found: dict[str, list[Step]]) -> str:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT, or mask_dino")
-    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="backbone of mask_dino: a timm ViT")
-    parser.add_argument("--size", default="tiny", help="size of mask_dino's pixel decoder and decoder: tiny or base")
+    add_model_options(parser)
     parser.add_argument("--methods", nargs="+", help="default: all methods of the model that can run here")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is mixed precision")
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)

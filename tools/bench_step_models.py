@@ -143,6 +143,17 @@ def build_mask_dino(method: str, args: argparse.Namespace) -> Measured:
     return Measured(model, loss)
 
 
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model and its batch."""
+    parser.add_argument("--model", default="vit_small_patch16_224", help="a timm ViT, or mask_dino")
+    parser.add_argument("--backbone", default="vit_tiny_patch16_224", help="backbone of mask_dino: a timm ViT")
+    parser.add_argument("--size", default="tiny", help="size of mask_dino's pixel decoder and decoder: tiny or base")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is mixed precision")
+
+
 def scene(side: int) -> Targets:
     """Return three overlapping boxes with filled masks."""
     masks = torch.zeros(3, side, side, dtype=torch.bool)
