@@ -116,7 +116,7 @@ class PretrainingLoss(nn.Module):
 
 
 def parameter_groups(model: MaskDINO) -> list[dict[str, object]]:
-    """Return parameter groups: weight decay for matrices, none for biases, norms and embeddings; slow ImageNet parts."""
+    """Return parameter groups: weight decay for matrices, none for biases, norms and embeddings."""
     cnn = imagenet_part(model)
     slow = {id(p) for p in cnn.parameters()} if cnn is not None else set()
     groups: list[dict[str, object]] = []

@@ -76,7 +76,7 @@ class CutOuts:
 
 
 def _cut(rng: np.random.Generator, photographs: InstanceDataset) -> NDArray[np.uint8]:
-    """Return the largest objects of a photograph with their masks as alpha, one of them."""
+    """Return one of the larger objects of a photograph, with its mask as alpha."""
     sample = photographs[Draw(int(rng.integers(len(photographs))), int(rng.integers(2**31)))]
     image = sample.image.permute(1, 2, 0).numpy()
     if not len(sample.masks):

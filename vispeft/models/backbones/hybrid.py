@@ -9,8 +9,8 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.norm_act import freeze_batch_norm_2d
 from timm.models import FeatureInfo, generate_default_cfgs, register_model
-from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,15 +40,16 @@ class HybridFeatures(nn.Module):
 
     def __init__(self, *, in_chans: int = 3, **vit_options: Any) -> None:
         super().__init__()
-        cnn = timm.create_model(CNN, features_only=True, out_indices=(1, 2, 3, 4), in_chans=in_chans)
-        self.cnn = freeze_batch_norm_2d(cnn)
+        cnn: Any = timm.create_model(CNN, features_only=True, out_indices=(1, 2, 3, 4), in_chans=in_chans)
+        self.cnn: Any = freeze_batch_norm_2d(cnn)  # type: ignore[no-untyped-call]
         channels = cnn.feature_info.channels()
         options = {**_GRID, "dynamic_img_size": True, **vit_options, "in_chans": channels[2] + channels[3]}
-        self.model: Any = timm.create_model(_VIT, num_classes=0, **options)
-        self.model.prune_intermediate_layers([len(self.model.blocks) - 1], prune_norm=True, prune_head=True)
+        model: Any = timm.create_model(_VIT, num_classes=0, **options)
+        model.prune_intermediate_layers([len(model.blocks) - 1], prune_norm=True, prune_head=True)
+        self.model: Any = model
         maps = (
             *({"num_chs": channels[i], "reduction": 4 << i, "module": "cnn"} for i in range(2)),
-            *({"num_chs": self.model.embed_dim, "reduction": 16 << i, "module": "model.blocks"} for i in range(2)),
+            *({"num_chs": model.embed_dim, "reduction": 16 << i, "module": "model.blocks"} for i in range(2)),
         )
         self.feature_info = FeatureInfo(list(maps), (0, 1, 2, 3))
 
