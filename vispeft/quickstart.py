@@ -1,4 +1,4 @@
-"""Quickstart: the bundled base fine-tuned by four methods on a synthetic set that it has not seen, and a comparison."""
+"""Quickstart: the bundled base fine-tuned by four methods on photographs that it has not seen, and a comparison."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from vispeft.config import recipe_path
-from vispeft.errors import TrainingError
+from vispeft.errors import DataError, TrainingError
 from vispeft.io.json_files import read_json, write_json
 from vispeft.io.run_layout import REPORT_FILE, SUMMARY_FILE
 from vispeft.report import write_comparison
-from vispeft.synthetic import write_splits
 
 RECIPES: Mapping[str, str] = {
     "head_only": "bundled_head",
@@ -25,6 +25,7 @@ RECIPES: Mapping[str, str] = {
     "full": "bundled_full",
 }
 _DATA = "data"
+_FOLDER = ("train.json", "val.json", "images")
 _MARKER = ".quickstart"
 _INTERRUPTED = 130
 
@@ -33,17 +34,19 @@ _INTERRUPTED = 130
 class QuickstartSettings:
     """Size of the quickstart, whose defaults take at most six minutes on two cores.
 
-    domain: style of the synthetic scenes, which the base has not seen
-    image_size: side of the images and of the network input in pixels
+    data: folder with train.json, val.json and images/; None: the photographs that come with the package
+    image_size: side of the network input in pixels
     """
 
-    domain: str = "night"
-    num_train: int = 60
-    num_val: int = 40
+    data: Path | None = None
     image_size: int = 128
     steps: int = 200
     batch_size: int = 4
-    seed: int = 1
+
+
+def photographs() -> Path:
+    """Return the folder of the photographs that come with the package."""
+    return Path(str(resources.files("vispeft") / "assets" / "photographs"))
 
 
 def run_quickstart(
@@ -51,25 +54,23 @@ def run_quickstart(
 ) -> Mapping[str, Mapping[str, Any]] | None:
     """Train and evaluate every recipe, and return the summaries by method name; None after Ctrl-C.
 
-    The summaries are written to `out/summary.json`, and the comparison to `out/report.html`.
+    The summaries are written to `out/summary.json`, and the comparison to `out/report.html`. The photographs of the
+    package are copied to `out/data`.
 
     say: receives messages on the progress, one line at a time
+
+    Raises DataError where the folder of the data lacks one of its files.
     """
+    data = settings.data or photographs()
+    _check_folder(data)
     _prepare(out)
-    say(f"Drawing {settings.num_train} + {settings.num_val} synthetic images ({settings.domain!r}) into {out / _DATA}")
-    train, val = write_splits(
-        out / _DATA,
-        num_train=settings.num_train,
-        num_val=settings.num_val,
-        size=settings.image_size,
-        seed=settings.seed,
-        domain=settings.domain,
-        single_class="object",
-    )
+    if settings.data is None:
+        data = Path(shutil.copytree(data, out / _DATA))
+        say(f"Copied photographs that the base has not seen to {data}")
     summaries = {}
     for number, name in enumerate(RECIPES, start=1):
         say(f"{number}/{len(RECIPES)} {name}: {settings.steps} steps")
-        if not _train(out, name, settings, train, val):
+        if not _train(out, name, settings, data):
             return None
         summaries[name] = read_json(out / name / SUMMARY_FILE)
     write_json(out / SUMMARY_FILE, {"runs": summaries}, raises=TrainingError, indent=1)
@@ -77,13 +78,19 @@ def run_quickstart(
     return summaries
 
 
-def _train(out: Path, name: str, settings: QuickstartSettings, train: Path, val: Path) -> bool:
+def _check_folder(data: Path) -> None:
+    missing = [name for name in _FOLDER if not (data / name).exists()]
+    if missing:
+        raise DataError(f"`{data}` must hold train.json, val.json and images, but has no {' and no '.join(missing)}.")
+
+
+def _train(out: Path, name: str, settings: QuickstartSettings, data: Path) -> bool:
     """Run `vispeft train` in its own process, so that its memory is freed. Return False after Ctrl-C."""
-    images = json.dumps(str(out / _DATA / "images"))
+    images = json.dumps(str(data / "images"))
     overrides = [
-        f"data.train.annotations={json.dumps(str(train))}",
+        f"data.train.annotations={json.dumps(str(data / 'train.json'))}",
         f"data.train.images={images}",
-        f"data.val.annotations={json.dumps(str(val))}",
+        f"data.val.annotations={json.dumps(str(data / 'val.json'))}",
         f"data.val.images={images}",
         f"model.image_size={settings.image_size}",
         f"train.steps={settings.steps}",

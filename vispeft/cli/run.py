@@ -29,22 +29,27 @@ def quickstart(
     out: Annotated[Path, typer.Option(help="Folder of the runs; an earlier quickstart in it is replaced.")] = Path(
         "runs/quickstart"
     ),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with train.json, val.json and images. Default: photographs of the package."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of each run, fewer for a quick try.")] = None,
 ) -> None:
-    """Fine-tune the bundled model on a small synthetic set: head only, LoRA, adapters and full, and compare them.
+    """Fine-tune the bundled model on a few photographs: head only, LoRA, adapters and full, and compare them.
 
     Takes a few minutes on a CPU. Example: vispeft quickstart
     """
     from vispeft.quickstart import QuickstartSettings, run_quickstart
 
-    settings = QuickstartSettings() if steps is None else QuickstartSettings(steps=steps)
+    settings = QuickstartSettings(data=data) if steps is None else QuickstartSettings(data=data, steps=steps)
     outcome = run_quickstart(out, settings, say)
     if outcome is None:
         say(f"Stopped. Start again with: vispeft quickstart --out {out}")
         raise typer.Exit(INTERRUPTED)
     rows = [_comparison_row(name, summary) for name, summary in outcome.items()]
     columns = ("method", "trainable", "mask AP", "AP50", "box AP", "training", "memory", "file")
-    show_table("Fine-tuning on a synthetic set that the base has not seen", columns, rows)
+    of = "photographs that the base has not seen" if data is None else str(data)
+    show_table(f"Fine-tuning on {of}", columns, rows)
     console().print(f"Runs: {out}/head_only, lora, adapter, full. Report: {out}/report.html")
 
 

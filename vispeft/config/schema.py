@@ -127,6 +127,10 @@ class AugmentConfig(Section):
     vertical_flip: Probability = 0.0
     quarter_turn: Probability = 0.0
     colour: Probability = Field(0.3, description="Strength of brightness, contrast, saturation and hue changes.")
+    copy_paste: Probability = Field(
+        0.0,
+        description="Probability that instances of another training image are pasted; for `task: instance` alone.",
+    )
     min_pixels: Count = Field(4, description="Instances with fewer visible pixels are dropped.")
     variants: Count | None = Field(
         None,
@@ -289,6 +293,15 @@ class Config(Section):
         if self.model.tile is not None and self.task != "instance":
             raise ConfigError(
                 f"`model.tile` must be left out with `task: {self.task}`: of tiles, only instance masks can be merged."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pastes_instances(self) -> Config:
+        if self.data.augment.copy_paste and self.task != "instance":
+            raise ConfigError(
+                f"`data.augment.copy_paste` must be 0 with `task: {self.task}`, but is {self.data.augment.copy_paste}: "
+                "only instances with masks can be pasted."
             )
         return self
 

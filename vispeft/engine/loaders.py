@@ -143,7 +143,14 @@ def train_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:
     cache_bytes = CACHE_BYTES if config.model.tile is None else TILED_CACHE_BYTES
     seed = config.train.seed if augment.variants is None else 0
     channels = num_channels_of(config.model)
-    return InstanceDataset(coco_set, transform, seed=seed, cache_bytes=cache_bytes, num_channels=channels)
+    return InstanceDataset(
+        coco_set,
+        transform,
+        seed=seed,
+        cache_bytes=cache_bytes,
+        num_channels=channels,
+        copy_paste=augment.copy_paste,
+    )
 
 
 def val_dataset(config: Config, coco_set: CocoSet) -> InstanceDataset:

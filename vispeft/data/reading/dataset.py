@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from vispeft.coco.sets import CocoSet, ImageEntry
 from vispeft.data.reading.channels import RGB, read_image
 from vispeft.data.reading.images import Picture
-from vispeft.data.transforms.augmentation import TileTransform, Transform
+from vispeft.data.transforms.augmentation import Example, TileTransform, TrainTransform, Transform
+from vispeft.data.transforms.copy_paste import paste
 from vispeft.errors import DataError
 from vispeft.structures import ImageMeta, Window
 
@@ -47,6 +48,7 @@ class InstanceDataset(Dataset[Sample]):
     transform: with a `TileTransform`, the draw number is that of the tile
     cache_bytes: decoded pictures are kept up to this many bytes in each process
     num_channels: channels C of the images
+    copy_paste: probability that instances of another image are pasted; with a `TrainTransform` alone
     """
 
     def __init__(
@@ -57,12 +59,14 @@ class InstanceDataset(Dataset[Sample]):
         seed: int = 0,
         cache_bytes: int = CACHE_BYTES,
         num_channels: int = RGB,
+        copy_paste: float = 0.0,
     ) -> None:
         self.coco_set = coco_set
         self.transform = transform
         self.seed = seed
         self.cache_bytes = cache_bytes
         self.num_channels = num_channels
+        self.copy_paste = copy_paste
         self._cache: dict[int, Picture] = {}
         self._cached_bytes = 0
         self._latest: tuple[int, Picture] | None = None
@@ -76,11 +80,17 @@ class InstanceDataset(Dataset[Sample]):
         if isinstance(self.transform, TileTransform):
             return self._tile(self.transform, draw, entry)
         rng = np.random.default_rng((self.seed, draw.number, draw.index))
-        annotations = self.coco_set.annotations[draw.index]
-        example = self.transform(self._picture(draw.index), annotations, entry.height, entry.width, rng)
+        example = self._example(self.transform, draw.index, rng)
+        if isinstance(self.transform, TrainTransform) and rng.random() < self.copy_paste:
+            source = self._example(self.transform, int(rng.integers(len(self))), rng)
+            example = paste(example, source, rng, min_pixels=self.transform.min_pixels)
         height, width = example.image.shape[1:]
         meta = ImageMeta(entry.id, entry.file_name, entry.height, entry.width, height, width)
         return Sample(example.image, example.labels, example.boxes_xyxy, example.masks, meta)
+
+    def _example(self, transform: Transform, index: int, rng: np.random.Generator) -> Example:
+        entry = self.coco_set.images[index]
+        return transform(self._picture(index), self.coco_set.annotations[index], entry.height, entry.width, rng)
 
     def _tile(self, transform: TileTransform, draw: Draw, entry: ImageEntry) -> Sample:
         tiles = transform.tiling.tiles(entry.height, entry.width)
