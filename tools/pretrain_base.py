@@ -113,9 +113,9 @@ def bundle(run: Path, out: Path) -> None:
     model.load_state_dict(state["model"])
     notes = {"steps": str(state["step"]), "seed": str(SEED), "class_names": json.dumps(state["classes"])}
     save_bundled(model, out, build_arguments(state["backbone"], state["backbone_options"]), notes=notes)
-    num_parameters = sum(p.numel() for p in model.parameters())
+    num_numbers = sum(tensor.numel() for tensor in model.state_dict().values())
     print(
-        f"{out}: {num_parameters / 1e6:.1f} million parameters, {out.stat().st_size / 1e6:.1f} MB of float16, "
+        f"{out}: {num_numbers / 1e6:.1f} million parameters, {out.stat().st_size / 1e6:.1f} MB of float16, "
         f"{state['step']} steps, {len(state['classes'])} classes"
     )
 

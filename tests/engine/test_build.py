@@ -132,7 +132,7 @@ def test_complete__leaves_nothing_open(tiny: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "num_classes", "is_scaled"), [("bundled", 3, True), ("bundled", 1, False), ("none", 3, False)]
+    ("weights", "num_classes", "is_scaled"), [("bundled", 3, True), ("bundled", 1, True), ("none", 3, False)]
 )
 def test_with_class_head_rates__only_where_the_weights_bring_other_classes(
     weights: str, num_classes: int, is_scaled: bool
