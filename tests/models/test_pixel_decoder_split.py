@@ -18,6 +18,10 @@ SAM = {"backbone": "samvit_base_patch16_224", "backbone_options": {"depth": 3, "
 RESNET = {"backbone": "resnet18"}
 CONVNEXT = {"backbone": "convnext_atto"}
 EFFICIENTNET = {"backbone": "efficientnet_b0"}
+HYBRID = {
+    "backbone": "efficientnet_lite0_vit_tiny",
+    "backbone_options": {"depth": 2, "embed_dim": 64, "num_heads": 1},
+}
 BLOCKS = "backbone.body.model.blocks"
 
 CASES: dict[str, tuple[dict[str, Any], list[str], str]] = {
@@ -30,6 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "block of maps, not tokens": (SAM, [f"{BLOCKS}.2"], f"{BLOCKS}.1"),
     "module without a map of its own": (RESNET, ["backbone.body.bn1"], "backbone.body.conv1"),
     "maps in channels-last memory": (CONVNEXT, ["backbone.body.stages_2"], "backbone.body.stages_1"),
+    "ViT of a hybrid": (HYBRID, ["backbone.body.model.patch_embed"], "backbone.body.cnn"),
     "backbone in one piece": (EFFICIENTNET, ["pixel_decoder"], "backbone.body"),
 }
 
@@ -94,7 +99,9 @@ def test_split__runs_each_module_in_one_part_only(case: str) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize(
-    ("arguments", "trained"), [(VIT, f"{BLOCKS}.2"), (RESNET, "backbone.body.layer3")], ids=["block", "stage"]
+    ("arguments", "trained"),
+    [(VIT, f"{BLOCKS}.2"), (RESNET, "backbone.body.layer3"), (HYBRID, f"{BLOCKS}.1")],
+    ids=["block", "stage", "hybrid"],
 )
 def test_tail__gives_the_gradients_of_the_model(arguments: dict[str, Any], trained: str, checkpointing: bool) -> None:
     model = build(arguments, [trained, "decoder"])
@@ -157,6 +164,12 @@ def test_tail__runs_hooks_of_its_modules() -> None:
 def test_split__names_the_trained_parameter_that_prevents_it(trained: list[str], reason: str) -> None:
     model = build(VIT, trained)
     with pytest.raises(SplitPointError, match=reason):
+        model.split(images_for(model))
+
+
+def test_split__refuses_a_hybrid_whose_network_is_trained() -> None:
+    model = build(HYBRID, ["backbone.body.cnn.blocks"])
+    with pytest.raises(SplitPointError, match=r"`backbone\.body\.cnn\.blocks\..*` is trained, and no block or stage"):
         model.split(images_for(model))
 
 

@@ -5,6 +5,7 @@ Importing this module adds them to timm's registry, where every part of vispeft 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -55,7 +56,11 @@ class HybridFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return maps [B, C_i, H / s, W / s] for s of 4, 8, 16, 32. images: [B, C, H, W], multiples of 32"""
-        *fine, middle, last = self.cnn(images)
+        return self.from_network(self.cnn(images))
+
+    def from_network(self, network_maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return the maps of `forward` from those of `cnn`, of the strides 4, 8, 16 and 32."""
+        *fine, middle, last = network_maps
         cells = torch.cat((middle, F.interpolate(last, scale_factor=2.0)), dim=1)
         (x,) = self.model.forward_intermediates(cells, indices=1, intermediates_only=True)
         return [*fine, x, F.max_pool2d(x, 2)]

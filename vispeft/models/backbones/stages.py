@@ -1,7 +1,8 @@
 """A backbone in two parts: its stem and first blocks or stages, and the rest of it.
 
 Plain ViTs can be split after each block, other timm models after each stage, if timm runs the stages one after another,
-and every backbone after its body, where only our own pyramid and norms follow.
+our hybrids after their convolutional network, and every backbone after its body, where only our own pyramid and norms
+follow.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from timm.models import FeatureListNet
 from torch import Tensor, nn
 
+from vispeft.models.backbones.hybrid import HybridFeatures
 from vispeft.models.backbones.timm_encoder import Backbone
 from vispeft.models.layers.activation_checkpointing import run_layer
 from vispeft.models.modes import evaluating
@@ -53,6 +55,8 @@ def split_backbone(backbone: Backbone, images: Tensor, *, name: str) -> Backbone
     trained = [name for name, p in parameters if p.requires_grad and is_under(name, (body,))]
     if not trained:
         return AfterBody(SplitPoint((body,), (body,)))
+    if isinstance(backbone.body, HybridFeatures) and not any(is_under(n, (f"{body}.cnn",)) for n in trained):
+        return AfterNetwork(SplitPoint((f"{body}.cnn",), (body,), (f"{body}.model",)))
     stages = [f"{body}.{stage}" for stage in stage_names(backbone)]
     before = [name for name in trained if not is_under(name, stages)]
     if stages and before:
@@ -88,6 +92,19 @@ class AfterBody(BackboneSplit):
     def tail(self, backbone: Backbone, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the backbone's maps, made from the body's."""
         return backbone.finish(features)
+
+
+@dataclass(frozen=True)
+class AfterNetwork(BackboneSplit):
+    """Split of a hybrid between its convolutional network and its ViT: the network's maps are kept."""
+
+    def prefix(self, backbone: Backbone, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps of the network."""
+        return tuple(_hybrid(backbone).cnn(images))
+
+    def tail(self, backbone: Backbone, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the backbone's maps, made from the network's by the ViT."""
+        return backbone.finish(_hybrid(backbone).from_network(features))
 
 
 @dataclass(frozen=True)
@@ -224,6 +241,11 @@ def _kept_stages(backbone: Backbone, num_frozen: int) -> list[str]:
 def _num_used_maps(backbone: Backbone) -> int:
     """Return the number of the body's maps, from the last, that the backbone's own maps are made from."""
     return 1 if backbone.is_plain else len(backbone.channels)
+
+
+def _hybrid(backbone: Backbone) -> HybridFeatures:
+    assert isinstance(backbone.body, HybridFeatures)
+    return backbone.body
 
 
 def _single(output: Any, name: str) -> Tensor:
