@@ -14,6 +14,7 @@ from vispeft.config import PeftConfig, RegionRates, load_config, parse_config
 from vispeft.engine.attach import attach, build_plan
 from vispeft.engine.build import arguments_without_weights, build_base, check_backbone, complete, with_class_head_rates
 from vispeft.errors import ConfigError, VispeftError
+from vispeft.models import MaskDINO
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
 from vispeft.models.coco_classes import COCO_CLASSES
 from vispeft.models.registry import build_model
@@ -39,6 +40,13 @@ def test_build_base__refuses_model_arguments_beside_the_bundled_base(key: str) -
     value = {"num_queries": 5} if key == "options" else "tiny"
     with pytest.raises(ConfigError, match=rf"`model\.{key}` must be left out"):
         build_base(parse_config({"model": {"weights": "bundled", key: value}}), 3)
+
+
+def test_build_base__takes_the_settings_of_denoising_beside_the_bundled_base() -> None:
+    options = {"denoising_budget": 20, "denoising_noise": 0.8}
+    model = build_base(parse_config({"model": {"weights": "bundled", "options": options}}), 3)
+    assert isinstance(model, MaskDINO)
+    assert (model.decoder.denoising_budget, model.decoder.denoising_noise) == (20, 0.8)
 
 
 def test_build_base__names_a_weights_file_that_is_not_there(tiny: dict[str, Any]) -> None:

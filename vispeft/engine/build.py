@@ -35,6 +35,8 @@ from vispeft.training.devices import trains_on_cpu
 DEFAULT_IMAGE_SIZE = 640
 # arguments of `timm.create_model` that name weights
 _WEIGHTS_OPTIONS = {"checkpoint_path", "pretrained_cfg_overlay"}
+# arguments of `build_model` that a weights file leaves open: they change training alone
+_OPTIONS_OF_TRAINING = {"denoising_budget", "denoising_noise"}
 # what the bundled base was trained at
 BUNDLED_IMAGE_SIZE = 256
 # argument of `build_model` as its errors name it
@@ -204,7 +206,7 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
     """Return the arguments of `build_model` except the number of classes, from the weights file or the configuration.
 
     The metadata of a weights file, if any, decide alone unless `model.backbone` is named, but for what a file can be
-    fitted to, such as the number of queries.
+    fitted to, such as the number of queries, and for what changes training alone.
     """
     _check_backbone_weights(config)
     if _reads_weights(config):
@@ -226,13 +228,16 @@ def model_arguments(config: ModelConfig) -> Mapping[str, Any]:
             **changed,
         }
     defaults = ModelConfig()
-    for key in ("name", "backbone", "size", "options", "backbone_options"):
-        is_same = (model is not None or key == "name") and getattr(config, key) == metadata.arguments.get(key)
-        if getattr(config, key) != getattr(defaults, key) and not is_same:
+    options = {key: value for key, value in config.options.items() if key not in _OPTIONS_OF_TRAINING}
+    given = {key: getattr(config, key) for key in ("name", "backbone", "size", "backbone_options")}
+    for key, value in {**given, "options": options}.items():
+        is_same = (model is not None or key == "name") and value == metadata.arguments.get(key)
+        if value != getattr(defaults, key) and not is_same:
             raise ConfigError(
                 f"`model.{key}` must be left out with `model.weights: {config.weights}`, which names the model that it "
-                f"holds, but is {getattr(config, key)!r}. Or choose other weights."
+                f"holds, but is {value!r}. Or choose other weights."
             )
+    changed |= {key: value for key, value in config.options.items() if key in _OPTIONS_OF_TRAINING}
     if channels:
         changed["backbone_options"] = {**metadata.arguments.get("backbone_options", {}), **channels}
     return {**metadata.arguments, **changed}

@@ -70,6 +70,8 @@ def test_gradients__are_equal_with_recomputation(backbone: Backbone) -> None:
 
 def test_roles__name_the_blocks(backbone: Backbone) -> None:
     roles = backbone.roles("backbone")
+    # the network's stages are `cnn.blocks`
+    assert roles["encoder.blocks"] == "backbone.body.model.blocks.*"
     assert roles["encoder.qkv"] == "backbone.body.model.blocks.*.attn.qkv"
     assert roles["encoder.fc2"] == "backbone.body.model.blocks.*.mlp.fc2"
 

@@ -7,7 +7,7 @@ from torch import nn
 from vispeft.models.roles.placement import Patterns, module_and_parameter_names, placed_pattern, prefixed
 from vispeft.models.roles.timm_convnets import CONVNETS
 from vispeft.models.roles.timm_hybrids import HYBRIDS
-from vispeft.models.roles.timm_transformers import TRANSFORMERS
+from vispeft.models.roles.timm_transformers import TRANSFORMERS, blocks_at
 
 # timm module -> where its models keep the usual parts
 FAMILIES: dict[str, Patterns] = {
@@ -15,8 +15,8 @@ FAMILIES: dict[str, Patterns] = {
     for table in (TRANSFORMERS, HYBRIDS, CONVNETS)
     for family, patterns in table.items()
 }
-# our hybrids, which end in a ViT of timm
-FAMILIES["vispeft.models.backbones.hybrid"] = TRANSFORMERS["eva"]
+# our hybrids: the ViT behind the convolutional network, whose stages are `blocks` too
+FAMILIES["vispeft.models.backbones.hybrid"] = blocks_at("model.blocks.*")
 
 
 def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
