@@ -1,19 +1,21 @@
 #!/usr/bin/env python
 """Adapt the bundled base to real COCO sets with every method at the same budget, and write the table of results.
 
-    python tools/run_recipes.py --data DIR [--sets facades ...] [--methods full ...]
+    python tools/run_recipes.py --data DIR [DIR ...] [--sets facades ...] [--methods full ...] [--seeds 0 1 2]
 
-DIR contains one folder per set with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a recipe
-of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has one. Its
-`summary.json` is copied to `--out/<set>/<method>.json`. Existing runs are not repeated. The table of all results is
-written into `--page`, between its two marks.
+Each DIR contains folders of sets with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a
+recipe of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has one. Its
+`summary.json` is copied to `--out/<set>/<method>/seed<n>.json`. Existing runs are not repeated, so that calls for
+different sets may run side by side. The table of all results is written into `--page`, between its two marks.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +34,14 @@ METHODS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapters x 3": ("bundled_adapter", ("count=3",)),
     "full": ("bundled_full", ()),
 }
-# set -> recipe with the augmentation for all methods
-SETS = {"nuclei-histo": "nuclei_histo_lora", "facades": "facades_lora", "fruits-nuts": "fruits_nuts_lora"}
+# set -> recipe with the augmentation for all methods; None: that of the methods' recipes
+SETS: dict[str, str | None] = {
+    "nuclei-histo": "nuclei_histo_lora",
+    "facades": "facades_lora",
+    "fruits-nuts": "fruits_nuts_lora",
+    "animals": None,
+    "coco-mini": None,
+}
 
 
 def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list[str]) -> list[str]:
@@ -51,9 +59,10 @@ def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list
 
 def own(data_set: str) -> list[str]:
     """Return overrides for the augmentation of the recipe of a set; none for a set without a recipe."""
-    if data_set not in SETS:
+    recipe = SETS.get(data_set)
+    if recipe is None:
         return []
-    augment = yaml.safe_load((ROOT / "configs" / f"{SETS[data_set]}.yaml").read_text())["data"].get("augment", {})
+    augment = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())["data"].get("augment", {})
     return [f"data.augment.{key}={json.dumps(value)}" for key, value in augment.items()]
 
 
@@ -67,52 +76,62 @@ def table(out: Path) -> str:
     """Return a Markdown table per set with every summary under `out`."""
     lines = []
     for folder in sorted(p for p in out.iterdir() if p.is_dir()):
-        summaries = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-        if summaries.keys().isdisjoint(METHODS):
+        by_method = {name: [json.loads(p.read_text()) for p in seed_files(folder / name)] for name in METHODS}
+        if not any(by_method.values()):
             continue
         lines += [
             f"### {folder.name}",
             "",
-            "| method | trained | mask AP | AP50 | box AP | seconds | peak MB | file KB |",
+            "| method | trained | mask AP | of each seed | AP50 | box AP | seconds | peak MB | file KB |",
         ]
-        lines.append("|---|---|---|---|---|---|---|---|")
-        for name in (n for n in METHODS if n in summaries):
-            s = summaries[name]
+        lines.append("|---|---|---|---|---|---|---|---|---|")
+        for name, summaries in by_method.items():
+            if not summaries:
+                continue
+            s, seeds = summaries[0], [each["segm"]["AP"] for each in summaries]
+            seconds = statistics.mean(each["train_seconds"] for each in summaries)
             lines.append(
-                f"| {name} | {s['trainable_params']:,} ({s['trainable_percent']:.2f} %) | {s['segm']['AP']:.3f} "
-                f"| {s['segm']['AP50']:.3f} | {s['bbox']['AP']:.3f} | {s['train_seconds']:.0f} "
+                f"| {name} | {s['trainable_params']:,} ({s['trainable_percent']:.2f} %) | {statistics.mean(seeds):.3f} "
+                f"| {' '.join(f'{seed:.3f}' for seed in seeds)} "
+                f"| {statistics.mean(each['segm']['AP50'] for each in summaries):.3f} "
+                f"| {statistics.mean(each['bbox']['AP'] for each in summaries):.3f} | {seconds:.0f} "
                 f"| {s['peak_memory_bytes'] / 1e6:.0f} | {s['adapter_bytes'] / 1e3:.0f} |"
             )
         lines.append("")
     return "\n".join(lines)
 
 
+def seed_files(folder: Path) -> list[Path]:
+    """Return the kept summaries of one method, by seed."""
+    return sorted(folder.glob("seed*.json"))
+
+
 def main() -> None:
     """Parse the command line, run the missing runs, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="folder of the summaries")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="page of the table")
     parser.add_argument("--runs", type=Path, default=Path("runs/recipes"), help="folder of the run directories")
     parser.add_argument("--sets", nargs="+", default=list(SETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("overrides", nargs="*", help="further key=value overrides for every run")
     args = parser.parse_args()
-    for data_set in args.sets:
-        for name in args.methods:
-            kept = args.out / data_set / f"{name}.json"
-            if kept.exists():
-                continue
-            run = args.runs / data_set / name.replace(" ", "_").replace(",", "")
-            shutil.rmtree(run, ignore_errors=True)
-            line = command(name, args.data / data_set, run, args.steps, args.seed, args.overrides)
-            print(f"{data_set}: {name}", flush=True)
-            subprocess.run(line, check=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(run / "summary.json", kept)
-            put(args.page, "real sets", table(args.out))
+    for seed, data_set, name in itertools.product(args.seeds, args.sets, args.methods):
+        kept = args.out / data_set / name / f"seed{seed}.json"
+        if kept.exists():
+            continue
+        data = next((folder / data_set for folder in args.data if (folder / data_set).is_dir()), None)
+        if data is None:
+            raise SystemExit(f"No folder of --data has the set {data_set!r}.")
+        run = args.runs / data_set / f"{name.replace(' ', '_').replace(',', '')}_seed{seed}"
+        shutil.rmtree(run, ignore_errors=True)
+        print(f"{data_set}: {name}, seed {seed}", flush=True)
+        subprocess.run(command(name, data, run, args.steps, seed, args.overrides), check=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run / "summary.json", kept)
     put(args.page, "real sets", table(args.out))
 
 

@@ -4,7 +4,7 @@
     python tools/study_evidence.py
 
 For each configuration and set: mean mask AP, that of full fine-tuning in the same setting, and their difference. The
-values are read from the raw files in docs/study (3 seeds, 192 px) and docs/results (1 seed, 256 px).
+values are read from the raw files in docs/study (3 seeds, 192 px).
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "vispeft" / "assets" / "study_evidence.json"
 SETS = ("nuclei-histo", "fruits-nuts", "facades")
-# configurations of docs/results that the study does not have
-RECIPES = {"LoRA": "bundled_lora.yaml"}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -27,9 +25,6 @@ def rows() -> list[dict[str, Any]]:
         path = f"docs/study/study-{name}.json"
         values = _study_values(path)
         found += [_row(variant, name, ap, values["full"], path, 3) for variant, ap in values.items()]
-        for stem, recipe in RECIPES.items():
-            ap, full = (_read(f"docs/results/{name}/{each}.json")["segm"]["AP"] for each in (stem, "full"))
-            found.append(_row(recipe, name, ap, full, f"docs/results/{name}/{stem}.json", 1))
     path = "docs/study/study_placement-nuclei-histo.json"
     full = _study_values("docs/study/study-nuclei-histo.json")["full"]
     found += [_row(variant, SETS[0], ap, full, path, 3) for variant, ap in _study_values(path).items()]
@@ -61,8 +56,7 @@ def text() -> str:
     """Return the content of the file."""
     provenance = (
         "Mask AP of fine-tuning the bundled base for 200 steps, mean over the seeds, against full fine-tuning in the "
-        "same setting. Made by tools/study_evidence.py from the raw files named in `source`; see docs/study.md and "
-        "docs/results.md."
+        "same setting. Made by tools/study_evidence.py from the raw files named in `source`; see docs/study.md."
     )
     return json.dumps({"provenance": provenance, "rows": rows()}, indent=1) + "\n"
 

@@ -257,7 +257,7 @@ class _Search:
         other = "" if self.base.config.model.weights == BUNDLED else " The studies used the bundled base, not this one."
         sources = sorted({result.source for result in results})
         return (
-            f"Mask AP compared with full fine-tuning, 200 steps: {'; '.join(map(str, results))}. Raw: "
+            f"Mask AP compared with full fine-tuning, 200 steps, earlier base: {'; '.join(map(str, results))}. Raw: "
             f"{', '.join(sources)}.{other}"
         )
 
