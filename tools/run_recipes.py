@@ -4,9 +4,9 @@
     python tools/run_recipes.py --data DIR [DIR ...] [--sets facades ...] [--methods full ...] [--seeds 0 1 2]
 
 Each DIR contains folders of sets with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a
-recipe of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has one. Its
-`summary.json` is copied to `--out/<set>/<method>/seed<n>.json`. Existing runs are not repeated, so that calls for
-different sets may run side by side. The table of all results is written into `--page`, between its two marks.
+recipe of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has
+one. Its `summary.json` is copied to `--out/<set>/<method>/seed<n>.json`. Existing runs are not repeated, so that calls
+for different sets may run side by side. The table of all results is written into `--page`, between its two marks.
 """
 
 from __future__ import annotations
