@@ -41,6 +41,14 @@ def test_missing_file__is_named(tmp_path: Path) -> None:
         run_quickstart(tmp_path / "out", QuickstartSettings(data=tmp_path), print)
 
 
+def test_data_in_the_folder_of_the_runs__is_not_removed(tmp_path: Path) -> None:
+    write_splits(tmp_path / "out" / "data", num_train=2, num_val=1, size=64, seed=0)
+    (tmp_path / "out" / ".quickstart").write_text("")
+    with pytest.raises(DataError, match=r"lies in `.*out`, which the quickstart replaces"):
+        run_quickstart(tmp_path / "out", QuickstartSettings(data=tmp_path / "out" / "data"), print)
+    assert (tmp_path / "out" / "data" / "train.json").is_file()
+
+
 def test_other_folder__is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(TrainingError, match="is no folder of a quickstart"):

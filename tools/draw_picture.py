@@ -11,7 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
+
+from vispeft.engine.predict_files import overlay_names
 
 GAP = 6
 
@@ -24,13 +26,13 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=180, help="side of an image in pixels")
     args = parser.parse_args()
     files = [Path(image["file_name"]) for image in json.loads((args.predicted / "images.json").read_text())["images"]]
-    rows = [files, [args.predicted / f"{path.stem}.png" for path in files]]
+    rows = [files, [args.predicted / name for name in overlay_names(files)]]
     step = args.side + GAP
     sheet = Image.new("RGB", (len(files) * step - GAP, len(rows) * step - GAP), "white")
     for top, row in enumerate(rows):
         for left, path in enumerate(row):
             with Image.open(path) as picture:
-                shown = picture.convert("RGB").resize((args.side, args.side), Image.Resampling.LANCZOS)
+                shown = ImageOps.pad(picture.convert("RGB"), (args.side, args.side), color="white")
             sheet.paste(shown, (left * step, top * step))
     sheet.save(args.out, quality=88)
 

@@ -36,7 +36,7 @@ from vispeft.data import Draw, EvalTransform, InstanceDataset, read_coco
 from vispeft.evaluation import evaluate_coco
 from vispeft.io.tensors import read_metadata
 from vispeft.models import DetectionLimits, MaskDINO, load_bundled, save_bundled
-from vispeft.models.class_head import normalised
+from vispeft.models.class_head import normalised, replace_classes, starting_classes
 from vispeft.structures import Batch, ImageMeta
 from vispeft.training.step import SealedBatch
 
@@ -55,12 +55,16 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(SEED)
     model = build(len(photographs.class_names), args.backbone, args.backbone_options)
     if args.start:
-        model.load_state_dict(load_bundled(len(photographs.class_names), path=args.start).state_dict())
+        start, names = load(args.start)
+        replace_classes(start, start.class_rows(), starting_classes(photographs.class_names, names))
+        model.load_state_dict(start.state_dict())
     module = PretrainingLoss(model)
     optimizer = torch.optim.AdamW(parameter_groups(model), betas=(0.9, 0.98))
     step = 0
     if (args.out / "checkpoint.pt").exists():
         state = torch.load(args.out / "checkpoint.pt", weights_only=True)
+        if (state["classes"], state["backbone"]) != (photographs.class_names, args.backbone):
+            raise SystemExit(f"{args.out} holds a run of other classes or another backbone. Give another --out.")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
@@ -113,9 +117,9 @@ def bundle(run: Path, out: Path) -> None:
     model.load_state_dict(state["model"])
     notes = {"steps": str(state["step"]), "seed": str(SEED), "class_names": json.dumps(state["classes"])}
     save_bundled(model, out, build_arguments(state["backbone"], state["backbone_options"]), notes=notes)
-    num_numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{out}: {num_numbers / 1e6:.1f} million parameters, {out.stat().st_size / 1e6:.1f} MB of float16, "
+        f"{out}: {num_parameters / 1e6:.1f} million parameters, {out.stat().st_size / 1e6:.1f} MB of float16, "
         f"{state['step']} steps, {len(state['classes'])} classes"
     )
 
@@ -223,8 +227,10 @@ def main() -> None:
         bundle(args.out, args.bundle)
     elif args.evaluate:
         evaluate(args)
-    else:
+    elif args.photographs and args.cutouts:
         train(args)
+    else:
+        parser.error("training needs --photographs and --cutouts")
 
 
 if __name__ == "__main__":

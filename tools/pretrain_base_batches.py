@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from pretrain_base_recipe import (
+    CUT_FROM,
+    FROM_ABOVE,
     MAX_OBJECTS,
     MIN_SIDE,
     OBJECT_SHARE,
@@ -54,10 +56,9 @@ class Photographs:
     def dataset(self, number: int, side: int) -> InstanceDataset:
         """Return a set at one image size."""
         if (number, side) not in self.datasets:
-            from_above = list(PHOTOGRAPHS)[number] == "buildings-aerial"
+            from_above = list(PHOTOGRAPHS)[number] in FROM_ABOVE
             turns = {"vertical_flip": 0.5, "quarter_turn": 0.5} if from_above else {}
             transform = TrainTransform(side, scale=(0.6, 2.0), **turns)
-            # decoded pictures are kept by one dataset of each set alone
             self.datasets[number, side] = InstanceDataset(self.sets[number], transform, seed=SEED, cache_bytes=2**27)
         return self.datasets[number, side]
 
@@ -65,7 +66,7 @@ class Photographs:
         """Return a batch of one of the sets, in some batches with all its objects as "object"."""
         number = int(rng.choice(len(self.sets), p=list(PHOTOGRAPHS.values())))
         dataset = self.dataset(number, side)
-        is_plain = rng.random() < OBJECT_SHARE
+        as_objects = rng.random() < OBJECT_SHARE
         images, targets = [], []
         while len(images) < count:
             sample = dataset[Draw(int(rng.integers(len(dataset))), int(rng.integers(2**31)))]
@@ -78,10 +79,10 @@ class Photographs:
             masks[:, :height, :width] = sample.masks.numpy()
             kept = rng.permutation(len(masks))[:MAX_OBJECTS]
             labels = sample.labels.numpy()[kept]
-            labels = np.zeros_like(labels) if is_plain else self.indices[number][labels]
+            labels = np.zeros_like(labels) if as_objects else self.indices[number][labels]
             images.append(image)
             targets.append(to_targets(labels, masks[kept]))
-        labelled = (0,) if is_plain else (0, *(int(i) for i in self.indices[number]))
+        labelled = (0,) if as_objects else (0, *(int(i) for i in self.indices[number]))
         return TrainingBatch(images, targets, labelled)
 
 
@@ -110,16 +111,16 @@ class Batches:
 
     def __init__(self, photographs: Photographs, cutouts: Path, backgrounds: Path) -> None:
         self.photographs = photographs
-        # clothes and roofs cut out are no objects
-        animals_and_things = [InstanceDataset(s, TrainTransform(352)) for s in photographs.sets[:2]]
-        self.cutouts = CutOuts(cutouts, backgrounds, photographs_for_cutting(animals_and_things))
+        sets = dict(zip(PHOTOGRAPHS, photographs.sets, strict=True))
+        self.cutouts = CutOuts(cutouts, backgrounds, photographs_for_cutting([sets[name] for name in CUT_FROM]))
 
     def at(self, step: int, rank: int) -> TrainingBatch:
         """Return the batch of a step."""
         # all processes have images of one size, so that none waits
         side = int(np.random.default_rng((SEED, step)).choice(list(SIZES), p=[share for _, share in SIZES.values()]))
         count = SIZES[side][0]
-        rng = np.random.default_rng((SEED, step, rank))
+        # a trailing zero would make the same numbers as the seed without it
+        rng = np.random.default_rng((SEED, step, rank + 1))
         kind = rng.random()
         if kind < PHOTOGRAPH_SHARE:
             return self.photographs.batch(rng, side, count)

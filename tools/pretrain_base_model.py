@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vispeft.losses import HungarianMatcher
 from vispeft.losses.pairs import Pairs
 from vispeft.models import MaskDINO, build_model
-from vispeft.models.backbones.hybrid import CNN
+from vispeft.models.backbones.hybrid import CNN, HybridFeatures
 from vispeft.models.layers.geometry import map_position_embedding
 from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.structures import Targets
@@ -51,9 +51,10 @@ def build(num_classes: int, backbone: str, backbone_options: Mapping[str, Any]) 
 def imagenet_part(model: MaskDINO) -> nn.Module | None:
     """Return the part of the backbone with ImageNet weights; None where there is none."""
     body: Any = model.backbone.body
-    if hasattr(body, "cnn"):
-        return body.cnn
-    return body if hasattr(body, "conv_stem") else None
+    if isinstance(body, HybridFeatures):
+        cnn: nn.Module = body.cnn
+        return cnn
+    return body if model.backbone.name == CNN else None
 
 
 def _imagenet_state(cnn: nn.Module) -> dict[str, Tensor]:
@@ -75,8 +76,8 @@ def _imagenet_state(cnn: nn.Module) -> dict[str, Tensor]:
 def _init_position_embedding(model: MaskDINO) -> None:
     """Initialise the learned position embedding with sines, so that positions differ from the first step on."""
     body: Any = model.backbone.body
-    vit = getattr(body, "model", None)
-    if vit is not None and getattr(vit, "pos_embed", None) is not None:
+    vit = dict(body.named_children()).get("model")
+    if vit is not None and "pos_embed" in dict(vit.named_parameters()):
         side = round(vit.pos_embed.shape[1] ** 0.5)
         sines = map_position_embedding(side, side, vit.pos_embed.shape[2], vit.pos_embed.device)[None] / 2
         vit.pos_embed.copy_(sines)
@@ -85,17 +86,19 @@ def _init_position_embedding(model: MaskDINO) -> None:
 class ObjectCriterion(Criterion):
     """Mask DINO's losses, in which every target is of class 0, "object", beside its own."""
 
+    def __init__(self) -> None:
+        settings = {"matcher": HungarianMatcher(num_points=_NUM_POINTS), "num_points": _NUM_POINTS}
+        super().__init__(**settings)
+        self.of_objects = Criterion(**settings, labelled_classes=[0])
+
     def _class_loss(
         self, class_logits: Tensor, pairs: Pairs, targets: Sequence[Targets], num_matching_rows: int
     ) -> Tensor:
-        own = super()._class_loss(class_logits, pairs, targets, num_matching_rows)
-        if self.labelled_classes == [0]:
-            return own
-        labelled, self.labelled_classes = self.labelled_classes, [0]
         as_objects = [Targets(t.labels * 0, t.boxes, t.masks) for t in targets]
-        objectness = super()._class_loss(class_logits, pairs, as_objects, num_matching_rows)
-        self.labelled_classes = labelled
-        return own + objectness
+        objectness = self.of_objects._class_loss(class_logits, pairs, as_objects, num_matching_rows)
+        if not self.labelled_classes:
+            return objectness
+        return objectness + super()._class_loss(class_logits, pairs, targets, num_matching_rows)
 
 
 class PretrainingLoss(nn.Module):
@@ -104,19 +107,19 @@ class PretrainingLoss(nn.Module):
     def __init__(self, model: MaskDINO) -> None:
         super().__init__()
         self.model = model
-        self.criterion = ObjectCriterion(matcher=HungarianMatcher(num_points=_NUM_POINTS), num_points=_NUM_POINTS)
+        self.criterion = ObjectCriterion()
 
     def forward(self, sealed: SealedBatch, labelled: Sequence[int]) -> dict[str, Tensor]:
         """Return weighted scalar losses by name. labelled: the classes that the images are labelled for, 0 first"""
         images, targets = sealed.batch.images, sealed.batch.targets
         predictions = self.model(images, targets)
         with torch.autocast(images.device.type, enabled=False):
-            self.criterion.labelled_classes = [0] if len(labelled) == 1 else list(labelled[1:])
+            self.criterion.labelled_classes = list(labelled[1:])
             return self.criterion(in_float32(predictions), targets)
 
 
 def parameter_groups(model: MaskDINO) -> list[dict[str, object]]:
-    """Return parameter groups: weight decay for matrices, none for biases, norms and embeddings."""
+    """Return parameter groups: no weight decay for biases, norms and what is named an embedding (`patch_embed` too)."""
     cnn = imagenet_part(model)
     slow = {id(p) for p in cnn.parameters()} if cnn is not None else set()
     groups: list[dict[str, object]] = []

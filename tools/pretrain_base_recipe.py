@@ -18,6 +18,10 @@ NUM_QUERIES = 100
 BACKBONE = "efficientnet_lite0_vit_tiny"
 PHOTOGRAPHS = {"coco-mini": 0.4, "animals": 0.15, "clothing": 0.2, "buildings-aerial": 0.25}
 """Sets of photographs, of which the training images alone are used, with their shares of the photographs."""
+FROM_ABOVE = ("buildings-aerial",)
+"""Sets whose images are flipped and turned in all directions."""
+CUT_FROM = ("coco-mini", "animals")
+"""Sets whose objects are pasted; clothes and roofs cut out are none."""
 PHOTOGRAPH_SHARE, PASTED_SHARE = 0.5, 0.25
 """Shares of the batches with photographs and with copy-paste scenes; the others are synthetic scenes."""
 OBJECT_SHARE = 0.3

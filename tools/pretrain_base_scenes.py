@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from vispeft.coco.sets import CocoSet
 from vispeft.data import Draw, InstanceDataset, TrainTransform
 from vispeft.synthetic import Scene, render_scene
 from vispeft.synthetic.camera import photograph
@@ -126,8 +127,8 @@ def _paste(
     return int((image[:, :, 3] > 127).sum())
 
 
-def photographs_for_cutting(sets: list[InstanceDataset]) -> list[InstanceDataset]:
-    """Return the same sets without augmentation of their size, so that objects keep their resolution."""
+def photographs_for_cutting(sets: list[CocoSet]) -> list[InstanceDataset]:
+    """Return samples of the sets at their own size, so that objects keep their resolution."""
     return [
         InstanceDataset(each.coco_set, TrainTransform(352, scale=(1, 1), colour=0, min_pixels=600)) for each in sets
     ]

@@ -117,21 +117,22 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("overrides", nargs="*", help="further key=value overrides for every run")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[], help="key=value overrides for every run")
     args = parser.parse_args()
+    folders = {name: folder / name for name in args.sets for folder in args.data if (folder / name).is_dir()}
+    if missing := [name for name in args.sets if name not in folders]:
+        parser.error(f"no folder of --data has the set {', '.join(missing)}")
     for seed, data_set, name in itertools.product(args.seeds, args.sets, args.methods):
         kept = args.out / data_set / name / f"seed{seed}.json"
         if kept.exists():
             continue
-        data = next((folder / data_set for folder in args.data if (folder / data_set).is_dir()), None)
-        if data is None:
-            raise SystemExit(f"No folder of --data has the set {data_set!r}.")
         run = args.runs / data_set / f"{name.replace(' ', '_').replace(',', '')}_seed{seed}"
         shutil.rmtree(run, ignore_errors=True)
         print(f"{data_set}: {name}, seed {seed}", flush=True)
-        subprocess.run(command(name, data, run, args.steps, seed, args.overrides), check=True)
+        subprocess.run(command(name, folders[data_set], run, args.steps, seed, args.overrides), check=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(run / "summary.json", kept)
+        put(args.page, "real sets", table(args.out))
     put(args.page, "real sets", table(args.out))
 
 

@@ -3,8 +3,8 @@
 
     python tools/shrink_set.py potholes --out vispeft/assets/photographs --num-train 60 --num-val 40 --side 160
 
-The folder holds train.json, val.json and images/. Images are chosen by the seed, those without instances left out;
-polygons and run-length masks are scaled with them.
+The folder holds train.json, val.json and images/; --out must be new. Images are chosen by the seed among those with
+instances, fitted to --side; masks are written as run lengths at that size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--quality", type=int, default=80, help="of the JPEG files")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    (args.out / "images").mkdir(parents=True, exist_ok=True)
+    if args.out.exists():
+        parser.error(f"{args.out} is there already")
+    (args.out / "images").mkdir(parents=True)
     for split, count in (("train", args.num_train), ("val", args.num_val)):
         written = shrink(args.folder, split, count, args)
         (args.out / f"{split}.json").write_text(json.dumps(written, separators=(",", ":")) + "\n")
@@ -47,6 +49,8 @@ def shrink(folder: Path, split: str, count: int, args: argparse.Namespace) -> di
     order = np.random.default_rng(args.seed).permutation([i for i, each in enumerate(coco_set.annotations) if each])
     categories = [{"id": i, "name": name} for i, name in enumerate(coco_set.class_names, start=1)]
     written: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    if len(order) < count:
+        raise SystemExit(f"{folder / split}.json has {len(order)} images with instances, fewer than {count}.")
     for number, index in enumerate(sorted(order[:count]), start=1):
         sample = dataset[Draw(int(index))]
         name = f"{split}{number:03d}.jpg"

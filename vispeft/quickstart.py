@@ -59,10 +59,12 @@ def run_quickstart(
 
     say: receives messages on the progress, one line at a time
 
-    Raises DataError where the folder of the data lacks one of its files.
+    Raises DataError where the folder of the data lacks one of its files, or lies in `out`.
     """
     data = settings.data or photographs()
     _check_folder(data)
+    if data.resolve().is_relative_to(out.resolve()):
+        raise DataError(f"`{data}` lies in `{out}`, which the quickstart replaces. Give another --out.")
     _prepare(out)
     if settings.data is None:
         data = Path(shutil.copytree(data, out / _DATA))

@@ -225,6 +225,21 @@ def test_keep_features__computes_again_what_changed(tiny: dict[str, Any], folder
     assert computed() == 1
 
 
+def test_keep_features__computes_all_again_where_a_pasted_image_changed(tiny: dict[str, Any], folder: Path) -> None:
+    def computed() -> int:
+        found = kept(in_folder(tiny, folder, "data.augment.copy_paste=0.5"))
+        assert found is not None
+        return found.report.num_computed
+
+    assert computed() == 15
+    assert computed() == 0
+    document = json.loads((folder / "train.json").read_text())
+    document["annotations"][0]["bbox"][0] += 1
+    (folder / "train.json").write_text(json.dumps(document))
+    # every variant of every training image may show the one that changed
+    assert computed() == 12
+
+
 def test_keep_features__computes_a_damaged_shard_again(tiny: dict[str, Any], folder: Path) -> None:
     first = kept(in_folder(tiny, folder))
     assert first is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,7 +45,10 @@ def quickstart(
     settings = QuickstartSettings(data=data) if steps is None else QuickstartSettings(data=data, steps=steps)
     outcome = run_quickstart(out, settings, say)
     if outcome is None:
-        say(f"Stopped. Start again with: vispeft quickstart --out {out}")
+        options = [f"--out {shlex.quote(str(out))}"]
+        options += [] if data is None else [f"--data {shlex.quote(str(data))}"]
+        options += [] if steps is None else [f"--steps {steps}"]
+        say(f"Stopped. Start again with: vispeft quickstart {' '.join(options)}")
         raise typer.Exit(INTERRUPTED)
     rows = [_comparison_row(name, summary) for name, summary in outcome.items()]
     columns = ("method", "trainable", "mask AP", "AP50", "box AP", "training", "memory", "file")

@@ -14,7 +14,7 @@ from vispeft import peft
 from vispeft.config import Config, ModelConfig, resolve
 from vispeft.engine.attach import CLASS_HEAD_RATES
 from vispeft.engine.hub_runs import check_shared_config
-from vispeft.engine.kept_classes import add_named_classes, known_class_names, weights_class_names
+from vispeft.engine.kept_classes import add_named_classes, class_names_in, known_class_names, weights_class_names
 from vispeft.engine.merged import merge_deltas, save_checkpoint
 from vispeft.engine.tasks.registry import TASKS
 from vispeft.engine.weights_source import NONE, PRETRAINED, local_directory, local_weights, published
@@ -354,17 +354,6 @@ def _merged_run(folder: Path, out: Path) -> Path:
     metadata = CheckpointMetadata(arguments_without_weights(config.model, config.task), size_of(config.model))
     save_checkpoint(model, out, metadata, class_names=class_names)
     return out
-
-
-def class_names_in(adapter: Path) -> tuple[str, ...]:
-    """Return the classes that a run's adapter file names."""
-    names = dict(peft.describe(adapter).metadata).get("class_names")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise CheckpointError(
-            f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
-            "For a file of `vispeft.save_adapter`, use `vispeft.load_adapter`."
-        )
-    return tuple(names)
 
 
 def _metadata(config: ModelConfig) -> CheckpointMetadata | None:

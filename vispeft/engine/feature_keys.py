@@ -64,14 +64,23 @@ class EntryKeys:
 
     def _image_digest(self, index: int) -> str:
         if index not in self._image_digests:
-            image, annotations = self._coco_set.images[index], self._coco_set.annotations[index]
-            self._image_digests[index] = _digest(
-                [
-                    *(os.path.abspath(str(image.path)), _file_state(image.path), image.height, image.width),
-                    hashlib.sha256(pickle.dumps(annotations, 4)).hexdigest(),
-                ]
-            )
+            self._image_digests[index] = _image_digest(self._coco_set, index)
         return self._image_digests[index]
+
+
+def set_digest(coco_set: CocoSet) -> str:
+    """Return a digest of all images and annotations of a set."""
+    return _digest([_image_digest(coco_set, index) for index in range(len(coco_set))])
+
+
+def _image_digest(coco_set: CocoSet, index: int) -> str:
+    image, annotations = coco_set.images[index], coco_set.annotations[index]
+    return _digest(
+        [
+            *(os.path.abspath(str(image.path)), _file_state(image.path), image.height, image.width),
+            hashlib.sha256(pickle.dumps(annotations, 4)).hexdigest(),
+        ]
+    )
 
 
 def _file_state(path: Any) -> list[int]:

@@ -16,7 +16,7 @@ from vispeft import peft
 from vispeft.config import Config
 from vispeft.data import InstanceDataset
 from vispeft.data.loading.sampling import Draws
-from vispeft.engine.feature_keys import EntryKeys, prefix_fingerprint
+from vispeft.engine.feature_keys import EntryKeys, prefix_fingerprint, set_digest
 from vispeft.engine.loaders import (
     DataSets,
     Share,
@@ -118,6 +118,9 @@ def _kept(
     else:
         draws = drawn_for_training(config, sets.train, Share(), start_step=start_step)
         settings = augment.model_dump(mode="json", exclude={"variants"})
+        if augment.copy_paste:
+            # a sample then depends on other images too
+            settings["pasted_from"] = set_digest(sets.train)
         dataset = train_dataset(config, sets.train)
         train, report = keeper.keep(dataset, draws, settings, config.train.batch_size, "training")
     draws = drawn_for_scoring(config, sets.val, Share())

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vispeft import peft
 from vispeft.coco.sets import Category, CocoSet, match_categories
 from vispeft.config import ModelConfig
 from vispeft.errors import CheckpointError, ConfigError
@@ -76,6 +77,17 @@ def _names_in(path: Path | None) -> tuple[str, ...]:
     except (CheckpointError, ValueError):
         return ()
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+
+
+def class_names_in(adapter: Path) -> tuple[str, ...]:
+    """Return the classes that a run's adapter file names."""
+    names = dict(peft.describe(adapter).metadata).get("class_names")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"`{adapter}` must name its classes, as the files of `vispeft train` do, but does not. "
+            "For a file of `vispeft.save_adapter`, use `vispeft.load_adapter`."
+        )
+    return tuple(names)
 
 
 def with_kept_classes(coco_set: CocoSet, kept: Sequence[str]) -> CocoSet:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vispeft.config import Config, dump_config, parse_config
-from vispeft.engine.build import class_names_in
+from vispeft.engine.kept_classes import class_names_in
 from vispeft.engine.model_card import Card, model_card
 from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.weights_source import is_shared

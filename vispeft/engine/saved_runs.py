@@ -11,8 +11,9 @@ from typing import Any
 from vispeft import peft
 from vispeft.coco.sets import Category, CocoSet, match_categories
 from vispeft.config import Config
-from vispeft.engine.build import arguments_without_weights, build_base, class_names_in, complete
+from vispeft.engine.build import arguments_without_weights, build_base, complete
 from vispeft.engine.hub_runs import fetch_run
+from vispeft.engine.kept_classes import class_names_in
 from vispeft.engine.loaders import Share, check_named, image_size, read_split, val_loader
 from vispeft.engine.merged import merge_deltas, save_checkpoint
 from vispeft.engine.published_runs import classes_of, published_config

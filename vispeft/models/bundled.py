@@ -1,4 +1,4 @@
-"""The base that comes with the package: a tiny Mask DINO over a small ViT, pretrained on synthetic scenes."""
+"""The base that comes with the package: a tiny Mask DINO, pretrained on photographs and synthetic scenes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def load_bundled(
 ) -> SegmentationModel:
     """Return the bundled base with a head for `num_classes`, in float32 on the CPU.
 
-    It was trained with one class, "object"; every new class starts as a copy of it. Raises CheckpointError where the
-    file is missing or was not written by `save_bundled`.
+    Where the number of classes differs from the file's, every new class starts as the mean of its classes. Raises
+    CheckpointError where the file is missing or was not written by `save_bundled`.
 
     arguments: of `build_model`, in the place of those that the file names
     """

@@ -12,18 +12,18 @@ _STUDY = "The recipe has the sites and rates of the 2024 study."
 MASK_DINO: tuple[ZooModel, ...] = (
     ZooModel(
         name="bundled",
-        title="Mask DINO, small ViT, synthetic scenes",
+        title="Mask DINO, EfficientNet-Lite0 and ViT, photographs",
         family="mask_dino",
         weights="bundled",
         source="https://github.com/IDEA-Research/MaskDINO (the method)",
         licence=APACHE,
-        millions=4.4,
+        millions=7.2,
         mask_ap=None,
         input_rule="longer side 256 px",
         image_size=256,
         recipe="bundled_lora.yaml",
         takes_coco_classes=False,
-        note='Comes with the package. One class, "object"; mask AP 0.379 on its own synthetic scenes.',
+        note="Comes with the package, with 144 classes of photographs.",
     ),
     ZooModel(
         name="mask_dino_r50",

@@ -54,6 +54,18 @@ def test_paste__cuts_off_what_lies_outside() -> None:
     )
     assert pasted.image.shape == (3, 20, 30)
     assert pasted.boxes_xyxy.tolist() == [[10, 10, 20, 20]]
+    assert int(pasted.masks.sum()) == 100
+    assert (pasted.image[:, pasted.masks[0]] == 2).all()
+    assert (pasted.image[:, ~pasted.masks[0]] == 1).all()
+
+
+def test_paste__gives_float_images_where_one_is() -> None:
+    above = example(20, 20, [(0, 0, 5, 5)], 2)
+    above = Example(above.image.float() + 0.5, above.labels, above.boxes_xyxy, above.masks)
+    pasted = paste(example(20, 20, [], 1), above, rng_that_takes(True), min_pixels=4)
+    assert pasted.image.dtype == torch.float32
+    assert pasted.image[0, 0, 0] == 2.5
+    assert pasted.image[0, 10, 10] == 1
 
 
 @pytest.fixture
@@ -67,6 +79,13 @@ def test_dataset__gives_the_same_sample_for_a_draw(dataset: InstanceDataset) -> 
     first, second = dataset[Draw(1, 5)], dataset[Draw(1, 5)]
     assert torch.equal(first.image, second.image)
     assert torch.equal(first.masks, second.masks)
+
+
+def test_dataset__pastes_no_image_on_itself(dataset: InstanceDataset) -> None:
+    alone = dataset.coco_set.subset([0])
+    pasted = InstanceDataset(alone, dataset.transform, copy_paste=1.0)
+    plain = InstanceDataset(alone, dataset.transform)
+    assert torch.equal(pasted[Draw(0, 3)].image, plain[Draw(0, 3)].image)
 
 
 def test_dataset__has_more_instances_with_copy_paste(dataset: InstanceDataset) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -39,7 +42,7 @@ def test_batch_norms__are_constants(backbone: Backbone) -> None:
 
 
 def test_blocks__see_the_last_map_of_the_network(backbone: Backbone) -> None:
-    # the first channels of the patches' projection are of the map of stride 16, the others of that of stride 32
+    # first the channels of the map of stride 16, then those of stride 32
     weight = backbone.body.model.patch_embed.proj.weight
     assert weight.shape[1] == 112 + 320
     images = torch.randn(1, 3, 64, 64)
@@ -85,9 +88,11 @@ def test_channels__may_be_others_than_rgb() -> None:
     assert predictions.final.class_logits.shape == (1, 5, 2)
 
 
-def test_pretrained__is_refused() -> None:
-    with pytest.raises(ConfigError, match="bundled base holds them"):
-        Backbone(NAME, pretrained=True)
+def test_weights_of_the_backbone__are_refused(tmp_path: Path) -> None:
+    sources: list[dict[str, Any]] = [{"pretrained": True}, {"weights": tmp_path / "some.pth"}]
+    for source in sources:
+        with pytest.raises(ConfigError, match=r"^`backbone` efficientnet_lite0_vit_tiny has no pretrained weights"):
+            Backbone(NAME, **source)
 
 
 def test_unknown_option__is_an_error() -> None:

@@ -108,7 +108,8 @@ def test_roles__all_name_something(backbone: str) -> None:
 
 
 def test_roles__every_timm_family_is_in_the_test() -> None:
-    assert {f"timm.models.{name}" for name in TIMM} == set(FAMILIES)
+    # our own hybrid has tests of its own
+    assert {f"timm.models.{name}" for name in TIMM} | {"vispeft.models.backbones.hybrid"} == set(FAMILIES)
 
 
 @pytest.mark.parametrize("letters", GROUPS)

@@ -81,8 +81,8 @@ class InstanceDataset(Dataset[Sample]):
             return self._tile(self.transform, draw, entry)
         rng = np.random.default_rng((self.seed, draw.number, draw.index))
         example = self._example(self.transform, draw.index, rng)
-        if isinstance(self.transform, TrainTransform) and rng.random() < self.copy_paste:
-            source = self._example(self.transform, int(rng.integers(len(self))), rng)
+        if isinstance(self.transform, TrainTransform) and rng.random() < self.copy_paste and len(self) > 1:
+            source = self._example(self.transform, (draw.index + int(rng.integers(1, len(self)))) % len(self), rng)
             example = paste(example, source, rng, min_pixels=self.transform.min_pixels)
         height, width = example.image.shape[1:]
         meta = ImageMeta(entry.id, entry.file_name, entry.height, entry.width, height, width)

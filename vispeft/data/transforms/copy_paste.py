@@ -16,16 +16,17 @@ def paste(example: Example, source: Example, rng: np.random.Generator, *, min_pi
     which the paper finds to make no difference. Instances below keep their visible part; those of fewer than
     `min_pixels` pixels are dropped. What lies outside of `example` is cut off.
 
-    example, source: of the same channels and dtype; sizes may differ
+    example, source: of the same channels; sizes may differ, and of images of 8 bits and others, the result is float32
     """
     chosen = torch.from_numpy(rng.random(len(source.masks)) < 0.5)
     height, width = (min(a, b) for a, b in zip(example.image.shape[1:], source.image.shape[1:], strict=True))
     pasted = torch.zeros((int(chosen.sum()), *example.image.shape[1:]), dtype=torch.bool)
     pasted[:, :height, :width] = source.masks[chosen, :height, :width]
     covered = pasted.any(0)
-    image = example.image.clone()
+    dtype = torch.promote_types(example.image.dtype, source.image.dtype)
+    image = example.image.to(dtype, copy=True)
     where = covered[:height, :width]
-    image[:, :height, :width][:, where] = source.image[:, :height, :width][:, where]
+    image[:, :height, :width][:, where] = source.image[:, :height, :width][:, where].to(dtype)
     masks = torch.cat((example.masks & ~covered, pasted))
     labels = torch.cat((example.labels, source.labels[chosen]))
     kept = masks.flatten(1).sum(1) >= min_pixels

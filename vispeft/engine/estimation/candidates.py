@@ -40,10 +40,10 @@ def _adapters(count: int) -> dict[str, Any]:
     return {"method": "adapter", "reduction": 4, "activation": "relu", "count": count}
 
 
-def _everywhere(rank: int, variant: str = "") -> Candidate:
+def _everywhere(rank: int) -> Candidate:
     """Return LoRA as in `bundled_lora.yaml`, which has rank 4, and rank 16 in the patch embedding."""
     sites = {"backbone.body.model.patch_embed.proj": _lora(4 * rank), **dict.fromkeys(_LINEAR, _lora(rank))}
-    return Candidate(f"LoRA on all linear maps, rank {rank}", sites, _NORMS, variant)
+    return Candidate(f"LoRA on all linear maps, rank {rank}", sites, _NORMS)
 
 
 # for bases whose decoders have weights, such as the bundled one
@@ -68,7 +68,7 @@ PRETRAINED: tuple[Candidate, ...] = (
         )
     ),
     _everywhere(2),
-    _everywhere(4, "bundled_lora.yaml"),
+    _everywhere(4),
     _everywhere(8),
     Candidate("LoRA on deformable value_proj, rank 8", {"@deformable.value_proj": _lora(8)}, variant="LoRA value_proj"),
     *(

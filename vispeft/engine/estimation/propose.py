@@ -25,7 +25,6 @@ from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.step_time import Timing, time_step
 from vispeft.engine.weights_source import NONE, PRETRAINED
 from vispeft.errors import ConfigError, PlanError, VispeftError
-from vispeft.models.bundled import BUNDLED
 from vispeft.training.memory import available_memory_bytes
 
 MOST_PROPOSALS = 5
@@ -254,11 +253,10 @@ class _Search:
         results = () if self.has_new_decoder else results_of(candidate.variant)
         if not results:
             return "The project's studies have no result for this configuration; ranked by its parameters."
-        other = "" if self.base.config.model.weights == BUNDLED else " The studies used the bundled base, not this one."
         sources = sorted({result.source for result in results})
         return (
-            f"Mask AP compared with full fine-tuning, 200 steps, earlier base: {'; '.join(map(str, results))}. Raw: "
-            f"{', '.join(sources)}.{other}"
+            f"Mask AP compared with full fine-tuning, 200 steps: {'; '.join(map(str, results))}. Raw: "
+            f"{', '.join(sources)}. The studies used the first bundled base, not this one."
         )
 
     def _overrides(self, candidate: Candidate, mode: _Mode) -> tuple[str, ...]:

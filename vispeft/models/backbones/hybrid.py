@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CNN = "tf_efficientnet_lite0"
+NO_WEIGHTS = (
+    "`backbone` efficientnet_lite0_vit_tiny has no pretrained weights of its own. Use the bundled base, which holds "
+    "them (`model.weights: bundled`), or `model.weights: none`."
+)
 _VIT = "vit_small_patch16_rope_ape_224"
 _TINY = {"embed_dim": 192, "depth": 6, "num_heads": 3}
 # of the ViT, whose patches are the cells of the network's map of stride 16
@@ -29,8 +33,8 @@ default_cfgs = generate_default_cfgs(
 class HybridFeatures(nn.Module):
     """A convolutional network as the patch embedding of a ViT (Dosovitskiy et al. 2021, section 3.1).
 
-    The tokens are the cells of the network's map of stride 16, beside the same place of its last map, of stride 32. The
-    maps are the network's at the strides 4 and 8, the last block's at 16, and its maxima over two by two cells at 32.
+    The tokens are the cells of the network's map of stride 16, concatenated with the upsampled map of stride 32. The
+    maps are the network's at the strides 4 and 8, the last block's at 16, and the same after 2 x 2 max pooling at 32.
 
     The network's BatchNorm layers are constants, since batches of a detector are too small for their statistics
     (FrozenBatchNorm of detectron2 and torchvision).
@@ -56,11 +60,11 @@ class HybridFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return maps [B, C_i, H / s, W / s] for s of 4, 8, 16, 32. images: [B, C, H, W], multiples of 32"""
-        return self.from_network(self.cnn(images))
+        return self.from_cnn_maps(self.cnn(images))
 
-    def from_network(self, network_maps: Sequence[Tensor]) -> list[Tensor]:
+    def from_cnn_maps(self, cnn_maps: Sequence[Tensor]) -> list[Tensor]:
         """Return the maps of `forward` from those of `cnn`, of the strides 4, 8, 16 and 32."""
-        *fine, middle, last = network_maps
+        *fine, middle, last = cnn_maps
         cells = torch.cat((middle, F.interpolate(last, scale_factor=2.0)), dim=1)
         (x,) = self.model.forward_intermediates(cells, indices=1, intermediates_only=True)
         return [*fine, x, F.max_pool2d(x, 2)]
@@ -75,10 +79,10 @@ class HybridFeatures(nn.Module):
 def efficientnet_lite0_vit_tiny(pretrained: bool = False, **kwargs: Any) -> HybridFeatures:
     """Return EfficientNet-Lite0 under six ViT blocks of width 192, as a feature backbone.
 
-    Raises ValueError for timm's pretrained weights, of which there are none, and for another form than features.
+    Raises ValueError for weights of the backbone alone, of which there are none, and for another form than features.
     """
     if pretrained:
-        raise ValueError("timm has no weights for it; the bundled base holds them (`model.weights: bundled`)")
+        raise ValueError(NO_WEIGHTS)
     if not kwargs.pop("features_only", False):
         raise ValueError("it gives features alone (features_only=True)")
     for key in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "num_classes"):

@@ -43,7 +43,7 @@ class BackboneSplit(ABC):
 
 
 def split_backbone(backbone: Backbone, images: Tensor, *, name: str) -> BackboneSplit:
-    """Return the last split of a backbone with nothing trained before it.
+    """Return the last split of a backbone with nothing trained before it; of a hybrid, that after its network.
 
     Trained parameters are those that require gradients. SplitPointError where the first part of the body is trained.
 
@@ -56,7 +56,7 @@ def split_backbone(backbone: Backbone, images: Tensor, *, name: str) -> Backbone
     if not trained:
         return AfterBody(SplitPoint((body,), (body,)))
     if isinstance(backbone.body, HybridFeatures) and not any(is_under(n, (f"{body}.cnn",)) for n in trained):
-        return AfterNetwork(SplitPoint((f"{body}.cnn",), (body,), (f"{body}.model",)))
+        return AfterCNN(SplitPoint((f"{body}.cnn",), (body,), (f"{body}.model",)))
     stages = [f"{body}.{stage}" for stage in stage_names(backbone)]
     before = [name for name in trained if not is_under(name, stages)]
     if stages and before:
@@ -95,7 +95,7 @@ class AfterBody(BackboneSplit):
 
 
 @dataclass(frozen=True)
-class AfterNetwork(BackboneSplit):
+class AfterCNN(BackboneSplit):
     """Split of a hybrid between its convolutional network and its ViT: the network's maps are kept."""
 
     def prefix(self, backbone: Backbone, images: Tensor) -> tuple[Tensor, ...]:
@@ -104,7 +104,7 @@ class AfterNetwork(BackboneSplit):
 
     def tail(self, backbone: Backbone, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the backbone's maps, made from the network's by the ViT."""
-        return backbone.finish(_hybrid(backbone).from_network(features))
+        return backbone.finish(_hybrid(backbone).from_cnn_maps(features))
 
 
 @dataclass(frozen=True)

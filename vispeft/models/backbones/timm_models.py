@@ -13,8 +13,8 @@ import timm
 import torch
 from torch import Tensor
 
-import vispeft.models.backbones.hybrid  # noqa: F401  adds its models to timm's registry
 from vispeft.errors import ConfigError
+from vispeft.models.backbones import hybrid
 from vispeft.models.backbones.weights import create_with_weights, unfit_tensor
 
 MOST_CHANNELS = 12
@@ -51,6 +51,9 @@ def create(source: Source, options: Mapping[str, Any], *, form: Mapping[str, Any
 
     Raises ConfigError where timm cannot build it, or has no weights for it that fit.
     """
+    has_weights = source.pretrained or source.weights is not None
+    if has_weights and timm_module_of(source.name, options) == hybrid.__name__:
+        raise ConfigError(hybrid.NO_WEIGHTS)
     try:
         if source.weights is not None:
             return create_with_weights(source.name, source.weights, options, form=form)

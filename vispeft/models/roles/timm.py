@@ -9,14 +9,16 @@ from vispeft.models.roles.timm_convnets import CONVNETS
 from vispeft.models.roles.timm_hybrids import HYBRIDS
 from vispeft.models.roles.timm_transformers import TRANSFORMERS, blocks_at
 
-# timm module -> where its models keep the usual parts
+# module that defines models of timm's registry -> where they keep the usual parts
 FAMILIES: dict[str, Patterns] = {
-    f"timm.models.{family}": patterns
-    for table in (TRANSFORMERS, HYBRIDS, CONVNETS)
-    for family, patterns in table.items()
+    **{
+        f"timm.models.{family}": patterns
+        for table in (TRANSFORMERS, HYBRIDS, CONVNETS)
+        for family, patterns in table.items()
+    },
+    # our own: the ViT behind a convolutional network, whose stages are `blocks` too
+    "vispeft.models.backbones.hybrid": blocks_at("model.blocks.*"),
 }
-# our hybrids: the ViT behind the convolutional network, whose stages are `blocks` too
-FAMILIES["vispeft.models.backbones.hybrid"] = blocks_at("model.blocks.*")
 
 
 def encoder_roles(family: str, model: nn.Module) -> dict[str, str]:
