@@ -40,7 +40,7 @@ class QuickstartSettings:
 
     data: Path | None = None
     image_size: int = 128
-    steps: int = 200
+    steps: int = 100
     batch_size: int = 4
 
 
