@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vispeft.config import Config, parse_config
 from vispeft.errors import ConfigError
+from vispeft.models.bundled import bundled_class_names
 from vispeft.models.coco_classes import COCO_CLASSES
 from vispeft.zoo import ZooModel
 
@@ -25,7 +26,8 @@ def classes_of(model: ZooModel) -> tuple[tuple[str, ...], tuple[int, ...]]:
     Raises ConfigError for one that answers for other classes than the 80 of COCO's instances.
     """
     if model.weights == "bundled":
-        return ("object",), (1,)
+        names = bundled_class_names()
+        return names, tuple(range(1, len(names) + 1))
     if not model.takes_coco_classes:
         raise ConfigError(
             f"`{model.name}` answers for other classes than the 80 of COCO's instances, and is no run. Train it: "

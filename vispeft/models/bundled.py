@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from vispeft.errors import CheckpointError
-from vispeft.io.tensors import read_tensors
+from vispeft.io.tensors import read_metadata, read_tensors
 from vispeft.models.base import SegmentationModel
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, read_checkpoint_metadata, save_with_metadata
 from vispeft.models.registry import build_model
@@ -22,6 +23,11 @@ BUNDLED = "bundled"
 def bundled_path() -> Path:
     """Return the path of the bundled weights."""
     return Path(str(resources.files("vispeft") / "assets" / "bundled.safetensors"))
+
+
+def bundled_class_names() -> tuple[str, ...]:
+    """Return the names of the base's own classes, in order; "object", for every kind of thing, comes first."""
+    return tuple(json.loads(read_metadata(bundled_path())["class_names"]))
 
 
 def load_bundled(
