@@ -15,6 +15,7 @@ from vispeft.engine.attach import attach, build_plan
 from vispeft.engine.build import arguments_without_weights, build_base, check_backbone, complete, with_class_head_rates
 from vispeft.errors import ConfigError, VispeftError
 from vispeft.models import MaskDINO
+from vispeft.models.bundled import bundled_class_names
 from vispeft.models.checkpoint_metadata import CheckpointMetadata, save_with_metadata
 from vispeft.models.coco_classes import COCO_CLASSES
 from vispeft.models.registry import build_model
@@ -148,6 +149,11 @@ def test_with_class_head_rates__only_where_the_weights_bring_other_classes(
     done = with_class_head_rates(parse_config({"model": {"weights": weights}}), ["a", "b", "c"][:num_classes])
     wanted = {"@class_head": RegionRates(lr_scale=10.0)} if is_scaled else {}
     assert done.train.regions == wanted
+
+
+def test_with_class_head_rates__not_for_the_classes_of_the_bundled_base() -> None:
+    config = parse_config({"model": {"weights": "bundled"}})
+    assert with_class_head_rates(config, bundled_class_names()).train.regions == {}
 
 
 def test_with_class_head_rates__leaves_the_users_own_rates() -> None:

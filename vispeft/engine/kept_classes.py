@@ -1,4 +1,4 @@
-"""`model.keep_classes`: the classes of the weights stay, and those of the data set are added.
+"""Names of the classes of weights and adapters; `model.keep_classes`: they stay, and those of the data set are added.
 
 What the data do not annotate is not forgotten. The class loss leaves out classes without labels, and after each step
 their rows, and that of "no object", are as they were in the weights.
