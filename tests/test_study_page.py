@@ -28,3 +28,23 @@ def test_take_in__copies_the_results_without_paths(tmp_path: Path) -> None:
     assert content["num_runs"] == 1
     assert [trial["metrics"]["segm/AP"] for trial in content["trials"]] == [0.5]
     assert str(tmp_path) not in (tmp_path / "my-study.json").read_text()
+
+
+def test_speed_table__compares_at_the_time_of_the_fastest(tmp_path: Path) -> None:
+    sweep = sweep_directory(tmp_path / "fast")
+    found = json.loads((sweep / "results.json").read_text())
+    (trial,) = found["trials"]
+    trial["metrics"]["train_seconds"] = 10
+    other = {**trial, "trial": 2, "variant": "full", "metrics": {**trial["metrics"], "train_seconds": 40}}
+    (sweep / "results.json").write_text(json.dumps({**found, "trials": [trial, other]}))
+    for name, curve in (("0001", [(50, 0.48), (100, 0.5)]), ("0002", [(50, 0.4), (100, 0.8)])):
+        rows = [{"step": step, "split": "val", "segm/AP": ap} for step, ap in curve]
+        (sweep / "trials" / name).mkdir(exist_ok=True)
+        (sweep / "trials" / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code = (
+        f"import json, study_page as s; s.take_in(s.Path({str(sweep)!r}), s.Path({str(tmp_path)!r}));"
+        f"print(s.speed_table(json.loads(s.Path({str(tmp_path / 'fast.json')!r}).read_text())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].split(" | ")[2] == "AP after 10 s"
+    assert done.stdout.splitlines()[2:] == ["| lora | 50 | 0.500 | 0.500 |", "| full | 100 | 0.200 | 0.800 |"]

@@ -20,7 +20,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 from marked_pages import put
+from numpy.typing import NDArray
 
 from vispeft.evaluation.statistics.candidates import read_candidates
 from vispeft.evaluation.statistics.compare import compare
@@ -79,7 +81,10 @@ KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "metrics")
 def take_in(sweep: Path, raw: Path) -> None:
     """Copy the results of a sweep, without the paths of its machine."""
     found = json.loads((sweep / "results.json").read_text())
-    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in found["trials"]]
+    trials = [
+        {key: trial[key] for key in KEPT_OF_TRIAL} | {"curve": curve(sweep / "trials" / f"{trial['trial']:04d}")}
+        for trial in found["trials"]
+    ]
     comparison = None
     if (sweep / "comparison.json").is_file():
         comparison = json.loads((sweep / "comparison.json").read_text())
@@ -91,6 +96,13 @@ def take_in(sweep: Path, raw: Path) -> None:
     (raw / f"{sweep.name}.json").write_text(
         json.dumps({**content, "trials": trials, "comparison": comparison}, indent=1) + "\n"
     )
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """Return step and mask AP of each evaluation of a run, in order; empty for a run that was not begun."""
+    metrics = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+    return [(row["step"], row["segm/AP"]) for row in rows if row["split"] == "val"]
 
 
 def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> dict[str, Any] | None:
@@ -132,6 +144,34 @@ def compared_results(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
     variants = {trial["trial"]: trial["variant"] for trial in content["trials"]}
     entries = (content["comparison"] or {"results": []})["results"]
     return {variants[one["trials"][0]]: one for one in entries}
+
+
+def curve_of(content: Mapping[str, Any], variant: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the steps of the evaluations and the mask AP of the best one so far: means over the variant's trials."""
+    curves = [np.array(one["curve"]) for one in content["trials"] if one["variant"] == variant and one.get("curve")]
+    steps = np.concatenate([[0.0], curves[0][:, 0]])
+    ap = np.mean([np.maximum.accumulate(one[:, 1]) for one in curves], axis=0)
+    return steps, np.concatenate([[0.0], ap])
+
+
+def speed_table(content: Mapping[str, Any]) -> str:
+    """Return a table of the steps that each variant needs, and of mask AP after equal training time.
+
+    The time is that of the variant with the shortest runs. Between evaluations AP is interpolated linearly.
+    """
+    runs = complete(content)
+    seconds = {variant: mean(run["train_seconds"] for run in some) for variant, some in runs.items()}
+    budget = min(seconds.values())
+    lines = [
+        f"| configuration | 95 % of its AP at step | AP after {budget:.0f} s | AP at the end |",
+        "|---|---|---|---|",
+    ]
+    for variant in runs:
+        steps, ap = curve_of(content, variant)
+        there = int(steps[np.flatnonzero(ap >= 0.95 * ap[-1])[0]])
+        early = float(np.interp(steps[-1] * budget / seconds[variant], steps, ap))
+        lines.append(f"| {variant} | {there} | {early:.3f} | {ap[-1]:.3f} |")
+    return "\n".join(lines)
 
 
 def table(content: Mapping[str, Any]) -> str:
@@ -219,6 +259,8 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
     shown = page.read_text(encoding="utf-8")
     for name, content in contents.items():
         put(page, name, table(content))
+        if f"<!-- {name}-speed -->" in shown:
+            put(page, f"{name}-speed", speed_table(content))
         if content["comparison"] and f"{name}.svg" in shown:
             draw_differences(content, raw / f"{name}.svg")
     counted = {name.removeprefix("study-"): one for name, one in contents.items() if re.match(r"study-", name)}

@@ -44,7 +44,9 @@ def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, w
     is_kept = np.ones(len(bounds), dtype=bool)
     # a run that goes on at the top of the next column is one run
     is_kept[1:-1] = np.repeat(bounds[1:-1:2] != bounds[2:-1:2], 2)
-    counts = np.diff(bounds[is_kept], prepend=0, append=height * width)
+    bounds = bounds[is_kept]
+    counts = np.append(bounds, height * width)
+    counts[1:] -= bounds
     if len(counts) > 1 and counts[-1] == 0:
         counts = counts[:-1]
     return compress({"size": [height, width], "counts": counts.tolist()})

@@ -39,10 +39,8 @@ class PixelAxis:
     weight: Tensor
     scale: float
 
-    def near(self, cells: Tensor) -> slice:
-        """Return the range of pixels that marked cells affect. cells: [cells] bool, on the CPU, not all false."""
-        marked = cells.nonzero()
-        first, last = int(marked[0]), int(marked[-1])
+    def near(self, first: int, last: int) -> slice:
+        """Return the range of pixels that the cells from `first` to `last` affect."""
         start = math.floor((first - 0.5) / self.scale - 0.5)
         stop = math.ceil((last + 1.5) / self.scale - 0.5) + 1
         return slice(max(start, 0), min(stop, len(self.lower)))
@@ -121,14 +119,22 @@ def query_masks(
     for chunk in torch.split(query_idx, chunk_size):
         logits = predictions.mask_logits(image_idx, chunk).float().nan_to_num(nan=-1e4, posinf=1e4, neginf=-1e4)
         is_above = logits > _MASK_THRESHOLD  # [n, h, w]
-        marked_rows, marked_columns = is_above.any(dim=2).cpu(), is_above.any(dim=1).cpu()
-        for query_logits, row_marks, column_marks in zip(logits, marked_rows, marked_columns, strict=True):
-            if not row_marks.any():
+        marked_rows, marked_columns = _ends(is_above.any(dim=2)), _ends(is_above.any(dim=1))
+        for query_logits, row_ends, column_ends in zip(logits, marked_rows, marked_columns, strict=True):
+            if row_ends is None or column_ends is None:
                 masks.append(QueryMask(None, 0.0))
                 continue
-            region = rows.near(row_marks), columns.near(column_marks)
+            region = rows.near(*row_ends), columns.near(*column_ends)
             masks.append(_resized_mask(query_logits, rows, columns, region))
     return masks
+
+
+def _ends(is_marked: Tensor) -> list[tuple[int, int] | None]:
+    """Return the first and last marked cell of each line, or None where none is marked. is_marked: [n, cells] bool"""
+    marks = is_marked.cpu().numpy()
+    first, last = marks.argmax(axis=1), marks.shape[1] - 1 - marks[:, ::-1].argmax(axis=1)
+    ends = zip(first.tolist(), last.tolist(), map(any, marks.tolist()), strict=True)
+    return [(one, other) if has_any else None for one, other, has_any in ends]
 
 
 def pixel_axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) -> PixelAxis:
@@ -152,11 +158,12 @@ def _resized_mask(logits: Tensor, rows: PixelAxis, columns: PixelAxis, region: t
     height, width = len(rows.lower), len(columns.lower)
     if row.start >= row.stop or column.start >= column.stop:
         return QueryMask(None, 0.0)
-    lines = torch.lerp(logits[rows.lower[row]], logits[rows.upper[row]], rows.weight[row, None])
+    lower, upper = logits.index_select(0, rows.lower[row]), logits.index_select(0, rows.upper[row])
+    lines = torch.lerp(lower, upper, rows.weight[row, None])
     left, right = lines.index_select(1, columns.lower[column]), lines.index_select(1, columns.upper[column])
     resized = torch.lerp(left, right, columns.weight[column])
     is_inside = resized > _MASK_THRESHOLD
-    inside_probs = resized[is_inside].sigmoid()
+    inside_probs = resized.masked_select(is_inside).sigmoid()
     if not len(inside_probs):
         return QueryMask(None, 0.0)
     rle = encode_region(is_inside.cpu().numpy(), row.start, column.start, height, width)
