@@ -58,12 +58,15 @@ def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list
 
 
 def own(data_set: str) -> list[str]:
-    """Return overrides for the augmentation of the recipe of a set; none for a set without a recipe."""
+    """Return overrides for the images, queries and augmentation of the recipe of a set; none for a set without one."""
     recipe = SETS.get(data_set)
     if recipe is None:
         return []
-    augment = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())["data"].get("augment", {})
-    return [f"data.augment.{key}={json.dumps(value)}" for key, value in augment.items()]
+    content = yaml.safe_load((ROOT / "configs" / f"{recipe}.yaml").read_text())
+    model = {key: value for key, value in content["model"].items() if key in ("image_size", "num_queries")}
+    augment = content["data"].get("augment", {})
+    sections = {"model": model, "data.augment": augment}
+    return [f"{section}.{key}={json.dumps(value)}" for section, some in sections.items() for key, value in some.items()]
 
 
 def adapters(recipe: str, count: int) -> str:
