@@ -199,8 +199,9 @@ def table(content: Mapping[str, Any]) -> str:
         )
     sentence = (content["comparison"] or {}).get("sentence")
     done = sum(len(runs) for runs in complete(content).values())
-    note = sentence or f"{done} of {content['num_runs']} trials are done; intervals follow when all are done."
-    return "\n".join([*lines, "", note])
+    if sentence is None and done < content["num_runs"]:
+        sentence = f"{done} of {content['num_runs']} trials are done; intervals follow when all are done."
+    return "\n".join([*lines, "", sentence or ""]).strip()
 
 
 def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
