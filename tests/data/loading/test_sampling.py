@@ -61,3 +61,5 @@ def test_repeat_factors__raise_images_of_rare_classes(write: Any, folder: Path, 
     # `pair` is on one of two images: sqrt(2 / 0.5) = 2; `box` is on both: sqrt(2 / 1)
     np.testing.assert_allclose(repeat_factors(coco_set, 2.0), [2.0, 2**0.5])
     np.testing.assert_allclose(repeat_factors(coco_set, 0.1), [1.0, 1.0])
+    # the median of 1 / 2 and 2 / 2 is 3 / 4
+    np.testing.assert_allclose(repeat_factors(coco_set), [1.5**0.5, 1.0])

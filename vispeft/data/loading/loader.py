@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data.loading.collate import collate
-from vispeft.data.loading.sampling import BALANCE_THRESHOLD, Draws, EvalBatches, TrainBatches, repeat_factors
+from vispeft.data.loading.sampling import Draws, EvalBatches, TrainBatches, repeat_factors
 from vispeft.data.reading.dataset import Draw, InstanceDataset, Sample
 from vispeft.errors import ConfigError, DataError, VispeftError
 from vispeft.structures import Batch
@@ -56,7 +56,7 @@ def train_draws(
     start_step: int = 0,
     variants: int | None = None,
     sampler: Sampler = "shuffle",
-    balance_threshold: float = BALANCE_THRESHOLD,
+    balance_threshold: float | None = None,
     rank: int = 0,
     world_size: int = 1,
 ) -> TrainBatches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +15,6 @@ from numpy.typing import NDArray
 from vispeft.coco.sets import CocoSet
 from vispeft.data.reading.dataset import Draw
 
-BALANCE_THRESHOLD = 0.1
-
 
 class Draws(Protocol):
     """Batches of draws; each iteration gives the same ones."""
@@ -25,14 +24,19 @@ class Draws(Protocol):
     def __iter__(self) -> Iterator[list[Draw]]: ...
 
 
-def repeat_factors(coco_set: CocoSet, threshold: float = BALANCE_THRESHOLD) -> NDArray[np.float64]:
+def repeat_factors(coco_set: CocoSet, threshold: float | None = None) -> NDArray[np.float64]:
     """Return the draws of each image per epoch that repeat rare classes (Gupta et al. 2019, section 4.4).
 
     A class in a fraction f of the images has the factor max(1, sqrt(threshold / f)). An image has the largest factor
     of its classes.
+
+    threshold: fraction of the images. None: the median of the classes, so that half of them are rare in any set; the
+        published 0.001 is that of a set of 1,200 classes
     """
     classes = [{annotation.category_idx for annotation in group} for group in coco_set.annotations]
     counts = Counter(category_idx for group in classes for category_idx in group)
+    if threshold is None:
+        threshold = statistics.median(counts.values()) / len(classes) if counts else 0.0
     factor = {c: max(1.0, (threshold * len(classes) / count) ** 0.5) for c, count in counts.items()}
     return np.array([max((factor[c] for c in group), default=1.0) for group in classes])
 
