@@ -6,7 +6,8 @@
 Each DIR contains folders of sets with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a
 recipe of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has
 one. Its `summary.json` is copied to `--out/<set>/<method>/seed<n>.json`. Existing runs are not repeated, so that calls
-for different sets may run side by side. The table of all results is written into `--page`, between its two marks.
+for different sets may run side by side. At the end the methods of each set are compared as by `vispeft compare`, if
+all its runs are in `--runs`. The table of all results is written into `--page`, between its two marks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from compared_runs import compare_runs
 from marked_pages import put
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +44,8 @@ SETS: dict[str, str | None] = {
     "animals": None,
     "coco-mini": None,
 }
+
+COMPARISON = "comparison.json"
 
 
 def command(name: str, data: Path, run: Path, steps: int, seed: int, extra: list[str]) -> list[str]:
@@ -101,7 +105,26 @@ def table(out: Path) -> str:
                 f"| {s['peak_memory_bytes'] / 1e6:.0f} | {s['adapter_bytes'] / 1e3:.0f} |"
             )
         lines.append("")
+        if (folder / COMPARISON).is_file():
+            lines += [json.loads((folder / COMPARISON).read_text())["sentence"], ""]
     return "\n".join(lines)
+
+
+def write_comparison(folder: Path, runs: Path) -> None:
+    """Compare the methods of one set, by the runs of all seeds; nothing where a run of a kept summary is not here.
+
+    folder: the set's, of the summaries; runs: the set's, of the run directories
+    """
+    kept = [(name, path.stem) for name in METHODS for path in seed_files(folder / name)]
+    directories = [run_directory(runs, name, seed) for name, seed in kept]
+    if len({name for name, _ in kept}) > 1 and all(directory.is_dir() for directory in directories):
+        comparison = compare_runs(directories, [name for name, _ in kept])
+        (folder / COMPARISON).write_text(json.dumps(comparison, indent=1) + "\n")
+
+
+def run_directory(runs: Path, name: str, seed: str) -> Path:
+    """Return the run directory of a method of one set. seed: such as `seed0`"""
+    return runs / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
 
 
 def seed_files(folder: Path) -> list[Path]:
@@ -129,13 +152,15 @@ def main() -> None:
         kept = args.out / data_set / name / f"seed{seed}.json"
         if kept.exists():
             continue
-        run = args.runs / data_set / f"{name.replace(' ', '_').replace(',', '')}_seed{seed}"
+        run = run_directory(args.runs / data_set, name, f"seed{seed}")
         shutil.rmtree(run, ignore_errors=True)
         print(f"{data_set}: {name}, seed {seed}", flush=True)
         subprocess.run(command(name, folders[data_set], run, args.steps, seed, args.overrides), check=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(run / "summary.json", kept)
         put(args.page, "real sets", table(args.out))
+    for data_set in args.sets:
+        write_comparison(args.out / data_set, args.runs / data_set)
     put(args.page, "real sets", table(args.out))
 
 

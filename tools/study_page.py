@@ -15,17 +15,14 @@ import argparse
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
+from compared_runs import compare_runs
 from marked_pages import put
 from numpy.typing import NDArray
-
-from vispeft.evaluation.statistics.candidates import read_candidates
-from vispeft.evaluation.statistics.compare import compare
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
@@ -118,15 +115,7 @@ def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> di
             directories.append(sweeps[sweep] / "trials" / f"{one['trial']:04d}")
             source = {"sweep": sweep, "trial_of_sweep": one["trial"]}
             trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories)} | source)
-    candidates = read_candidates(directories).candidates
-    numbers = [[1 + directories.index(source.results.parent) for source in one.sources] for one in candidates]
-    entries = [
-        replace(candidate.entry, name=trials[group[0] - 1]["variant"])
-        for candidate, group in zip(candidates, numbers, strict=True)
-    ]
-    comparison = compare(entries).to_dict()
-    for result, group in zip(comparison["results"], numbers, strict=True):
-        result["trials"] = group
+    comparison = compare_runs(directories, [one["variant"] for one in trials])
     return {"num_runs": len(trials), "trials": trials, "comparison": comparison}
 
 
