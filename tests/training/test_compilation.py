@@ -229,3 +229,28 @@ def test_compile_blocks__gives_equal_gradients_by_compiled_code() -> None:
     compile_blocks(model, backend=counter)
     assert_close(step(model, images()), wanted)
     assert counter.frame_count == 2
+
+
+def test_compile_blocks__fixes_the_sizes_of_blocks_with_convolutions() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.conv(x).permute(0, 2, 3, 1).relu().permute(0, 3, 1, 2)
+            return out
+
+    given: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        given.extend(graph.graph.find_nodes(op="placeholder"))
+        return graph.forward
+
+    model = nn.Sequential(Block(), Block())
+    compile_blocks(model, backend=backend)
+    for side in (8, 12, 16):
+        assert model(torch.zeros(1, 4, side, side)).shape == (1, 4, side, side)
+    sizes = [node.meta["example_value"].shape for node in given]
+    assert {shape[-1] for shape in sizes if len(shape) == 4} >= {8, 12, 16}
+    assert not any(isinstance(size, torch.SymInt) for shape in sizes for size in shape)

@@ -33,8 +33,9 @@ class CompilationError(TrainingError):
 def compile_blocks(model: nn.Module, *, backend: Backend | None = None) -> int:
     """Compile every repeated block of a model at its first call, in place. Returns the number of blocks.
 
-    A block is compiled for the sizes of its first call, and once more, for all sizes, when they change. Raises
-    CompilationError for a model without repeated blocks.
+    A block is compiled for the sizes of its first call, and once more, for all sizes, when they change; a block with
+    convolutions for each size, since torch fails on some of them for all sizes. Raises CompilationError for a model
+    without repeated blocks.
 
     backend: of `torch.compile`; None for `BACKEND`
     """
@@ -48,7 +49,7 @@ def compile_blocks(model: nn.Module, *, backend: Backend | None = None) -> int:
     # cuts compiled code where processes exchange gradients, as they do between blocks already
     torch._dynamo.config.optimize_ddp = False
     for block in blocks:
-        block.compile(backend=backend or BACKEND)
+        block.compile(backend=backend or BACKEND, dynamic=False if _works_on_maps(block) else None)
     return len(blocks)
 
 
@@ -85,6 +86,11 @@ def check_compiler(device: torch.device, *, backend: Backend | None = None) -> N
 
 def _probe(x: Tensor) -> Tensor:
     return (x + 1).relu()
+
+
+def _works_on_maps(block: nn.Module) -> bool:
+    """Return True for blocks with convolutions, whose stages have maps of several sizes."""
+    return any(isinstance(module, nn.Conv2d) and not isinstance(module, Delta) for module in block.modules())
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:
