@@ -117,7 +117,8 @@ def _sample(gallery: Gallery, image: Mapping[str, Any]) -> Sample:
     found = [gallery.detections(image, run) for run in gallery.runs]
     styles = _object_styles(objects, found[0][1] if len(found) == 1 else None, names)
     outlines, num_left_out = draw_outlines(objects, styles, canvas)
-    panels = [Panel("ground truth", _note(f"{len(objects)} objects", num_left_out), outlines)]
+    counted = f"{len(objects)} object{'' if len(objects) == 1 else 's'}"
+    panels = [Panel("ground truth", _note(counted, num_left_out), outlines)]
     for run, (items, matching) in zip(gallery.runs, found, strict=True):
         outlines, num_left_out = draw_outlines(items, _detection_styles(items, matching, styles, names), canvas)
         plural = "" if matching.num_false_positives == 1 else "s"
