@@ -83,6 +83,7 @@ def assert_same_results(found: Path, expected: Path) -> None:
         assert np.abs(one - other).mean() < 1
 
 
+@pytest.mark.slow
 def test_export_run__merges_lora_and_predicts_as_the_run(
     onnx: Any, tiny: dict[str, Any], shapes_set: Path, tmp_path: Path
 ) -> None:

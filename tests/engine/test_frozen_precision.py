@@ -120,6 +120,7 @@ def test_config__frozen_weights_in_bf16_need_training_in_bf16(tiny: dict[str, An
         parse_config(tiny, ["model.frozen_precision=bf16", "train.precision=fp32"])
 
 
+@pytest.mark.slow
 def test_estimate__counts_the_bytes_of_the_stored_weights(tiny: dict[str, Any]) -> None:
     found = {name: estimate(parse_config(tiny, [f"model.frozen_precision={name}"])) for name in ("fp32", *PRECISIONS)}
     sizes = [found[name].weight_bytes for name in ("fp32", "bf16", "int8", "nf4")]

@@ -31,6 +31,7 @@ def test_recipe__every_choice_fits_its_sites() -> None:
     assert check_plans(sweep) == 1 + 2 * 9
 
 
+@pytest.mark.slow
 @needs_bundled
 def test_recipe__runs_and_gives_configurations_of_the_chosen_deltas(shapes_set: Path, tmp_path: Path) -> None:
     words = ["sweep.trials=3", "train.steps=2", "train.eval_every=2", "train.batch_size=2", "train.device=cpu"]

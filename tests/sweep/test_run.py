@@ -95,6 +95,7 @@ def test_run_sweep__several_objectives(folder: Any) -> None:
     assert content["objectives"] == {"segm/AP": "maximize", "trainable_params": "minimize"}
 
 
+@pytest.mark.slow
 def test_run_sweep__prunes_by_the_ap_on_the_way(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 

@@ -62,6 +62,7 @@ def test_later_blocks__need_no_gradient_before_them() -> None:
     assert estimate(load_config(CONFIG, words)).first_block.endswith("blocks.2")
 
 
+@pytest.mark.slow
 def test_proposals__fit_the_budget_and_train() -> None:
     found = propose(load_config(CONFIG, SMALL), Limits(share=0.03, text="--budget 3%")).found
     assert found
