@@ -4,10 +4,11 @@
     python tools/run_recipes.py --data DIR [DIR ...] [--sets facades ...] [--methods full ...] [--seeds 0 1 2]
 
 Each DIR contains folders of sets with `train.json`, `val.json` and `images/`. Every run is `vispeft train` with a
-recipe of `configs/`, the overrides listed in `METHODS`, and the augmentation of the recipe of the set if `SETS` has
-one. Its `summary.json` is copied to `--out/<set>/<method>/seed<n>.json`. Existing runs are not repeated, so that calls
-for different sets may run side by side. At the end the methods of each set are compared as by `vispeft compare`, if
-all its runs are in `--runs`. The table of all results is written into `--page`, between its two marks.
+recipe of `configs/`, the overrides listed in `METHODS`, and image size, queries and augmentation of the recipe of the
+set if `SETS` has one. Its `summary.json` is copied to `--out/<set>/<method>/seed<n>.json`. Existing runs are not
+repeated, so that calls for different sets may run side by side. At the end the methods of each set are compared as by
+`vispeft compare`, if all its runs are in `--runs`. The table of all results is written into `--page`, between its two
+marks.
 """
 
 from __future__ import annotations
@@ -105,9 +106,18 @@ def table(out: Path) -> str:
                 f"| {s['peak_memory_bytes'] / 1e6:.0f} | {s['adapter_bytes'] / 1e3:.0f} |"
             )
         lines.append("")
-        if (folder / COMPARISON).is_file():
-            lines += [json.loads((folder / COMPARISON).read_text())["sentence"], ""]
+        if sentence := kept_sentence(folder, sum(map(len, by_method.values()))):
+            lines += [sentence, ""]
     return "\n".join(lines)
+
+
+def kept_sentence(folder: Path, num_runs: int) -> str | None:
+    """Return the sentence of a set's comparison; None without one, or where it compares other runs than are kept."""
+    if not (folder / COMPARISON).is_file():
+        return None
+    comparison = json.loads((folder / COMPARISON).read_text())
+    sentence: str = comparison["sentence"]
+    return sentence if sum(len(result["trials"]) for result in comparison["results"]) == num_runs else None
 
 
 def write_comparison(folder: Path, runs: Path) -> None:

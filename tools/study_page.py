@@ -137,7 +137,8 @@ def compared_results(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
 
 def curve_of(content: Mapping[str, Any], variant: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the steps of the evaluations and the mask AP of the best one so far: means over the variant's trials."""
-    curves = [np.array(one["curve"]) for one in content["trials"] if one["variant"] == variant and one.get("curve")]
+    done = [one for one in content["trials"] if one["variant"] == variant and one["state"] == "complete"]
+    curves = [np.array(one["curve"]) for one in done]
     steps = np.concatenate([[0.0], curves[0][:, 0]])
     ap = np.mean([np.maximum.accumulate(one[:, 1]) for one in curves], axis=0)
     return steps, np.concatenate([[0.0], ap])

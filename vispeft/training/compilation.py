@@ -88,9 +88,10 @@ def _probe(x: Tensor) -> Tensor:
     return (x + 1).relu()
 
 
-def _works_on_maps(block: nn.Module) -> bool:
-    """Return True for blocks with convolutions, whose stages have maps of several sizes."""
-    return any(isinstance(module, nn.Conv2d) and not isinstance(module, Delta) for module in block.modules())
+def _works_on_maps(module: nn.Module) -> bool:
+    """Return True for blocks with convolutions of their own, whose stages have maps of several sizes."""
+    own = (child for child in module.children() if not isinstance(child, Delta))
+    return isinstance(module, nn.Conv2d) or any(map(_works_on_maps, own))
 
 
 def _is_list_of_blocks(module: nn.Module) -> bool:
