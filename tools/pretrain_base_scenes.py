@@ -129,9 +129,7 @@ def _paste(
 
 def photographs_for_cutting(sets: list[CocoSet]) -> list[InstanceDataset]:
     """Return samples of the sets at their own size, so that objects keep their resolution."""
-    return [
-        InstanceDataset(each.coco_set, TrainTransform(352, scale=(1, 1), colour=0, min_pixels=600)) for each in sets
-    ]
+    return [InstanceDataset(each, TrainTransform(352, scale=(1, 1), colour=0, min_pixels=600)) for each in sets]
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
