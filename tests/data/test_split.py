@@ -43,6 +43,25 @@ def test_split_indices__shares_every_class_out(coco_set: CocoSet, fraction: floa
         assert abs(sides[1][label] - fraction * total) <= max(1, 0.1 * total)
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.6, 0.9])
+def test_split_indices__gives_both_sides_images_with_few_and_many_objects(write: Any, fraction: float) -> None:
+    square = [[2, 2, 20, 2, 20, 20, 2, 20]]
+    # as in photographs: most images with one object, some with many
+    counts = [1 + (i % 5 == 0) * (i % 7) + (i % 40 == 0) * 12 for i in range(400)]
+    images = [{"id": i + 1, "file_name": f"{i}.png", "height": 32, "width": 32} for i in range(400)]
+    holders = [i + 1 for i, count in enumerate(counts) for _ in range(count)]
+    annotations = [
+        {"id": number, "image_id": holder, "category_id": 1, "segmentation": square}
+        for number, holder in enumerate(holders, start=1)
+    ]
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    train, val = split_indices(read_coco(write(document), None), val_fraction=fraction)
+    assert len(val) == round(400 * fraction)
+    means = [float(np.mean([counts[i] for i in side])) for side in (train, val)]
+    assert means[0] == pytest.approx(means[1], rel=0.1)
+    assert max(counts[i] for i in val) > 6 and max(counts[i] for i in train) > 6
+
+
 def test_split_indices__depends_on_the_seed_alone(coco_set: CocoSet) -> None:
     assert split_indices(coco_set, val_fraction=0.2) == split_indices(coco_set, val_fraction=0.2)
     assert split_indices(coco_set, val_fraction=0.2) != split_indices(coco_set, val_fraction=0.2, seed=1)

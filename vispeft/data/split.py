@@ -44,8 +44,9 @@ def split_coco(
 def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> tuple[list[int], list[int]]:
     """Return the indices of the training and the validation images, each sorted.
 
-    Images are assigned class by class, the rarest first (Sechidis et al. 2011), to the side that lacks most of the
-    class. Entries of one file stay together, so that no image is in both sets.
+    Images are assigned class by class, the rarest first (Sechidis et al. 2011), to the side that lacks the larger part
+    of its share of the class: by the number that is lacking, as published, the larger side would take all images with
+    many instances. Entries of one file stay together, so that no image is in both sets.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"`val_fraction` must lie between 0 and 1, but is {val_fraction}.")
@@ -69,14 +70,16 @@ def _assign(names: list[str], classes: dict[str, Counter[int]], val_fraction: fl
     num_val = min(max(round(val_fraction * len(names)), 1), len(names) - 1)
     room = {False: len(names) - num_val, True: num_val}
     totals: Counter[int] = sum(classes.values(), Counter())
-    wanted = {True: {c: val_fraction * n for c, n in totals.items()}}
-    wanted[False] = {c: n - wanted[True][c] for c, n in totals.items()}
+    shares = {False: 1 - val_fraction, True: val_fraction}
+    wanted = {side: {c: share * n for c, n in totals.items()} for side, share in shares.items()}
     in_val: dict[str, bool] = {}
     for rare in [*sorted(totals, key=lambda c: (totals[c], c)), None]:
         # the fullest first: a few images with many instances are the hardest to share out
         holders = [name for name in names if name not in in_val and (rare is None or classes[name][rare])]
         for name in sorted(holders, key=lambda name: -sum(classes[name].values())):
-            lacks = {side: wanted[side].get(rare, 0.0) if rare is not None else room[side] for side in (False, True)}
+            lacks = {
+                side: (wanted[side][rare] if rare is not None else room[side]) / share for side, share in shares.items()
+            }
             side = lacks[True] > lacks[False] if room[True] and room[False] else bool(room[True])
             in_val[name] = side
             room[side] -= 1
