@@ -59,7 +59,8 @@ def test_split_indices__gives_both_sides_images_with_few_and_many_objects(write:
     assert len(val) == round(400 * fraction)
     means = [float(np.mean([counts[i] for i in side])) for side in (train, val)]
     assert means[0] == pytest.approx(means[1], rel=0.1)
-    assert max(counts[i] for i in val) > 6 and max(counts[i] for i in train) > 6
+    assert max(counts[i] for i in val) > 6
+    assert max(counts[i] for i in train) > 6
 
 
 def test_split_indices__depends_on_the_seed_alone(coco_set: CocoSet) -> None:

@@ -39,14 +39,10 @@ from vispeft.peft import (
     inject,
 )
 from vispeft.peft.inject import attached
-from vispeft.peft.methods.changed_start import StartedLoRA
 
 Build = Callable[[], nn.Module]
 Shake = Callable[[nn.Module], None]
 Tensors = dict[str, Tensor]
-
-# factors that are uniform at the start, where these are not A or down alone
-UNIFORM = {"loha": ("a1", "a2", "b1"), "lokr": ("a", "b"), "fact": ("u", "s")}
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -266,16 +262,6 @@ def before_map(x: Tensor, method: RepAdapter, own: Tensors) -> Tensor:
     return x + method.scale * (torch.cat(blocks, -1) + own["up_b"])
 
 
-def mona_start(own: Tensors) -> None:
-    """Assert that `up` and the LayerNorm's bias are zero, s1 is 1e-6, and maps are uniform as torch's own layers."""
-    for name, value in {"up_w": 0, "up_b": 0, "norm_b": 0, "norm_w": 1, "norm_scale": 1e-6, "input_scale": 1}.items():
-        assert torch.equal(own[name], torch.full_like(own[name], value)), name
-    for name in ("down", "conv3", "conv5", "conv7", "project"):
-        bound = own[f"{name}_w"][0].numel() ** -0.5
-        assert 0.6 * bound < own[f"{name}_w"].abs().max() <= bound, name
-        assert 0 < own[f"{name}_b"].abs().max() <= bound, name
-
-
 def module_formula(method: Method, own: Tensors, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """The output of one delta at a module."""
     match method:
@@ -375,46 +361,6 @@ def test_formula__gives_the_gradients(formula_case, build: Build, images: Tensor
     for name, mine, theirs in zip(("x", *names), ours, wanted, strict=True):
         assert theirs.abs().max() > 1e-9, name
         torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_formula__takes_the_published_start(formula_case, build: Build) -> None:
-    """B, up, m and offsets are zero, gains one, A and down uniform up to `1 / sqrt(inputs)`, biases of down zero.
-
-    Of VeRA d is constant; of AdaLoRA A and B are normal and e is zero; of LoHa all but B2 and of LoKr all but C are
-    uniform as A.
-    With a changed start, A and B are those of the buffers, which have tests of their own.
-    In Convpass, the convolution is the identity and down Xavier-uniform. Mona has a start of its own. Those of
-    Adapter+, RepAdapter, LoRand, Compacter and Rein are tested with the method.
-    """
-    torch.manual_seed(3)
-    model = build()
-    inject(model, formula_case.plan)
-    for item in attached(model):
-        if isinstance(item.delta.method, RepAdapter | LoRand | Compacter | Rein):
-            continue
-        if isinstance(item.delta.method, Adapter) and item.delta.method.channel_scale:
-            continue
-        if isinstance(item.delta.method, Mona):
-            mona_start(dict(item.delta.named_parameters()))
-            continue
-        for name, parameter in item.delta.named_parameters():
-            kind = name.rpartition(".")[2]
-            if isinstance(item.delta, StartedLoRA):
-                assert torch.equal(parameter, item.delta.get_buffer(f"{kind}_start"))
-            elif kind in ("core", "p"):
-                assert parameter.abs().min() > 0
-            elif kind in "ab" and isinstance(item.delta.method, AdaLoRA):
-                assert 0.005 < parameter.std() < 0.04
-            elif kind in UNIFORM.get(item.delta.method.name, ("a", "down_w")):
-                bound = parameter[0].numel() ** -0.5
-                if isinstance(item.delta.method, Convpass):
-                    bound = (6 / sum(parameter.shape)) ** 0.5
-                assert 0.6 * bound < parameter.abs().max() <= bound
-            elif kind == "conv_w":
-                assert torch.equal(F.conv2d(planes := torch.rand(1, 3, 4, 5), parameter, padding=1), planes)
-            else:
-                start = item.delta.method.start if kind == "scale_d" else 1.0 if kind == "gain" else 0.0
-                assert torch.equal(parameter, torch.full_like(parameter, start)), name
 
 
 @pytest.mark.parametrize("method", [LoRA(rank=2, dropout=0.5), DoRA(rank=2, dropout=0.5)], ids=["lora", "dora"])
