@@ -34,19 +34,19 @@ SITES = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 SCALE = 0.5
 
 
-def build(model: str) -> nn.Module:
-    """Return the base with random weights, the same at each call."""
+def build(model: str, size: int) -> nn.Module:
+    """Return the base for images of a size, with random weights, the same at each call."""
     torch.manual_seed(0)
-    base: nn.Module = timm.create_model(model, num_classes=20).eval()
+    base: nn.Module = timm.create_model(model, num_classes=20, img_size=size).eval()
     return base
 
 
-def write_adapters(model: str, rank: int, count: int, folder: Path) -> list[Path]:
+def write_adapters(model: str, size: int, rank: int, count: int, folder: Path) -> list[Path]:
     """Write adapter files with random values."""
     plan = vp.Plan({f"blocks.*.{site}": vp.LoRA(rank) for site in SITES}, ["head"])
     paths = []
     for index in range(count):
-        single = build(model)
+        single = build(model, size)
         vp.inject(single, plan)
         torch.manual_seed(1 + index)
         with torch.no_grad():
@@ -71,8 +71,8 @@ def medians_ms(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def model_cases(model: str, rank: int, batch: int, size: int, folder: Path) -> dict[str, Callable[[], object]]:
     """Return passes over a batch, and switches."""
-    paths = write_adapters(model, rank, batch, folder)
-    base, one, many = build(model), build(model), build(model)
+    paths = write_adapters(model, size, rank, batch, folder)
+    base, one, many = (build(model, size) for _ in range(3))
     vp.load_adapter(one, paths[0])
     names = [path.stem for path in paths]
     for name, path in zip(names, paths, strict=True):
@@ -85,14 +85,18 @@ def model_cases(model: str, rank: int, batch: int, size: int, folder: Path) -> d
             result: Tensor = network(images)
         return result
 
+    def run_active(active: str | dict[str, float]) -> Tensor:
+        vp.set_adapters(many, active)
+        return run(many)
+
     halves = [names[0] if index < batch // 2 else None for index in range(batch)]
     return {
         "base": lambda: run(base),
         "one adapter, without a name": lambda: run(one),
-        "one adapter of several": lambda: (vp.set_adapters(many, names[0]), run(many)),
+        "one adapter of several": lambda: run_active(names[0]),
         "an adapter for each image": lambda: run(many, list(names)),
         "an adapter for half of the images": lambda: run(many, halves),
-        "two adapters mixed": lambda: (vp.set_adapters(many, {names[0]: 0.7, names[1]: -0.3}), run(many)),
+        "two adapters mixed": lambda: run_active({names[0]: 0.7, names[1]: -0.3}),
         "switch": lambda: vp.set_adapters(many, names[next(switches) % batch]),
     }
 
@@ -109,7 +113,7 @@ def segment_cases(rows: int, inputs: int, outputs: int, rank: int, runs: int) ->
     lengths, leaves = [rows] * runs, [y, x, *(factor for pair in factors for factor in pair)]
 
     def plain() -> Tensor:
-        pieces = zip(y.split(lengths), x.split(lengths), factors, strict=True)
+        pieces = zip(torch.split(y, lengths), torch.split(x, lengths), factors, strict=True)
         return torch.cat([of_y + SCALE * F.linear(F.linear(of_x, a), b) for of_y, of_x, (a, b) in pieces])
 
     def ours() -> Tensor:
@@ -150,7 +154,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         passes = medians_ms(model_cases(args.model, args.rank, args.batch, args.image_size, Path(folder)), args.rounds)
-    width, tokens = build(args.model).get_parameter("pos_embed").shape[2], (args.image_size // 16) ** 2 + 1
+    width = build(args.model, args.image_size).get_parameter("pos_embed").shape[2]
+    tokens = (args.image_size // 16) ** 2 + 1
     sizes = {"qkv": (width, 3 * width), "proj": (width, width), "fc1": (width, 4 * width), "fc2": (4 * width, width)}
     segments = {
         name: medians_ms(segment_cases(tokens, *size, args.rank, args.batch), 3 * args.rounds)

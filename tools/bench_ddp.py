@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from vispeft.config import load_config
 from vispeft.engine.attach import attach
 from vispeft.engine.build import build_base
 from vispeft.models import LossSettings
-from vispeft.structures import Batch
-from vispeft.synthetic import render_scene
+from vispeft.structures import Batch, Targets
+from vispeft.synthetic import Scene, render_scene
 from vispeft.training.distributed import ddp_options, gradient_use
 from vispeft.training.processor import cpu_info
 from vispeft.training.step import LossModule, SealedBatch
@@ -49,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        mp.spawn(_process, args=(args.steps, out), nprocs=2)
+        mp.spawn(_process, args=(args.steps, out), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
         rows = json.loads(out.read_text())
     for row in rows:
         print(
@@ -67,22 +68,21 @@ def _process(rank: int, steps: int, out: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", rank=rank, world_size=2)
-    batches = [SealedBatch(_batch(np.random.default_rng((rank, step)))) for step in range(4)]
+    batches = [_batch(np.random.default_rng((rank, step))) for step in range(4)]
     rows = [row for trained, recipe in RECIPES.items() for row in _measure(trained, recipe, batches, steps)]
     if rank == 0:
         out.write_text(json.dumps(rows))
     distributed.destroy_process_group()
 
 
-def _measure(trained: str, recipe: str, batches: list[SealedBatch], steps: int) -> list[dict[str, Any]]:
+def _measure(trained: str, recipe: str, batches: list[Batch], steps: int) -> list[dict[str, Any]]:
     """Return a row for each set of options, both on models of the same weights."""
-    cases = {}
+    cases: dict[str, tuple[DistributedDataParallel, torch.optim.AdamW, list[int], list[float]]] = {}
+    first = batches[0]
+    empty = Batch(first.images, tuple(_none_of(each) for each in first.targets), ())
     for options in ("search", "vispeft"):
         module = _module(recipe)
-        empty = Batch(batches[0].batch.images, tuple(_none_of(t) for t in batches[0].batch.targets), ())
-        use = gradient_use(
-            module, lambda m=module: _loss(m, batches[0]), lambda m=module, e=empty: _loss(m, SealedBatch(e))
-        )
+        use = gradient_use(module, partial(_loss, module, first), partial(_loss, module, empty))
         wanted = ddp_options(module, use, False) if options == "vispeft" else {"find_unused_parameters": True}
         wrapped = DistributedDataParallel(module, **wanted)
         sent: list[int] = []
@@ -93,7 +93,7 @@ def _measure(trained: str, recipe: str, batches: list[SealedBatch], steps: int) 
         for wrapped, optimizer, sent, times in cases.values():
             sent.clear()
             began = time.process_time()
-            _loss(wrapped, batches[step % len(batches)]).backward()
+            _loss(wrapped, batches[step % len(batches)]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad()
             times.append(time.process_time() - began)
@@ -120,11 +120,14 @@ def _module(recipe: str) -> LossModule:
     return LossModule(model, model.criterion(LossSettings()))
 
 
-def _loss(module: nn.Module, sealed: SealedBatch) -> torch.Tensor:
-    return torch.stack(list(module(sealed).values())).sum()
+def _loss(module: nn.Module, batch: Batch) -> torch.Tensor:
+    return torch.stack(list(module(SealedBatch(batch)).values())).sum()
 
 
-def _counting(sent: list[int], bucket: distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+def _counting(
+    sent: list[int],
+    bucket: distributed.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[torch.Tensor]:
     buffer = bucket.buffer()
     sent.append(buffer.nbytes)
     work = distributed.all_reduce(buffer.div_(2), async_op=True)
@@ -132,7 +135,7 @@ def _counting(sent: list[int], bucket: distributed.GradBucket) -> torch.futures.
 
 
 def _batch(rng: np.random.Generator) -> Batch:
-    scenes = []
+    scenes: list[Scene] = []
     while len(scenes) < BATCH:
         scene = render_scene(rng, SIZE)
         if 0 < len(scene.labels) <= 40:
@@ -142,8 +145,8 @@ def _batch(rng: np.random.Generator) -> Batch:
     return Batch(images, tuple(to_targets(scene.labels * 0, scene.masks) for scene in scenes), ())
 
 
-def _none_of(targets: Any) -> Any:
-    return type(targets)(targets.labels[:0], targets.boxes[:0], targets.masks[:0])
+def _none_of(targets: Targets) -> Targets:
+    return Targets(targets.labels[:0], targets.boxes[:0], targets.masks[:0])
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ class Size:
             return [x]
 
         def chain(x: Tensor, **maps: Tensor) -> list[Tensor]:
-            return [bottleneck_chain(x, *(list(maps[name]) for name in MAPS))]
+            down_w, down_b, up_w, up_b = (list(maps[name]) for name in MAPS)
+            return [bottleneck_chain(x, down_w, down_b, up_w, up_b)]
 
         trained = "x", *MAPS
         entries = {

@@ -172,7 +172,7 @@ def _time(run: Callable[[], object], calls: int, device: torch.device) -> float:
         for _ in range(calls):
             run()
         return (time.process_time() - started) * 1e3 / calls
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
     for _ in range(calls):
@@ -214,6 +214,7 @@ def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Mea
         graphs = {
             name: _time_graph(run, settings) if case.entries[name].is_captured else None for name, run in runs.items()
         }
+        base = statistics.median(times[case.baseline]) if case.baseline in times else None
         for name, run in runs.items():
             median = statistics.median(times[name])
             best = min(median, graphs[name] or median)
@@ -230,7 +231,7 @@ def measure_case(case: Case, settings: Settings, ceilings: Ceilings) -> list[Mea
                     median,
                     _quartiles(times[name]),
                     graphs[name],
-                    _ratio(median, times.get(case.baseline) and statistics.median(times[case.baseline])),
+                    _ratio(median, base),
                     _ratio(graphs[name], graphs.get(case.baseline)),
                     _peak_mb(run, settings.device),
                     _kept_mb(bound[name]) if passes == PASSES[1] else None,
@@ -294,7 +295,7 @@ def _time_graph(run: Callable[[], object], settings: Settings) -> float | None:
     if settings.device.type != "cuda" or not settings.graphs:
         return None
     try:
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(3):

@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ class Measured:
     def step(self, number: int, now: Callable[[], float]) -> float:
         """Return the processor time of one step in seconds."""
         start = now()
-        self.loss(number).backward()
+        self.loss(number).backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return now() - start
@@ -187,7 +188,7 @@ def compare(name: str, args: argparse.Namespace, now: Callable[[], float]) -> di
     models = {"vispeft": ours(PRESETS[name], args), "transformers": theirs(PRESETS[name], args)}
     kept: dict[str, float] = {}
     for key, model in models.items():
-        kept[key] = round(kept_mb(model.model, lambda model=model: model.loss(0)), 1)
+        kept[key] = round(kept_mb(model.model, partial(model.loss, 0)), 1)
     steps: dict[str, list[float]] = {key: [] for key in models}
     for number in range(args.warmup + args.rounds):
         # who goes first alternates

@@ -120,7 +120,7 @@ def measure(name: str, rounds: int) -> dict[str, dict[str, float]]:
     for _ in range(rounds + 1):
         for method, (model, loss) in built.items():
             began = time.process_time()
-            loss(model).backward()
+            loss(model).backward()  # type: ignore[no-untyped-call]
             optimizers[method].step()
             optimizers[method].zero_grad()
             times[method].append(time.process_time() - began)

@@ -65,7 +65,7 @@ def measure(words: list[str]) -> dict[str, Any]:
     batch = SealedBatch(make_batch(base.config, base.model, base.num_objects))
 
     def train() -> None:
-        torch.stack(list(step(batch).values())).sum().backward()
+        torch.stack(list(step(batch).values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
 

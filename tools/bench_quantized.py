@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 import vispeft as vp
-from vispeft.peft.quantization.frozen_precision import set_frozen_precision
+from vispeft.peft.quantization.frozen_precision import FrozenPrecision, set_frozen_precision
 from vispeft.training.processor import cpu_info
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+PRECISIONS: tuple[FrozenPrecision, ...] = ("fp32", "bf16", "int8", "nf4")
 MODELS = ("vit_small", "bundled")
 STEPS = 3
 
@@ -48,7 +48,7 @@ def output(model: nn.Module, images: Tensor) -> Tensor:
     return (found if isinstance(found, Tensor) else found.mask_features).float()
 
 
-def measure(name: str, precision: str) -> dict[str, float]:
+def measure(name: str, precision: FrozenPrecision) -> dict[str, float]:
     """Return the measurements of one model in one precision, in this process."""
     torch.set_num_threads(1)
     model, images, pattern = build(name)
@@ -68,7 +68,7 @@ def measure(name: str, precision: str) -> dict[str, float]:
         began = time.process_time()
         with autocast:
             loss = output(model, images).square().mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.process_time() - began)

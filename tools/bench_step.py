@@ -159,7 +159,7 @@ def measure(method: str, args: argparse.Namespace) -> Step:
             value = loss()
         middle = meter.now()
         if method != "forward":
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
         if optimizer is not None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

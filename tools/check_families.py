@@ -131,7 +131,7 @@ def _places(model: nn.Module, images: Tensor) -> dict[str, str]:
         model(images)
     for handle in handles:
         handle.remove()
-    kinds = {
+    kinds: dict[str, list[nn.Module]] = {
         "linear": [each for each in called if isinstance(each, nn.Linear)],
         "convolution": [each for each in called if isinstance(each, nn.Conv2d)],
         "norm": [each for each in called if "norm" in type(each).__name__.lower() and list(each.parameters())],

@@ -171,8 +171,8 @@ def main() -> None:
         for arch in args.arch or (80, 90):
             # without duplicates: different sizes may have the same configuration
             work = {f"{one}": one for one in table.every_configuration(arch) if args.match in one[0]}
-            for one in list(work.values())[:: args.every]:
-                found.append(compile_one(module, *one, arch))
+            for name, dtype, config, constants in list(work.values())[:: args.every]:
+                found.append(compile_one(module, name, dtype, config, constants, arch))
                 print(line_of(found[-1]), flush=True)
     if args.json:
         args.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")

@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from vispeft.losses.matcher import Match
-from vispeft.models import MaskDINO, build_model
+from vispeft.models import SegmentationModel, build_model
 from vispeft.structures import LayerPredictions, Targets
 
 METHODS = (
@@ -67,11 +67,11 @@ class Held:
     peak_mb: float
 
 
-class Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counter of the bytes in use by new storages, by the code line that created them. others: tensors to ignore"""
 
     def __init__(self, others: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.others = {tensor.untyped_storage()._cdata for tensor in others}
         self.now = self.most = 0
         self.places: dict[int, tuple[int, str]] = {}
@@ -134,7 +134,7 @@ class InOrder(nn.Module):
         return [[Match(torch.arange(len(one)), torch.arange(len(one)))] * len(layers) for one in targets]
 
 
-def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
+def build_fake_model(*args: Any, **kwargs: Any) -> SegmentationModel:
     """Return a model of fake tensors on a GPU. It is built with real tensors first, because timm reads values."""
     with unset_fake_temporarily():
         model = build_model(*args, **kwargs)
@@ -146,16 +146,16 @@ def build_fake_model(*args: Any, **kwargs: Any) -> MaskDINO:
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cuda")
     # the model is already on its device, and fake parameters cannot be moved
-    model.to = lambda *_, **__: model
+    model.to = lambda *_, **__: model  # type: ignore[method-assign]
     return model
 
 
 def pretend() -> None:
     """Patch torch and this project for fake tensors, in this process only."""
-    bench_step_models.build_model = build_fake_model
-    F.scaled_dot_product_attention = attention
-    bench_step_models.HungarianMatcher = InOrder
-    bench_step_models.autocast = lambda args: nullcontext()
+    bench_step_models.build_model = build_fake_model  # type: ignore[attr-defined]
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    bench_step_models.HungarianMatcher = InOrder  # type: ignore[attr-defined, assignment]
+    bench_step_models.autocast = lambda args: nullcontext()  # type: ignore[assignment, return-value]
     vispeft_kernels.lora._choose = lambda *_, **__: "torch"
     vispeft_kernels.deformable._choose = lambda *_, **__: "triton"
     # torch.autocast requires a device that exists

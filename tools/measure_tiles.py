@@ -46,14 +46,20 @@ def encoded(mask: NDArray[np.uint8]) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": rle["counts"].decode()}
 
 
+def filled(outline: NDArray[np.int32], height: int = SIDE, width: int = SIDE) -> NDArray[np.uint8]:
+    """Return the mask of an outline, whose points are x and y."""
+    return np.asarray(cv2.fillPoly(np.zeros((height, width), np.uint8), [outline], 1), np.uint8)
+
+
 def scene(rng: np.random.Generator, num_objects: int) -> list[NDArray[np.int32]]:
     """Return the outlines of ellipses that do not overlap much, from 10 pixels to more than a tile."""
-    occupied, outlines = np.zeros((SIDE, SIDE), np.uint8), []
+    occupied = np.zeros((SIDE, SIDE), np.uint8)
+    outlines: list[NDArray[np.int32]] = []
     for radius in sorted(rng.uniform(5, 12, num_objects) * rng.choice([1, 2, 5, 16], num_objects), reverse=True):
         centre = rng.integers(0, SIDE, 2).tolist()
         axes = (int(radius), int(radius * rng.uniform(0.5, 1)))
-        outline = cv2.ellipse2Poly(centre, axes, int(rng.integers(180)), 0, 360, 12)
-        mask = cv2.fillPoly(np.zeros_like(occupied), [outline], 1)
+        outline = np.asarray(cv2.ellipse2Poly(centre, axes, int(rng.integers(180)), 0, 360, 12), np.int32)
+        mask = filled(outline)
         if (mask & occupied).sum() < 0.05 * mask.sum() and mask.sum() > 40:
             occupied |= mask
             outlines.append(outline)
@@ -63,7 +69,7 @@ def scene(rng: np.random.Generator, num_objects: int) -> list[NDArray[np.int32]]
 def found_in_tiles(outlines: Sequence[NDArray[np.int32]], tiling: Tiling, rng: np.random.Generator) -> Parts:
     """Return the visible parts of all objects with noisy outlines; a smaller part has a lower score."""
     tiles, found = tiling.tiles(SIDE, SIDE), []
-    masks = [cv2.fillPoly(np.zeros((SIDE, SIDE), np.uint8), [outline], 1) for outline in outlines]
+    masks = [filled(outline) for outline in outlines]
     areas = [int(mask.sum()) for mask in masks]
     for tile in tiles:
         rles, scores = [], []
@@ -71,8 +77,8 @@ def found_in_tiles(outlines: Sequence[NDArray[np.int32]], tiling: Tiling, rng: n
             if not mask[tile.top : tile.bottom, tile.left : tile.right].any():
                 continue
             noisy = outline + rng.normal(0, 0.03 * np.sqrt(area), outline.shape)
-            frame = np.zeros((tile.bottom - tile.top, tile.right - tile.left), np.uint8)
-            part = cv2.fillPoly(frame, [np.round(noisy - (tile.left, tile.top)).astype(np.int32)], 1)
+            moved_outline = np.round(noisy - (tile.left, tile.top)).astype(np.int32)
+            part = filled(moved_outline, tile.bottom - tile.top, tile.right - tile.left)
             if part.sum() > 8:
                 rles.append(encoded(part))
                 scores.append(min(1.0, part.sum() / area) ** 0.3 * rng.uniform(0.6, 0.95))
@@ -149,14 +155,15 @@ METHODS: dict[str, Callable[[Parts], Instances]] = {
 
 def measure_merging(num_scenes: int) -> dict[str, Any]:
     """Return mask AP of every method over some scenes."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in METHODS}
     for number in range(1, num_scenes + 1):
         rng = np.random.default_rng(number)
         outlines = scene(rng, 160)
         images.append({"id": number, "file_name": f"{number}.png", "height": SIDE, "width": SIDE})
         for outline in outlines:
-            rle = encoded(cv2.fillPoly(np.zeros((SIDE, SIDE), np.uint8), [outline], 1))
+            rle = encoded(filled(outline))
             (box,) = boxes_of([rle]).tolist()
             area = int(mask_utils.area(rle))
             sides = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
@@ -218,7 +225,7 @@ def measure_training(side: int, num_objects: int, tile: int, steps: int) -> dict
         discs = write_discs(root / "large.png", side, num_objects)
         annotations = []
         for number, (centre, radius) in enumerate(discs, start=1):
-            outline = cv2.ellipse2Poly(centre, (radius, radius), 0, 0, 360, 6).reshape(-1).tolist()
+            outline = np.asarray(cv2.ellipse2Poly(centre, (radius, radius), 0, 0, 360, 6)).reshape(-1).tolist()
             box = [centre[0] - radius, centre[1] - radius, 2 * radius, 2 * radius]
             entry = {"image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": box, "area": 3.14 * radius**2}
             annotations.append({"id": number, "segmentation": [outline], **entry})

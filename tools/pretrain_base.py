@@ -70,7 +70,8 @@ def train(args: argparse.Namespace) -> None:
         step = state["step"]
     wrapped, optimizer = fabric.setup(module, optimizer)
     log = (args.out / "log.jsonl").open("a")
-    started, sums = time.time(), {}
+    started = time.time()
+    sums: dict[str, float] = {}
     torch.manual_seed(SEED + step + fabric.global_rank)
     model.train()
     for batch in batches.from_step(step, fabric.global_rank):

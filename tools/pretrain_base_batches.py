@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data import Draw, InstanceDataset, TrainTransform, read_coco
-from vispeft.models import MaskDINO
+from vispeft.models import SegmentationModel
 from vispeft.models.class_head import ANY_OBJECT, normalised
 from vispeft.structures import Targets
 from vispeft.synthetic import Scene, render_scene
@@ -56,9 +56,8 @@ class Photographs:
     def dataset(self, number: int, side: int) -> InstanceDataset:
         """Return a set at one image size."""
         if (number, side) not in self.datasets:
-            from_above = list(PHOTOGRAPHS)[number] in FROM_ABOVE
-            turns = {"vertical_flip": 0.5, "quarter_turn": 0.5} if from_above else {}
-            transform = TrainTransform(side, scale=(0.6, 2.0), **turns)
+            turn = 0.5 if list(PHOTOGRAPHS)[number] in FROM_ABOVE else 0.0
+            transform = TrainTransform(side, scale=(0.6, 2.0), vertical_flip=turn, quarter_turn=turn)
             self.datasets[number, side] = InstanceDataset(self.sets[number], transform, seed=SEED, cache_bytes=2**27)
         return self.datasets[number, side]
 
@@ -67,7 +66,8 @@ class Photographs:
         number = int(rng.choice(len(self.sets), p=list(PHOTOGRAPHS.values())))
         dataset = self.dataset(number, side)
         as_objects = rng.random() < OBJECT_SHARE
-        images, targets = [], []
+        images: list[np.ndarray] = []
+        targets: list[Targets] = []
         while len(images) < count:
             sample = dataset[Draw(int(rng.integers(len(dataset))), int(rng.integers(2**31)))]
             if not len(sample.masks):
@@ -136,7 +136,7 @@ class Batches:
             step += 1
 
 
-def normalise(images: list[np.ndarray], model: MaskDINO) -> Tensor:
+def normalise(images: list[np.ndarray], model: SegmentationModel) -> Tensor:
     """Return images normalised by the model's pixel statistics: [B, 3, H, W] float32."""
     stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return (stacked - torch.tensor(model.pixel_mean)[:, None, None]) / torch.tensor(model.pixel_std)[:, None, None]

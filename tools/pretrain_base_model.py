@@ -17,7 +17,7 @@ from vispeft.models import MaskDINO, build_model
 from vispeft.models.backbones.hybrid import CNN, HybridFeatures
 from vispeft.models.layers.geometry import map_position_embedding
 from vispeft.models.mask_dino.criterion import Criterion
-from vispeft.structures import Targets
+from vispeft.structures import Batch, Targets
 from vispeft.training.step import SealedBatch, in_float32
 
 _NUM_POINTS = 768
@@ -87,9 +87,9 @@ class ObjectCriterion(Criterion):
     """Mask DINO's losses, in which every target is of class 0, "object", beside its own."""
 
     def __init__(self) -> None:
-        settings = {"matcher": HungarianMatcher(num_points=_NUM_POINTS), "num_points": _NUM_POINTS}
-        super().__init__(**settings)
-        self.of_objects = Criterion(**settings, labelled_classes=[0])
+        matcher = HungarianMatcher(num_points=_NUM_POINTS)
+        super().__init__(matcher=matcher, num_points=_NUM_POINTS)
+        self.of_objects = Criterion(matcher=matcher, num_points=_NUM_POINTS, labelled_classes=[0])
 
     def _class_loss(
         self, class_logits: Tensor, pairs: Pairs, targets: Sequence[Targets], num_matching_rows: int
@@ -111,11 +111,14 @@ class PretrainingLoss(nn.Module):
 
     def forward(self, sealed: SealedBatch, labelled: Sequence[int]) -> dict[str, Tensor]:
         """Return weighted scalar losses by name. labelled: the classes that the images are labelled for, 0 first"""
-        images, targets = sealed.batch.images, sealed.batch.targets
+        batch = sealed.batch
+        assert isinstance(batch, Batch)
+        images, targets = batch.images, batch.targets
         predictions = self.model(images, targets)
         with torch.autocast(images.device.type, enabled=False):
             self.criterion.labelled_classes = list(labelled[1:])
-            return self.criterion(in_float32(predictions), targets)
+            losses: dict[str, Tensor] = self.criterion(in_float32(predictions), targets)
+        return losses
 
 
 def parameter_groups(model: MaskDINO) -> list[dict[str, object]]:

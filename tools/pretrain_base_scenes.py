@@ -92,13 +92,13 @@ def _transformed(rng: np.random.Generator, image: NDArray[np.uint8], side: float
     scale = side / max(height, width)
     angle = rng.normal(0, 25) if rng.random() < 0.7 else rng.uniform(0, 360)
     reach = int(np.ceil(np.hypot(height, width) * scale)) + 2
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
+    matrix = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale), np.float64)
     matrix[:, 2] += reach / 2 - np.array([width / 2, height / 2])
     # shrinking by more than two needs a mean over the pixels, which warping does not take
     source = image
     if scale < 0.5:
         shrunk = max(int(width * scale * 2), 1), max(int(height * scale * 2), 1)
-        source = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+        source = np.asarray(cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
         matrix[:, :2] @= np.diag([width / shrunk[0], height / shrunk[1]])
     warped = cv2.warpAffine(source, matrix, (reach, reach), flags=cv2.INTER_LINEAR).astype(np.float32)
     if rng.random() < 0.5:

@@ -32,6 +32,7 @@ from vispeft.engine.loaders import DataSets, Share, read_sets, train_loader, val
 from vispeft.engine.settings import criterion_of
 from vispeft.evaluation import evaluate_coco
 from vispeft.models import DetectionLimits
+from vispeft.models.mask_dino.criterion import Criterion
 from vispeft.synthetic import write_splits
 from vispeft.training.processor import describe_cpu
 from vispeft.training.step import in_float32
@@ -89,6 +90,7 @@ def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]
     attach(model, config)
     peft.train_mode(model)
     criterion = criterion_of(config, model)
+    assert isinstance(criterion, Criterion)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     clock, batches = Clock(), iter(train_loader(config, sets.train, model, Share()))
     for name in PARTS:
@@ -103,7 +105,7 @@ def train_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]
         with clock.part("losses"):
             loss = torch.stack(list(criterion(in_float32(predictions), batch.targets).values())).sum()
         with clock.part("backward"):
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
         with clock.part("optimizer"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -26,6 +26,7 @@ import torch
 from profile_step import Clock, operators
 
 from vispeft.coco.results import to_coco_results
+from vispeft.coco.sets import to_annotations
 from vispeft.config import Config, load_config
 from vispeft.engine.build import build_base, complete
 from vispeft.engine.loaders import Share, read_sets, val_loader
@@ -47,7 +48,8 @@ def draw_nuclei(folder: Path, num_images: int) -> Path:
         image = np.full((SIDE, SIDE, 3), 200, np.uint8) + rng.integers(0, 30, (SIDE, SIDE, 3), np.uint8)
         for _ in range(NUCLEI):
             centre, axes = rng.integers(8, SIDE - 8, 2), rng.integers(4, 10, 2)
-            outline = cv2.ellipse2Poly(centre.tolist(), axes.tolist(), int(rng.integers(180)), 0, 360, 20)
+            angle = int(rng.integers(180))
+            outline = np.asarray(cv2.ellipse2Poly(centre.tolist(), axes.tolist(), angle, 0, 360, 20), np.int32)
             cv2.fillPoly(image, [outline], rng.integers(60, 140, 3).tolist())
             x, y, width, height = cv2.boundingRect(outline)
             document["annotations"].append(
@@ -109,8 +111,9 @@ def validation_pass(config: Config, num_images: int) -> Mapping[str, Any]:
     batches = iter(val_loader(config, val, model, Share()))
     for _ in range(len(val)):
         predict(batches)
+    annotations = to_annotations(val)
     began = time.process_time()
-    evaluate_coco(config.data.val.annotations, results)
+    evaluate_coco(annotations, results)
     seconds = {part: sum(step[part] for step in clock.steps) / len(val) for part in clock.steps[0]}
     seconds["scoring"] = (time.process_time() - began) / len(val)
     whole = sum(seconds.values())
