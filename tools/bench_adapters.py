@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
+    if args.batch < 2:
+        parser.error("--batch must be at least 2: two adapters are mixed")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         passes = medians_ms(model_cases(args.model, args.rank, args.batch, args.image_size, Path(folder)), args.rounds)

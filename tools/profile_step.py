@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vispeft import peft
 from vispeft.coco.results import to_coco_results
+from vispeft.coco.sets import to_annotations
 from vispeft.config import Config, load_config
 from vispeft.engine.attach import attach
 from vispeft.engine.build import build_base, complete
@@ -136,12 +137,16 @@ def eval_steps(config: Config, sets: DataSets, steps: int) -> Mapping[str, Any]:
                 results.extend(to_coco_results(instances, meta.image_id, [c.id for c in sets.val.categories]))
 
     measured = _measured(step, clock, steps)
+    predicted = {result["image_id"] for result in results}
+    annotations = to_annotations(
+        sets.val.subset(index for index, image in enumerate(sets.val.images) if image.id in predicted)
+    )
     began = time.process_time()
-    evaluate_coco(sets.val.annotations_path, results)
+    evaluate_coco(annotations, results)
     return {
         **measured,
         "scoring_s": round(time.process_time() - began, 4),
-        "images": len({one["image_id"] for one in results}),
+        "images": len(predicted),
     }
 
 
