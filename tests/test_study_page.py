@@ -48,3 +48,19 @@ def test_speed_table__compares_at_the_time_of_the_fastest(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[0].split(" | ")[2] == "AP after 10 s"
     assert done.stdout.splitlines()[2:] == ["| lora | 50 | 0.500 | 0.500 |", "| full | 100 | 0.200 | 0.800 |"]
+
+
+def test_points_table__marks_the_best_rate_of_a_method() -> None:
+    metrics = {"trainable_params": 10, "trainable_percent": 1.0}
+    trials = [
+        {"variant": "lora", "parameters": {"train.methods.lora.lr": lr}, "state": state, "metrics": {**metrics, **ap}}
+        for lr, state, ap in (
+            (1e-3, "complete", {"segm/AP": 0.2}),
+            (5e-3, "complete", {"segm/AP": 0.3}),
+            (1e-2, "failed", {}),
+        )
+    ]
+    code = f"import study_page; print(study_page.points_table({{'trials': {trials!r}}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0] == "| configuration | trained | mask AP by lr |"
+    assert done.stdout.splitlines()[2:] == ["| lora | 10 (1.00 %) | 0.001: 0.200; **0.005: 0.300** |"]

@@ -194,6 +194,26 @@ def table(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", sentence or ""]).strip()
 
 
+def points_table(content: Mapping[str, Any]) -> str:
+    """Return a table with a row per variant of a sweep over a space: mask AP at each point, the best one in bold."""
+    rows: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for trial in content["trials"]:
+        if trial["state"] == "complete":
+            point = ", ".join(f"{value:g}" for value in trial["parameters"].values())
+            rows.setdefault(trial["variant"], {}).setdefault(point, []).append(trial["metrics"])
+    keys = dict.fromkeys(key.rpartition(".")[2] for trial in content["trials"] for key in trial["parameters"])
+    lines = [f"| configuration | trained | mask AP by {', '.join(keys)} |", "|---|---|---|"]
+    for variant, points in rows.items():
+        ap = {point: mean(run["segm/AP"] for run in runs) for point, runs in points.items()}
+        best = max(ap, key=lambda point: ap[point])
+        shown = (f"{point}: {value:.3f}" for point, value in ap.items())
+        cells = [f"**{cell}**" if point == best else cell for point, cell in zip(ap, shown, strict=True)]
+        first = points[best][0]
+        trained = f"{first['trainable_params']:,} ({first['trainable_percent']:.2f} %)"
+        lines.append(f"| {variant} | {trained} | {'; '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Plot mask AP against adapters per block, one panel per set: mean over seeds, each seed, and full fine-tuning."""
     import matplotlib.pyplot as plt
@@ -249,7 +269,8 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
     contents = {name: json.loads((raw / f"{name}.json").read_text()) for name in names}
     shown = page.read_text(encoding="utf-8")
     for name, content in contents.items():
-        put(page, name, table(content))
+        has_space = any(trial["parameters"] for trial in content["trials"])
+        put(page, name, points_table(content) if has_space else table(content))
         if f"<!-- {name}-speed -->" in shown:
             put(page, f"{name}-speed", speed_table(content))
         if content["comparison"] and f"{name}.svg" in shown:
