@@ -23,6 +23,7 @@ from vispeft.peft.methods.context import Tables
 from vispeft.peft.methods.fused_linear import BypassedInputs, fused_forward
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.map_sizes import MapSize, gives_maps
+from vispeft.peft.methods.prompt import with_rotary_positions
 from vispeft.peft.methods.recomputed_inputs import RecomputedInputs, is_recomputed
 from vispeft.peft.outputs import Path, first_features, replaced
 from vispeft.peft.owner_hooks import BatchHooks, OwnerHooks
@@ -90,8 +91,10 @@ class SiteHooks:
                 f"A {type(module).__name__} with a delta around it must get a tensor first, but gets a "
                 f"{type(x).__name__}. Name a module inside it."
             )
+        given = x
         for delta in reversed(around):
             x = delta.before(x)
+        kwargs = with_rotary_positions(kwargs, given, x)
         return ((x, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: x})
 
     def run_deltas(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:

@@ -12,7 +12,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vispeft.errors import PlanError
-from vispeft.peft import VPT, Plan, ScaleShift, check, count, disabled, inject, load_adapter, save_adapter, train_mode
+from vispeft.peft import (
+    VPT,
+    Plan,
+    Prefix,
+    ScaleShift,
+    check,
+    count,
+    disabled,
+    inject,
+    load_adapter,
+    save_adapter,
+    train_mode,
+)
 from vispeft.peft.inject import attached
 
 Build = Callable[[], nn.Module]
@@ -167,11 +179,44 @@ def test_vpt__serves_eva_without_rotary_positions() -> None:
     check(model, torch.randn(1, 3, 28, 28))
 
 
-def test_vpt__is_named_by_check_where_rotary_positions_do_not_fit() -> None:
-    model = small_vit("eva02_tiny_patch14_224", img_size=28)
+ROTARY = {
+    "eva02_tiny_patch14_224": {"img_size": 28},
+    "vit_small_patch16_dinov3": {"img_size": 32, "embed_dim": 48, "num_heads": 3},
+    "vit_small_patch16_rope_mixed_224": {"img_size": 32, "embed_dim": 48, "num_heads": 3},
+}
+
+
+@pytest.mark.parametrize("use_checkpoints", [False, True])
+@pytest.mark.parametrize("method", [VPT(4), Prefix(4)], ids=["vpt", "prefix"])
+@pytest.mark.parametrize("name", ROTARY)
+def test_prompts__have_no_rotary_position(name: str, method: VPT | Prefix, use_checkpoints: bool) -> None:
+    model = small_vit(name, **ROTARY[name])
+    base = copy.deepcopy(model)
+    site = "blocks.*" if isinstance(method, VPT) else "blocks.*.attn"
+    inject(model, Plan({site: method}))
+    images = torch.randn(2, 3, *base.patch_embed.img_size)
+    check(model, images)
+
+    def with_prompts(module: nn.Module, prompts: Tensor) -> None:
+        """Let attention take the prompts for further tokens before the patches, as the class token is one."""
+        attention = getattr(module, "attn", module)
+        attention.num_prefix_tokens += len(prompts)
+        module.register_forward_pre_hook(
+            lambda _, args: (torch.cat([prompts.expand(len(args[0]), -1, -1), args[0]], 1), *args[1:])
+        )
+        module.register_forward_hook(lambda _, args, output: output[:, len(prompts) :])
+
+    for item in attached(model):
+        with_prompts(base.get_submodule(item.site), item.delta.prompts)
+    model.set_grad_checkpointing(use_checkpoints)
+    torch.testing.assert_close(model(images), base(images))
+
+
+def test_vpt__is_named_by_check_where_positions_do_not_fit() -> None:
+    model = small_vit("beit_base_patch16_224", img_size=32, embed_dim=48, num_heads=3)
     inject(model, Plan({"blocks.*": VPT(4)}))
     with pytest.raises(PlanError, match=r"inputs that these deltas give their sites: `blocks\.0\.vpt`.*must match"):
-        check(model, torch.randn(1, 3, 28, 28))
+        check(model, torch.randn(1, 3, 32, 32))
 
 
 def test_vpt__refuses_what_it_cannot_serve(build: Build, images: Tensor) -> None:

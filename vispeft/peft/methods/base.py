@@ -101,8 +101,8 @@ class AroundDelta(Delta):
     """A delta that changes the input of its module too.
 
     Of several deltas at a module, the last attached is the outermost: its `before` runs first, its `forward` last. The
-    x that every `forward` gets is what the frozen module got. Other arguments of the module, such as masks or rotary
-    positions, stay as they are.
+    x that every `forward` gets is what the frozen module got. Other arguments of the module, such as masks, stay as
+    they are; only rotary positions (`rope`) get entries for tokens that are added.
     """
 
     @abstractmethod

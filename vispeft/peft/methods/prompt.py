@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,9 @@ class VPT(TokenMethod):
     The prompts stand before all other tokens, class token included, so that the patches stay the last tokens. Attention
     without positions of its own gives the same in the paper's order, which has the class token first; and code that
     counts the tokens before the patches (map sizes, rotary positions of transformers' DINOv3) counts the prompts among
-    them. Not served: attention with positions for a fixed number of tokens (rotary positions of timm's EVA, relative
-    positions of BEiT) fails on more tokens; blocks that read the class token by its index give wrong results.
+    them. Rotary positions that a block gets as `rope` (timm's EVA and DINOv3) are extended, if `deep`. Not served:
+    other attention with positions for a fixed number of tokens (relative positions of BEiT), which fails on more;
+    blocks that read the class token by its index give wrong results.
 
     tokens: prompts of a block
     deep: prompts at every site; otherwise at the first alone
@@ -69,6 +70,19 @@ class VPT(TokenMethod):
     def for_parameter(self, parameter: Tensor, context: Context) -> WeightDelta:
         """Refuse every parameter: prompts are added to inputs."""
         raise PlanError("`vpt` serves blocks, but this is a parameter. Name the block, such as `blocks.0`.")
+
+
+def with_rotary_positions(kwargs: dict[str, Any], given: Tensor, x: Tensor) -> dict[str, Any]:
+    """Return a module's arguments with rotary positions also for the tokens that x [B, T + N, C] has before `given`.
+
+    The new tokens have no place: their rotation is by no angle. In timm `rope` [..., N, 2 D] has the sines of the last
+    N tokens, then their cosines; tokens before these, such as the class token, are not rotated.
+    """
+    rope = kwargs.get("rope")
+    if not isinstance(rope, Tensor) or x.ndim != 3 or given.ndim != 3 or x.shape[1] <= given.shape[1]:
+        return kwargs
+    sines = rope.new_zeros(*rope.shape[:-2], x.shape[1] - given.shape[1], rope.shape[-1] // 2)
+    return {**kwargs, "rope": torch.cat((torch.cat((sines, torch.ones_like(sines)), dim=-1), rope), dim=-2)}
 
 
 class SequenceLength:
