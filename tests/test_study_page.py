@@ -15,6 +15,7 @@ def sweep_directory(root: Path) -> Path:
     trial["metrics"] = {"segm/AP": 0.5, "segm/AP50": 0.7}
     (root / "trials" / "0001").mkdir(parents=True)
     (root / "trials" / "0001" / "environment.json").write_text(json.dumps({"device": "a CPU", "seed": 0}))
+    (root / "comparison.json").write_text(json.dumps({"results": []}))
     (root / "results.json").write_text(json.dumps({"sampler": "grid", "num_runs": 1, "trials": [trial]}))
     return root
 
@@ -64,3 +65,16 @@ def test_points_table__marks_the_best_rate_of_a_method() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines()[0] == "| configuration | trained | mask AP by lr |"
     assert done.stdout.splitlines()[2:] == ["| lora | 10 (1.00 %) | 0.001: 0.200; **0.005: 0.300** |"]
+
+
+def test_with_all_seeds__leaves_out_what_is_not_complete() -> None:
+    states = {"lora": "cc", "full": "cr", "heads": "c", "rates": "cc"}
+    trials = [
+        {"variant": variant, "state": {"c": "complete", "r": "running"}[state], "parameters": {}}
+        for variant, some in states.items()
+        for state in some
+    ]
+    trials[-1]["parameters"] = {"train.lr": 1e-3}
+    code = f"import study_page; print(list(study_page.with_all_seeds({trials!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "['lora']"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -26,12 +25,13 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
+SETS_OF_FIRST_BASE = ("facades", "fruits-nuts", "nuclei-histo")
 STUDY, PLACEMENT = "study-nuclei-histo", "study_placement-nuclei-histo"
 ONE_ADAPTER = (STUDY, "1 adapter per block")
 QUESTIONS = {
     **{
         f"adapters-{name}": [(f"study-{name}", variant) for variant, count in COUNTS.items() if count]
-        for name in ("nuclei-histo", "fruits-nuts", "facades")
+        for name in SETS_OF_FIRST_BASE
     },
     "ranks": [
         (PLACEMENT, "LoRA both, rank 4"),
@@ -82,9 +82,8 @@ def take_in(sweep: Path, raw: Path) -> None:
         {key: trial[key] for key in KEPT_OF_TRIAL} | {"curve": curve(sweep / "trials" / f"{trial['trial']:04d}")}
         for trial in found["trials"]
     ]
-    comparison = None
-    if (sweep / "comparison.json").is_file():
-        comparison = json.loads((sweep / "comparison.json").read_text())
+    compared = sweep / "comparison.json"
+    comparison = json.loads(compared.read_text()) if compared.is_file() else comparison_so_far(sweep, found["trials"])
     environment = json.loads(next((sweep / "trials").glob("*/environment.json")).read_text())
     machine = {key: environment[key] for key in ("device", "seed", "versions", "packages") if key in environment}
     machine.pop("seed", None)
@@ -93,6 +92,32 @@ def take_in(sweep: Path, raw: Path) -> None:
     (raw / f"{sweep.name}.json").write_text(
         json.dumps({**content, "trials": trials, "comparison": comparison}, indent=1) + "\n"
     )
+
+
+def comparison_so_far(sweep: Path, trials: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return the comparison of the configurations that are complete; None for less than two of them."""
+    done = with_all_seeds(trials)
+    if len(done) < 2:
+        return None
+    members = [one for some in done.values() for one in some]
+    directories = [sweep / "trials" / f"{one['trial']:04d}" for one in members]
+    comparison = compare_runs(directories, [one["variant"] for one in members])
+    for result in comparison["results"]:
+        result["trials"] = [members[number - 1]["trial"] for number in result["trials"]]
+    return comparison
+
+
+def with_all_seeds(trials: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the trials of each variant of which every seed is complete, but for those with a point of a space."""
+    by_variant: dict[str, list[Mapping[str, Any]]] = {}
+    for trial in trials:
+        by_variant.setdefault(trial["variant"], []).append(trial)
+    num_seeds = max((len(some) for some in by_variant.values()), default=0)
+    return {
+        variant: some
+        for variant, some in by_variant.items()
+        if len(some) == num_seeds and all(one["state"] == "complete" and not one["parameters"] for one in some)
+    }
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
@@ -189,8 +214,8 @@ def table(content: Mapping[str, Any]) -> str:
         )
     sentence = (content["comparison"] or {}).get("sentence")
     done = sum(len(runs) for runs in complete(content).values())
-    if sentence is None and done < content["num_runs"]:
-        sentence = f"{done} of {content['num_runs']} trials are done; intervals follow when all are done."
+    if done < content["num_runs"]:
+        sentence = f"{sentence or ''} {done} of {content['num_runs']} trials are done.".strip()
     return "\n".join([*lines, "", sentence or ""]).strip()
 
 
@@ -275,7 +300,7 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
             put(page, f"{name}-speed", speed_table(content))
         if content["comparison"] and f"{name}.svg" in shown:
             draw_differences(content, raw / f"{name}.svg")
-    counted = {name.removeprefix("study-"): one for name, one in contents.items() if re.match(r"study-", name)}
+    counted = {name: contents[f"study-{name}"] for name in SETS_OF_FIRST_BASE if f"study-{name}" in contents}
     if counted:
         draw_counts(counted, raw / "adapters_per_block.svg")
 
