@@ -83,10 +83,10 @@ def test_prefix__is_named_by_check_where_attention_has_windows_or_fixed_position
     inject(swin, Plan({"layers.*.blocks.*.attn": Prefix(2)}))
     with pytest.raises(PlanError, match=r"not with the inputs that these deltas give their sites: `layers\.0"):
         check(swin, torch.randn(1, 3, 64, 64))
-    eva = small_vit("eva02_tiny_patch14_224", img_size=28)
-    inject(eva, Plan({"blocks.*.attn": Prefix(2)}))
+    beit = small_vit("beit_base_patch16_224", img_size=32, embed_dim=48, num_heads=3)
+    inject(beit, Plan({"blocks.*.attn": Prefix(2)}))
     with pytest.raises(PlanError, match=r"these deltas give their sites: `blocks\.0\.attn\.prefix`"):
-        check(eva, torch.randn(1, 3, 28, 28))
+        check(beit, torch.randn(1, 3, 32, 32))
 
 
 def test_prefix__refuses_what_it_cannot_serve(build: Callable[[], nn.Module]) -> None:
