@@ -1,4 +1,4 @@
-"""Configurations that `vispeft plan` may propose: what is trained, and its name in the studies."""
+"""Configurations that `vispeft plan` may propose: what is trained at which rate, and its name in the study."""
 
 from __future__ import annotations
 
@@ -6,120 +6,121 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-_LINEAR = (
-    "@encoder.qkv | @encoder.proj | @encoder.fc1 | @encoder.fc2",
-    "@deformable.sampling_offsets | @deformable.value_proj | @deformable.output_proj",
-    "@decoder.q_proj | @decoder.v_proj",
-    "@pixel_decoder.linear1 | @pixel_decoder.linear2 | @decoder.linear1 | @decoder.linear2",
+_VIT = "@encoder.qkv | @encoder.proj | @encoder.fc1 | @encoder.fc2"
+_DEFORMABLE = "@deformable.sampling_offsets | @deformable.value_proj | @deformable.output_proj"
+_FFNS = "@pixel_decoder.linear1 | @pixel_decoder.linear2 | @decoder.linear1 | @decoder.linear2"
+_EVERYWHERE = f"{_VIT} | {_DEFORMABLE} | @decoder.q_proj | @decoder.v_proj | {_FFNS}"
+_AFTER_ATTENTION_AND_FFN = (
+    "@encoder.proj | @encoder.fc2 | @attention_outputs | @pixel_decoder.linear2 | @decoder.linear2"
 )
-_BOTH = "@deformable.value_proj | @deformable.sampling_offsets"
-_ALL_FOUR = f"{_BOTH} | @deformable.attention_weights | @deformable.output_proj"
-_NORMS = ("**.norm*.**",)
+_HEADS, _NEW = ("@heads",), ("@new",)
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One configuration.
 
+    train: patterns trained in full
     deltas: as in `peft.deltas`
-    train: patterns trained in full, beside the heads or the parts without weights
-    variant: name in the studies' raw files; empty where no study has it
+    rates: as in `train.methods`, by method; empty where those of the configuration stay
+    variant: name in the study's raw files; empty where the study does not have it
     """
 
     name: str
+    train: tuple[str, ...]
     deltas: Mapping[str, Any] = field(default_factory=dict)
-    train: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
     variant: str = ""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all parameters are trained."""
+        return "**" in self.train
 
 
 def _lora(rank: int, **options: Any) -> dict[str, Any]:
     return {"method": "lora", "rank": rank, **options}
 
 
-def _adapters(count: int) -> dict[str, Any]:
-    return {"method": "adapter", "reduction": 4, "activation": "relu", "count": count}
+def _of_study(name: str, sites: str, method: Mapping[str, Any], variant: str, rate: float, **train: Any) -> Candidate:
+    """Return a candidate as in `configs/study.yaml`."""
+    return Candidate(name, train.get("train", _HEADS), {sites: dict(method)}, {method["method"]: rate}, variant)
 
 
-def _everywhere(rank: int) -> Candidate:
-    """Return LoRA as in `bundled_lora.yaml`, which has rank 4, and rank 16 in the patch embedding."""
-    sites = {"backbone.body.model.patch_embed.proj": _lora(4 * rank), **dict.fromkeys(_LINEAR, _lora(rank))}
-    return Candidate(f"LoRA on all linear maps, rank {rank}", sites, _NORMS)
-
-
-# for bases whose decoders have weights, such as the bundled one
+# for bases whose decoders have weights, such as the bundled one: the configurations of configs/study.yaml
 PRETRAINED: tuple[Candidate, ...] = (
-    Candidate("heads alone", variant="head only"),
-    Candidate("full fine-tuning", train=("**",)),
-    Candidate("biases", train=("**.bias",), variant="biases"),
-    Candidate("norms", train=_NORMS, variant="norms"),
-    Candidate(
-        "scale and shift",
-        {"@encoder.proj | @encoder.fc2 | @attention_outputs | @decoder.linear2": {"method": "scale_shift"}},
-        variant="scale and shift",
-    ),
+    Candidate("heads alone", _HEADS, variant="head only"),
+    Candidate("full fine-tuning", ("**",), rates={"full": 5e-4}),
+    Candidate("the last block of the ViT in full", ("@heads", "@encoder.blocks[-1:]"), variant="last block"),
     *(
-        Candidate(f"LoRA on the backbone's qkv, rank {rank}", {"@encoder.qkv": _lora(rank, parts="qv")}, (), variant)
-        for rank, variant in (
-            (2, ""),
-            (4, ""),
-            (8, "LoRA in the backbone"),
-            (14, "LoRA in the backbone, rank 14"),
-            (32, ""),
+        _of_study(
+            f"LoRA on all linear maps, rank {rank}", _EVERYWHERE, _lora(rank), f"LoRA everywhere, rank {rank}", 1e-2
         )
+        for rank in (1, 4, 12)
     ),
-    _everywhere(2),
-    _everywhere(4),
-    _everywhere(8),
-    Candidate("LoRA on deformable value_proj, rank 8", {"@deformable.value_proj": _lora(8)}, variant="LoRA value_proj"),
+    _of_study(
+        "LoRA on ViT and deformable attention, norms, and the class head alone, rank 4",
+        f"@encoder.qkv | @encoder.fc1 | {_DEFORMABLE}",
+        _lora(4),
+        "class head and LoRA, at most 1 %",
+        1e-2,
+        train=("@class_head", "**.norm*.**"),
+    ),
+    _of_study("LoRA in the ViT, rank 4", _VIT, _lora(4), "LoRA in the ViT", 1e-2),
+    _of_study(
+        "LoRA on all four deformable maps, rank 8",
+        f"{_DEFORMABLE} | @deformable.attention_weights",
+        _lora(8),
+        "LoRA on deformable attention",
+        1e-2,
+    ),
+    _of_study("LoRA on deformable value_proj, rank 8", "@deformable.value_proj", _lora(8), "LoRA on values", 1e-2),
     *(
-        Candidate(f"LoRA on deformable value_proj and sampling_offsets, rank {rank}", {_BOTH: _lora(rank)}, (), variant)
-        for rank, variant in (
-            (2, ""),
-            (4, "LoRA both, rank 4"),
-            (8, "LoRA both"),
-            (16, "LoRA both, rank 16"),
-            (32, "LoRA both, rank 32"),
-        )
-    ),
-    Candidate("LoRA on all four deformable maps, rank 8", {_ALL_FOUR: _lora(8)}, (), "LoRA all four"),
-    Candidate("LoRA on all four deformable maps, rank 15", {_ALL_FOUR: _lora(15)}, (), "LoRA all four, rank 15"),
-    Candidate(
-        "LoRA on the backbone's qkv and on deformable attention, rank 8",
-        {"@encoder.qkv": _lora(8, parts="qv"), _BOTH: _lora(8)},
-        variant="LoRA in backbone and decoders",
-    ),
-    Candidate(
-        "adapters in the pixel decoder",
-        {"@pixel_decoder.output_proj": _adapters(1)},
-        variant="adapters in the pixel decoder",
-    ),
-    *(
-        Candidate(
-            f"{count} {'adapter' if count == 1 else 'adapters'} after every attention of the decoders",
-            {"@attention_outputs": _adapters(count)},
-            variant=f"{count} {'adapter' if count == 1 else 'adapters'} per block",
+        _of_study(
+            f"{count} {'adapter' if count == 1 else 'adapters'} after every attention and FFN",
+            _AFTER_ATTENTION_AND_FFN,
+            {"method": "adapter", "width": 10, "count": count},
+            f"{count} {'adapter' if count == 1 else 'adapters'} per block",
+            2e-2,
         )
         for count in (1, 2, 3)
+    ),
+    _of_study(
+        "scale and shift",
+        f"{_VIT} | @attention_outputs | @deformable.value_proj | @decoder.linear1 | @decoder.linear2",
+        {"method": "scale_shift"},
+        "scale and shift",
+        2e-2,
+    ),
+    _of_study("50 prompts per block of the ViT", "@encoder.blocks", {"method": "vpt", "tokens": 50}, "VPT", 2e-2),
+    _of_study(
+        "Convpass in the ViT", "@encoder.proj | @encoder.fc2", {"method": "convpass", "width": 12}, "Convpass", 2e-2
     ),
 )
 
+_BACKBONE_ADAPTER = {"method": "adapter", "reduction": 4, "activation": "relu"}
+
 # for bases whose decoders start from random values and are trained in full: only the backbone's part differs
 NEW_DECODER: tuple[Candidate, ...] = (
-    Candidate("the new parts alone"),
-    Candidate("full fine-tuning", train=("**",)),
+    Candidate("the new parts alone", _NEW),
+    Candidate("full fine-tuning", ("**",)),
     *(
-        Candidate(f"LoRA on the backbone's qkv, rank {rank}", {"@encoder.qkv": _lora(rank, parts="qv")})
+        Candidate(f"LoRA on the backbone's qkv, rank {rank}", _NEW, {"@encoder.qkv": _lora(rank, parts="qv")})
         for rank in (2, 4, 8, 16, 32)
     ),
     *(
-        Candidate(f"LoRA on the backbone's linear maps, rank {rank}", {_LINEAR[0]: _lora(rank)})
+        Candidate(f"LoRA on the backbone's linear maps, rank {rank}", _NEW, {_VIT: _lora(rank)})
         for rank in (2, 4, 8, 16, 32)
     ),
     *(
-        Candidate(f"{count} adapters per block of the backbone", {"@encoder.proj | @encoder.fc2": _adapters(count)})
+        Candidate(
+            f"{count} adapters per block of the backbone",
+            _NEW,
+            {"@encoder.proj | @encoder.fc2": {**_BACKBONE_ADAPTER, "count": count}},
+        )
         for count in (1, 2, 3)
     ),
-    Candidate("scale and shift in the backbone", {"@encoder.proj | @encoder.fc2": {"method": "scale_shift"}}),
-    Candidate("the backbone's last two blocks in full", train=("@encoder.blocks[-2:]",)),
-    Candidate("a ladder beside the backbone", {"@encoder.blocks": {"method": "ladder", "width": 32}}),
+    Candidate("scale and shift in the backbone", _NEW, {"@encoder.proj | @encoder.fc2": {"method": "scale_shift"}}),
+    Candidate("the backbone's last two blocks in full", (*_NEW, "@encoder.blocks[-2:]")),
+    Candidate("a ladder beside the backbone", _NEW, {"@encoder.blocks": {"method": "ladder", "width": 32}}),
 )

@@ -1,10 +1,11 @@
-"""Results of the project's own studies, by configuration: mask AP compared with full fine-tuning."""
+"""Results of the project's own study, by configuration: mask AP compared with full fine-tuning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import mean
 
 from vispeft.io.json_files import read_json
 
@@ -13,30 +14,28 @@ _TABLE = Path(__file__).parents[2] / "assets" / "study_evidence.json"
 
 @dataclass(frozen=True)
 class Result:
-    """Mean mask AP of a configuration and of full fine-tuning on one set, in the same setting of a study."""
+    """Mean mask AP of a configuration and of full fine-tuning on one set, in the same sweep."""
 
     variant: str
     set: str
     mask_ap: float
     mask_ap_full: float
-    difference: float
     seeds: int
     source: str
 
     def __str__(self) -> str:
-        seeds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        return f"{self.difference:+.3f} on {self.set} ({self.mask_ap:.3f} against {self.mask_ap_full:.3f}, {seeds})"
+        return f"{self.mask_ap:.3f} against {self.mask_ap_full:.3f} on {self.set}"
 
 
 def results_of(variant: str) -> tuple[Result, ...]:
-    """Return the results of a configuration by its name in the studies."""
+    """Return the results of a configuration by its name in the study."""
     return tuple(result for result in _results() if result.variant == variant)
 
 
-def reference_difference(variant: str) -> float | None:
-    """Return the difference on nuclei-histo, the one set on which the studies have every configuration."""
-    found = [result.difference for result in results_of(variant) if result.set == "nuclei-histo"]
-    return found[0] if found else None
+def share_of_full(variant: str) -> float | None:
+    """Return mask AP divided by that of full fine-tuning, mean over the sets; None for an unknown configuration."""
+    results = results_of(variant)
+    return mean(result.mask_ap / result.mask_ap_full for result in results) if results else None
 
 
 @cache

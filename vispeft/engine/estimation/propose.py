@@ -1,9 +1,9 @@
 """Configurations that fit limits of parameters, memory and time, best first.
 
-Candidates are ranked by the studies: by the difference of mask AP to full fine-tuning on nuclei-histo, the one set that
-all of them have; candidates without a result follow. Among equals, fewer trained parameters are better. The recipes of
-`candidates.py` are tried as they are, and then with activation checkpointing, which changes no gradients. If none fits,
-batches of one image are accumulated, and at last the image is made smaller, which has a warning.
+Candidates are ranked by the study: by the share of full fine-tuning's mask AP that they reach, mean over its sets.
+Candidates without a result follow. Among equals, fewer trained parameters are better. The recipes of `candidates.py`
+are tried as they are, and then with activation checkpointing, which changes no gradients. If none fits, batches of one
+image are accumulated, and at last the image is made smaller, which has a warning.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vispeft.engine.estimation import candidates
 from vispeft.engine.estimation.base_model import Base, base_without_weights
 from vispeft.engine.estimation.candidates import Candidate
 from vispeft.engine.estimation.estimate import Estimate, estimate_attached
-from vispeft.engine.estimation.evidence import reference_difference, results_of
+from vispeft.engine.estimation.evidence import results_of, share_of_full
 from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.step_time import Timing, time_step
 from vispeft.engine.weights_source import NONE, PRETRAINED
@@ -154,16 +154,14 @@ class _Search:
         )
 
     def _evidence_rank(self, candidate: Candidate) -> tuple[int, float]:
-        difference = None if self.has_new_decoder else reference_difference(candidate.variant)
-        if candidate.name == "full fine-tuning" and not self.has_new_decoder:
-            difference = 0.0
-        return (1, 0.0) if difference is None else (0, -difference)
+        if self.has_new_decoder:
+            return (1, 0.0)
+        share = 1.0 if candidate.is_full else share_of_full(candidate.variant)
+        return (1, 0.0) if share is None else (0, -share)
 
     def _config(self, candidate: Candidate, mode: _Mode) -> Config:
         config = self.base.config
-        peft_config = config.peft.model_copy(
-            update={"deltas": dict(candidate.deltas), "train": self._trained(candidate)}
-        )
+        peft_config = config.peft.model_copy(update={"deltas": dict(candidate.deltas), "train": candidate.train})
         model = config.model.model_copy(
             update={
                 "activation_checkpointing": mode.recomputes,
@@ -174,11 +172,6 @@ class _Search:
         accumulate = config.train.accumulate * config.train.batch_size // batch_size
         train = config.train.model_copy(update={"batch_size": batch_size, "accumulate": accumulate})
         return config.model_copy(update={"peft": peft_config, "model": model, "train": train})
-
-    def _trained(self, candidate: Candidate) -> tuple[str, ...]:
-        if "**" in candidate.train:
-            return candidate.train
-        return ("@new" if self.has_new_decoder else "@heads", *candidate.train)
 
     def _count(self, candidate: Candidate) -> int | None:
         """Return the trained parameters of a candidate; None if the model lacks its sites."""
@@ -247,23 +240,24 @@ class _Search:
         return step * train.accumulate * (train.steps or 0)
 
     def _reason(self, candidate: Candidate) -> str:
-        """Return what the studies say about a candidate."""
-        if candidate.name == "full fine-tuning" and not self.has_new_decoder:
-            return "The studies compare all others with it."
+        """Return what the study says about a candidate."""
+        if candidate.is_full and not self.has_new_decoder:
+            return "The study compares all others with it."
         results = () if self.has_new_decoder else results_of(candidate.variant)
         if not results:
-            return "The project's studies have no result for this configuration; ranked by its parameters."
-        sources = sorted({result.source for result in results})
+            return "The project's study has no result for this configuration; ranked by its parameters."
+        sources = ", ".join(result.source for result in results)
         return (
-            f"Mask AP compared with full fine-tuning, 200 steps: {'; '.join(map(str, results))}. Raw: "
-            f"{', '.join(sources)}. The studies used the first bundled base, not this one."
+            f"Mask AP of this and of full fine-tuning of the bundled base, {results[0].seeds} seeds: "
+            f"{'; '.join(map(str, results))}. Raw: {sources}."
         )
 
     def _overrides(self, candidate: Candidate, mode: _Mode) -> tuple[str, ...]:
         """Return the words for the command line that make the configuration this one."""
         return (
             f"peft.deltas={_flow(dict(candidate.deltas))}",
-            f"peft.train={_flow(list(self._trained(candidate)))}",
+            f"peft.train={_flow(list(candidate.train))}",
+            *(f"train.methods.{method}.lr={rate:g}" for method, rate in candidate.rates.items()),
             *mode.overrides,
         )
 
