@@ -1,12 +1,11 @@
 #!/usr/bin/env python
 """Write the tables and plots of docs/study.md from the sweeps of configs/study*.yaml.
 
-    python tools/study_page.py --sweeps runs/study-nuclei-histo runs/study-facades ...   # import results of sweeps
-    python tools/study_page.py                                                            # use the imported results
+    python tools/study_page.py --sweeps runs/study-desk runs/study-potholes   # import results of sweeps
+    python tools/study_page.py                                                      # use the imported results
 
 The results of a sweep are copied to `--raw/<its name>.json`: the metrics of every trial, and the comparison with its
-intervals. QUESTIONS compare configurations of several sweeps on one set, as `vispeft compare` does, if all these sweeps
-are in `--sweeps`. Tables and plots are made from these files alone.
+intervals. Tables and plots are made from these files alone.
 """
 
 from __future__ import annotations
@@ -25,53 +24,9 @@ from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
-SETS_OF_FIRST_BASE = ("facades", "fruits-nuts", "nuclei-histo")
-STUDY, PLACEMENT = "study-nuclei-histo", "study_placement-nuclei-histo"
-ONE_ADAPTER = (STUDY, "1 adapter per block")
-QUESTIONS = {
-    **{
-        f"adapters-{name}": [(f"study-{name}", variant) for variant, count in COUNTS.items() if count]
-        for name in SETS_OF_FIRST_BASE
-    },
-    "ranks": [
-        (PLACEMENT, "LoRA both, rank 4"),
-        (STUDY, "LoRA both"),
-        (PLACEMENT, "LoRA both, rank 16"),
-        (PLACEMENT, "LoRA both, rank 32"),
-    ],
-    "chains": [
-        ONE_ADAPTER,
-        *((STUDY, f"{n} adapters per block") for n in (2, 3, 4)),
-        *((PLACEMENT, f"{n} adapters, last of chain") for n in (2, 3, 4)),
-    ],
-    "regions": [
-        (STUDY, "head only"),
-        (PLACEMENT, "biases"),
-        (PLACEMENT, "norms"),
-        (PLACEMENT, "scale and shift"),
-        (PLACEMENT, "adapters in the backbone"),
-        (PLACEMENT, "adapters in the pixel decoder"),
-        (PLACEMENT, "adapters in the decoder"),
-        ONE_ADAPTER,
-        (PLACEMENT, "adapters in backbone and pixel decoder"),
-        (PLACEMENT, "adapters in backbone and decoder"),
-        (PLACEMENT, "adapters everywhere"),
-        (PLACEMENT, "LoRA in the backbone"),
-        (STUDY, "LoRA both"),
-        (PLACEMENT, "LoRA in backbone and decoders"),
-        (STUDY, "full"),
-    ],
-    "equal-parameters": [
-        ONE_ADAPTER,
-        (PLACEMENT, "2 adapters of half the width"),
-        (PLACEMENT, "4 adapters of a quarter of the width"),
-        (PLACEMENT, "parallel adapters"),
-        (PLACEMENT, "adapters in the backbone, width 28"),
-        (PLACEMENT, "LoRA both, rank 28"),
-        (PLACEMENT, "LoRA all four, rank 15"),
-        (PLACEMENT, "LoRA in the backbone, rank 14"),
-    ],
-}
+SETS = ("desk", "potholes", "animals")
+# upper bounds of trained parameters in percent: configurations between two of them are compared as equals
+BUDGETS = (1.0, 1.7, 2.7, 4.0, 10.0)
 KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "metrics")
 
 
@@ -125,23 +80,6 @@ def curve(run: Path) -> list[tuple[int, float]]:
     metrics = run / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     return [(row["step"], row["segm/AP"]) for row in rows if row["split"] == "val"]
-
-
-def answer(members: Sequence[tuple[str, str]], sweeps: Mapping[str, Path]) -> dict[str, Any] | None:
-    """Return the trials of configurations of several sweeps with their comparison; None before the sweeps are done."""
-    trials: list[dict[str, Any]] = []
-    directories: list[Path] = []
-    for sweep, variant in members:
-        found = json.loads((sweeps[sweep] / "results.json").read_text())
-        done = [one for one in found["trials"] if one["state"] == "complete"]
-        if len(done) < found["num_runs"]:
-            return None
-        for one in (one for one in done if one["variant"] == variant):
-            directories.append(sweeps[sweep] / "trials" / f"{one['trial']:04d}")
-            source = {"sweep": sweep, "trial_of_sweep": one["trial"]}
-            trials.append({key: one[key] for key in KEPT_OF_TRIAL} | {"trial": len(directories)} | source)
-    comparison = compare_runs(directories, [one["variant"] for one in trials])
-    return {"num_runs": len(trials), "trials": trials, "comparison": comparison}
 
 
 def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -217,6 +155,38 @@ def table(content: Mapping[str, Any]) -> str:
     if done < content["num_runs"]:
         sentence = f"{sentence or ''} {done} of {content['num_runs']} trials are done.".strip()
     return "\n".join([*lines, "", sentence or ""]).strip()
+
+
+def budgets_table(contents: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of mask AP on all sets, the configurations grouped by their share of trained parameters.
+
+    contents: the results of one study by the name of the set. The groups are those of BUDGETS, full fine-tuning is the
+    last row. Rows of a group are ordered by the share of full fine-tuning's mask AP, mean over the sets.
+    """
+    runs = {name: complete(content) for name, content in contents.items()}
+    first, *others = runs.values()
+    ap = {
+        variant: [mean(run["segm/AP"] for run in some[variant]) for some in runs.values()]
+        for variant in first
+        if all(variant in some for some in others)
+    }
+    percent = {variant: first[variant][0]["trainable_percent"] for variant in ap}
+    share = {
+        variant: mean(one / full for one, full in zip(values, ap["full"], strict=True))
+        for variant, values in ap.items()
+    }
+    lines = [
+        f"| trained | configuration | {' | '.join(runs)} | of full fine-tuning |",
+        "|---|---|" + "---|" * (len(runs) + 1),
+    ]
+    low = 0.0
+    for high in (*BUDGETS, 100.0):
+        group = [variant for variant in ap if low < percent[variant] <= high]
+        for variant in sorted(group, key=lambda variant: -share[variant]):
+            values = " | ".join(f"{value:.3f}" for value in ap[variant])
+            lines.append(f"| {percent[variant]:.2f} % | {variant} | {values} | {100 * share[variant]:.0f} % |")
+        low = high
+    return "\n".join(lines)
 
 
 def points_table(content: Mapping[str, Any]) -> str:
@@ -295,14 +265,17 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
     shown = page.read_text(encoding="utf-8")
     for name, content in contents.items():
         has_space = any(trial["parameters"] for trial in content["trials"])
-        put(page, name, points_table(content) if has_space else table(content))
+        if f"<!-- {name} -->" in shown:
+            put(page, name, points_table(content) if has_space else table(content))
         if f"<!-- {name}-speed -->" in shown:
             put(page, f"{name}-speed", speed_table(content))
         if content["comparison"] and f"{name}.svg" in shown:
             draw_differences(content, raw / f"{name}.svg")
-    counted = {name: contents[f"study-{name}"] for name in SETS_OF_FIRST_BASE if f"study-{name}" in contents}
-    if counted:
-        draw_counts(counted, raw / "adapters_per_block.svg")
+    study = {name: contents[f"study-{name}"] for name in SETS if f"study-{name}" in contents}
+    if "<!-- budgets -->" in shown:
+        put(page, "budgets", budgets_table(study))
+    if "adapters_per_block.svg" in shown:
+        draw_counts(study, raw / "adapters_per_block.svg")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -314,10 +287,6 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     for sweep in args.sweeps:
         take_in(sweep, args.raw)
-    sweeps = {sweep.name: sweep for sweep in args.sweeps}
-    for question, members in QUESTIONS.items():
-        if all(sweep in sweeps for sweep, _ in members) and (found := answer(members, sweeps)):
-            (args.raw / f"{question}.json").write_text(json.dumps(found, indent=1) + "\n")
     write(sorted(path.stem for path in args.raw.glob("*.json")), args.raw, args.page)
 
 

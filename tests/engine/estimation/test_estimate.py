@@ -73,7 +73,7 @@ def test_proposals__fit_the_budget_and_train() -> None:
 
 
 def test_nothing_fits__names_the_smallest() -> None:
-    with pytest.raises(NothingFitsError, match="smallest is LoRA on ViT and deformable .* with 84,944 trained"):
+    with pytest.raises(NothingFitsError, match=r"smallest is LoRA on ViT and deformable .* with 84,944 trained"):
         propose(load_config(CONFIG, SMALL), Limits(count=10, text="--budget 10"))
 
 
