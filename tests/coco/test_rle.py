@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from vispeft.coco.rle import boxes_of, check_counts, decode_columns, encode_region, run_lengths, to_rle
+from vispeft.coco.rle import boxes_of, check_counts, decode_columns, encode_region, encode_regions, run_lengths, to_rle
 
 
 def _encoded(mask):
@@ -43,6 +43,21 @@ def test_encode_region__a_thousand_random_regions():
         rle = encode_region(region, top, left, height, width)
         assert rle == _encoded(mask)
         check_counts(rle["counts"], height * width)
+
+
+def test_encode_regions__each_is_as_if_alone_whatever_lies_beside_it():
+    generator = np.random.default_rng(2)
+    for density in (0.02, 0.5, 1.0):
+        # of several sizes in one array; regions may reach beyond the mask where they are false, and some are empty
+        regions = generator.random((7, 6, 8)) < density
+        tops, lefts = generator.integers(0, 10, 7), generator.integers(0, 9, 7)
+        columns, rows = np.minimum(generator.integers(0, 7, 7), 9 - lefts), np.minimum([8, 8, 3, 8, 1, 0, 8], 10 - tops)
+        masks = np.zeros((7, 10, 9), dtype=bool)
+        for region, mask, top, left, width, height in zip(regions, masks, tops, lefts, columns, rows, strict=True):
+            region[width:], region[:, height:] = False, False
+            mask[top : top + height, left : left + width] = region[:width, :height].T
+        assert encode_regions(regions, tops, lefts, 10, 9) == [_encoded(mask) for mask in masks]
+    assert encode_regions(np.zeros((0, 3, 3), dtype=bool), np.zeros(0, int), np.zeros(0, int), 10, 9) == []
 
 
 def test_to_rle__polygons_lists_and_strings_say_the_same():

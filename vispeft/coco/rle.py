@@ -36,20 +36,41 @@ def encode_region(region: NDArray[np.bool_], top: int, left: int, height: int, w
 
     region: [h, w] bool, whose first pixel lies at row `top` and column `left` of the mask
     """
-    framed = np.zeros((region.shape[1], region.shape[0] + 2), dtype=bool)  # columns first, as COCO counts
-    framed[:, 1:-1] = region.T
+    (rle,) = encode_regions(region.T[None], np.array([top]), np.array([left]), height, width)
+    return rle
+
+
+def encode_regions(
+    regions: NDArray[np.bool_], tops: NDArray[np.int64], lefts: NDArray[np.int64], height: int, width: int
+) -> list[dict[str, Any]]:
+    """Encode masks [height, width] that are false outside of one rectangle each, without building the whole masks.
+
+    regions: [N, w, h] bool, columns first, whose pixels outside of the mask are false
+    tops, lefts: [N], row and column of each region's first pixel
+    """
+    num_masks, num_columns, num_rows = regions.shape
+    framed = np.zeros((num_masks, num_columns, num_rows + 2), dtype=bool)
+    framed[:, :, 1:-1] = regions
     flat = framed.ravel()
-    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), framed.shape[1])
-    bounds = (left + column) * height + top + row  # where runs start and end, in turn
+    line, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), num_rows + 2)
+    mask, column = np.divmod(line, max(num_columns, 1))
+    bounds = (lefts[mask] + column) * height + tops[mask] + row  # where runs start and end, in turn
     is_kept = np.ones(len(bounds), dtype=bool)
     # a run that goes on at the top of the next column is one run
-    is_kept[1:-1] = np.repeat(bounds[1:-1:2] != bounds[2:-1:2], 2)
-    bounds = bounds[is_kept]
-    counts = np.append(bounds, height * width)
-    counts[1:] -= bounds
-    if len(counts) > 1 and counts[-1] == 0:
-        counts = counts[:-1]
-    return compress({"size": [height, width], "counts": counts.tolist()})
+    is_kept[1:-1] = np.repeat((bounds[1:-1:2] != bounds[2:-1:2]) | (mask[1:-1:2] != mask[2:-1:2]), 2)
+    bounds, sizes = bounds[is_kept], np.bincount(mask[is_kept], minlength=num_masks)
+    ends = np.cumsum(sizes)
+    starts, has_runs = ends - sizes, sizes > 0
+    counts = np.diff(bounds, prepend=0)
+    counts[starts[has_runs]] = bounds[starts[has_runs]]
+    rest = np.full(num_masks, height * width)
+    rest[has_runs] -= bounds[ends[has_runs] - 1]
+    numbers, size = counts.tolist(), [height, width]
+    runs = [
+        [*numbers[start:end], last] if last else numbers[start:end]
+        for start, end, last in zip(starts.tolist(), ends.tolist(), rest.tolist(), strict=True)
+    ]
+    return [compress({"size": size, "counts": some}) for some in runs]
 
 
 def compress(rle: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Masks and boxes of predictions in the pixels of the original image: what the families' postprocessing shares.
 
-Mask logits are taken for the kept queries alone and in chunks, resized once, straight to the original pixels, and
-encoded at once, so that validation stays within the memory of training.
+Mask logits are taken for the kept queries alone and in chunks, and resized once, straight to the original pixels,
+within the rectangle of each mask. Masks whose rectangles have about one size are resized and encoded together: no
+bitmap of the whole image is made, and a device has a few operations instead of a dozen for each mask.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vispeft.coco.rle import boxes_of, encode_region
+from vispeft.coco.rle import boxes_of, encode_regions
 from vispeft.errors import VispeftError
 from vispeft.models.base import DetectionLimits
 from vispeft.structures import ImageMeta, Instances, Predictions
@@ -23,6 +25,8 @@ from vispeft.structures import ImageMeta, Instances, Predictions
 _MASK_THRESHOLD = 0.0
 # bound for the mask logits [n, h, w] held at once
 _CHUNK_BYTES = 64 * 2**20
+# bound for the pixels of masks that are resized together: they stay in a core's cache
+_PIXELS_TOGETHER = 2**18
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class PixelAxis:
         """Return the range of pixels that the cells from `first` to `last` affect."""
         start = math.floor((first - 0.5) / self.scale - 0.5)
         stop = math.ceil((last + 1.5) / self.scale - 0.5) + 1
-        return slice(max(start, 0), min(stop, len(self.lower)))
+        return slice(max(start, 0), min(stop, self.lower.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -118,23 +122,70 @@ def query_masks(
     masks: list[QueryMask] = []
     for chunk in torch.split(query_idx, chunk_size):
         logits = predictions.mask_logits(image_idx, chunk).float().nan_to_num(nan=-1e4, posinf=1e4, neginf=-1e4)
-        is_above = logits > _MASK_THRESHOLD  # [n, h, w]
-        marked_rows, marked_columns = _ends(is_above.any(dim=2)), _ends(is_above.any(dim=1))
-        for query_logits, row_ends, column_ends in zip(logits, marked_rows, marked_columns, strict=True):
-            if row_ends is None or column_ends is None:
-                masks.append(QueryMask(None, 0.0))
-                continue
-            region = rows.near(*row_ends), columns.near(*column_ends)
-            masks.append(_resized_mask(query_logits, rows, columns, region))
+        row_ends, column_ends = _ends(logits.amax(dim=2)), _ends(logits.amax(dim=1))
+        regions = [
+            None if ends is None or other_ends is None else _Region.of(rows, ends, columns, other_ends)
+            for ends, other_ends in zip(row_ends, column_ends, strict=True)
+        ]
+        found = [QueryMask(None, 0.0)] * len(chunk)
+        for places in _groups(regions):
+            group = [(place, region) for place in places if (region := regions[place]) is not None]
+            for (place, _), mask in zip(group, _resized_masks(logits, rows, columns, group), strict=True):
+                found[place] = mask
+        masks += found
     return masks
 
 
-def _ends(is_marked: Tensor) -> list[tuple[int, int] | None]:
-    """Return the first and last marked cell of each line, or None where none is marked. is_marked: [n, cells] bool"""
-    marks = is_marked.cpu().numpy()
+@dataclass(frozen=True)
+class _Region:
+    """The pixels of the original image that a mask's cells affect: first row and column, and the numbers of them."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(
+        cls, rows: PixelAxis, row_ends: tuple[int, int], columns: PixelAxis, column_ends: tuple[int, int]
+    ) -> _Region | None:
+        """Return the region of the cells between ends; None outside of the image."""
+        row, column = rows.near(*row_ends), columns.near(*column_ends)
+        if row.start >= row.stop or column.start >= column.stop:
+            return None
+        return cls(row.start, column.start, row.stop - row.start, column.stop - column.start)
+
+
+def _ends(highest: Tensor) -> list[tuple[int, int] | None]:
+    """Return the first and last cell of each line that belongs to a mask, or None for none. highest: [n, cells]"""
+    marks = (highest > _MASK_THRESHOLD).cpu().numpy()
     first, last = marks.argmax(axis=1), marks.shape[1] - 1 - marks[:, ::-1].argmax(axis=1)
     ends = zip(first.tolist(), last.tolist(), map(any, marks.tolist()), strict=True)
     return [(one, other) if has_any else None for one, other, has_any in ends]
+
+
+def _groups(regions: Sequence[_Region | None]) -> list[list[int]]:
+    """Return the places of the regions in groups of about one height and width each."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for place, region in enumerate(regions):
+        if region is not None:
+            by_size.setdefault((_rounded(region.height), _rounded(region.width)), []).append(place)
+    groups = []
+    for (height, width), places in by_size.items():
+        most = max(1, _PIXELS_TOGETHER // (height * width))
+        groups += [places[start : start + most] for start in range(0, len(places), most)]
+    return groups
+
+
+def _rounded(side: int) -> int:
+    """Return a side rounded up: to 32 or 64 pixels, above that to one of four sizes per octave.
+
+    Small masks cost less by their pixels than by the number of groups.
+    """
+    if side <= 64:
+        return 32 if side <= 32 else 64
+    step = 1 << (side - 1).bit_length() >> 3
+    return -(-side // step) * step
 
 
 def pixel_axis(num_pixels: int, num_cells: int, filled: float, device: torch.device) -> PixelAxis:
@@ -149,25 +200,47 @@ def pixel_axis(num_pixels: int, num_cells: int, filled: float, device: torch.dev
     return PixelAxis(lower_idx.to(device), upper_idx.to(device), weight.to(device), scale)
 
 
-def _resized_mask(logits: Tensor, rows: PixelAxis, columns: PixelAxis, region: tuple[slice, slice]) -> QueryMask:
-    """Return the mask of one query at the original size, by bilinear interpolation within `region`.
+def _resized_masks(
+    logits: Tensor, rows: PixelAxis, columns: PixelAxis, group: Sequence[tuple[int, _Region]]
+) -> list[QueryMask]:
+    """Return masks at the original size, by bilinear interpolation within their regions.
 
-    logits: [h, w], of the padded input; region: rows and columns of the original image
+    logits: [n, h, w], of the padded input
+    group: index into the logits, and region of the original image, of each mask
     """
-    row, column = region
-    height, width = len(rows.lower), len(columns.lower)
-    if row.start >= row.stop or column.start >= column.stop:
-        return QueryMask(None, 0.0)
-    lower, upper = logits.index_select(0, rows.lower[row]), logits.index_select(0, rows.upper[row])
-    lines = torch.lerp(lower, upper, rows.weight[row, None])
-    left, right = lines.index_select(1, columns.lower[column]), lines.index_select(1, columns.upper[column])
-    resized = torch.lerp(left, right, columns.weight[column])
+    device, (_, num_cell_rows, num_cell_columns) = logits.device, logits.shape
+    height = max(region.height for _, region in group)
+    width = max(region.width for _, region in group)
+    numbers = torch.tensor([(place, one.top, one.left, one.height, one.width) for place, one in group])
+    place, top, left, region_height, region_width = numbers.to(device).T[..., None]  # [n, 1] each
+    in_region_rows, in_region_columns = (torch.arange(side, device=device)[None] for side in (height, width))
+    row = (top + in_region_rows).clamp(max=len(rows.lower) - 1)  # [n, height]
+    column = (left + in_region_columns).clamp(max=len(columns.lower) - 1)  # [n, width]
+
+    lines_of_cells = logits.flatten(0, 1)
+    lower, upper = (
+        lines_of_cells.index_select(0, (place * num_cell_rows + cells[row]).flatten())
+        for cells in (rows.lower, rows.upper)
+    )
+    lines = torch.lerp(lower, upper, rows.weight[row].view(-1, 1)).view(-1, height, num_cell_columns)
+    # columns first, as COCO counts
+    columns_of_lines = lines.transpose(1, 2).contiguous().flatten(0, 1)
+    nth = torch.arange(len(group), device=device)[:, None] * num_cell_columns
+    before, after = (
+        columns_of_lines.index_select(0, (nth + cells[column]).flatten()) for cells in (columns.lower, columns.upper)
+    )
+    resized = torch.lerp(before, after, columns.weight[column].view(-1, 1)).view(-1, width, height)
     is_inside = resized > _MASK_THRESHOLD
-    inside_probs = resized.masked_select(is_inside).sigmoid()
-    if not len(inside_probs):
-        return QueryMask(None, 0.0)
-    rle = encode_region(is_inside.cpu().numpy(), row.start, column.start, height, width)
-    return QueryMask(rle, float(inside_probs.sum()) / (len(inside_probs) + 1e-6))
+    if len(group) > 1:
+        is_inside &= (in_region_columns < region_width)[:, :, None] & (in_region_rows < region_height)[:, None, :]
+    found = is_inside.cpu().numpy()
+    areas = [int(np.count_nonzero(one)) for one in found]
+    probs = resized.masked_select(is_inside).sigmoid()
+    sums = torch.stack([part.sum() for part in torch.split(probs, areas)]).tolist()
+    tops, lefts = numbers[:, 1].numpy(), numbers[:, 2].numpy()
+    rles = encode_regions(found, tops, lefts, len(rows.lower), len(columns.lower))
+    masks = zip(rles, sums, areas, strict=True)
+    return [QueryMask(rle, total / (area + 1e-6)) if area else QueryMask(None, 0.0) for rle, total, area in masks]
 
 
 def boxes_in_pixels(boxes_cxcywh: Tensor, meta: ImageMeta, padded_size: tuple[int, int]) -> Tensor:

@@ -73,6 +73,19 @@ def test_postprocess__the_chunk_size_changes_nothing(monkeypatch):
         assert (_masks(one) == _masks(other)).mean() > 0.9999  # products of another size round differently
 
 
+def test_postprocess__a_mask_does_not_depend_on_those_resized_with_it(monkeypatch):
+    cells = torch.arange(32.0)
+    centres, radii = torch.rand(40, 2, generator=torch.Generator().manual_seed(1)) * 32, torch.arange(40) / 4 + 0.3
+    distance = (cells[:, None] - centres[:, 0, None, None]) ** 2 + (cells - centres[:, 1, None, None]) ** 2
+    predictions, metas = _with_masks(radii[:, None, None] - distance.sqrt()), [ImageMeta(1, "a", 300, 211, 128, 90)]
+    (together,) = instances_of(predictions, metas, padded_size=(128, 128))
+    monkeypatch.setattr("vispeft.models.postprocess._PIXELS_TOGETHER", 1)
+    (alone,) = instances_of(predictions, metas, padded_size=(128, 128))
+    assert len(together) > 20
+    assert together.rles == alone.rles
+    torch.testing.assert_close(together.scores, alone.scores)
+
+
 def test_postprocess__batched_equals_single():
     predictions, metas = _predictions(), [ImageMeta(1, "a", 100, 77, 61, 90), ImageMeta(2, "b", 30, 20, 64, 33)]
     layer = predictions.final
