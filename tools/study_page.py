@@ -272,9 +272,9 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
         if content["comparison"] and f"{name}.svg" in shown:
             draw_differences(content, raw / f"{name}.svg")
     study = {name: contents[f"study-{name}"] for name in SETS if f"study-{name}" in contents}
-    if "<!-- budgets -->" in shown:
+    if study and "<!-- budgets -->" in shown:
         put(page, "budgets", budgets_table(study))
-    if "adapters_per_block.svg" in shown:
+    if study and "adapters_per_block.svg" in shown:
         draw_counts(study, raw / "adapters_per_block.svg")
 
 
