@@ -72,8 +72,22 @@ def test_proposals__fit_the_budget_and_train() -> None:
     assert "docs/study/" in found[0].reason
 
 
+@pytest.mark.slow
+def test_proposals__leave_out_what_a_backbone_of_another_kind_cannot_have() -> None:
+    words = ["model.image_size=64", "model.weights=mask2former_r50", "train.batch_size=1", "train.steps=10"]
+    config = load_config(ROOT / "configs" / "mask2former_r50_adapter.yaml", words)
+    found = propose(config, Limits(share=0.05, text="--budget 5%")).found
+    assert [proposal.name for proposal in found if "prompts" in proposal.name] == []
+    assert "1 adapter after every attention of the decoders" in [proposal.name for proposal in found]
+    assert all("train.methods" not in word for proposal in found for word in proposal.overrides)
+    assert "base of this configuration is another" in found[0].reason
+
+
 def test_nothing_fits__names_the_smallest() -> None:
-    with pytest.raises(NothingFitsError, match=r"smallest is LoRA on ViT and deformable .* with 84,944 trained"):
+    with pytest.raises(
+        NothingFitsError,
+        match="smallest is class head, norms, and LoRA in backbone and deformable attention, rank 4 with 84,944",
+    ):
         propose(load_config(CONFIG, SMALL), Limits(count=10, text="--budget 10"))
 
 

@@ -14,6 +14,8 @@ _AFTER_ATTENTION_AND_FFN = (
     "@encoder.proj | @encoder.fc2 | @attention_outputs | @pixel_decoder.linear2 | @decoder.linear2"
 )
 _HEADS, _NEW = ("@heads",), ("@new",)
+_HEADS_RATE = 1e-3
+_ADAPTER = {"method": "adapter", "reduction": 4, "activation": "relu"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Candidate:
 
     train: patterns trained in full
     deltas: as in `peft.deltas`
-    rates: as in `train.methods`, by method; empty where those of the configuration stay
+    rates: those of the study on the bundled base, as in `train.methods`; empty for what it does not have
     variant: name in the study's raw files; empty where the study does not have it
     """
 
@@ -34,7 +36,7 @@ class Candidate:
 
     @property
     def is_full(self) -> bool:
-        """Whether all parameters are trained."""
+        """True if all parameters are trained."""
         return "**" in self.train
 
 
@@ -42,31 +44,47 @@ def _lora(rank: int, **options: Any) -> dict[str, Any]:
     return {"method": "lora", "rank": rank, **options}
 
 
-def _of_study(name: str, sites: str, method: Mapping[str, Any], variant: str, rate: float, **train: Any) -> Candidate:
+def _of_study(
+    name: str,
+    sites: str,
+    method: Mapping[str, Any],
+    variant: str,
+    rate: float,
+    *,
+    train: tuple[str, ...] = _HEADS,
+) -> Candidate:
     """Return a candidate as in `configs/study.yaml`."""
-    return Candidate(name, train.get("train", _HEADS), {sites: dict(method)}, {method["method"]: rate}, variant)
+    return Candidate(name, train, {sites: dict(method)}, {"full": _HEADS_RATE, method["method"]: rate}, variant)
 
 
-# for bases whose decoders have weights, such as the bundled one: the configurations of configs/study.yaml
+def _adapters(count: int) -> str:
+    return f"{count} {'adapter' if count == 1 else 'adapters'}"
+
+
+# for bases whose decoders have weights, such as the bundled one: the configurations of configs/study.yaml, and some for
+# backbones that lack their sites
 PRETRAINED: tuple[Candidate, ...] = (
-    Candidate("heads alone", _HEADS, variant="head only"),
+    Candidate("heads alone", _HEADS, rates={"full": _HEADS_RATE}, variant="head only"),
     Candidate("full fine-tuning", ("**",), rates={"full": 5e-4}),
-    Candidate("the last block of the ViT in full", ("@heads", "@encoder.blocks[-1:]"), variant="last block"),
+    Candidate(
+        "the last block of the backbone in full",
+        (*_HEADS, "@encoder.blocks[-1:]"),
+        rates={"full": _HEADS_RATE},
+        variant="last block",
+    ),
     *(
-        _of_study(
-            f"LoRA on all linear maps, rank {rank}", _EVERYWHERE, _lora(rank), f"LoRA everywhere, rank {rank}", 1e-2
-        )
+        _of_study(f"LoRA everywhere, rank {rank}", _EVERYWHERE, _lora(rank), f"LoRA everywhere, rank {rank}", 1e-2)
         for rank in (1, 4, 12)
     ),
     _of_study(
-        "LoRA on ViT and deformable attention, norms, and the class head alone, rank 4",
+        "class head, norms, and LoRA in backbone and deformable attention, rank 4",
         f"@encoder.qkv | @encoder.fc1 | {_DEFORMABLE}",
         _lora(4),
         "class head and LoRA, at most 1 %",
         1e-2,
         train=("@class_head", "**.norm*.**"),
     ),
-    _of_study("LoRA in the ViT, rank 4", _VIT, _lora(4), "LoRA in the ViT", 1e-2),
+    _of_study("LoRA in the backbone, rank 4", _VIT, _lora(4), "LoRA in the ViT", 1e-2),
     _of_study(
         "LoRA on all four deformable maps, rank 8",
         f"{_DEFORMABLE} | @deformable.attention_weights",
@@ -77,10 +95,10 @@ PRETRAINED: tuple[Candidate, ...] = (
     _of_study("LoRA on deformable value_proj, rank 8", "@deformable.value_proj", _lora(8), "LoRA on values", 1e-2),
     *(
         _of_study(
-            f"{count} {'adapter' if count == 1 else 'adapters'} after every attention and FFN",
+            f"{_adapters(count)} after every attention and FFN",
             _AFTER_ATTENTION_AND_FFN,
             {"method": "adapter", "width": 10, "count": count},
-            f"{count} {'adapter' if count == 1 else 'adapters'} per block",
+            f"{_adapters(count)} per block",
             2e-2,
         )
         for count in (1, 2, 3)
@@ -92,13 +110,24 @@ PRETRAINED: tuple[Candidate, ...] = (
         "scale and shift",
         2e-2,
     ),
-    _of_study("50 prompts per block of the ViT", "@encoder.blocks", {"method": "vpt", "tokens": 50}, "VPT", 2e-2),
+    _of_study("50 prompts per block of the backbone", "@encoder.blocks", {"method": "vpt", "tokens": 50}, "VPT", 2e-2),
     _of_study(
-        "Convpass in the ViT", "@encoder.proj | @encoder.fc2", {"method": "convpass", "width": 12}, "Convpass", 2e-2
+        "Convpass in the backbone",
+        "@encoder.proj | @encoder.fc2",
+        {"method": "convpass", "width": 12},
+        "Convpass",
+        2e-2,
+    ),
+    Candidate("norms", (*_HEADS, "**.norm*.**")),
+    *(
+        Candidate(
+            f"{_adapters(count)} after every attention of the decoders",
+            _HEADS,
+            {"@attention_outputs": {**_ADAPTER, "count": count}},
+        )
+        for count in (1, 2, 3)
     ),
 )
-
-_BACKBONE_ADAPTER = {"method": "adapter", "reduction": 4, "activation": "relu"}
 
 # for bases whose decoders start from random values and are trained in full: only the backbone's part differs
 NEW_DECODER: tuple[Candidate, ...] = (
@@ -114,9 +143,9 @@ NEW_DECODER: tuple[Candidate, ...] = (
     ),
     *(
         Candidate(
-            f"{count} adapters per block of the backbone",
+            f"{_adapters(count)} per block of the backbone",
             _NEW,
-            {"@encoder.proj | @encoder.fc2": {**_BACKBONE_ADAPTER, "count": count}},
+            {"@encoder.proj | @encoder.fc2": {**_ADAPTER, "count": count}},
         )
         for count in (1, 2, 3)
     ),

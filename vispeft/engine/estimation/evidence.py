@@ -24,7 +24,7 @@ class Result:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.mask_ap:.3f} against {self.mask_ap_full:.3f} on {self.set}"
+        return f"{self.mask_ap:.3f} on {self.set}, full fine-tuning {self.mask_ap_full:.3f}"
 
 
 def results_of(variant: str) -> tuple[Result, ...]:

@@ -25,6 +25,7 @@ from vispeft.engine.estimation.limits import Limits
 from vispeft.engine.estimation.step_time import Timing, time_step
 from vispeft.engine.weights_source import NONE, PRETRAINED
 from vispeft.errors import ConfigError, PlanError, VispeftError
+from vispeft.models.bundled import BUNDLED
 from vispeft.training.memory import available_memory_bytes
 
 MOST_PROPOSALS = 5
@@ -110,6 +111,7 @@ class _Search:
         self.timed_flops = 0.0
         self.smallest: list[tuple[float, str]] = []
         self.has_new_decoder = base.config.model.weights in (PRETRAINED, NONE)
+        self.is_bundled = base.config.model.weights == BUNDLED
         listed = candidates.NEW_DECODER if self.has_new_decoder else candidates.PRETRAINED
         counted = [(each, params) for each in listed if (params := self._count(each)) is not None]
         self.ranked = sorted(counted, key=lambda pair: (*self._evidence_rank(pair[0]), pair[1]))
@@ -198,11 +200,14 @@ class _Search:
         return self._fits(f"{candidate.name}{_bracketed(mode.note)}", estimate, self._seconds(base, estimate))
 
     def _tried(self, candidate: Candidate, params: int, mode: _Mode) -> Proposal | None:
-        """Return the proposal of a candidate; None where it does not fit."""
+        """Return the proposal of a candidate; None if it does not fit, or if the model cannot have it."""
         if not self.limits.allow_params(params, peft.count(self.base.model).total + params):
             return None
         base = self._attached(candidate, mode)
-        estimate = estimate_attached(base)
+        try:
+            estimate = estimate_attached(base)
+        except PlanError:  # the sites are there, but get inputs of another form
+            return None
         if not self.limits.allow_params(estimate.trainable_params, estimate.total_params):
             return None
         seconds = self._seconds(base, estimate)
@@ -240,24 +245,24 @@ class _Search:
         return step * train.accumulate * (train.steps or 0)
 
     def _reason(self, candidate: Candidate) -> str:
-        """Return what the study says about a candidate."""
+        """Return the results of the study for a candidate."""
         if candidate.is_full and not self.has_new_decoder:
             return "The study compares all others with it."
         results = () if self.has_new_decoder else results_of(candidate.variant)
         if not results:
             return "The project's study has no result for this configuration; ranked by its parameters."
         sources = ", ".join(result.source for result in results)
-        return (
-            f"Mask AP of this and of full fine-tuning of the bundled base, {results[0].seeds} seeds: "
-            f"{'; '.join(map(str, results))}. Raw: {sources}."
+        reason = (
+            f"Mask AP of the bundled base, {results[0].seeds} seeds: {'; '.join(map(str, results))}. Raw: {sources}."
         )
+        return reason if self.is_bundled else f"{reason} The base of this configuration is another."
 
     def _overrides(self, candidate: Candidate, mode: _Mode) -> tuple[str, ...]:
         """Return the words for the command line that make the configuration this one."""
         return (
             f"peft.deltas={_flow(dict(candidate.deltas))}",
             f"peft.train={_flow(list(candidate.train))}",
-            *(f"train.methods.{method}.lr={rate:g}" for method, rate in candidate.rates.items()),
+            *(f"train.methods.{method}.lr={rate:g}" for method, rate in candidate.rates.items() if self.is_bundled),
             *mode.overrides,
         )
 
