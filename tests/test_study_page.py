@@ -78,3 +78,35 @@ def test_with_all_seeds__leaves_out_what_is_not_complete() -> None:
     code = f"import study_page; print(list(study_page.with_all_seeds({trials!r})))"
     done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "['lora']"
+
+
+def test_budgets_table__groups_what_all_sets_have() -> None:
+    def trials(**ap: list[float]) -> dict[str, Any]:
+        percent = {"full": 100.0, "lora": 0.9, "heads": 1.2, "adapters": 1.5}
+        return {
+            "trials": [
+                {
+                    "variant": variant,
+                    "state": "complete" if value else "running",
+                    "parameters": {},
+                    "metrics": {"segm/AP": value, "trainable_percent": percent[variant]},
+                }
+                for variant, values in ap.items()
+                for value in values
+            ]
+        }
+
+    contents = {
+        "one": trials(full=[0.5, 0.5], lora=[0.4, 0.5], heads=[0.1, 0.1], adapters=[0.25, 0.25]),
+        "two": trials(full=[0.2, 0.2], lora=[0.1, 0.1], heads=[0.1, 0.0], adapters=[0.1, 0.1]),
+        "unfinished": trials(full=[0.2, 0.0]),
+    }
+    code = f"import study_page; print(study_page.budgets_table({contents!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "| group | configuration | trained | one | two | of full fine-tuning |",
+        "|---|---|---|---|---|---|",
+        "| 0 to 1 % | lora | 0.90 % | 0.450 | 0.100 | 70 % |",
+        "| 1 to 1.7 % | adapters | 1.50 % | 0.250 | 0.100 | 50 % |",
+        "| all | full | 100.00 % | 0.500 | 0.200 | 100 % |",
+    ]

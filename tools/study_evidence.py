@@ -4,12 +4,14 @@
     python tools/study_evidence.py
 
 For each configuration and set: mean mask AP over the seeds, and that of full fine-tuning in the same sweep. The values
-are read from the raw files of configs/study.yaml in docs/study.
+are read from the raw files of configs/study.yaml in docs/study. Configurations that one of the sets lacks are left out,
+so that all are means over the same sets.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ SETS = ("desk",)
 
 def rows() -> list[dict[str, Any]]:
     """Return the rows of the table."""
-    return [row for name in SETS for row in _rows_of(name)]
+    found = [row for name in SETS for row in _rows_of(name)]
+    number = Counter(row["variant"] for row in found)
+    return [row for row in found if number[row["variant"]] == len(SETS)]
 
 
 def _rows_of(name: str) -> list[dict[str, Any]]:

@@ -160,31 +160,37 @@ def table(content: Mapping[str, Any]) -> str:
 def budgets_table(contents: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of mask AP on all sets, the configurations grouped by their share of trained parameters.
 
-    contents: the results of one study by the name of the set. The groups are those of BUDGETS, full fine-tuning is the
-    last row. Rows of a group are ordered by the share of full fine-tuning's mask AP, mean over the sets.
+    contents: the results of one study by the name of the set; sets without all seeds of full fine-tuning are left out.
+    The groups are those of BUDGETS, and full fine-tuning. Only configurations with all seeds on all sets are shown, by
+    their share of full fine-tuning's mask AP, mean over the sets.
     """
-    runs = {name: complete(content) for name, content in contents.items()}
-    first, *others = runs.values()
+    done = {name: with_all_seeds(content["trials"]) for name, content in contents.items()}
+    done = {name: some for name, some in done.items() if "full" in some}
+    first, *others = done.values()
     ap = {
-        variant: [mean(run["segm/AP"] for run in some[variant]) for some in runs.values()]
+        variant: [mean(trial["metrics"]["segm/AP"] for trial in some[variant]) for some in done.values()]
         for variant in first
         if all(variant in some for some in others)
     }
-    percent = {variant: first[variant][0]["trainable_percent"] for variant in ap}
+    percent = {variant: first[variant][0]["metrics"]["trainable_percent"] for variant in ap}
     share = {
         variant: mean(one / full for one, full in zip(values, ap["full"], strict=True))
         for variant, values in ap.items()
     }
     lines = [
-        f"| trained | configuration | {' | '.join(runs)} | of full fine-tuning |",
-        "|---|---|" + "---|" * (len(runs) + 1),
+        f"| group | configuration | trained | {' | '.join(done)} | of full fine-tuning |",
+        "|---|---|---|" + "---|" * (len(done) + 1),
     ]
     low = 0.0
     for high in (*BUDGETS, 100.0):
-        group = [variant for variant in ap if low < percent[variant] <= high]
-        for variant in sorted(group, key=lambda variant: -share[variant]):
+        group = sorted((variant for variant in ap if low < percent[variant] <= high), key=lambda one: -share[one])
+        name = "all" if high == 100 else f"{low:g} to {high:g} %"
+        for variant in group:
             values = " | ".join(f"{value:.3f}" for value in ap[variant])
-            lines.append(f"| {percent[variant]:.2f} % | {variant} | {values} | {100 * share[variant]:.0f} % |")
+            label = name if variant == group[0] else ""
+            lines.append(
+                f"| {label} | {variant} | {percent[variant]:.2f} % | {values} | {100 * share[variant]:.0f} % |"
+            )
         low = high
     return "\n".join(lines)
 
@@ -236,26 +242,6 @@ def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_differences(content: Mapping[str, Any], path: Path) -> None:
-    """Plot the difference in mask AP of each variant to the best, with paired interval, in the order of the sweep."""
-    import matplotlib.pyplot as plt
-
-    compared, runs = compared_results(content), complete(content)
-    names = [variant for variant in runs if variant in compared][::-1]
-    figure, panel = plt.subplots(figsize=(7.5, 0.8 + 0.28 * len(names)), layout="constrained")
-    for place, variant in enumerate(names):
-        gap = compared[variant]["difference"] or {"value": 0.0, "low": 0.0, "high": 0.0}
-        color = "tab:orange" if "LoRA" in variant else "tab:blue" if "adapter" in variant else "0.3"
-        reach = [[gap["value"] - gap["low"]], [gap["high"] - gap["value"]]]
-        panel.errorbar(gap["value"], place, xerr=reach, color=color, marker="o", markersize=4, capsize=2)
-    percents = [runs[variant][0]["trainable_percent"] for variant in names]
-    panel.set_yticks(range(len(names)), [f"{v}, {p:.2f} %" for v, p in zip(names, percents, strict=True)], fontsize=8)
-    panel.axvline(0, color="0.3", linewidth=0.8)
-    panel.set_xlabel("mask AP minus that of the best, 95 % interval (paired)")
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
-
-
 def write(names: Iterable[str], raw: Path, page: Path) -> None:
     """Write the tables into the page, and its plots beside the raw files. Equal results give equal files."""
     import matplotlib
@@ -269,8 +255,6 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
             put(page, name, points_table(content) if has_space else table(content))
         if f"<!-- {name}-speed -->" in shown:
             put(page, f"{name}-speed", speed_table(content))
-        if content["comparison"] and f"{name}.svg" in shown:
-            draw_differences(content, raw / f"{name}.svg")
     study = {name: contents[f"study-{name}"] for name in SETS if f"study-{name}" in contents}
     if study and "<!-- budgets -->" in shown:
         put(page, "budgets", budgets_table(study))

@@ -45,7 +45,7 @@ def test_encode_region__a_thousand_random_regions():
         check_counts(rle["counts"], height * width)
 
 
-def test_encode_regions__each_is_as_if_alone_whatever_lies_beside_it():
+def test_encode_regions__each_equals_its_single_encoding():
     generator = np.random.default_rng(2)
     for density in (0.02, 0.5, 1.0):
         # of several sizes in one array; regions may reach beyond the mask where they are false, and some are empty

@@ -1,8 +1,8 @@
 """Masks and boxes of predictions in the pixels of the original image: what the families' postprocessing shares.
 
 Mask logits are taken for the kept queries alone and in chunks, and resized once, straight to the original pixels,
-within the rectangle of each mask. Masks whose rectangles have about one size are resized and encoded together: no
-bitmap of the whole image is made, and a device has a few operations instead of a dozen for each mask.
+within the rectangle of each mask: no bitmap of the whole image is made. Masks whose rectangles have about one size are
+resized and encoded together, since a small mask costs less than the calls for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vispeft.structures import ImageMeta, Instances, Predictions
 _MASK_THRESHOLD = 0.0
 # bound for the mask logits [n, h, w] held at once
 _CHUNK_BYTES = 64 * 2**20
-# bound for the pixels of masks that are resized together: they stay in a core's cache
+# bound for the pixels of masks that are resized together
 _PIXELS_TOGETHER = 2**18
 
 
