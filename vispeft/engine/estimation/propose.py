@@ -193,8 +193,8 @@ class _Search:
         return replace(self.base, config=config, model=model)
 
     def _may_fit(self, mode: _Mode) -> bool:
-        """Return False for a mode in which not even the candidate with the fewest parameters fits memory and time."""
-        candidate, _ = min(self.ranked, key=lambda pair: pair[1])
+        """Return False for a mode in which not even the smallest candidate without deltas fits memory and time."""
+        candidate, _ = min(self.ranked, key=lambda pair: (bool(pair[0].deltas), pair[1]))
         base = self._attached(candidate, mode)
         estimate = estimate_attached(base)
         return self._fits(f"{candidate.name}{_bracketed(mode.note)}", estimate, self._seconds(base, estimate))
