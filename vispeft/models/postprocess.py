@@ -128,8 +128,7 @@ def query_masks(
             for ends, other_ends in zip(row_ends, column_ends, strict=True)
         ]
         found = [QueryMask(None, 0.0)] * len(chunk)
-        for places in _groups(regions):
-            group = [(place, region) for place in places if (region := regions[place]) is not None]
+        for group in _groups(regions):
             for (place, _), mask in zip(group, _resized_masks(logits, rows, columns, group), strict=True):
                 found[place] = mask
         masks += found
@@ -164,16 +163,16 @@ def _ends(highest: Tensor) -> list[tuple[int, int] | None]:
     return [(one, other) if has_any else None for one, other, has_any in ends]
 
 
-def _groups(regions: Sequence[_Region | None]) -> list[list[int]]:
-    """Return the places of the regions in groups of about one height and width each."""
-    by_size: dict[tuple[int, int], list[int]] = {}
+def _groups(regions: Sequence[_Region | None]) -> list[list[tuple[int, _Region]]]:
+    """Return the regions with their places, in groups of about one height and width each."""
+    by_size: dict[tuple[int, int], list[tuple[int, _Region]]] = {}
     for place, region in enumerate(regions):
         if region is not None:
-            by_size.setdefault((_rounded(region.height), _rounded(region.width)), []).append(place)
+            by_size.setdefault((_rounded(region.height), _rounded(region.width)), []).append((place, region))
     groups = []
-    for (height, width), places in by_size.items():
+    for (height, width), members in by_size.items():
         most = max(1, _PIXELS_TOGETHER // (height * width))
-        groups += [places[start : start + most] for start in range(0, len(places), most)]
+        groups += [members[start : start + most] for start in range(0, len(members), most)]
     return groups
 
 
