@@ -28,6 +28,17 @@ def test_schedule_of__names_the_section() -> None:
         schedule_of(train)
 
 
+def test_optimizer_of__has_the_rates_and_the_start_of_each_region() -> None:
+    regions = {"**": {"start": 0.5}, "1": {"lr_scale": 10.0}}
+    config = parse_config({"train": {"lr": 1e-3, "weight_decay": 0.0, "regions": regions}}).train
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    groups = {group["name"]: group for group in optimizer_of(config, model).param_groups}
+    assert {name: (group["lr"], group["start"]) for name, group in groups.items()} == {
+        "full in **": (1e-3, 0.5),
+        "full in 1": (1e-2, 0.0),
+    }
+
+
 def test_optimizer_of__names_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"^`peft\.deltas`, `peft\.train`: The model must have trainable parameters"):
         optimizer_of(parse_config({}).train, nn.Linear(2, 2).requires_grad_(False))

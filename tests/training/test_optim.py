@@ -71,7 +71,7 @@ def test_param_groups__a_region_scales_the_rates_of_the_methods_in_it() -> None:
         lr=1e-3,
         weight_decay=0.05,
         methods={"lora": Rates(lr=0.1)},
-        regions={"body | head": Rates(lr_scale=10.0), "head": Rates(lr=0.5, weight_decay=0.0)},
+        regions={"body | head": Rates(lr_scale=10.0, start=0.25), "head": Rates(lr=0.5, weight_decay=0.0)},
     )
     block = Block()
     groups = {group["name"]: group for group in param_groups(block, settings)}
@@ -79,6 +79,7 @@ def test_param_groups__a_region_scales_the_rates_of_the_methods_in_it() -> None:
     assert rates["lora in body | head"] == (1.0, 0.05)
     # the last pattern that names the head counts
     assert rates["full in head"] == (0.5, 0.0)
+    assert {name: group["start"] for name, group in groups.items() if group["start"]} == {"lora in body | head": 0.25}
     assert rates["adapter"] == (1e-3, 0.05)
     assert block.head.weight in set(groups["full in head"]["params"])
     assert sum(len(group["params"]) for group in groups.values()) == sum(

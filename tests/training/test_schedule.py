@@ -40,6 +40,22 @@ def test_apply__scales_each_group_from_its_own_rate() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.25]
 
 
+def test_apply__leaves_a_group_frozen_before_its_start() -> None:
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    groups = [{"params": [w], "lr": 0.1, "initial_lr": 0.1} for w in weights]
+    optimizer = torch.optim.AdamW([groups[0] | {"start": 0.25}, groups[1]])
+    schedule, values = Schedule(steps=8, kind="constant"), []
+    for step in range(4):
+        schedule.apply(optimizer, step)
+        for weight in weights:
+            weight.grad = torch.ones(1)
+        optimizer.step()
+        values.append(weights[0].item())
+    assert values[:2] == [1.0, 1.0]
+    assert values[3] < values[2] < 1.0
+    assert weights[1].item() < values[3]
+
+
 @pytest.mark.parametrize("warmup", [-1, 11])
 def test_schedule__refuses_a_warmup_that_does_not_fit(warmup: int) -> None:
     with pytest.raises(TrainingError, match=r"`warmup` must be between 0 and the number of steps, 10"):

@@ -161,6 +161,9 @@ class RegionRates(MethodRates):
     """Rates of one region of the model. They override the rates of methods."""
 
     lr_scale: Positive | None = Field(None, description="Factor on the learning rate that the region has without it.")
+    start: Fraction | None = Field(
+        None, description="Fraction of the run during which the region is still frozen. Default: none."
+    )
 
 
 def checked_regions(regions: dict[str, RegionRates]) -> dict[str, RegionRates]:

@@ -48,7 +48,7 @@ def optimizer_of(config: TrainConfig, model: nn.Module) -> torch.optim.AdamW:
         weight_decay=config.weight_decay,
         methods={name: Rates(rates.lr, rates.weight_decay) for name, rates in config.methods.items()},
         regions={
-            pattern: Rates(rates.lr, rates.weight_decay, rates.lr_scale or 1.0)
+            pattern: Rates(rates.lr, rates.weight_decay, rates.lr_scale or 1.0, rates.start or 0.0)
             for pattern, rates in (config.regions or {}).items()
         },
         lora_plus_ratio=config.lora_plus_ratio,

@@ -30,11 +30,14 @@ class Rates:
     """Learning rate and weight decay of some parameters; None: those of the surrounding settings.
 
     lr_scale: factor on the learning rate of the surrounding settings
+    start: fraction of the run at which these parameters begin to learn: training the heads before the rest distorts
+        the pretrained features less (LP-FT, Kumar et al. 2022, https://arxiv.org/abs/2202.10054)
     """
 
     lr: float | None = None
     weight_decay: float | None = None
     lr_scale: float = 1.0
+    start: float = 0.0
 
     def over(self, lr: float, weight_decay: float) -> tuple[float, float]:
         """Return learning rate and weight decay, given those of the surrounding settings."""
@@ -100,7 +103,7 @@ def build_optimizer(model: nn.Module, settings: OptimSettings, roles: Roles | No
 
 
 def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None = None) -> list[dict[str, Any]]:
-    """Return optimizer groups with `name`, `params`, `lr`, `initial_lr` and `weight_decay`, in the model's order.
+    """Return optimizer groups with `name`, `params`, `lr`, `initial_lr`, `weight_decay` and `start`, in model order.
 
     A name is `<method>` or `<method> in <pattern of the region>`, with `/lora_plus` at its end for parameters whose
     rate the ratio of LoRA+ multiplies, and `/no_decay` for those without weight decay. Parameters that belong to no
@@ -127,6 +130,7 @@ def param_groups(model: nn.Module, settings: OptimSettings, roles: Roles | None 
                 "lr": lr,
                 "initial_lr": lr,
                 "weight_decay": weight_decay if group.has_decay else 0.0,
+                "start": settings.regions[group.region].start if group.region else 0.0,
             }
         )
     return groups

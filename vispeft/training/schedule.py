@@ -48,7 +48,11 @@ class Schedule:
         raise TrainingError(f"`kind` must be `cosine`, `step` or `constant`, but is {self.kind!r}.")
 
     def apply(self, optimizer: Optimizer, step: int) -> None:
-        """Set each group's `lr` to its `initial_lr` times the factor of `step`."""
+        """Set each group's `lr` to its `initial_lr` times the factor of `step`, or to 0 before the group's `start`.
+
+        `start` is a fraction of the run; groups without one learn from the first step.
+        """
         factor = self.factor(step)
         for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+            is_frozen = step < group.get("start", 0.0) * self.steps
+            group["lr"] = 0.0 if is_frozen else group["initial_lr"] * factor
