@@ -67,6 +67,23 @@ def test_points_table__marks_the_best_rate_of_a_method() -> None:
     assert done.stdout.splitlines()[2:] == ["| lora | 10 (1.00 %) | 0.001: 0.200; **0.005: 0.300** |"]
 
 
+def test_points_table__has_the_size_of_inspected_updates(tmp_path: Path) -> None:
+    sweep = sweep_directory(tmp_path / "sized")
+    found = json.loads((sweep / "results.json").read_text())
+    trial = {**found["trials"][0], "parameters": {"train.lr": 1e-3}}
+    trial["metrics"] |= {"trainable_params": 10, "trainable_percent": 1.0}
+    (sweep / "results.json").write_text(json.dumps({**found, "trials": [trial]}))
+    sites = [{"rank": rank, "spectrum": {"relative_norm": norm}} for rank, norm in ((4, 0.5), (None, 9.0), (4, 1.5))]
+    (sweep / "trials" / "0001" / "inspection.json").write_text(json.dumps({"sites": sites}))
+    code = (
+        f"import json, study_page as s; s.take_in(s.Path({str(sweep)!r}), s.Path({str(tmp_path)!r}));"
+        f"print(s.points_table(json.loads(s.Path({str(tmp_path / 'sized.json')!r}).read_text())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[0].endswith("| mask AP by lr | norm of the update / of the weight |")
+    assert done.stdout.splitlines()[2].endswith("| **0.001: 0.500** | 0.001: 1 |")
+
+
 def test_with_all_seeds__leaves_out_what_is_not_complete() -> None:
     states = {"lora": "cc", "full": "cr", "heads": "c", "rates": "cc"}
     trials = [

@@ -4,8 +4,9 @@
     python tools/study_page.py --sweeps runs/study-desk runs/study-potholes   # import results of sweeps
     python tools/study_page.py                                                      # use the imported results
 
-The results of a sweep are copied to `--raw/<its name>.json`: the metrics of every trial, and the comparison with its
-intervals. Tables and plots are made from these files alone.
+The results of a sweep are copied to `--raw/<its name>.json`: the metrics of every trial, the size of its low-rank
+updates where `vispeft inspect` was run on it, and the comparison with its intervals. Tables and plots are made from
+these files alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,10 @@ KEPT_OF_TRIAL = ("trial", "variant", "parameters", "seed", "state", "metrics")
 def take_in(sweep: Path, raw: Path) -> None:
     """Copy the results of a sweep, without the paths of its machine."""
     found = json.loads((sweep / "results.json").read_text())
-    trials = [
-        {key: trial[key] for key in KEPT_OF_TRIAL} | {"curve": curve(sweep / "trials" / f"{trial['trial']:04d}")}
-        for trial in found["trials"]
-    ]
+    trials = [{key: trial[key] for key in KEPT_OF_TRIAL} for trial in found["trials"]]
+    for trial in trials:
+        run = sweep / "trials" / f"{trial['trial']:04d}"
+        trial |= {"curve": curve(run)} | update_norm(run)
     compared = sweep / "comparison.json"
     comparison = json.loads(compared.read_text()) if compared.is_file() else comparison_so_far(sweep, found["trials"])
     environment = json.loads(next((sweep / "trials").glob("*/environment.json")).read_text())
@@ -80,6 +81,15 @@ def curve(run: Path) -> list[tuple[int, float]]:
     metrics = run / "metrics.jsonl"
     rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
     return [(row["step"], row["segm/AP"]) for row in rows if row["split"] == "val"]
+
+
+def update_norm(run: Path) -> dict[str, float]:
+    """Return the norm of an inspected run's low-rank updates relative to their weights, the median over its sites."""
+    inspected = run / "inspection.json"
+    if not inspected.is_file():
+        return {}
+    norms = [site["spectrum"]["relative_norm"] for site in json.loads(inspected.read_text())["sites"] if site["rank"]]
+    return {"update_norm": median(norms)} if norms else {}
 
 
 def complete(content: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -196,14 +206,21 @@ def budgets_table(contents: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def points_table(content: Mapping[str, Any]) -> str:
-    """Return a table with a row per variant of a sweep over a space: mask AP at each point, the best one in bold."""
+    """Return a table with a row per variant of a sweep over a space: mask AP at each point, the best one in bold.
+
+    Where the trials were inspected, it also has the size of the update beside the weight.
+    """
     rows: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    norms: dict[str, dict[str, list[float]]] = {}
     for trial in content["trials"]:
         if trial["state"] == "complete":
             point = ", ".join(f"{value:g}" for value in trial["parameters"].values())
             rows.setdefault(trial["variant"], {}).setdefault(point, []).append(trial["metrics"])
+            if "update_norm" in trial:
+                norms.setdefault(trial["variant"], {}).setdefault(point, []).append(trial["update_norm"])
     keys = dict.fromkeys(key.rpartition(".")[2] for trial in content["trials"] for key in trial["parameters"])
-    lines = [f"| configuration | trained | mask AP by {', '.join(keys)} |", "|---|---|---|"]
+    head = f"| configuration | trained | mask AP by {', '.join(keys)} |"
+    lines = [f"{head} norm of the update / of the weight |", "|---|---|---|---|"] if norms else [head, "|---|---|---|"]
     for variant, points in rows.items():
         ap = {point: mean(run["segm/AP"] for run in runs) for point, runs in points.items()}
         best = max(ap, key=lambda point: ap[point])
@@ -211,7 +228,8 @@ def points_table(content: Mapping[str, Any]) -> str:
         cells = [f"**{cell}**" if point == best else cell for point, cell in zip(ap, shown, strict=True)]
         first = points[best][0]
         trained = f"{first['trainable_params']:,} ({first['trainable_percent']:.2f} %)"
-        lines.append(f"| {variant} | {trained} | {'; '.join(cells)} |")
+        sizes = "; ".join(f"{point}: {mean(some):.2g}" for point, some in norms.get(variant, {}).items())
+        lines.append(f"| {variant} | {trained} | {'; '.join(cells)} |" + (f" {sizes} |" if norms else ""))
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Names, refusals and contents of run directories."""
+"""Contents of run directories."""
 
 import json
 from pathlib import Path
@@ -6,52 +6,13 @@ from pathlib import Path
 import pytest
 
 from vispeft.config import parse_config
-from vispeft.engine import RunDirectory, begun_run_directory, new_run_directory
-from vispeft.errors import ConfigError, TrainingError
+from vispeft.engine import RunDirectory
+from vispeft.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def _in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def test_new_run_directory__takes_the_first_free_number() -> None:
-    assert new_run_directory(None, "a").root == Path("runs/a-1")
-    Path("runs/a-1").mkdir(parents=True)
-    assert new_run_directory(None, "a").root == Path("runs/a-2")
-    assert new_run_directory(None, "b").root == Path("runs/b-1")
-
-
-def test_new_run_directory__begins_again_where_a_run_ended_before_its_first_checkpoint() -> None:
-    run = RunDirectory(Path("out"))
-    run.root.mkdir()
-    for path in (run.config, run.environment, run.annotations, run.metrics, run.root / ".x.1.partial"):
-        path.touch()
-    (run.root / "tensorboard").mkdir()
-    assert new_run_directory(Path("out"), "a").root == Path("out")
-    run.checkpoint.parent.mkdir()
-    run.checkpoint.touch()
-    with pytest.raises(TrainingError, match="`out` is there already"):
-        new_run_directory(Path("out"), "a")
-
-
-def test_new_run_directory__refuses_what_is_there() -> None:
-    Path("out").mkdir()
-    assert new_run_directory(Path("out"), "a").root == Path("out")
-    Path("out/file").touch()
-    with pytest.raises(TrainingError, match="`out` is there already"):
-        new_run_directory(Path("out"), "a")
-
-
-def test_begun_run_directory__takes_the_highest_number() -> None:
-    with pytest.raises(TrainingError, match="There is no run"):
-        begun_run_directory(None, "a")
-    for number in (9, 10):
-        Path(f"runs/a-{number}").mkdir(parents=True)
-        Path(f"runs/a-{number}/config.yaml").touch()
-    assert begun_run_directory(None, "a").root == Path("runs/a-10")
-    with pytest.raises(TrainingError, match=r"has no config\.yaml"):
-        begun_run_directory(Path("runs"), "a")
 
 
 def test_begin__writes_what_is_known() -> None:

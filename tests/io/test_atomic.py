@@ -50,6 +50,28 @@ def _write_half(path: Path) -> None:
     raise ZeroDivisionError
 
 
+def test_write_bytes__writes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    target, link = tmp_path / "store" / "file", tmp_path / "link"
+    link.symlink_to("store/file")
+    for content in (b"first", b"second"):
+        write_bytes(link, content, raises=DataError)
+        assert link.is_symlink()
+        assert target.read_bytes() == content
+
+
+def test_write_bytes__writes_into_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    found: list[bytes] = []
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    write_bytes(pipe, b"content", raises=DataError)
+    reader.join(timeout=10)
+    assert found == [b"content"]
+    assert pipe.is_fifo()
+
+
 @pytest.mark.parametrize("error", [CheckpointError, DataError, TrainingError])
 def test_write_bytes__raises_the_error_of_the_kind_of_file(tmp_path: Path, error: type[Exception]) -> None:
     path = tmp_path / "folder"

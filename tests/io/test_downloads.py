@@ -106,6 +106,29 @@ def test_download__deletes_a_file_with_a_wrong_checksum(hub: Any) -> None:
     assert leftovers(url) == set()
 
 
+def test_download__checks_a_cached_file_and_leaves_it(hub: Any) -> None:
+    hub.files["/model.pth"] = CONTENT
+    url = f"{hub.url}/model.pth"
+    path = download(url)
+    with pytest.raises(
+        CheckpointError, match=r"model\.pth`, which was downloaded from .* does not have the checksum 0+"
+    ):
+        download(f"{url}#sha256={'0' * 64}")
+    assert path.read_bytes() == CONTENT
+    assert download(f"{url}#sha256={SHA256}") == path
+    path.write_bytes(CONTENT + b"more")
+    with pytest.raises(CheckpointError, match=r"Delete the file to download it again"):
+        download(f"{url}#sha256={SHA256}")
+
+
+def test_download__reads_a_cached_file_once_for_its_checksum(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files["/model.pth"] = CONTENT
+    url = f"{hub.url}/model.pth#sha256={SHA256}"
+    path = download(url)
+    monkeypatch.setattr(Checksum, "fits", lambda *_: pytest.fail("was read again"))
+    assert download(url) == path
+
+
 @pytest.mark.parametrize(
     ("url", "checksum"),
     [

@@ -1,3 +1,4 @@
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from vispeft.errors import TrainingError
-from vispeft.io.locks import FileLock
+from vispeft.io import locks
+from vispeft.io.locks import FileLock, LocksMissingError
 
 HOLD = """
 import sys
@@ -45,3 +47,17 @@ def test_file_lock__names_a_place_where_no_file_can_be_made(tmp_path: Path) -> N
     for path in (tmp_path / "file" / "lock", tmp_path / "folder"):
         with pytest.raises(TrainingError, match=f"`{path}` cannot be written"):
             FileLock.try_hold(path)
+
+
+def test_file_lock__tells_a_file_system_without_locks_from_a_held_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+
+    class Connection(sqlite3.Connection):
+        def execute(self, *_: object) -> sqlite3.Cursor:  # type: ignore[override]
+            raise sqlite3.OperationalError("database is locked")  # SQLite's answer to ENOLCK
+
+    monkeypatch.setattr(locks.sqlite3, "connect", lambda *args, **kwargs: connect(*args, **kwargs, factory=Connection))
+    with pytest.raises(LocksMissingError, match=f"`{tmp_path}` is on a file system without file locks"):
+        FileLock.try_hold(tmp_path / "lock")

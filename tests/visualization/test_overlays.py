@@ -80,6 +80,13 @@ def test_draw_instances__labels_cover_little_of_a_crowded_picture():
     assert 0.02 < (with_text != masks_only).any(axis=-1).mean() < 0.12
 
 
+def test_draw_instances__writes_names_with_line_breaks_on_one_line():
+    image = np.zeros((600, 700, 3), dtype=np.uint8)
+    instances = _instances(_disks(600, 700, 1))
+    with_breaks = draw_instances(image, instances, ["a\n b\n", "c"])
+    assert (np.asarray(with_breaks) == np.asarray(draw_instances(image, instances, ["a b", "c"]))).all()
+
+
 def test_draw_instances__masks_of_another_image_are_refused():
     with pytest.raises(VispeftError, match=r"of an image of 30x20 .* but a mask is of 20x30"):
         draw_instances(np.zeros((30, 20, 3), dtype=np.uint8), _instances([np.ones((20, 30), dtype=bool)]), ["a"])

@@ -79,13 +79,14 @@ def train(
 
     keep_freed_memory()
     loaded = load_config(config, checked_overrides(overrides))
-    directory = begun_run_directory(out, config.stem) if resume else new_run_directory(out, config.stem)
-    resume_hint = f"Resume with: vispeft train {config} ... --out {directory.root} --resume"
-    try:
-        result = train_run(loaded, directory, resume=resume)
-    except KeyboardInterrupt as error:
-        say(f"Stopped. {resume_hint if directory.config.exists() else 'Nothing was written yet.'}")
-        raise typer.Exit(INTERRUPTED) from error
+    reserved = begun_run_directory(out, config.stem) if resume else new_run_directory(out, config.stem)
+    with reserved as directory:
+        resume_hint = f"Resume with: vispeft train {config} ... --out {directory.root} --resume"
+        try:
+            result = train_run(loaded, directory, resume=resume)
+        except KeyboardInterrupt as error:
+            say(f"Stopped. {resume_hint if directory.config.exists() else 'Nothing was written yet.'}")
+            raise typer.Exit(INTERRUPTED) from error
     if result.summary is None:
         say(f"Stopped after step {result.step}. {resume_hint}")
         raise typer.Exit(INTERRUPTED)

@@ -9,7 +9,8 @@ from vispeft.engine.exported_runs import PredictionSource, load_exported, load_s
 from vispeft.engine.inspection import Inspection, inspect_runs
 from vispeft.engine.loaders import DataSets, read_sets
 from vispeft.engine.predict_files import PredictionReport, predict_images
-from vispeft.engine.run_directory import RunDirectory, begun_run_directory, new_run_directory
+from vispeft.engine.reserved_runs import begun_run_directory, new_run_directory
+from vispeft.engine.run_directory import RunDirectory
 from vispeft.engine.saved_runs import LoadedRun, evaluate_run, load_run, write_merged
 from vispeft.engine.train import RunResult, train_run
 

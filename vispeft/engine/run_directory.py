@@ -1,4 +1,4 @@
-"""A run's directory: paths of its files, the name of a new one, and the files written before training starts."""
+"""A run's directory: paths of its files, and the files written before training starts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from vispeft.config import Config, dump_config, load_config
 from vispeft.errors import ConfigError, TrainingError
 from vispeft.io import run_layout
-from vispeft.io.atomic import PARTIAL_SUFFIX, write_text
+from vispeft.io.atomic import write_text
 from vispeft.io.json_files import write_json
 from vispeft.training.arithmetic import describe_arithmetic
 
@@ -115,42 +115,6 @@ class RunDirectory:
                 f"`{self.root}` must go on as it began, but {'; '.join(changed)}. "
                 "Use the same values and files, or train without --resume into another --out."
             )
-
-
-def new_run_directory(out: Path | None, name: str) -> RunDirectory:
-    """Return a directory that holds no work yet: `out`, or the first free `runs/<name>-<n>`."""
-    if out is None:
-        return RunDirectory(run_layout.free_directory(name))
-    if out.exists() and (not out.is_dir() or not _holds_no_work(out)):
-        raise TrainingError(f"`{out}` is there already. Give another --out, or go on with it by --resume.")
-    return RunDirectory(out)
-
-
-def _holds_no_work(directory: Path) -> bool:
-    """Tell whether a directory is empty, or holds a run that ended before it wrote anything to resume from."""
-    begun = RunDirectory(directory)
-    before_work = {begun.config, begun.environment, begun.annotations, begun.metrics}
-    return all(
-        path in before_work or path.name == run_layout.TENSORBOARD_DIR or path.suffix == PARTIAL_SUFFIX
-        for path in directory.iterdir()
-    )
-
-
-def begun_run_directory(out: Path | None, name: str) -> RunDirectory:
-    """Return the directory to resume: `out`, or the `runs/<name>-<n>` of the highest number."""
-    if out is None:
-        found = run_layout.numbered_directories(name)
-        if not found:
-            raise TrainingError(
-                f"There is no run `runs/{name}-<n>` to resume. Name it by --out, or leave out --resume."
-            )
-        out = found[0]
-    begun = RunDirectory(out)
-    if not begun.config.is_file():
-        raise TrainingError(
-            f"`{out}` must be a run directory to resume, but has no {run_layout.CONFIG_FILE}. Leave out --resume."
-        )
-    return begun
 
 
 def describe_environment(device: str, seed: int) -> dict[str, Any]:

@@ -154,6 +154,8 @@ def _set_up(
     """Prepare processes and model of a run, check its deltas and begin its directory."""
     train = config.train
     fabric = fabric_of(train)
+    # the processes after the first have not reserved the directory that they name
+    directory = RunDirectory(fabric.broadcast(directory.root))
     check_compilation(train, fabric.device)
     if fabric.device.type == "cpu" and train.workers:
         leave_cores_to_workers(train.workers * fabric.world_size)

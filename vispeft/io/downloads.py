@@ -9,6 +9,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from vispeft.errors import CheckpointError, ConfigError, describe_io_error, writ
 from vispeft.io.atomic import PARTIAL_SUFFIX
 from vispeft.io.cache import cache_dir, offline_variable
 from vispeft.io.checksums import Checksum, split_checksum
-from vispeft.io.locks import FileLock
+from vispeft.io.locks import FileLock, LocksMissingError
 
 # told after each block: bytes that are here, and of the whole file
 Report = Callable[[int, int], None]
@@ -53,13 +54,15 @@ def download(url: str, report: Report | None = None) -> Path:
 
     url: `https://...`, where `#sha256=...` may follow; names of files that carry a hash are checked by it
 
-    Raises CheckpointError in one sentence without a network, for an address without a file, a file that ends early, or
-    a wrong checksum; such a file is deleted.
+    Raises CheckpointError in one sentence without a network, for an address without a file, a file that ends early, a
+    cache whose file system has no locks, or a wrong checksum; such a download is deleted, but not a file that the
+    cache has had before.
     """
     address, checksum = split_checksum(url)
     _check_address(address)
     path = cached_path(url)
     if path.is_file():
+        _check_cached(path, address, checksum)
         return path
     variable = offline_variable()
     if variable is not None:
@@ -111,13 +114,45 @@ def _alone(path: Path) -> Iterator[None]:
     with writing(path, CheckpointError):
         path.parent.mkdir(parents=True, exist_ok=True)
     place = path.with_name(path.name + ".lock")
-    lock = FileLock.try_hold(place)
-    while lock is None:
-        lock = FileLock.try_hold(place, patience_seconds=5.0)
+    try:
+        lock = FileLock.try_hold(place)
+        if lock is None:
+            warnings.warn(f"Another process downloads `{path}`. Waiting for it.", stacklevel=4)
+        while lock is None:
+            lock = FileLock.try_hold(place, patience_seconds=5.0)
+    except LocksMissingError as error:
+        raise CheckpointError(f"{error} The environment variable `VISPEFT_CACHE` is for that.") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _check_cached(path: Path, address: str, checksum: Checksum | None) -> None:
+    """Raise CheckpointError if a file of the cache lacks the checksum; one that has it is read for this only once."""
+    if checksum is None:
+        return
+    record = _record(path)
+    if record.is_file() and record.read_text(encoding="utf-8") == _verified(path, checksum):
+        return
+    if not checksum.fits(path):
+        raise CheckpointError(
+            f"`{path}`, which was downloaded from {address}, does not have the checksum {checksum.digits} "
+            f"({' or '.join(checksum.kinds)}). Delete the file to download it again, or mend the checksum."
+        )
+    # a cache that another user fills may not be written
+    with contextlib.suppress(OSError):
+        record.write_text(_verified(path, checksum), encoding="utf-8")
+
+
+def _record(path: Path) -> Path:
+    """Return the path of the file that tells which checksum a file of the cache was found to have."""
+    return path.with_name(path.name + ".checksum")
+
+
+def _verified(path: Path, checksum: Checksum) -> str:
+    """Return the content of the record for a file that has the checksum."""
+    return f"{checksum.digits} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
 def _fetch(transfer: _Transfer, report: Report | None) -> None:
@@ -213,3 +248,5 @@ def _finish(transfer: _Transfer, checksum: Checksum | None) -> None:
     with writing(transfer.path, CheckpointError):
         transfer.part.replace(transfer.path)
         transfer.tag.unlink(missing_ok=True)
+        if checksum is not None:
+            _record(transfer.path).write_text(_verified(transfer.path, checksum), encoding="utf-8")

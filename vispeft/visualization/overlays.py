@@ -67,7 +67,8 @@ def draw_instances(
     texts = []
     for idx in kept:
         score = f"{float(instances.scores[idx]):.2f}" if show_scores else ""
-        name = names[labels[idx]] if len(names) > 1 else ""
+        # a name of several lines, as a list of names read without stripping has them, is written on one
+        name = " ".join(names[labels[idx]].split()) if len(names) > 1 else ""
         texts.append((f"{name} {score}".strip(), score))
     _write_labels(picture, regions, texts, colours)
     return picture
