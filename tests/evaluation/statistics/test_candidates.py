@@ -54,6 +54,15 @@ def test_read_candidates__runs_that_differ_in_the_seed_are_one_configuration(mak
     assert [one.entry.name for one in apart.candidates] == ["lora-s0", "lora-s1", "lora-s2", "other"]
 
 
+def test_read_candidates__a_key_of_a_later_version_does_not_part_runs(make_run: MakeRun) -> None:
+    runs = [make_run("lora-s0"), make_run("lora-s1", seed=1)]
+    config = yaml.safe_load((runs[1] / "config.yaml").read_text())
+    config["train"]["regions"] = None
+    config["peft"]["deltas"]["a"]["new"] = None
+    (runs[1] / "config.yaml").write_text(yaml.safe_dump(config))
+    assert len(read_candidates(runs).candidates) == 1
+
+
 def test_read_candidates__the_same_seed_twice_is_not_two_seeds(make_run: MakeRun) -> None:
     candidate_set = read_candidates([make_run("one"), make_run("two")])
     assert [len(one.entry.runs) for one in candidate_set.candidates] == [1, 1]

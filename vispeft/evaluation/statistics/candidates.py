@@ -118,9 +118,16 @@ def find_source(path: Path, annotations: Path | None = None) -> Source:
     train = config.get("train") if isinstance(config.get("train"), dict) else {}
     seed = train.get("seed") if isinstance(train, dict) else None
     kept = {key: value for key, value in (train or {}).items() if key not in _IGNORED_KEYS}
-    text = json.dumps({**config, "train": kept}, sort_keys=True, default=str)
+    text = json.dumps(_without_nulls({**config, "train": kept}), sort_keys=True, default=str)
     name = path.resolve().name
     return Source(name, path / PREDICTIONS_FILE, path / ANNOTATIONS_FILE, text, seed, summary)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a configuration without its empty keys: a run of an earlier version lacks those that are new."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _without_nulls(part) for key, part in value.items() if part is not None}
 
 
 def check_has_ap(path: Path, summary: Mapping[str, Any]) -> None:
