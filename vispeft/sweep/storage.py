@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ _BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgres":
 # number of missed heartbeats after which a worker on another machine counts as dead
 _MISSED_HEARTBEATS = 4
 STORAGE_ERRORS = (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError)
+_ATTEMPTS = 10
+_SECONDS_BETWEEN_ATTEMPTS = 0.3
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -51,12 +54,14 @@ def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with quiet():
-            return optuna.storages.RDBStorage(
-                url.render_as_string(hide_password=False),
-                engine_kwargs=engine,
-                heartbeat_interval=heartbeat_seconds,
-                grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
-            )
+            for _ in range(_ATTEMPTS - 1):
+                try:
+                    return _opened(url, engine, heartbeat_seconds)
+                except sqlalchemy.exc.SQLAlchemyError as error:
+                    if not _is_being_made(error):
+                        raise
+                    time.sleep(_SECONDS_BETWEEN_ATTEMPTS)
+            return _opened(url, engine, heartbeat_seconds)
     except ImportError as error:
         raise TrainingError(
             f"`sweep.storage` {redacted(url)} needs a driver that is not installed: pip install 'vispeft[postgresql]'."
@@ -64,6 +69,21 @@ def open_storage(url: sqlalchemy.URL, heartbeat_seconds: int) -> optuna.storages
     except (*STORAGE_ERRORS, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(f"`sweep.storage` {redacted(url)} cannot be opened: {reason}") from error
+
+
+def _opened(url: sqlalchemy.URL, engine: dict[str, object], heartbeat_seconds: int) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage."""
+    return optuna.storages.RDBStorage(
+        url.render_as_string(hide_password=False),
+        engine_kwargs=engine,
+        heartbeat_interval=heartbeat_seconds,
+        grace_period=_MISSED_HEARTBEATS * heartbeat_seconds,
+    )
+
+
+def _is_being_made(error: Exception) -> bool:
+    """Return True for the error of a worker that creates the tables while another one does."""
+    return isinstance(error, sqlalchemy.exc.IntegrityError) or "already exists" in str(error)
 
 
 def redacted(url: sqlalchemy.URL) -> str:
