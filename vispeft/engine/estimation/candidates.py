@@ -99,7 +99,8 @@ PRETRAINED: tuple[Candidate, ...] = (
             _AFTER_ATTENTION_AND_FFN,
             {"method": "adapter", "width": 10, "count": count},
             f"{_adapters(count)} per block",
-            2e-2,
+            # longer chains need lower rates
+            2e-2 if count == 1 else 5e-3,
         )
         for count in (1, 2, 3)
     ),
