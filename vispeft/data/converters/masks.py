@@ -89,11 +89,19 @@ def convert_masks(
     found = _MaskFolder(masks, [images, *others[1:]])
     kinds = None if classes is None else _MaskFolder(classes, [images, masks])
     bare = []
+    owners: dict[Path, Path] = {}
     for path in scan.pictures:
         files, header = found.of(key_of(path, images)), builder.add_image(path, images)
         if files is None:
             bare.append(path)
-        elif header is not None:
+            continue
+        if shared := [each for each in files.paths if each in owners]:
+            names = [show(each.relative_to(images).as_posix()) for each in (owners[shared[0]], path)]
+            sentence = f"images that share the mask {shared[0]}; rename one, and give each its own."
+            builder.findings.refuse("shared-masks", sentence, " and ".join(names))
+            continue
+        owners.update(dict.fromkeys(files.paths, path))
+        if header is not None:
             _add_instances(
                 builder, files, header, None if kinds is None else _class_values(kinds, path, images, header)
             )
