@@ -68,8 +68,9 @@ def test_split_indices__depends_on_the_seed_alone(coco_set: CocoSet) -> None:
     assert split_indices(coco_set, val_fraction=0.2) != split_indices(coco_set, val_fraction=0.2, seed=1)
 
 
-def test_split_indices__keeps_entries_of_one_file_together(write: Any, document: dict[str, Any]) -> None:
-    document["images"][1]["file_name"] = "a.png"
+@pytest.mark.parametrize("name", ["a.png", "./a.png", "x/../a.png"])
+def test_split_indices__keeps_entries_of_one_file_together(write: Any, document: dict[str, Any], name: str) -> None:
+    document["images"][1]["file_name"] = name
     with pytest.raises(DataError, match="at least two"):
         split_indices(read_coco(write(document), None), val_fraction=0.5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> t
         raise ConfigError(f"`val_fraction` must lie between 0 and 1, but is {val_fraction}.")
     files: dict[str, list[int]] = {}
     for index, image in enumerate(coco_set.images):
-        files.setdefault(image.file_name, []).append(index)
+        files.setdefault(os.path.normpath(image.file_name), []).append(index)
     if len(files) < 2:
         raise DataError(f"{coco_set.annotations_path} has one image; a split needs at least two.")
     rng = np.random.default_rng(seed)
