@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 Command = Callable[..., tuple[int, str, str]]
@@ -68,6 +69,22 @@ def test_check__offers_fix_only_where_it_repairs(shapes_set: Path, command: Comm
         assert ("--fix FILE` repairs the file as far as possible" in err) is is_repaired
         status, _, _ = command("data", "check", path, "--images", shapes_set / "images", "--fix", fixed)
         assert (status == 0) is is_repaired
+
+
+def test_check_and_split__take_the_number_of_channels(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    (tmp_path / "images").mkdir()
+    for image in document["images"]:
+        image["file_name"] = f"{image['id']}.npy"
+        np.save(tmp_path / "images" / image["file_name"], np.zeros((64, 64, 5), np.uint8))
+    path, fixed = tmp_path / "all.json", tmp_path / "fixed.json"
+    path.write_text(json.dumps(document))
+    words = (path, "--images", tmp_path / "images")
+    assert command("data", "check", *words, "--fix", fixed)[0] == 1
+    assert command("data", "split", *words, "--out", tmp_path)[0] == 1
+    assert command("data", "check", *words, "--channels", 5, "--fix", fixed)[::2] == (0, "")
+    assert json.loads(fixed.read_text())["images"] == document["images"]
+    assert command("data", "split", *words, "--channels", 5, "--out", tmp_path)[::2] == (0, "")
 
 
 # kinds that are refused, and kinds that load without a warning; the others load with one

@@ -36,7 +36,7 @@ def check(
     from vispeft.data.reading.check import check_dataset, write_fixed
 
     if fix is not None:
-        report = write_fixed(annotations, images, fix)
+        report = write_fixed(annotations, images, fix, num_channels=channels)
         _print_problems(report.warnings, "repaired or left out")
         console().print(
             f"Repaired copy in {fix}: {report.num_images} images, {report.num_categories} classes, "
@@ -125,6 +125,7 @@ def split(
     images: OptionalImages = None,
     val_fraction: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    channels: Channels = 3,
 ) -> None:
     """Split a data set into train.json and val.json, with every class in the same proportion.
 
@@ -132,7 +133,7 @@ def split(
     """
     from vispeft.data.split import split_coco
 
-    result = split_coco(annotations, images, out, val_fraction=val_fraction, seed=seed)
+    result = split_coco(annotations, images, out, val_fraction=val_fraction, seed=seed, num_channels=channels)
     _print_problems(result.train.report.warnings, "warning")
     for side, path in ((result.train, result.train_path), (result.val, result.val_path)):
         console().print(f"{path}: {len(side)} images, {side.num_instances} instances")

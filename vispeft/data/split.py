@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vispeft.coco.sets import CocoSet
+from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.check import with_extras
 from vispeft.data.reading.coco import read_coco
 from vispeft.errors import ConfigError, DataError
@@ -27,10 +28,16 @@ class Split:
 
 
 def split_coco(
-    annotations: Path, images: Path | None, out_dir: Path, *, val_fraction: float = 0.2, seed: int = 0
+    annotations: Path,
+    images: Path | None,
+    out_dir: Path,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    num_channels: int = RGB,
 ) -> Split:
     """Write `train.json` and `val.json` into `out_dir`. `file_name`s stay relative to the same image folder."""
-    coco_set = read_coco(annotations, images, check_images=images is not None)
+    coco_set = read_coco(annotations, images, check_images=images is not None, num_channels=num_channels)
     train_idx, val_idx = split_indices(coco_set, val_fraction=val_fraction, seed=seed)
     train, val = coco_set.subset(train_idx), coco_set.subset(val_idx)
     paths = (out_dir / "train.json", out_dir / "val.json")

@@ -32,7 +32,7 @@ def check_dataset(annotations: Path, images: Path | None, *, num_channels: int =
     return replace(report, repaired=repaired)
 
 
-def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckReport:
+def write_fixed(annotations: Path, images: Path | None, out: Path, *, num_channels: int = RGB) -> CheckReport:
     """Write a repaired copy of a COCO instance file and return the report of entries left out or corrected.
 
     Bad annotations and images are left out; known wrong forms of `segmentation` are rewritten; missing `bbox`, `area`,
@@ -43,7 +43,7 @@ def write_fixed(annotations: Path, images: Path | None, out: Path) -> CheckRepor
     """
     if out.exists() and out.samefile(annotations):
         raise DataError(f"{out} is the file to repair; name another one for the repaired copy.")
-    coco_set, report = examine(annotations, images, check_images=True, repair=True)
+    coco_set, report = examine(annotations, images, check_images=True, repair=True, num_channels=num_channels)
     report.raise_if_refused()
     if coco_set is None:
         raise DataError(f"{annotations} cannot be repaired.")
