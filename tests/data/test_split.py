@@ -77,11 +77,14 @@ def test_split_indices__keeps_entries_of_one_file_together(write: Any, document:
 
 def test_split_coco__writes_two_files_that_load(write: Any, folder: Path, document: dict[str, Any]) -> None:
     document["info"] = {"year": 2020}
+    for annotation in document["annotations"]:
+        annotation["attributes"] = {"of": annotation["id"]}
     split = split_coco(write(document), folder, folder.parent / "out", val_fraction=0.5)
     train, val = (json.loads(path.read_text()) for path in (split.train_path, split.val_path))
     assert {image["id"] for image in train["images"] + val["images"]} == {1, 2}
     assert len(train["images"]) == len(val["images"]) == 1
     assert {a["id"] for a in train["annotations"] + val["annotations"]} == {1, 2, 3, 4}
+    assert all(a["attributes"] == {"of": a["id"]} for a in train["annotations"] + val["annotations"])
     assert train["categories"] == val["categories"]
     assert train["info"] == {"year": 2020}
     assert read_coco(split.train_path, folder).report.problems == ()

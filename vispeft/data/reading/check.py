@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.identifiers import with_integer_ids
 from vispeft.coco.problems import CheckReport, Findings
-from vispeft.coco.sets import CocoSet, to_annotations
+from vispeft.coco.sets import CocoSet, all_annotations, to_annotations
 from vispeft.coco.values import as_integer
 from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine, load_document
@@ -53,9 +54,16 @@ def write_fixed(annotations: Path, images: Path | None, out: Path, *, num_channe
 
 def with_extras(coco_set: CocoSet) -> dict[str, Any]:
     """Return the COCO dictionary of a set, with `info`, `licenses` and further keys of its file."""
-    document = load_document(coco_set.annotations_path, Findings(is_repairing=True)) or {}
+    findings = Findings(is_repairing=True)
+    document = load_document(coco_set.annotations_path, findings)
+    if document is None:
+        raise DataError(f"{coco_set.annotations_path} changed while it was read; start again.")
+    # the ids that text became, as `examine` gave them
+    document = with_integer_ids(document, findings)
     result = to_annotations(coco_set)
     for key in ("images", "categories"):
-        extras = {as_integer(entry.get("id")): entry for entry in document.get(key, []) if isinstance(entry, dict)}
+        extras = {as_integer(entry.get("id")): entry for entry in document[key] if isinstance(entry, dict)}
         result[key] = [{**extras.get(entry["id"], {}), **entry} for entry in result[key]]
+    places = {a.id: a.place for a in all_annotations(coco_set.annotations, coco_set.crowds)}
+    result["annotations"] = [{**document["annotations"][places[a["id"]]], **a} for a in result["annotations"]]
     return {**{key: document[key] for key in ("info", "licenses") if key in document}, **result}
