@@ -87,6 +87,29 @@ def test_check_and_split__take_the_number_of_channels(shapes_set: Path, command:
     assert command("data", "split", *words, "--channels", 5, "--out", tmp_path)[::2] == (0, "")
 
 
+def test_check_and_split__take_boxes_alone(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    for number, annotation in enumerate(document["annotations"]):
+        # one mask, in a form that is refused where masks are read
+        annotation["segmentation"] = [2, 2, 12, 2, 12, 12, 2, 12]
+        if number:
+            del annotation["segmentation"]
+    path, fixed = tmp_path / "all.json", tmp_path / "fixed.json"
+    path.write_text(json.dumps(document))
+    words = (path, "--images", shapes_set / "images")
+    status, _, err = command("data", "check", *words)
+    assert status == 1
+    assert "(`task: detection` needs none)" in err
+    assert command("data", "split", *words, "--out", tmp_path)[0] == 1
+    detection = (*words, "--task", "detection")
+    assert command("data", "check", *detection)[::2] == (0, "")
+    assert command("data", "check", *detection, "--fix", fixed)[::2] == (0, "")
+    assert json.loads(fixed.read_text())["annotations"] == document["annotations"]
+    assert command("data", "split", *detection, "--out", tmp_path)[::2] == (0, "")
+    sides = [json.loads((tmp_path / f"{side}.json").read_text())["annotations"] for side in ("train", "val")]
+    assert sorted(sides[0] + sides[1], key=lambda a: a["id"]) == document["annotations"]
+
+
 # kinds that are refused, and kinds that load without a warning; the others load with one
 REFUSED = (
     *("duplicate-category-names", "images-empty-list", "json-truncated", "no-annotations-key", "panoptic-json"),

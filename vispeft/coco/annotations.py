@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
-from vispeft.coco.annotation_boxes import box_and_area, overlaps_mask, trained_box
+from vispeft.coco.annotation_boxes import NO_BOX, box_and_area, overlaps_mask, trained_box
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.references import References
 from vispeft.coco.segmentation import (
@@ -33,6 +33,7 @@ def read_annotations(
 ) -> list[Annotation]:
     """Return the usable annotations in the order of the file, with unique ids above 0.
 
+    raw: with `NO_BOX` in the place of each that is left out already
     listed: ids of all images in the file, also of those whose file cannot be used, which is reported already
     """
     references = References(raw, categories, entries, listed, findings)
@@ -41,6 +42,8 @@ def read_annotations(
     found = []
     seen: dict[Any, int] = {}
     for place, item in enumerate(raw):
+        if item is NO_BOX:
+            continue
         if not isinstance(item, dict):
             findings.warn("bad-annotation", "must be an object; left out.", f"annotations[{place}]")
             continue

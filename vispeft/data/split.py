@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vispeft.coco.sets import CocoSet
+from vispeft.data.reading.boxes import read_boxes
 from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.check import with_extras
 from vispeft.data.reading.coco import read_coco
@@ -35,9 +36,14 @@ def split_coco(
     val_fraction: float = 0.2,
     seed: int = 0,
     num_channels: int = RGB,
+    boxes_alone: bool = False,
 ) -> Split:
-    """Write `train.json` and `val.json` into `out_dir`. `file_name`s stay relative to the same image folder."""
-    coco_set = read_coco(annotations, images, check_images=images is not None, num_channels=num_channels)
+    """Write `train.json` and `val.json` into `out_dir`. `file_name`s stay relative to the same image folder.
+
+    boxes_alone: for detection: the boxes count, and `segmentation` stays as it is
+    """
+    read = read_boxes if boxes_alone else read_coco
+    coco_set = read(annotations, images, check_images=images is not None, num_channels=num_channels)
     train_idx, val_idx = split_indices(coco_set, val_fraction=val_fraction, seed=seed)
     train, val = coco_set.subset(train_idx), coco_set.subset(val_idx)
     paths = (out_dir / "train.json", out_dir / "val.json")
@@ -45,7 +51,7 @@ def split_coco(
         if path.exists() and path.samefile(annotations):
             raise DataError(f"{path} is the file to split; give another folder.")
     for side, path in zip((train, val), paths, strict=True):
-        write_json(path, with_extras(side), raises=DataError, allow_nan=True)
+        write_json(path, with_extras(side, boxes_alone=boxes_alone), raises=DataError, allow_nan=True)
     return Split(train, val, *paths)
 
 
