@@ -52,7 +52,11 @@ def read_semantic(
     document = load_lists(annotations, findings, keys)
     has_background = False
     if document is not None:
-        if is_panoptic(document.get("annotations") or []):
+        listed = document.get("annotations") or []
+        if not isinstance(listed, list):
+            findings.refuse("bad-annotations", f"`annotations` must be a list, but is {show(listed)}.", "")
+            document = None
+        elif is_panoptic(listed):
             document = with_flat_segments(document, segments_folder(annotations, segments), findings)
         elif segments is not None:
             document = _with_label_maps(document, segments, findings)
@@ -134,6 +138,7 @@ def _with_label_maps(document: dict[str, Any], folder: Path, findings: Findings)
         and isinstance(entry.get("file_name"), str)
         # an image of another name is refused with the images
         and is_inside_folder(entry["file_name"])
+        and Path(entry["file_name"]).name
     ]
     files = read_labels(path for _, path in named)
     known = {as_integer(entry.get("id")) for entry in document["categories"] if isinstance(entry, dict)}
