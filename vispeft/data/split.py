@@ -14,7 +14,7 @@ from vispeft.data.reading.boxes import read_boxes
 from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.check import with_extras
 from vispeft.data.reading.coco import read_coco
-from vispeft.errors import ConfigError, DataError
+from vispeft.errors import ConfigError, DataError, writing
 from vispeft.io.json_files import write_json
 
 
@@ -48,7 +48,9 @@ def split_coco(
     train, val = coco_set.subset(train_idx), coco_set.subset(val_idx)
     paths = (out_dir / "train.json", out_dir / "val.json")
     for path in paths:
-        if path.exists() and path.samefile(annotations):
+        with writing(path, DataError):
+            is_same = path.exists() and path.samefile(annotations)
+        if is_same:
             raise DataError(f"{path} is the file to split; give another folder.")
     for side, path in zip((train, val), paths, strict=True):
         write_json(path, with_extras(side, boxes_alone=boxes_alone), raises=DataError, allow_nan=True)

@@ -15,7 +15,7 @@ from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine, load_document
 from vispeft.data.reading.crowded import crowded_problems
 from vispeft.data.reading.image_files import Headers
-from vispeft.errors import DataError
+from vispeft.errors import DataError, writing
 from vispeft.io.json_files import write_json
 
 
@@ -56,7 +56,9 @@ def write_fixed(
     boxes_alone: for detection: the boxes count, and `segmentation` stays as it is
     Raises `DataError` where a correction would be a guess.
     """
-    if out.exists() and out.samefile(annotations):
+    with writing(out, DataError):
+        is_same = out.exists() and out.samefile(annotations)
+    if is_same:
         raise DataError(f"{out} is the file to repair; name another one for the repaired copy.")
     coco_set, report = examine(
         annotations, images, check_images=True, repair=True, num_channels=num_channels, boxes_alone=boxes_alone

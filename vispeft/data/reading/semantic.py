@@ -22,6 +22,7 @@ from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine_document, load_lists, usable
 from vispeft.data.reading.panoptic import segments_folder, with_flat_segments
 from vispeft.data.reading.segment_files import SegmentFile, fitting, is_inside_folder, read_labels
+from vispeft.errors import DataError, reading
 
 BACKGROUND = "background"
 """Class of the pixels that no annotation of an instance file covers."""
@@ -128,7 +129,9 @@ def _with_background_class(coco_set: CocoSet) -> CocoSet:
 
 def _with_label_maps(document: dict[str, Any], folder: Path, findings: Findings) -> dict[str, Any] | None:
     """Return a document of images and categories in the form of an instance file, by the label maps of its images."""
-    if not folder.is_dir():
+    with reading(folder, DataError):
+        is_there = folder.is_dir()
+    if not is_there:
         findings.refuse("no-segments-folder", f"the folder of label maps, {folder}, does not exist (`segments`).", "")
         return None
     named = [
