@@ -46,6 +46,18 @@ def writing(path: str | os.PathLike[str], raises: type[VispeftError], *others: t
         raise raises(f"`{os.fspath(path)}` cannot be written: {reason}. Make room, or name another place.") from error
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str], raises: type[VispeftError]) -> Iterator[None]:
+    """Context that turns errors in reading `path`, a file or a folder, into one clear error.
+
+    raises: error for the kind of file that `path` is
+    """
+    try:
+        yield
+    except OSError as error:
+        raise raises(f"{os.fspath(path)} cannot be read: {describe_io_error(error)}. Check its permissions.") from error
+
+
 def describe_io_error(error: Exception) -> str:
     """Return the reason that a file cannot be read or written, in a few words."""
     if isinstance(error, OSError) and error.strerror:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 Command = Callable[..., tuple[int, str, str]]
@@ -68,6 +69,45 @@ def test_check__offers_fix_only_where_it_repairs(shapes_set: Path, command: Comm
         assert ("--fix FILE` repairs the file as far as possible" in err) is is_repaired
         status, _, _ = command("data", "check", path, "--images", shapes_set / "images", "--fix", fixed)
         assert (status == 0) is is_repaired
+
+
+def test_check_and_split__take_the_number_of_channels(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    (tmp_path / "images").mkdir()
+    for image in document["images"]:
+        image["file_name"] = f"{image['id']}.npy"
+        np.save(tmp_path / "images" / image["file_name"], np.zeros((64, 64, 5), np.uint8))
+    path, fixed = tmp_path / "all.json", tmp_path / "fixed.json"
+    path.write_text(json.dumps(document))
+    words = (path, "--images", tmp_path / "images")
+    assert command("data", "check", *words, "--fix", fixed)[0] == 1
+    assert command("data", "split", *words, "--out", tmp_path)[0] == 1
+    assert command("data", "check", *words, "--channels", 5, "--fix", fixed)[::2] == (0, "")
+    assert json.loads(fixed.read_text())["images"] == document["images"]
+    assert command("data", "split", *words, "--channels", 5, "--out", tmp_path)[::2] == (0, "")
+
+
+def test_check_and_split__take_boxes_alone(shapes_set: Path, command: Command, tmp_path: Path) -> None:
+    document = json.loads((shapes_set / "train.json").read_text())
+    for number, annotation in enumerate(document["annotations"]):
+        # one mask, in a form that is refused where masks are read
+        annotation["segmentation"] = [2, 2, 12, 2, 12, 12, 2, 12]
+        if number:
+            del annotation["segmentation"]
+    path, fixed = tmp_path / "all.json", tmp_path / "fixed.json"
+    path.write_text(json.dumps(document))
+    words = (path, "--images", shapes_set / "images")
+    status, _, err = command("data", "check", *words)
+    assert status == 1
+    assert "(`task: detection` needs none)" in err
+    assert command("data", "split", *words, "--out", tmp_path)[0] == 1
+    detection = (*words, "--task", "detection")
+    assert command("data", "check", *detection)[::2] == (0, "")
+    assert command("data", "check", *detection, "--fix", fixed)[::2] == (0, "")
+    assert json.loads(fixed.read_text())["annotations"] == document["annotations"]
+    assert command("data", "split", *detection, "--out", tmp_path)[::2] == (0, "")
+    sides = [json.loads((tmp_path / f"{side}.json").read_text())["annotations"] for side in ("train", "val")]
+    assert sorted(sides[0] + sides[1], key=lambda a: a["id"]) == document["annotations"]
 
 
 # kinds that are refused, and kinds that load without a warning; the others load with one

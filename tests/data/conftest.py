@@ -1,14 +1,41 @@
-"""A check of the samples of a set."""
+"""A check of the samples of a set, and files that may not be read."""
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vispeft.coco.sets import CocoSet
 from vispeft.data import EvalTransform, InstanceDataset, TrainTransform
+
+
+@pytest.fixture
+def forbid(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function that lets a file, or a folder with all in it, be one that nobody may read.
+
+    Permissions of the file system would not keep an administrator from reading.
+    """
+
+    def forbidden(path: Path) -> None:
+        for module, name in ((os, "stat"), (os, "scandir"), (io, "open")):
+            call = getattr(module, name)
+
+            def attempt(place: Any, *args: Any, call: Any = call, name: str = name, **options: Any) -> Any:
+                text = os.fspath(place) if isinstance(place, str | Path) else ""
+                if text.startswith(f"{path}{os.sep}") or (text == str(path) and name != "stat"):
+                    raise PermissionError(errno.EACCES, "Permission denied", text)
+                return call(place, *args, **options)
+
+            monkeypatch.setattr(module, name, attempt)
+
+    return forbidden
 
 
 @pytest.fixture(scope="session")

@@ -68,19 +68,23 @@ def test_split_indices__depends_on_the_seed_alone(coco_set: CocoSet) -> None:
     assert split_indices(coco_set, val_fraction=0.2) != split_indices(coco_set, val_fraction=0.2, seed=1)
 
 
-def test_split_indices__keeps_entries_of_one_file_together(write: Any, document: dict[str, Any]) -> None:
-    document["images"][1]["file_name"] = "a.png"
+@pytest.mark.parametrize("name", ["a.png", "./a.png", "x/../a.png"])
+def test_split_indices__keeps_entries_of_one_file_together(write: Any, document: dict[str, Any], name: str) -> None:
+    document["images"][1]["file_name"] = name
     with pytest.raises(DataError, match="at least two"):
         split_indices(read_coco(write(document), None), val_fraction=0.5)
 
 
 def test_split_coco__writes_two_files_that_load(write: Any, folder: Path, document: dict[str, Any]) -> None:
     document["info"] = {"year": 2020}
+    for annotation in document["annotations"]:
+        annotation["attributes"] = {"of": annotation["id"]}
     split = split_coco(write(document), folder, folder.parent / "out", val_fraction=0.5)
     train, val = (json.loads(path.read_text()) for path in (split.train_path, split.val_path))
     assert {image["id"] for image in train["images"] + val["images"]} == {1, 2}
     assert len(train["images"]) == len(val["images"]) == 1
     assert {a["id"] for a in train["annotations"] + val["annotations"]} == {1, 2, 3, 4}
+    assert all(a["attributes"] == {"of": a["id"]} for a in train["annotations"] + val["annotations"])
     assert train["categories"] == val["categories"]
     assert train["info"] == {"year": 2020}
     assert read_coco(split.train_path, folder).report.problems == ()

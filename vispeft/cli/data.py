@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Data sets: check, repair, count, show, split, convert, draw.", no_args_is_help=True)
 
+
+class Reading(StrEnum):
+    """Tasks that read COCO instance files."""
+
+    INSTANCE = "instance"
+    DETECTION = "detection"
+
+
+Task = Annotated[Reading, typer.Option(help="With detection, boxes count and masks are ignored, as in training.")]
 Annotations = Annotated[Path, typer.Argument(help="COCO instances file (JSON).", show_default=False)]
 Images = Annotated[Path, typer.Option(help="Folder of the images; file_name is relative to it.", show_default=False)]
 OptionalImages = Annotated[Path | None, typer.Option(help="Folder of the images; file_name is relative to it.")]
@@ -28,6 +38,7 @@ def check(
     images: Images,
     fix: Annotated[Path | None, typer.Option(help="Write a repaired copy of the annotation file here.")] = None,
     channels: Channels = 3,
+    task: Task = Reading.INSTANCE,
 ) -> None:
     """Report all problems of a data set at once. The exit status is 1 if training would refuse the data set, else 0.
 
@@ -36,14 +47,14 @@ def check(
     from vispeft.data.reading.check import check_dataset, write_fixed
 
     if fix is not None:
-        report = write_fixed(annotations, images, fix)
+        report = write_fixed(annotations, images, fix, num_channels=channels, boxes_alone=task is Reading.DETECTION)
         _print_problems(report.warnings, "repaired or left out")
         console().print(
             f"Repaired copy in {fix}: {report.num_images} images, {report.num_categories} classes, "
             f"{report.num_instances} instances, {report.num_crowds} crowd regions"
         )
         return
-    report = check_dataset(annotations, images, num_channels=channels)
+    report = check_dataset(annotations, images, num_channels=channels, boxes_alone=task is Reading.DETECTION)
     _print_problems(report.refusals, "refused")
     _print_problems(report.warnings, "warning")
     if report.refused:
@@ -125,6 +136,8 @@ def split(
     images: OptionalImages = None,
     val_fraction: Annotated[float, typer.Option(help="Share of the images for validation, between 0 and 1.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    channels: Channels = 3,
+    task: Task = Reading.INSTANCE,
 ) -> None:
     """Split a data set into train.json and val.json, with every class in the same proportion.
 
@@ -132,7 +145,15 @@ def split(
     """
     from vispeft.data.split import split_coco
 
-    result = split_coco(annotations, images, out, val_fraction=val_fraction, seed=seed)
+    result = split_coco(
+        annotations,
+        images,
+        out,
+        val_fraction=val_fraction,
+        seed=seed,
+        num_channels=channels,
+        boxes_alone=task is Reading.DETECTION,
+    )
     _print_problems(result.train.report.warnings, "warning")
     for side, path in ((result.train, result.train_path), (result.val, result.val_path)):
         console().print(f"{path}: {len(side)} images, {side.num_instances} instances")

@@ -13,6 +13,9 @@ from vispeft.coco.segmentation import FARTHEST_COORDINATE, Polygons, Rle, Segmen
 from vispeft.coco.sets import ImageEntry
 from vispeft.coco.values import as_box, as_number
 
+NO_BOX = object()
+"""What stands in the place of an annotation that is left out because it has no valid box."""
+
 SMALL_POLYGON = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
 
@@ -89,6 +92,22 @@ def overlaps_mask(bbox: tuple[float, float, float, float], segmentation: Segment
     shared = np.clip(np.minimum(high, mask_high) - np.maximum(low, mask_low), 0, None).prod()
     union = (high - low).prod() + (mask_high - mask_low).prod() - shared
     return bool(2 * shared >= union)
+
+
+def with_rectangle(item: Any, place: int, findings: Findings) -> Any:
+    """Return an annotation with its box as its segmentation; `NO_BOX`, which is reported, without a valid box."""
+    if not isinstance(item, Mapping):
+        return item
+    box = trained_box(item.get("bbox"))
+    if box is None:
+        sentence = "`bbox` must be x, y, width, height with sides above 0; left out, for a box is never invented."
+        findings.warn("no-bbox", sentence, f"annotations[{place}] (id {item.get('id')!r:.40})")
+        return NO_BOX
+    left, top, width, height = box
+    right, bottom = left + width, top + height
+    corners = [left, top, right, top, right, bottom, left, bottom]
+    area = item.get("area") if as_number(item.get("area")) else width * height
+    return {**item, "segmentation": [corners], "area": area}
 
 
 def _covers_pixels(segmentation: Segmentation, entry: ImageEntry) -> bool:

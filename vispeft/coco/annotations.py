@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
-from vispeft.coco.annotation_boxes import box_and_area, overlaps_mask, trained_box
+from vispeft.coco.annotation_boxes import NO_BOX, box_and_area, overlaps_mask, trained_box
 from vispeft.coco.problems import Findings, show
 from vispeft.coco.references import References
 from vispeft.coco.segmentation import (
@@ -32,6 +33,7 @@ def read_annotations(
 ) -> list[Annotation]:
     """Return the usable annotations in the order of the file, with unique ids above 0.
 
+    raw: with `NO_BOX` in the place of each that is left out already
     listed: ids of all images in the file, also of those whose file cannot be used, which is reported already
     """
     references = References(raw, categories, entries, listed, findings)
@@ -40,6 +42,8 @@ def read_annotations(
     found = []
     seen: dict[Any, int] = {}
     for place, item in enumerate(raw):
+        if item is NO_BOX:
+            continue
         if not isinstance(item, dict):
             findings.warn("bad-annotation", "must be an object; left out.", f"annotations[{place}]")
             continue
@@ -51,7 +55,7 @@ def read_annotations(
         if twin != place:
             other = _name(raw[twin], twin)
             findings.warn("exact-duplicate", "the same instance twice; both are used.", f"{name} (as {other})")
-        found.append(ids.assign(annotation, item, name, findings))
+        found.append(replace(annotation, id=ids.take(item, name, findings), place=place))
     _warn_of_percent(found, entries, findings)
     return found
 
@@ -93,11 +97,12 @@ class _UniqueIds:
         self._free = new_ids({identifier for identifier in given if identifier is not None})
         self._used: set[int] = set()
 
-    def assign(self, annotation: Annotation, item: Mapping[str, Any], name: str, findings: Findings) -> Annotation:
+    def take(self, item: Mapping[str, Any], name: str, findings: Findings) -> int:
+        """Return the id of an annotation, and report one that is not the file's own."""
         identifier = as_integer(item.get("id"))
         if identifier is not None and identifier > 0 and identifier not in self._used:
             self._used.add(identifier)
-            return _with_id(annotation, identifier)
+            return identifier
         if identifier is None:
             findings.warn(
                 "no-annotation-id", "no integer `id`; given a new one.", f"{name} (id {show(item.get('id'))})"
@@ -106,11 +111,7 @@ class _UniqueIds:
             findings.warn("annotation-id-zero", "pycocotools cannot score ids below 1; given a new one.", name)
         else:
             findings.warn("duplicate-annotation-id", "id used more than once; all are kept, with new ids.", name)
-        return _with_id(annotation, next(self._free))
-
-
-def _with_id(a: Annotation, identifier: int) -> Annotation:
-    return Annotation(identifier, a.image_id, a.category_idx, a.is_crowd, a.segmentation, a.bbox, a.area)
+        return next(self._free)
 
 
 def _name(item: Mapping[str, Any], place: int) -> str:

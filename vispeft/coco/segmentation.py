@@ -77,7 +77,8 @@ class Flaw:
 def parse_segmentation(value: Any, height: int, width: int) -> Segmentation | Flaw:
     """Return the segmentation of a JSON value for an image of `height` x `width`, or its flaw."""
     if value is None or value == [] or value == {}:
-        return Flaw("missing-segmentation", "has no `segmentation`; it is left out, for a mask is never invented")
+        sentence = "has no `segmentation`; it is left out, for a mask is never invented (`task: detection` needs none)"
+        return Flaw("missing-segmentation", sentence)
     if isinstance(value, dict):
         return _parse_rle(value, height, width)
     if isinstance(value, list):

@@ -47,6 +47,7 @@ class Annotation:
     id: unique in the set; the file's own wherever that can be kept
     bbox: x, y, width, height as in the file, or of the mask where the file has none that is valid
     area: as in the file, or of the mask, in pixels
+    place: in the list of the file; -1 for an annotation that is in none
     """
 
     id: int
@@ -56,6 +57,7 @@ class Annotation:
     segmentation: Segmentation
     bbox: tuple[float, float, float, float]
     area: float
+    place: int = -1
 
 
 class Groups(Sequence[tuple[Annotation, ...]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from vispeft.coco.sets import CocoSet
+from vispeft.data.reading.boxes import read_boxes
+from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.check import with_extras
 from vispeft.data.reading.coco import read_coco
-from vispeft.errors import ConfigError, DataError
+from vispeft.errors import ConfigError, DataError, writing
 from vispeft.io.json_files import write_json
 
 
@@ -26,18 +29,31 @@ class Split:
 
 
 def split_coco(
-    annotations: Path, images: Path | None, out_dir: Path, *, val_fraction: float = 0.2, seed: int = 0
+    annotations: Path,
+    images: Path | None,
+    out_dir: Path,
+    *,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    num_channels: int = RGB,
+    boxes_alone: bool = False,
 ) -> Split:
-    """Write `train.json` and `val.json` into `out_dir`. `file_name`s stay relative to the same image folder."""
-    coco_set = read_coco(annotations, images, check_images=images is not None)
+    """Write `train.json` and `val.json` into `out_dir`. `file_name`s stay relative to the same image folder.
+
+    boxes_alone: for detection: the boxes count, and `segmentation` stays as it is
+    """
+    read = read_boxes if boxes_alone else read_coco
+    coco_set = read(annotations, images, check_images=images is not None, num_channels=num_channels)
     train_idx, val_idx = split_indices(coco_set, val_fraction=val_fraction, seed=seed)
     train, val = coco_set.subset(train_idx), coco_set.subset(val_idx)
     paths = (out_dir / "train.json", out_dir / "val.json")
     for path in paths:
-        if path.exists() and path.samefile(annotations):
+        with writing(path, DataError):
+            is_same = path.exists() and path.samefile(annotations)
+        if is_same:
             raise DataError(f"{path} is the file to split; give another folder.")
     for side, path in zip((train, val), paths, strict=True):
-        write_json(path, with_extras(side), raises=DataError, allow_nan=True)
+        write_json(path, with_extras(side, boxes_alone=boxes_alone), raises=DataError, allow_nan=True)
     return Split(train, val, *paths)
 
 
@@ -52,7 +68,7 @@ def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> t
         raise ConfigError(f"`val_fraction` must lie between 0 and 1, but is {val_fraction}.")
     files: dict[str, list[int]] = {}
     for index, image in enumerate(coco_set.images):
-        files.setdefault(image.file_name, []).append(index)
+        files.setdefault(os.path.normpath(image.file_name), []).append(index)
     if len(files) < 2:
         raise DataError(f"{coco_set.annotations_path} has one image; a split needs at least two.")
     rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from vispeft.data import read_coco
 from vispeft.data.converters import convert_labelme
@@ -116,6 +117,29 @@ def test_convert_labelme__leaves_shapes_without_an_area_out(
     assert "pipe" in problem.message
     assert "a.json" in problem.message
     assert areas() == {"a.jpg": [100]}
+
+
+# both leave the image on the left, the second with two arms: their outlines must not bend along the edge
+PAST_THE_EDGE = {
+    "triangle": [[-20, 4], [30, 16], [-20, 28]],
+    "two arms": [[-10, 2], [30, 2], [30, 28], [-10, 28], [-10, 20], [10, 16], [-10, 10]],
+}
+
+
+@pytest.mark.parametrize("points", PAST_THE_EDGE.values(), ids=PAST_THE_EDGE)
+def test_convert_labelme__cuts_outlines_at_the_edge(
+    images: Path, out: Path, add_pictures: AddPictures, areas: Areas, points: list[list[float]]
+) -> None:
+    add_pictures("a.jpg")
+    far = shape(points=[[47, 31], [47, 31]], kind="mask", mask=encoded(np.ones((1, 1), bool)), group_id=1)
+    write(images / "a.json", shape(points=points), shape(points=points, group_id=1), far)
+    assert convert_labelme(images, out) == ()
+    # drawn whole, on a canvas that is wider by 40 pixels
+    moved = np.add(points, (40.0, 0.0)).reshape(-1)
+    inside = int(coco_mask.decode(coco_mask.frPyObjects([moved], 32, 88))[:, 40:].sum())
+    assert areas()["a.jpg"] == [pytest.approx(inside, rel=0.01), pytest.approx(inside + 1, rel=0.01)]
+    (numbers,) = json.loads(out.read_text())["annotations"][0]["segmentation"]
+    assert min(numbers) == 0
 
 
 def test_convert_labelme__joins_shapes_of_one_label_and_group(

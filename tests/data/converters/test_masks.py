@@ -52,6 +52,19 @@ def test_convert_masks__reads_values_and_folders(folder: Path, tmp_path: Path) -
     assert coco_set.annotations[1][0].bbox == (30, 20, 10, 10)
 
 
+@pytest.mark.parametrize(
+    ("pictures", "mask"), [(("a.jpg", "a.png"), "a.png"), (("a/0.jpg", "a.jpg"), "a/0.png")], ids=["name", "folder"]
+)
+def test_convert_masks__refuses_images_that_share_a_mask(
+    images: Path, masks: Path, out: Path, add_pictures: AddPictures, pictures: tuple[str, ...], mask: str
+) -> None:
+    add_pictures(*pictures)
+    save(masks / mask, BLACK_AND_WHITE)
+    with pytest.raises(DataError, match=rf"{pictures[0]} and {pictures[1]}: images that share the mask .*{mask}"):
+        convert_masks(images, masks, out, names=["cell"])
+    assert not out.exists()
+
+
 def test_convert_masks__takes_classes_and_leaves_unlabelled_out(folder: Path, tmp_path: Path) -> None:
     objects, kinds = (tmp_path / name for name in ("objects", "kinds"))
     for target, large in ((objects, 2), (kinds, 2)):

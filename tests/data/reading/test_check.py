@@ -96,14 +96,33 @@ def test_write_fixed__gives_a_file_without_a_problem(write: Any, folder: Path, d
     assert again.num_instances == 5
 
 
+def test_write_fixed__keeps_further_keys_of_annotations(write: Any, folder: Path, document: dict[str, Any]) -> None:
+    good = document["annotations"][0]
+    # the second is left out, and ids occur twice
+    others = [good, {**good, "segmentation": [[1, 2, 3, 4]]}, {**good, "iscrowd": 1}, {**good, "id": None}]
+    document["annotations"] = [
+        {**other, "score": number / 4, "attributes": {"number": number}} for number, other in enumerate(others)
+    ]
+    out = folder.parent / "fixed.json"
+    write_fixed(write(document), folder, out)
+    fixed = json.loads(out.read_text())["annotations"]
+    assert {(a["score"], a["attributes"]["number"], a["iscrowd"]) for a in fixed} == {
+        (0, 0, 0),
+        (0.5, 2, 1),
+        (0.75, 3, 0),
+    }
+    assert len({a["id"] for a in fixed}) == 3
+
+
 def test_write_fixed__gives_text_ids_numbers(write: Any, folder: Path, document: dict[str, Any]) -> None:
     for entry in document["images"]:
-        entry["id"] = f"img-{entry['id']}"
+        entry |= {"id": f"img-{entry['id']}", "license": 2}
     for entry in document["annotations"]:
         entry["image_id"] = f"img-{entry['image_id']}"
     out = folder.parent / "fixed.json"
     write_fixed(write(document), folder, out)
     assert read_coco(out, folder).num_instances == 3
+    assert [image["license"] for image in json.loads(out.read_text())["images"]] == [2, 2]
 
 
 @pytest.mark.parametrize(("key", "reference"), [("images", "image_id"), ("categories", "category_id")])

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vispeft.data import EvalTransform, InstanceDataset, read_coco
+from vispeft.data.reading import image_files
 from vispeft.data.reading.check import check_dataset, write_fixed
 from vispeft.data.reading.folder_scan import inner_path, is_sidecar, names_in
 from vispeft.errors import DataError
@@ -173,6 +176,22 @@ def test_check_dataset__tells_files_of_macos(
     (problem,) = check_dataset(write(named(document, "a.png", "._b.png")), folder).problems
     assert (problem.severity, problem.kind) == ("warn", "sidecar-file")
     assert "macOS" in problem.message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_check_dataset__looks_at_the_ends_of_many_images(
+    write: Any, folder: Path, document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(image_files, "DECODED_AT_MOST", 1)
+    noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(folder / "a.png", kind)
+    whole = (folder / "a.png").read_bytes()
+    # such as the thumbnails and videos that cameras append
+    (folder / "a.png").write_bytes(whole + bytes(100_000))
+    assert check_dataset(write(document), folder).problems == ()
+    (folder / "a.png").write_bytes(whole[: len(whole) // 2])
+    (problem,) = check_dataset(write(document), folder).problems
+    assert (problem.kind, "a.png" in problem.message) == ("unreadable-image", True)
 
 
 def test_check_dataset__tells_pointers_from_images(write: Any, folder: Path, document: dict[str, Any]) -> None:

@@ -92,6 +92,8 @@ def _break(document: dict[str, Any], path: Path, fault: str) -> None:
             annotation["segments_info"] = {}
         case "crowd":
             infos[1]["iscrowd"] = 2
+        case "long":
+            annotation["file_name"] = "x" * 300
         case "outside":
             annotation["file_name"] = "../annotations/a.png"
         case "folder":
@@ -114,6 +116,7 @@ def _break(document: dict[str, Any], path: Path, fault: str) -> None:
         ("cut", r"cannot be read: .*a\.png"),
         ("info", r"must have a list `segments_info` and a `file_name`"),
         ("crowd", r"segment 5 of .* \(2\): `iscrowd` must be 0 or 1"),
+        ("long", r"annotations\[0\] \(image_id 1\): cannot be read: `x+\.\.\.` cannot be looked up"),
         ("outside", r"annotations\[0\] \(image_id 1\): its `file_name` leads out of the folder of PNG files"),
         ("folder", r"the folder of its PNG files, .*annotations, does not exist \(`segments`\)"),
     ],

@@ -129,6 +129,42 @@ def test_read_semantic__takes_zero_for_a_class_with_that_id(
     assert (_map(read_semantic(write(document), folder, maps)) == values).all()
 
 
+def test_read_semantic__leaves_out_an_image_whose_name_is_the_folder(
+    label_maps: tuple[dict[str, Any], Path], folder: Path, write: Writer
+) -> None:
+    document, maps = label_maps
+    document["images"][0]["file_name"] = "."
+    coco_set = read_semantic(write(document), folder, maps)
+    assert [image.id for image in coco_set.images] == [2]
+    assert [problem.kind for problem in coco_set.report.warnings] == ["unreadable-image"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document["images"][0].update(file_name=""), "image 1 .*must have a `file_name`"),
+        (
+            lambda document: document["images"][0].update(file_name="x" * 300),
+            r"image 1: .*`x+\.\.\.` cannot be looked up",
+        ),
+        (lambda document: document.update(annotations=True), "`annotations` must be a list, but is true"),
+        (lambda document: document.update(annotations={"a": 1}), "`annotations` must be a list, but is {"),
+    ],
+    ids=["empty", "long", "true", "object"],
+)
+def test_read_semantic__names_the_key_that_is_no_name_and_no_list(
+    label_maps: tuple[dict[str, Any], Path],
+    folder: Path,
+    write: Writer,
+    change: Callable[[dict[str, Any]], None],
+    message: str,
+) -> None:
+    document, maps = label_maps
+    change(document)
+    with pytest.raises(DataError, match=message):
+        read_semantic(write(document), folder, maps)
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

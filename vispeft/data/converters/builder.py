@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from vispeft.coco.problems import CheckReport, Findings, Problem, show
+from vispeft.coco.segmentation import Polygons, clip_polygon, encode_segmentation
+from vispeft.coco.sets import segmentation_to_json
 from vispeft.data.reading.folder_scan import has_picture_ending
 from vispeft.data.reading.images import ImageHeader, quiet, read_header
 from vispeft.errors import DataError
@@ -43,11 +45,12 @@ class Builder:
         return header
 
     def add_polygons(self, category_idx: int, parts: Sequence[NDArray[np.float64]], subject: str) -> None:
-        """Add one instance of the latest image, clipped to the image. parts: polygons, each [P, 2] x, y in pixels."""
+        """Add one instance of the latest image, cut at its edges. parts: polygons, each [P, 2] x, y in pixels."""
         height, width = self.images[-1]["height"], self.images[-1]["width"]
-        flat = [np.clip(points, 0, (width, height)).reshape(-1) for points in parts]
-        rle = coco_mask.merge(coco_mask.frPyObjects(flat, height, width))
-        self._add(category_idx, [numbers.tolist() for numbers in flat], rle, subject)
+        cut = [clip_polygon(points, (0, 0), (width, height)) for points in parts]
+        inside = Polygons(tuple(points for points in cut if len(points) >= 3))
+        rle = encode_segmentation(inside, height, width)
+        self._add(category_idx, segmentation_to_json(inside, height, width), rle, subject)
 
     def add_mask(self, category_idx: int, mask: NDArray[np.bool_], subject: str) -> None:
         """Add one instance of the latest image by its dense mask, [height, width]."""

@@ -15,8 +15,8 @@ from vispeft.coco.problems import Findings, Problem, show
 from vispeft.coco.values import as_integer
 from vispeft.data.converters.builder import Builder, composed, key_of, some
 from vispeft.data.converters.labelme_shapes import Outline, Shape, Stamp, draw, read_shape
-from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, walk_files
-from vispeft.errors import DataError
+from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, stop, walk_files
+from vispeft.errors import DataError, reading
 from vispeft.io.json_files import UnreadableJsonError, load_json
 
 
@@ -82,12 +82,14 @@ def convert_labelme(folder: Path, out: Path, *, images: Path | None = None) -> t
 
 def _documents(folder: Path, out: Path, findings: Findings) -> dict[Path, dict[str, Any]]:
     """Return the LabelMe files of a folder; other JSON files are reported, except an earlier `out`."""
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist or is not a folder.")
-    if out.is_file() and _is_labelme(out):
+    with reading(folder, DataError):
+        if not folder.is_dir():
+            raise DataError(f"{folder} does not exist or is not a folder.")
+        paths = sorted(walk_files(folder, on_error=stop))
+    if os.path.isfile(out) and _is_labelme(out):
         raise DataError(f"{out} is a LabelMe file, which the COCO file would overwrite; choose another output path.")
     documents = {}
-    for path in sorted(walk_files(folder)):
+    for path in paths:
         if path.suffix.lower() != ".json" or is_sidecar(path) or path.resolve() == out.resolve():
             continue
         document = _read_document(path)
@@ -113,6 +115,8 @@ def _read_document(path: Path) -> dict[str, Any] | None:
     try:
         document = load_json(path)
     except UnreadableJsonError as error:
+        if error.kind == "no-file":
+            raise DataError(f"{path} {error.sentence}.") from error
         raise DataError(f"{path} is not a LabelMe file: it {error.sentence}. Repair or remove it.") from error
     if not isinstance(document, dict) or "shapes" not in document:
         return None
@@ -147,7 +151,7 @@ def _refuse_missing(
 ) -> None:
     subject = f"{path} (imagePath {show(raw)})"
     elsewhere = path.parent / given
-    if given.name and elsewhere.is_file():
+    if given.name and os.path.isfile(elsewhere):
         where = os.path.normpath(elsewhere.parent)
         sentence = f"the image is outside the folder; give --images with the folder of the images, such as {where}."
         findings.refuse("image-outside", sentence, subject)

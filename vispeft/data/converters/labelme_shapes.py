@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from vispeft.coco.problems import Findings, show
+from vispeft.coco.segmentation import rasterize
 from vispeft.coco.values import as_number
 
 # names of oriented boxes, stored as four corners, in LabelMe, X-AnyLabeling and other tools
@@ -76,16 +76,17 @@ def read_shape(raw: dict[str, Any], subject: str, findings: Findings) -> Shape |
 
 def draw(outlines: Sequence[Outline], height: int, width: int) -> NDArray[np.bool_]:
     """Return the union of outlines as a dense mask, [height, width]."""
-    union = np.zeros((height, width), bool)
+    union = np.zeros((height, width), np.uint8)
     for outline in outlines:
         if isinstance(outline, Stamp):
             top, left = max(outline.top, 0), max(outline.left, 0)
             part = outline.mask[top - outline.top :, left - outline.left :][: height - top, : width - left]
             union[top : top + part.shape[0], left : left + part.shape[1]] |= part
         else:
-            flat = np.clip(outline, 0, (width, height)).reshape(-1)
-            union |= coco_mask.decode(coco_mask.frPyObjects([flat], height, width))[:, :, 0] > 0
-    return union
+            drawn = np.zeros_like(union)
+            rasterize([outline], height, width, drawn)
+            union |= drawn
+    return union > 0
 
 
 def _points(raw: Any, least: int) -> NDArray[np.float64] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ class _MaskFolder:
             raise DataError(f"{some([str(path) for path in single])} are masks of the same image; keep one of them.")
         paths = single or self._grouped.get(key, [])
         self._used.update(paths)
-        return _Found(self.folder / key, tuple(paths), bool(single)) if paths or (self.folder / key).is_dir() else None
+        place = self.folder / key
+        return _Found(place, tuple(paths), bool(single)) if paths or os.path.isdir(place) else None
 
     def unused(self) -> list[Path]:
         """Return the files that belong to no image so far."""
@@ -80,7 +82,7 @@ def convert_masks(
     """
     if classes is None and len(names) != 1:
         raise ConfigError(f"`names` must be one class without `classes`, but is {list(names)}.")
-    if masks.exists() and images.exists() and masks.samefile(images):
+    if os.path.exists(masks) and os.path.exists(images) and masks.samefile(images):
         raise DataError(f"{masks}: images and masks must be in two folders, because a mask is an image too.")
     builder = Builder(checked_names(names, "`names`"))
     others = [masks] if classes is None else [masks, classes]
@@ -89,11 +91,19 @@ def convert_masks(
     found = _MaskFolder(masks, [images, *others[1:]])
     kinds = None if classes is None else _MaskFolder(classes, [images, masks])
     bare = []
+    owners: dict[Path, Path] = {}
     for path in scan.pictures:
         files, header = found.of(key_of(path, images)), builder.add_image(path, images)
         if files is None:
             bare.append(path)
-        elif header is not None:
+            continue
+        if shared := [each for each in files.paths if each in owners]:
+            names = [show(each.relative_to(images).as_posix()) for each in (owners[shared[0]], path)]
+            sentence = f"images that share the mask {shared[0]}; rename one, and give each its own."
+            builder.findings.refuse("shared-masks", sentence, " and ".join(names))
+            continue
+        owners.update(dict.fromkeys(files.paths, path))
+        if header is not None:
             _add_instances(
                 builder, files, header, None if kinds is None else _class_values(kinds, path, images, header)
             )

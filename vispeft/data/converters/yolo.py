@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vispeft.coco.problems import Findings, Problem, show
 from vispeft.data.converters.builder import Builder, checked_names, composed, key_of, some
-from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, walk_files
-from vispeft.errors import DataError
+from vispeft.data.reading.folder_scan import find_pictures, is_sidecar, stop, walk_files
+from vispeft.errors import DataError, reading
 
 _EXPECTED = (".txt", ".yaml", ".yml", ".cache")
 _NO_LABELS = ("classes", "labels", "names", "train", "val", "valid", "test", "readme", "notes")
@@ -76,9 +76,11 @@ def _report_unmatched(
 
 def _label_files(labels: Path) -> dict[str, Path]:
     """Return the text files of a folder by their relative path without extension."""
-    if not labels.is_dir():
-        raise DataError(f"{labels} does not exist or is not a folder.")
-    paths = (path for path in walk_files(labels) if path.suffix.lower() == ".txt" and not is_sidecar(path))
+    with reading(labels, DataError):
+        if not labels.is_dir():
+            raise DataError(f"{labels} does not exist or is not a folder.")
+        found = [*walk_files(labels, on_error=stop)]
+    paths = (path for path in found if path.suffix.lower() == ".txt" and not is_sidecar(path))
     return {composed(_relative(path, labels)[: -len(path.suffix)]): path for path in paths}
 
 
@@ -150,7 +152,7 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} cannot be read ({error}); save it as UTF-8.") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}).") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _read_lines(path: Path, num_classes: int, findings: Findings) -> Iterator[tuple[int, NDArray[np.float64], str]]:

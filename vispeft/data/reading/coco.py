@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vispeft.coco.annotation_boxes import with_rectangle
 from vispeft.coco.annotations import check_crowds, read_annotations
 from vispeft.coco.categories import read_categories, with_category_list
 from vispeft.coco.file_names import why_no_file_name, with_file_names
@@ -54,16 +55,21 @@ def examine(
     repair: bool = False,
     headers: Headers | None = None,
     num_channels: int = RGB,
+    boxes_alone: bool = False,
 ) -> tuple[CocoSet | None, CheckReport]:
     """Read a COCO instance file and report on it. The set is None exactly when the report refuses the file.
 
     repair: leave out or correct entries that would be refused otherwise, where nothing is guessed
     headers: headers that an earlier call on the same set has read; new ones are added
+    boxes_alone: take the rectangle of each `bbox` in the place of the mask, for detection
     """
     findings = Findings(is_repairing=repair)
     document = load_document(annotations, findings)
     if document is not None and repair:
         document = with_file_names(with_integer_ids(document, findings), images, findings)
+    if document is not None and boxes_alone:
+        items = [with_rectangle(item, place, findings) for place, item in enumerate(document["annotations"])]
+        document = {**document, "annotations": items}
     known = {} if headers is None else headers
     return examine_document(
         document, annotations, images, findings, check_images=check_images, headers=known, num_channels=num_channels

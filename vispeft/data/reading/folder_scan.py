@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath, PureWindowsPath
@@ -12,7 +12,7 @@ from PIL import Image
 
 from vispeft.coco.problems import Findings, show
 from vispeft.data.reading.images import FORMATS, is_picture
-from vispeft.errors import DataError
+from vispeft.errors import DataError, reading
 
 _ARCHIVE_REMAINS = "__MACOSX"
 _SIDECARS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store"))
@@ -43,21 +43,32 @@ def find_pictures(folder: Path, *, skip: Sequence[Path] = ()) -> FolderScan:
     A damaged file with an image extension is included, so that its reader can report it.
     skip: folders that are left out without a report
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} does not exist or is no folder.")
-    skipped = {path.resolve() for path in skip if path.resolve() != folder.resolve()}
     pictures: list[Path] = []
     ignored: list[Path] = []
-    for path in walk_files(folder, skipped):
-        is_image = path.is_file() and not is_sidecar(path) and (has_picture_ending(path) or is_picture(path))
-        (pictures if is_image else ignored).append(path)
+    with reading(folder, DataError):
+        if not folder.is_dir():
+            raise DataError(f"{folder} does not exist or is no folder.")
+        skipped = {path.resolve() for path in skip if path.resolve() != folder.resolve()}
+        for path in walk_files(folder, skipped, on_error=stop):
+            is_image = path.is_file() and not is_sidecar(path) and (has_picture_ending(path) or is_picture(path))
+            (pictures if is_image else ignored).append(path)
     return FolderScan(folder, tuple(sorted(pictures)), tuple(sorted(ignored)))
 
 
-def walk_files(folder: Path, skipped: Collection[Path] = ()) -> Iterator[Path]:
-    """Yield the files of a folder and its subfolders, links followed, and hidden folders themselves."""
+def stop(error: OSError) -> None:
+    """End a walk at a folder that cannot be read. Raises the error."""
+    raise error
+
+
+def walk_files(
+    folder: Path, skipped: Collection[Path] = (), on_error: Callable[[OSError], None] | None = None
+) -> Iterator[Path]:
+    """Yield the files of a folder and its subfolders, links followed, and hidden folders themselves.
+
+    on_error: called for a folder that cannot be read; None: it is passed over
+    """
     seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=on_error, followlinks=True):
         here = Path(place)
         real = here.resolve()
         if real in seen or real in skipped:
@@ -103,7 +114,7 @@ def inner_path(folder: Path, file_name: str) -> Path | None:
 
 def names_in(folder: Path) -> list[str]:
     """Return the names of the files in a folder and below it, each relative to it with `/`, that can stand in JSON."""
-    found = (path for path in walk_files(folder) if not is_sidecar(path) and path.is_file())
+    found = (path for path in walk_files(folder) if not is_sidecar(path) and os.path.isfile(path))
     names = (os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
     return [name for name in names if name == name.encode("utf-8", "ignore").decode()]
 

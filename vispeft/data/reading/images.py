@@ -265,6 +265,9 @@ def _tiff_header(layout: TiffLayout) -> ImageHeader:
 def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path} does not exist.")
+    # those of decoders have no number
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{path} cannot be read ({error.strerror}).")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(
             f"{path} holds more than the {LARGEST_IMAGE:,} pixels that are read at once; cut it into tiles."

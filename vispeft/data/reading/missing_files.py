@@ -59,7 +59,13 @@ def find_files(
 
     check_images: report missing files; without it, only names that leave the folder
     """
-    if not folder.is_dir():
+    try:
+        os.stat(os.path.join(folder, os.curdir))
+    except PermissionError as error:
+        sentence = f"the image folder {folder} cannot be read ({error.strerror}); check its permissions."
+        findings.refuse("no-image-folder", sentence, "")
+        return {}
+    except OSError:
         findings.refuse("no-image-folder", f"the image folder {folder} {_why_no_folder(folder)}.", "")
         return {}
     present = {

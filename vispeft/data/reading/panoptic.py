@@ -18,6 +18,7 @@ from vispeft.coco.values import as_flag, as_integer
 from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine_document, load_lists, usable
 from vispeft.data.reading.segment_files import SegmentFile, fitting, is_inside_folder, read_segment_ids
+from vispeft.errors import DataError, reading
 
 
 def read_panoptic(
@@ -64,7 +65,9 @@ def with_flat_segments(document: dict[str, Any], folder: Path, findings: Finding
 
     None where the folder is missing, which is refused
     """
-    if not folder.is_dir():
+    with reading(folder, DataError):
+        is_there = folder.is_dir()
+    if not is_there:
         findings.refuse(
             "no-segments-folder", f"the folder of its PNG files, {folder}, does not exist (`segments`).", ""
         )

@@ -88,12 +88,15 @@ def _labels(path: Path, stored: Stored) -> NDArray[Any]:
 
 def _read(paths: Iterable[Path], values_of: Callable[[Path, Stored], NDArray[Any]], void: int | None) -> SegmentFiles:
     def attempt(path: Path) -> SegmentFile | DataError:
-        if not path.is_file():
-            return DataError(f"{path} does not exist.")
         try:
+            if not path.is_file():
+                return DataError(f"{path} does not exist.")
             values = values_of(path, decode_stored(path))
         except DataError as error:
             return error
+        except OSError as error:
+            # such as a name longer than the file system takes
+            return DataError(f"`{show(path.name)}` cannot be looked up ({error.strerror}).")
         height, width = values.shape
         return SegmentFile(height, width, runs_of_map(values, void))
 

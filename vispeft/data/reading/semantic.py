@@ -22,6 +22,7 @@ from vispeft.data.reading.channels import RGB
 from vispeft.data.reading.coco import examine_document, load_lists, usable
 from vispeft.data.reading.panoptic import segments_folder, with_flat_segments
 from vispeft.data.reading.segment_files import SegmentFile, fitting, is_inside_folder, read_labels
+from vispeft.errors import DataError, reading
 
 BACKGROUND = "background"
 """Class of the pixels that no annotation of an instance file covers."""
@@ -52,7 +53,11 @@ def read_semantic(
     document = load_lists(annotations, findings, keys)
     has_background = False
     if document is not None:
-        if is_panoptic(document.get("annotations") or []):
+        listed = document.get("annotations") or []
+        if not isinstance(listed, list):
+            findings.refuse("bad-annotations", f"`annotations` must be a list, but is {show(listed)}.", "")
+            document = None
+        elif is_panoptic(listed):
             document = with_flat_segments(document, segments_folder(annotations, segments), findings)
         elif segments is not None:
             document = _with_label_maps(document, segments, findings)
@@ -124,7 +129,9 @@ def _with_background_class(coco_set: CocoSet) -> CocoSet:
 
 def _with_label_maps(document: dict[str, Any], folder: Path, findings: Findings) -> dict[str, Any] | None:
     """Return a document of images and categories in the form of an instance file, by the label maps of its images."""
-    if not folder.is_dir():
+    with reading(folder, DataError):
+        is_there = folder.is_dir()
+    if not is_there:
         findings.refuse("no-segments-folder", f"the folder of label maps, {folder}, does not exist (`segments`).", "")
         return None
     named = [
@@ -134,6 +141,7 @@ def _with_label_maps(document: dict[str, Any], folder: Path, findings: Findings)
         and isinstance(entry.get("file_name"), str)
         # an image of another name is refused with the images
         and is_inside_folder(entry["file_name"])
+        and Path(entry["file_name"]).name
     ]
     files = read_labels(path for _, path in named)
     known = {as_integer(entry.get("id")) for entry in document["categories"] if isinstance(entry, dict)}
