@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "vispeft" / "assets" / "study_evidence.json"
-SETS = ("desk",)  # those whose sweep is finished
+SETS = ("desk", "potholes", "animals")
 
 
 def rows() -> list[dict[str, Any]]:
