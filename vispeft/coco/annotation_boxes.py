@@ -14,7 +14,7 @@ from vispeft.coco.sets import ImageEntry
 from vispeft.coco.values import as_box, as_number
 
 NO_BOX = object()
-"""What stands in the place of an annotation that is left out because it has no valid box."""
+"""Stand-in for an annotation that is left out because it has no valid box; it keeps the places of the others."""
 
 SMALL_POLYGON = 16.0
 """Square pixels of polygon area below which a mask is drawn to see whether it covers any pixel."""
