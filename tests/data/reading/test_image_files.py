@@ -159,6 +159,27 @@ def test_check_dataset__says_why_no_image_is_there(
     assert not report.is_fixable
 
 
+def test_check_dataset__a_folder_beside_comes_before_a_file_far_above(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    given = folder.parent / "inner" / "images"
+    given.mkdir(parents=True)
+    beside = folder.rename(given.parent / "beside")
+    path = write(named(document, "a.png", "b.png"))
+    (folder.parent / "a.png").touch()
+    message = check_dataset(path, given).refusals[0].message
+    assert message.endswith(f"`{beside}` has files of these names (give it as the image folder).")
+
+
+def test_check_dataset__a_single_file_far_above_is_another_one(
+    write: Any, folder: Path, document: dict[str, Any]
+) -> None:
+    given = folder / "1" / "2" / "3" / "4"
+    given.mkdir(parents=True)
+    message = check_dataset(write(named(document, "a.png", "b.png")), given).refusals[0].message
+    assert message.endswith("the folder holds no files.")
+
+
 def test_check_dataset__names_a_folder_in_other_letter_case(write: Any, folder: Path, document: dict[str, Any]) -> None:
     folder.rename(folder.with_name("Images"))
     if folder.exists():

@@ -40,6 +40,7 @@ _SEVERAL = "several files come near to one name"
 _COMPARED_AT_MOST = 20
 _SIBLINGS_AT_MOST = 50
 _SIBLINGS_ASKED_FOR = 200
+_ABOVE_AT_MOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +352,9 @@ class _Index:
         parts = path_parts(name)
         self._num_asked += 1
         siblings = self._siblings if self._num_asked <= _SIBLINGS_ASKED_FOR else ()
-        for folder in (*self._above, *siblings):
+        # far above, a single name is that of another file
+        above = self._above if len(parts) > 1 else self._above[:_ABOVE_AT_MOST]
+        for folder in (*above[:1], *siblings, *above[1:]):
             path = os.path.abspath(folder.joinpath(*parts))
             if os.path.isfile(path):
                 if path.startswith(os.path.join(self._folder, "")):
