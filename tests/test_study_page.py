@@ -51,6 +51,33 @@ def test_speed_table__compares_at_the_time_of_the_fastest(tmp_path: Path) -> Non
     assert done.stdout.splitlines()[2:] == ["| lora | 50 | 0.500 | 0.500 |", "| full | 100 | 0.200 | 0.800 |"]
 
 
+def test_changes_table__compares_trials_of_equal_seeds() -> None:
+    costs = {"trainable_params": 10, "trainable_percent": 1.0, "segm/AP50": 0.9, "train_seconds": 2.0}
+    trials = [
+        {
+            "variant": variant,
+            "seed": seed,
+            "state": "complete",
+            "parameters": {},
+            "metrics": {**costs, "peak_memory_bytes": 3e6, "segm/AP": ap},
+        }
+        for variant, values in (
+            ("as it is", {1: 0.1, 2: 0.2, 3: 0.3}),
+            ("EMA", {3: 0.4, 1: 0.3, 2: 0.2}),
+            ("late", {3: 0.1}),
+        )
+        for seed, ap in values.items()
+    ]
+    code = f"import study_page; print(study_page.main_table({{'trials': {trials!r}}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TOOL.parent, check=True, capture_output=True, text=True)
+    # differences 0.2, 0, 0.1: mean 0.1, deviation 0.1, 4.303 * 0.1 / sqrt(3) = 0.248
+    assert done.stdout.splitlines()[2:] == [
+        "| as it is | 10 (1.00 %) | 0.200 | 0.100 0.200 0.300 |  | 0.900 | 2 | 3 |",
+        "| EMA | 10 (1.00 %) | 0.300 | 0.300 0.200 0.400 | +0.100 [-0.148, +0.348] | 0.900 | 2 | 3 |",
+        "| late | 10 (1.00 %) | 0.100 | 0.100 | -0.200 | 0.900 | 2 | 3 |",
+    ]
+
+
 def test_points_table__marks_the_best_rate_of_a_method() -> None:
     metrics = {"trainable_params": 10, "trainable_percent": 1.0}
     trials = [

@@ -15,15 +15,17 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
 from typing import Any
 
 import numpy as np
 from compared_runs import compare_runs
 from marked_pages import put
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 ROOT = Path(__file__).resolve().parents[1]
+UNCHANGED = "as it is"
 COUNTS = {"head only": 0, **{f"{n} adapter{'s' * (n > 1)} per block": n for n in (1, 2, 3, 4)}}
 SETS = ("desk", "potholes", "animals")
 # upper bounds of trained parameters in percent: configurations between two of them are compared as equals
@@ -167,6 +169,46 @@ def table(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", sentence or ""]).strip()
 
 
+def changes_table(content: Mapping[str, Any]) -> str:
+    """Return a table with a row per variant: mask AP, its change against the variant `as it is`, costs.
+
+    The change is the mean of the differences between trials with equal seeds; for three seeds or more with its 95 %
+    interval (Student's t over the seeds, not corrected for the number of variants). The number of seeds may differ
+    between variants.
+    """
+    lines = [
+        "| configuration | trained | mask AP | of each seed | change, same seeds | AP50 | seconds | peak MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    runs_of: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for trial in content["trials"]:
+        if trial["state"] == "complete":
+            runs_of.setdefault(trial["variant"], {})[trial["seed"]] = trial["metrics"]
+    for variant, by_seed in runs_of.items():
+        runs = list(by_seed.values())
+        seeds = " ".join(f"{by_seed[seed]['segm/AP']:.3f}" for seed in sorted(by_seed))
+        base = runs_of[UNCHANGED]
+        gaps = [run["segm/AP"] - base[seed]["segm/AP"] for seed, run in by_seed.items() if seed in base]
+        lines.append(
+            f"| {variant} | {runs[0]['trainable_params']:,} ({runs[0]['trainable_percent']:.2f} %) "
+            f"| {mean(run['segm/AP'] for run in runs):.3f} | {seeds} "
+            f"| {'' if variant == UNCHANGED else change(gaps)} | {mean(run['segm/AP50'] for run in runs):.3f} "
+            f"| {mean(run['train_seconds'] for run in runs):.0f} "
+            f"| {max(run['peak_memory_bytes'] for run in runs) / 1e6:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def change(gaps: Sequence[float]) -> str:
+    """Return the mean of differences with its 95 % interval, which takes three or more; empty for none."""
+    if not gaps:
+        return ""
+    if len(gaps) < 3:
+        return f"{mean(gaps):+.3f}"
+    half = student_t.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+    return f"{mean(gaps):+.3f} [{mean(gaps) - half:+.3f}, {mean(gaps) + half:+.3f}]"
+
+
 def budgets_table(contents: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of mask AP on all sets, the configurations grouped by their share of trained parameters.
 
@@ -260,6 +302,15 @@ def draw_counts(contents: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def main_table(content: Mapping[str, Any]) -> str:
+    """Return the table that fits a study: of the points of a space, of changes of one configuration, of variants."""
+    if any(trial["parameters"] for trial in content["trials"]):
+        return points_table(content)
+    if any(trial["variant"] == UNCHANGED for trial in content["trials"]):
+        return changes_table(content)
+    return table(content)
+
+
 def write(names: Iterable[str], raw: Path, page: Path) -> None:
     """Write the tables into the page, and its plots beside the raw files. Equal results give equal files."""
     import matplotlib
@@ -268,9 +319,8 @@ def write(names: Iterable[str], raw: Path, page: Path) -> None:
     contents = {name: json.loads((raw / f"{name}.json").read_text()) for name in names}
     shown = page.read_text(encoding="utf-8")
     for name, content in contents.items():
-        has_space = any(trial["parameters"] for trial in content["trials"])
         if f"<!-- {name} -->" in shown:
-            put(page, name, points_table(content) if has_space else table(content))
+            put(page, name, main_table(content))
         if f"<!-- {name}-speed -->" in shown:
             put(page, f"{name}-speed", speed_table(content))
     study = {name: contents[f"study-{name}"] for name in SETS if f"study-{name}" in contents}
