@@ -1,12 +1,15 @@
 """The dimension of the channels of an output whose sizes do not tell it."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import IA3, Adapter, Plan, ScaleShift, check, inject
+from vispeft.peft import IA3, Adapter, Plan, ScaleShift, check, inject, load_adapter, save_adapter
 
 C = 8
 
@@ -129,6 +132,18 @@ def test_adapters__act_on_channels_of_maps_of_any_size(make, dim: int) -> None:
         check(model, x)
         assert model(x).shape == x.shape
         assert model.site.adapter.dim == dim
+
+
+@pytest.mark.parametrize(("make", "dim"), SITES.values(), ids=SITES)
+def test_named_adapters__find_channels_as_the_unnamed_one(make, dim: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, x = Net(make()).eval(), torch.randn(2, C, C, C)
+    model = copy.deepcopy(base)
+    inject(model, Plan({"site": (ScaleShift(), IA3())}))
+    model.site.ia3.gain.data = torch.arange(float(C))
+    save_adapter(model, tmp_path / "a.safetensors")
+    load_adapter(base, tmp_path / "a.safetensors", name="a")
+    assert torch.equal(base(x), model(x))
 
 
 def test_an_output_that_no_map_decides__is_refused() -> None:

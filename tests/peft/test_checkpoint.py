@@ -1,5 +1,6 @@
 """The adapter file."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
-from vispeft.peft import Adapter, LoRA, Plan, describe, inject, load_adapter, save_adapter, train_mode
+from vispeft.peft import (
+    Adapter,
+    LoRA,
+    Plan,
+    checkpoint,
+    describe,
+    inject,
+    load_adapter,
+    save_adapter,
+    set_adapters,
+    train_mode,
+)
 from vispeft.peft.inject import is_injected
 
 Build = Callable[[], nn.Module]
@@ -54,6 +66,68 @@ def test_load__restores_the_statistics_of_a_thawed_norm(file: Path, build: Build
     before = model.bn.running_mean.clone()
     load_adapter(model, file)
     assert not torch.equal(model.bn.running_mean, before)
+
+
+class Counted(nn.Module):
+    """A head with a norm without parameters, and a buffer of its own that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += len(x)
+        y: Tensor = self.last(self.norm(self.first(x)))
+        return y
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> tuple[nn.Module, nn.Module, Path]:
+    """A base with such a head, the trained model, and its file."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 4), Counted()).eval()
+    model = copy.deepcopy(base)
+    inject(model, Plan({"0": LoRA(2)}, train=["1"]))
+    train_mode(model, update_statistics=True)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.randn(8, 4)).square().sum().backward()
+    optimizer.step()
+    save_adapter(model.eval(), tmp_path / "counted.safetensors")
+    return base, model, tmp_path / "counted.safetensors"
+
+
+@pytest.mark.parametrize("name", [None, "a"])
+def test_load__restores_buffers_inside_a_part_that_was_trained_as_a_whole(
+    counted: tuple[nn.Module, nn.Module, Path], name: str | None
+) -> None:
+    base, model, file = counted
+    plain, x = copy.deepcopy(base), torch.randn(3, 4)
+    load_adapter(base, file, name=name)
+    assert base[1].seen == 8
+    assert torch.equal(base(x), model(x))
+    if name is not None:
+        save_adapter(base, file, name=name)
+        load_adapter(plain, file)
+        assert torch.equal(plain(x), model(x))
+        set_adapters(base, None)
+        assert base[1].seen == 0
+
+
+def test_load__reads_files_of_earlier_versions_without_these_buffers(
+    counted: tuple[nn.Module, nn.Module, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, model, file = counted
+    for buffer, value in zip(model.buffers(), base.buffers(), strict=True):
+        buffer.copy_(value)  # those versions refused changed ones
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoint, "buffers_inside", lambda model, trained: [])
+        save_adapter(model, file)
+    assert not any("seen" in key or "norm" in key for key in load_file(file))
+    load_adapter(base, file)
+    x = torch.randn(3, 4)
+    assert torch.equal(base(x), model(x))
 
 
 def test_load__gives_back_the_plan_and_goes_on_training(file: Path, build: Build, images: Tensor, train: Train) -> None:

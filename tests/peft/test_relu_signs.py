@@ -73,6 +73,13 @@ def test_relu__keeps_signs_before_a_frozen_map(x: Tensor) -> None:
     assert (torch.float32, 5 * 64) not in kept_sizes(model, x)
 
 
+def test_relu__gives_backward_hooks_the_gradient_of_its_input(x: Tensor) -> None:
+    model, seen = injected(Feedforward(), FIRST), []
+    model.act.register_full_backward_hook(lambda module, given, of_output: seen.append(given[0]))
+    model(x).sum().backward()
+    assert [gradient.shape for gradient in seen] == [(5, 64)]
+
+
 @pytest.mark.parametrize(
     ("build", "plan"),
     [

@@ -129,6 +129,16 @@ def test_param_groups__regions_accept_roles_and_refuse_patterns_without_a_match(
         param_groups(Block(), OptimSettings(regions={"haed": Rates(lr=1.0)}))
 
 
+def test_param_groups__a_region_names_a_parameter_with_a_delta_as_the_base_does() -> None:
+    model = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+    inject(model, Plan({"self_attn.in_proj_weight": LoRA(2), "linear1": LoRA(2)}))
+    settings = OptimSettings(lr=1e-3, regions={"@qkv": Rates(lr_scale=0.1)})
+    groups = {group["name"]: group for group in param_groups(model, settings, {"qkv": "self_attn.in_proj_weight"})}
+    delta = [part for name, part in model.named_parameters() if ".in_proj_weight.0.lora." in name]
+    assert [id(part) for part in groups["lora in @qkv"]["params"]] == [id(part) for part in delta]
+    assert groups["lora in @qkv"]["lr"] == pytest.approx(1e-4)
+
+
 @pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
 def test_param_groups__the_position_biases_of_swin_do_not_decay(backbone: str) -> None:
     options = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}

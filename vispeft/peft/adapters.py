@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -96,11 +96,15 @@ def add_named(model: nn.Module, name: str, trained: Sequence[str], load: Callabl
     _check_new_name(named, name)
     with _plain(model, named):
         known = dict(model.named_parameters(remove_duplicate=False))
-        keys = list(full_names(model, [key for key in trained if key in known]))
-        before = _values(model, keys)
+        keys = [key for key in trained if key in known]
+        before = _values(model, full_names(model, keys))
         metadata = load()
         injection = injection_of(model)
-        values = _values(model, keys)
+        values = _values(model, before)
+        # a module whose own parameters and buffers all adapters share runs once for all images
+        same = [key for key in before.keys() - set(keys) if before[key].equal(values[key])]
+        for key in same:
+            del before[key], values[key]
         remove(model)
         _write(model, before)
         for _, delta in injection.attachments:
@@ -206,7 +210,7 @@ def _refuse_uncalled(model: nn.Module, named: NamedAdapters) -> None:
             )
 
 
-def _values(model: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
+def _values(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """Return copies of parameters and buffers."""
     return {name: place_of(model, name).tensor.clone() for name in names}
 

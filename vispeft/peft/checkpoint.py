@@ -17,8 +17,9 @@ from vispeft.peft.adapters import add_named, alone
 from vispeft.peft.fingerprint import fingerprint, is_rounded, precisions_of, rounded_fingerprints
 from vispeft.peft.inject import Injection, attached, inject, injection_of, is_injected, remove
 from vispeft.peft.methods.base import Method
+from vispeft.peft.places import buffers_beside, buffers_inside
 from vispeft.peft.plan import Plan
-from vispeft.peft.quantization.kinds import kind_of, quantization_of
+from vispeft.peft.quantization.kinds import quantization_of
 from vispeft.peft.registry import UnknownMethodError
 from vispeft.peft.targets import Names
 from vispeft.peft.wrappers import unwrapped
@@ -103,7 +104,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str | 
     if is_injected(model):
         _refuse_named(injection_of(model))
     _check_names(model, file.plan, source)
-    _check_base(model, file, source)
+    _check_base(model, tensors, file, source)
     if is_injected(model):
         if resolved_plan(model).to_dict() != file.plan.to_dict():
             raise CheckpointError(
@@ -127,7 +128,7 @@ def load_adapter(model: nn.Module, path: str | os.PathLike[str], *, name: str | 
 def check_base(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Refuse a model whose frozen tensors are not those that an adapter file was trained on."""
     source = Path(path)
-    _check_base(model, _read(source)[1], source)
+    _check_base(model, *_read(source), source)
 
 
 def describe(path: str | os.PathLike[str]) -> AdapterFile:
@@ -168,20 +169,24 @@ def _refuse_without_values(state: Mapping[str, Tensor]) -> None:
 
 
 def own_keys(model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of all that training changes: deltas, parameters trained in full, and buffers beside these.
-
-    The codes of a quantised map whose bias is trained do not change.
+    """Return the names of all that training may change: deltas, parameters trained in full, and buffers with these.
 
     A tensor that several deltas share has one name here.
     """
-    modules = dict(model.named_modules())
-    keys = set(trained)
-    for owner in {name.rpartition(".")[0] for name in keys}:
-        if kind_of(modules[owner]) is not None:
-            continue
-        names = [name for name, _ in modules[owner].named_buffers(recurse=False)]
-        keys |= {f"{owner}.{name}" if owner else name for name in names} & state.keys()
-    return keys | _without_repeats(delta_keys(model, state), state)
+    trained = set(trained)
+    buffers = {*buffers_beside(model, trained), *buffers_inside(model, trained)} & state.keys()
+    return trained | buffers | _without_repeats(delta_keys(model, state), state)
+
+
+def _own_keys_of(
+    tensors: Mapping[str, Tensor], model: nn.Module, trained: Iterable[str], state: Mapping[str, Tensor]
+) -> set[str]:
+    """Return the names of all that the training of a file may have changed.
+
+    Files of earlier versions have the buffers beside trained parameters alone; their others belong to the base.
+    """
+    inside = {*buffers_inside(model, trained)} - {*buffers_beside(model, trained)}
+    return own_keys(model, trained, state) - (inside - tensors.keys())
 
 
 def delta_keys(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
@@ -204,7 +209,7 @@ def _without_repeats(keys: Iterable[str], state: Mapping[str, Tensor]) -> set[st
 def copy_tensors(model: nn.Module, tensors: Mapping[str, Tensor], trained: Iterable[str], source: Path) -> None:
     """Copy the tensors of a file into an injected model, in place, once all of them are known to fit."""
     state = state_tensors(model)
-    wanted = own_keys(model, trained, state)
+    wanted = _own_keys_of(tensors, model, trained, state)
     if wanted != tensors.keys():
         missing, unknown = sorted(wanted - tensors.keys()), sorted(tensors.keys() - wanted)
         raise CheckpointError(
@@ -265,11 +270,11 @@ def _check_names(model: nn.Module, plan: Plan, source: Path) -> None:
             raise CheckpointError(f"`{source}` was trained on another base: this model has no `{name}`.")
 
 
-def _check_base(model: nn.Module, file: AdapterFile, source: Path) -> None:
+def _check_base(model: nn.Module, tensors: Mapping[str, Tensor], file: AdapterFile, source: Path) -> None:
     """Refuse a model whose frozen tensors are not those that the file was trained on, in any precision."""
     state = state_tensors(model)
     _refuse_without_values(state)
-    own = own_keys(model, file.plan.train, state)
+    own = _own_keys_of(tensors, model, file.plan.train, state)
     found = fingerprint(state, own, delta_keys(model, state))
     if found == file.fingerprint or is_rounded(state, own, file.fingerprint, file.rounded):
         return

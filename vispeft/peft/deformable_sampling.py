@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from vispeft_kernels.deformable import known_deformable_attention
 from vispeft_kernels.dispatch import requested
 
+from vispeft.peft.methods.base_modules import has_backward_hooks
 from vispeft.peft.methods.fused_linear import TransparentHooks
 from vispeft.peft.methods.tensor_table import TensorTable
 from vispeft.peft.sampling_trial import PROJECTIONS, is_attention, is_sampler, resolve
@@ -152,7 +153,7 @@ class DeformableSampling(TransparentHooks):
             for module in modules
             for hooks in (module._forward_hooks, module._forward_pre_hooks)
             for hook in hooks.values()
-        )
+        ) and not any(map(has_backward_hooks, modules))
 
     def __reduce__(self) -> tuple[type[Self], tuple[IsOwnHook]]:
         # a copied or unpickled model runs no calls yet

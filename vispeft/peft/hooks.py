@@ -113,10 +113,11 @@ class SiteHooks:
             x, y = bypassed, fused_forward(module, bypassed)
             deltas, base = deltas[1:], None
         for delta in deltas:
-            if delta.channel_dim is not None and not delta.channel_dim.is_known(y):
-                dim = channel_dim_by_trial(module, args, kwargs, frozen, delta.channel_dim.channels)
-                if dim is not None:
-                    delta.channel_dim.settle(y, dim)
+            for channel_dim in delta.channel_dims:
+                if not channel_dim.is_known(y):
+                    dim = channel_dim_by_trial(module, args, kwargs, frozen, channel_dim.channels)
+                    if dim is not None:
+                        channel_dim.settle(y, dim)
             y = delta(x, y, base)
             base = None
         return replaced(output, place, y) if place else y

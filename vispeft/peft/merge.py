@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vispeft.errors import PlanError
 from vispeft.peft.hooks import deltas_of, hook_of_others
 from vispeft.peft.inject import attached, base_parameters, injection_of, module_forms, remove
-from vispeft.peft.methods.base import AroundDelta, Delta
+from vispeft.peft.methods.base import Delta, in_merge_order
 from vispeft.peft.methods.base_modules import merge_unsupported_reason, tensor_unsupported_reason
 from vispeft.peft.methods.mixture import SiteMixture
 from vispeft.peft.quantization.kinds import frozen_weight, kind_of
@@ -48,10 +48,12 @@ def merge(model: nn.Module) -> None:
 
     A quantised map with deltas becomes a plain one: the values of its codes with their update. Quantised maps without
     deltas stay as they are; `dequantize` makes them plain. PlanError names the deltas that cannot be folded and the
-    reasons. On any error the model is as it was, deltas and all.
+    reasons, or one that `disabled` has switched off. On any error the model is as it was, deltas and all.
     """
     model = unwrapped(model)
     injection_of(model)
+    if off := next((item.key for item in attached(model) if not item.delta.is_active), None):
+        raise PlanError(f"`{off}` is switched off by `disabled`. Leave its block before `merge`.")
     changes, refused = merged_values(model)
     if refused:
         raise PlanError(
@@ -126,8 +128,7 @@ def _folded(module: nn.Module, deltas: list[Delta], parameters: dict[str, Tensor
     weight = getattr(module, "weight") if kind_of(module) is None else parameters["weight"]  # noqa: B009
     before = getattr(module, "bias", None)
     bias = before
-    # those around the map change what the other deltas read as well
-    for delta in sorted(deltas, key=lambda delta: isinstance(delta, AroundDelta)):
+    for delta in in_merge_order(deltas):
         result = delta.merged(weight, bias)
         if result is None:
             without = "" if before is not None else ", since it has no bias"

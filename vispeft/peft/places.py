@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from vispeft.peft.methods.base import Delta, WeightDelta
+from vispeft.peft.quantization.kinds import kind_of
+
 
 @dataclass(frozen=True)
 class Place:
@@ -52,12 +55,59 @@ class Aliases:
         return self._names[self._parameters[name]] if name in self._parameters else [name]
 
 
-def full_names(model: nn.Module, trained: Iterable[str]) -> Iterator[str]:
-    """Yield the names of parameters trained in full, and of the buffers beside them that the state dict holds."""
+def full_names(model: nn.Module, trained: Iterable[str]) -> list[str]:
+    """Return the names of parameters trained in full, and of the buffers that training may change with them."""
     trained = list(trained)
-    yield from trained
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in trained):
-        module = model.get_submodule(owner)
+    return list(dict.fromkeys([*trained, *buffers_beside(model, trained), *buffers_inside(model, trained)]))
+
+
+def buffers_beside(model: nn.Module, trained: Iterable[str]) -> list[str]:
+    """Return the names of the buffers in the state dict whose modules have trained parameters of their own.
+
+    The codes of a quantised map whose bias is trained do not change.
+    """
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in trained)
+    return [name for owner in owners for name in _buffers(model.get_submodule(owner), owner)]
+
+
+def buffers_inside(model: nn.Module, trained: Iterable[str]) -> list[str]:
+    """Return the names of the buffers in the state dict whose modules are trained as a whole.
+
+    These are modules all of whose parameters are trained, those inside them included, and modules without parameters
+    inside such a module.
+    """
+    holders = [place_of(model, name).holder for name in trained]
+    parameters = {getattr(module, leaf) for module, leaf in holders}
+    sites: dict[nn.Module, str] = {}
+    for site, module in _whole(model, "", parameters, parent_is=False):
+        # of a shared module the first name
+        sites.setdefault(module, site)
+    return [name for module, site in sites.items() for name in _buffers(module, site)]
+
+
+def _whole(
+    module: nn.Module, site: str, trained: set[nn.Parameter], *, parent_is: bool
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that are trained as a whole, with their names."""
+    own = list(_base_parameters(module))
+    is_whole = all(parameter in trained for parameter in own) if own else parent_is
+    if is_whole:
+        yield site, module
+    for name, child in module.named_children():
+        if not isinstance(child, Delta | WeightDelta):
+            yield from _whole(child, f"{site}.{name}" if site else name, trained, parent_is=is_whole)
+
+
+def _base_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of a module and of those inside it, but for deltas."""
+    if not isinstance(module, Delta | WeightDelta):
+        yield from module.parameters(recurse=False)
+        for child in module.children():
+            yield from _base_parameters(child)
+
+
+def _buffers(module: nn.Module, site: str) -> Iterator[str]:
+    if kind_of(module) is None:
         for name, _ in module.named_buffers(recurse=False):
             if name not in module._non_persistent_buffers_set:
-                yield f"{owner}.{name}" if owner else name
+                yield f"{site}.{name}" if site else name

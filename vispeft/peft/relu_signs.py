@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from vispeft_kernels.relu import sign_keeping_relu
 
+from vispeft.peft.methods.base_modules import has_backward_hooks
 from vispeft.peft.methods.tensor_table import TensorTable
 
 
@@ -74,4 +75,5 @@ def keeps_its_output(module: nn.Module) -> bool:
 def _is_unobserved(module: nn.Module) -> bool:
     """Return True for a module with torch's own `forward`, where no hook but ours would see the detached output."""
     hooks = module._forward_hooks, module._forward_pre_hooks
-    return all(len(each) == 1 for each in hooks) and "forward" not in vars(module)
+    is_alone = all(len(each) == 1 for each in hooks) and "forward" not in vars(module)
+    return is_alone and not has_backward_hooks(module)

@@ -28,6 +28,8 @@ Roles = Mapping[str, str]
 NORMS = "norms"
 
 _RANGE = re.compile(r"\[(-?\d*(?::-?\d*){0,2})\]")
+# the module's name, and that of the parameter with what is below the one parametrization of ours
+_PARAMETRIZED = re.compile(r"^((?:.+\.)?)parametrizations\.([^.]+)(?:\.original$|\.0(?=\.))")
 _ROLE = re.compile(r"@(?P<name>[\w.]+)(?P<range>\[[^\]]*\])?")
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>\d+)")
 
@@ -92,7 +94,11 @@ class Names:
             matches = self._match(alternative)
             # of a norm by type alone the parameters of its own, for what is inside it may be more than a norm
             parts = _parents if alternative == f"@{NORMS}" else _ancestry
-            named = [name for name in self.parameters if any(matches(part) for part in parts(name))]
+            named = [
+                name
+                for name in self.parameters
+                if any(matches(part) for known in {name, _base_name(name)} for part in parts(known))
+            ]
             if not named:
                 raise PlanError(self._nothing(pattern, alternative))
             found.update((self._parameter_names[self.parameters[name]][0], None) for name in named)
@@ -256,6 +262,11 @@ def _refuse_quantized(pattern: str, named: Sequence[str], remedy: str) -> None:
     """Refuse a pattern that names quantised maps."""
     if named:
         raise PlanError(f"`{pattern}` names the weight of `{named[0]}`, which is quantised. {remedy}")
+
+
+def _base_name(name: str) -> str:
+    """Return the name in the base of a parameter with a delta, `a.weight`, or of the delta's, `a.weight.lora.b`."""
+    return _PARAMETRIZED.sub(r"\1\2", name)
 
 
 def _parent(name: str) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft import BOFT, OFT, Method, Plan, count, inject, merge
+from vispeft.peft import BOFT, OFT, Method, Plan, RepAdapter, count, inject, merge
 
 METHODS = [OFT(4), BOFT(4, 2), BOFT(2, 3)]
 
@@ -74,6 +74,13 @@ def test_rotation__equals_the_peft_library_s() -> None:
         given.zero_()[0, :, rows, columns] = -2 * ours[0].boft.rotations.q.to(given.dtype)
     x = torch.randn(3, 16, dtype=torch.float64)
     torch.testing.assert_close(theirs(x).double(), ours(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [*METHODS, RepAdapter()], ids=lambda method: repr(method))
+def test_a_batch_without_rows_stays_one(method: Method) -> None:
+    model = model_of()
+    inject(model, Plan({"0": method}))
+    assert model(torch.zeros(0, 16, dtype=torch.float64)).shape == (0, 6)
 
 
 def test_rotation__refuses_blocks_that_do_not_fit() -> None:

@@ -197,3 +197,11 @@ def test_load_adapter__refuses_another_quantisation(there: int, here: int, build
     save_adapter(model, tmp_path / "adapter.safetensors")
     with pytest.raises(CheckpointError, match="quantised"):
         load_adapter(other, tmp_path / "adapter.safetensors")
+
+
+def test_quantize__gives_the_bias_its_gradient_for_a_single_row() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    quantize(model, 8)
+    inject(model, Plan(train=["0.bias"]))
+    model(torch.ones(4)).sum().backward()
+    assert torch.equal(model[0].bias.grad, torch.ones(3))

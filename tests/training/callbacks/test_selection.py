@@ -23,6 +23,14 @@ def test_on_evaluation__keeps_the_best_and_of_equals_the_earlier() -> None:
     assert (counters.best_step, counters.best_metrics) == (5, {"AP": 0.6})
 
 
+def test_on_evaluation__a_number_is_better_than_nan() -> None:
+    counters = Counters()
+    selection = BestSelection(counters, "AP", keep_best=None)
+    for counters.step, score in enumerate([float("nan"), float("nan"), 0.1], start=1):
+        selection.on_evaluation({"AP": score})
+    assert (counters.best_step, counters.evaluations_since_best) == (3, 0)
+
+
 def test_on_evaluation__without_metrics_keeps_the_last_weights() -> None:
     counters = Counters(step=3)
     BestSelection(counters, "AP", keep_best=None).on_evaluation({})

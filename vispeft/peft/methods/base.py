@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import MISSING, dataclass, fields
 from itertools import chain
@@ -82,6 +82,11 @@ class Delta(nn.Module, ABC):
         self.method = method
         self.is_active = True
 
+    @property
+    def channel_dims(self) -> tuple[Any, ...]:
+        """The `channel_dim` of this delta, and of others that it runs."""
+        return () if self.channel_dim is None else (self.channel_dim,)
+
     @abstractmethod
     def forward(self, x: Tensor, y: Tensor, base: nn.Module | None) -> Tensor:
         """Return the output that replaces the frozen module's output y for its input x.
@@ -108,6 +113,12 @@ class AroundDelta(Delta):
     @abstractmethod
     def before(self, x: Tensor) -> Tensor:
         """Return the input that the frozen module gets in place of x."""
+
+
+def in_merge_order(deltas: Iterable[nn.Module]) -> list[Delta]:
+    """Return a module's deltas as their merging has to fold them: those around it change what the others read too."""
+    found = [delta for delta in deltas if isinstance(delta, Delta)]
+    return sorted(found, key=lambda delta: isinstance(delta, AroundDelta))
 
 
 class Scheduled(ABC):

@@ -87,6 +87,11 @@ def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return type(module) is nn.Linear and "forward" not in vars(module) and type(module.weight) in (nn.Parameter, Tensor)
 
 
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Return True for a module whose hooks are to see the gradients of its own inputs and outputs."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
 def merge_unsupported_reason(module: nn.Module, weights: dict[str, Tensor]) -> str | None:
     """Return the reason why a map is not known to be `W x + c` with plain weights, as a clause; None if it is.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vispeft_kernels.lora import is_fused, lora_linear
 
 from vispeft.peft.methods.base import Delta
-from vispeft.peft.methods.base_modules import is_plain_linear
+from vispeft.peft.methods.base_modules import has_backward_hooks, is_plain_linear
 from vispeft.peft.methods.lora import LinearLoRA
 from vispeft.peft.methods.tensor_table import TensorTable
 
@@ -84,7 +84,8 @@ def _is_unobserved(module: nn.Module, delta: nn.Module) -> bool:
     """Return True where no hook but ours would see the empty input, or miss the call of the update."""
     hooks = module._forward_hooks, module._forward_pre_hooks
     is_alone = all(sum(not _is_transparent(hook) for hook in one.values()) == 1 for one in hooks)
-    return is_alone and not delta._forward_hooks and not delta._forward_pre_hooks
+    is_called = not delta._forward_hooks and not delta._forward_pre_hooks
+    return is_alone and is_called and not has_backward_hooks(module) and not has_backward_hooks(delta)
 
 
 def _is_transparent(hook: object) -> bool:

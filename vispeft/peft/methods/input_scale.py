@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import AroundDelta, Delta, Method, trainable, widths
+from vispeft.peft.methods.base import AroundDelta, Method, trainable, widths
 from vispeft.peft.quantization.kinds import frozen_weight
 
 
@@ -23,8 +23,6 @@ class InputGain(AroundDelta):
         self.groups = base.groups if isinstance(base, nn.Conv2d) else 1
         self.gain = trainable(widths(base).inputs, like=frozen_weight(base))
         nn.init.ones_(self.gain)
-        # in a tuple, so that it is no child of its own child
-        self.bases = (base,)
 
     def before(self, x: Tensor) -> Tensor:
         """Return `x * scale`. x: [..., in] or [B, in, H, W]."""
@@ -36,13 +34,7 @@ class InputGain(AroundDelta):
         return y
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
-        """Return the weight's columns times the scales, and the bias; None where another delta comes after.
-
-        The deltas after it get the scaled input too, so that their updates would have to be scaled as well.
-        """
-        deltas = [child for child in self.bases[0].children() if isinstance(child, Delta)]
-        if deltas[-1] is not self:
-            return None
+        """Return the weight's columns times the scales, and the bias. The weight has the map's other updates."""
         # [groups, 1, in / groups, 1] against the rows of each group
         columns = self.gain.view(self.groups, 1, -1, 1)
         rows = weight.to(self.gain.dtype).view(self.groups, -1, columns.shape[2], weight[0, 0].numel())

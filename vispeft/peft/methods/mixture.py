@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from vispeft.errors import PlanError
-from vispeft.peft.methods.base import AroundDelta, Delta, Method, WeightDelta
+from vispeft.peft.methods.base import AroundDelta, Delta, Method, WeightDelta, in_merge_order
 from vispeft.peft.methods.context import Context
 from vispeft.peft.methods.image_rows import SEPARATELY, ImageBatch
 from vispeft.peft.methods.lora import LinearLoRA
@@ -75,8 +75,7 @@ class Chain(nn.Module):
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
         """Return weight and bias with which the module alone computes the same; None if there are none."""
         result: tuple[Tensor, Tensor | None] | None = (weight, bias)
-        for delta in self.children():
-            assert isinstance(delta, Delta)
+        for delta in in_merge_order(self.children()):
             result = None if result is None else delta.merged(*result)
         return result
 
@@ -96,6 +95,14 @@ class SiteMixture(AroundDelta):
         self.running: list[Chain] = []
         self.weights: list[Tensor] | None = None
         self.by_image: list[Chain | None] | None = None
+
+    @property
+    def channel_dims(self) -> tuple[Any, ...]:
+        """Those of the deltas of all adapters; none in compiled code, which would depend on all that it reads."""
+        if torch.compiler.is_compiling():
+            return ()
+        deltas = [delta for chain in self.children() for delta in chain.children() if isinstance(delta, Delta)]
+        return tuple(dim for delta in deltas for dim in delta.channel_dims)
 
     def set_batch(self, images: tuple[str | None, ...]) -> None:
         """Find the chain of each image by its adapter; none for no images."""

@@ -122,13 +122,14 @@ class Rotations(nn.Module):
     def _turned(self, values: Tensor, blocks: Tensor, level: int) -> Tensor:
         """Return the product of one factor, less the identity, with values [..., in]. blocks: [blocks, block, block]"""
         if level == 0:
-            rows = values.reshape(*values.shape[:-1], -1, self.size)
+            rows = values.reshape(*values.shape[:-1], values.shape[-1] // self.size, self.size)
             return torch.einsum("bij,...bj->...bi", blocks, rows).flatten(-2)
         # [..., group, which half, place in the group, feature], so that a block is two halves 2 ** level apart
-        halves = values.reshape(*values.shape[:-1], -1, 2, 2**level, self.size // 2)
+        num_groups = values.shape[-1] // (self.size * 2**level)
+        halves = values.reshape(*values.shape[:-1], num_groups, 2, 2**level, self.size // 2)
         rows = halves.transpose(-3, -2).flatten(-2).flatten(-3, -2)
         turned = torch.einsum("bij,...bj->...bi", blocks, rows)
-        apart = turned.reshape(*values.shape[:-1], -1, 2**level, 2, self.size // 2).transpose(-3, -2)
+        apart = turned.reshape(*values.shape[:-1], num_groups, 2**level, 2, self.size // 2).transpose(-3, -2)
         return apart.flatten(-4)
 
     def _changes(self) -> Tensor:

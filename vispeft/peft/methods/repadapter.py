@@ -88,7 +88,7 @@ class RepAdapterDelta(AroundDelta):
             update = F.linear(hidden, self.up_w.to(dtype), self.up_b.to(dtype))
         else:
             blocks = torch.stack(self.up_w.to(hidden.dtype).chunk(self.groups))  # [groups, in / groups, w / groups]
-            hidden = hidden.reshape(*hidden.shape[:-1], self.groups, -1)
+            hidden = hidden.reshape(*hidden.shape[:-1], self.groups, hidden.shape[-1] // self.groups)
             update = torch.einsum("...gw,giw->...gi", hidden, blocks).flatten(-2) + self.up_b.to(dtype)
         return laid_out_like(x, (features + self.scale * update).movedim(-1, self.dim))
 

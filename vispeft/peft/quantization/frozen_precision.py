@@ -47,6 +47,12 @@ def set_frozen_precision(
 def _round(model: nn.Module, trained: Sequence[str], roles: Roles | None) -> None:
     names = Names(model)
     kept = {id(names.parameters[name]) for pattern in trained for name in names.trained(pattern, roles)}
+    kept |= {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if name not in _ROUNDED.get(type(module), ())
+    }
     for module in model.modules():
         for name in _ROUNDED.get(type(module), ()):
             parameter = module._parameters.get(name)

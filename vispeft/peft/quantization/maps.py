@@ -102,7 +102,7 @@ class _Linear(torch.autograd.Function):
             codes, scales = ctx.saved_tensors
             grad_x = grad @ _decoded(grad, codes, scales, ctx.bits, ctx.shape)
         if ctx.needs_input_grad[3]:
-            grad_bias = grad.flatten(0, -2).sum(0)
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return grad_x, None, None, grad_bias, None, None
 
 

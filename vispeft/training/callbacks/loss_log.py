@@ -36,9 +36,14 @@ class LossLog:
         counters.num_summed += 1
         if counters.step % self.every == 0 or counters.step == self.last_step:
             means = {name: total / counters.num_summed for name, total in counters.loss_sums.items()}
-            rates = {f"lr_{g['name']}": g["lr"] for g in self.optimizer.param_groups if "/" not in g["name"]}
-            self.log.write(counters.step, "train", {**means, **rates})
+            self.log.write(counters.step, "train", {**means, **_rates(self.optimizer)})
             counters.loss_sums, counters.num_summed = {}, 0
+
+
+def _rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the learning rate of each method and region, before the ratio of LoRA+."""
+    groups = [(group["name"].removesuffix("/no_decay"), group["lr"]) for group in optimizer.param_groups]
+    return {f"lr_{name}": lr for name, lr in groups if "/" not in name}
 
 
 def describe_losses(losses: Mapping[str, float], device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,11 +24,15 @@ class BestSelection:
     def on_evaluation(self, metrics: Mapping[str, float]) -> None:
         """Keep the model's weights if they are the best so far, or if there are no metrics to compare."""
         counters = self.counters
-        # NaN is never better
-        if counters.best_step < 0 or not metrics or metrics[self.metric] > counters.best_metrics[self.metric]:
+        if counters.best_step < 0 or not metrics or self._is_better(metrics):
             counters.best_step, counters.best_metrics = counters.step, dict(metrics)
             counters.evaluations_since_best = 0
             if self.keep_best is not None:
                 self.keep_best(counters.step, metrics)
         else:
             counters.evaluations_since_best += 1
+
+    def _is_better(self, metrics: Mapping[str, float]) -> bool:
+        """Return True for a higher value than the best one; NaN is never better, and never stays the best."""
+        best, value = self.counters.best_metrics[self.metric], metrics[self.metric]
+        return value > best or (math.isnan(best) and not math.isnan(value))
