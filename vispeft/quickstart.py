@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +13,7 @@ from typing import Any
 
 from vispeft.config import recipe_path
 from vispeft.errors import DataError, TrainingError
+from vispeft.io.child_processes import start_child
 from vispeft.io.json_files import read_json, write_json
 from vispeft.io.run_layout import REPORT_FILE, SUMMARY_FILE
 from vispeft.report import write_comparison
@@ -102,11 +102,14 @@ def _train(out: Path, name: str, settings: QuickstartSettings, data: Path) -> bo
         # loading small images takes less time than a loader process takes from the training
         "train.workers=0",
     ]
-    command = [sys.executable, "-m", "vispeft", "train", str(recipe_path(RECIPES[name])), *overrides]
-    try:
-        status = subprocess.run([*command, "--out", str(out / name)], stdout=subprocess.DEVNULL, check=False).returncode
-    except KeyboardInterrupt:
-        return False
+    words = ["train", str(recipe_path(RECIPES[name])), *overrides, "--out", str(out / name)]
+    with start_child(words, stdout=subprocess.DEVNULL) as child:
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:
+            # it gets Ctrl-C too, and stops after its step
+            child.wait()
+            return False
     if status not in (0, _INTERRUPTED):
         raise TrainingError(f"The run `{name}` failed with status {status}; its messages are above.")
     return status == 0

@@ -1,6 +1,8 @@
 """The command line, command by command."""
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vispeft.cli.terminal import guarded
+from vispeft.cli.terminal import console, guarded, show_table
 from vispeft.config import parse_config
 from vispeft.engine import RunDirectory, load_run
 from vispeft.engine.build import build_base, complete
@@ -82,6 +84,14 @@ def test_main__debug_shows_the_traceback(command: Command, tmp_path: Path) -> No
     assert "Traceback" in err
 
 
+def test_console__leaves_brackets_in_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print("written to runs/lora [qv]/[/x].png")
+    show_table("[b]", ("[a]", "[/a]"), [("[c]", "[/c]")])
+    out = capsys.readouterr().out
+    assert out.startswith("written to runs/lora [qv]/[/x].png\n")
+    assert all(name in out for name in ("[b]", "[a]", "[/a]", "[c]", "[/c]"))
+
+
 def test_guarded__an_unexpected_error_names_its_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(lambda: print(1 // 0), is_debug=False) == 1
     err = capsys.readouterr().err
@@ -128,6 +138,16 @@ def test_evaluate__any_results_file(finished: RunDirectory, command: Command, tm
     assert "AP50" in out
     summary = json.loads(finished.summary.read_text())
     assert json.loads(metrics.read_text()) == {kind: summary[kind] for kind in ("segm", "bbox", "per_category")}
+
+
+def test_evaluate__does_not_write_over_what_it_reads(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
+    annotations = Path(shutil.copy(finished.annotations, tmp_path))
+    words = ("evaluate", "--predictions", finished.predictions, "--annotations", annotations)
+    for more in (("--json", annotations), ("--analysis", "--out", annotations)):
+        status, _, err = command(*words, *more)
+        assert status == 2
+        assert "which the command reads" in err
+    assert annotations.read_bytes() == finished.annotations.read_bytes()
 
 
 def test_evaluate__boxes_alone_have_no_row_of_masks(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
@@ -192,6 +212,21 @@ def test_merge__gives_a_checkpoint_that_predicts_the_same(
     torch.testing.assert_close(found.mask_features, expected.mask_features, rtol=1e-4, atol=1e-5)
 
 
+def test_merge__does_not_write_over_what_the_run_needs(
+    finished: RunDirectory, tiny: dict[str, Any], command: Command, tmp_path: Path
+) -> None:
+    from vispeft.engine import train_run
+
+    base, second = tmp_path / "base.safetensors", RunDirectory(tmp_path / "second")
+    assert command("merge", finished.root, "--out", base)[0] == 0
+    train_run(parse_config({**tiny, "model": {"weights": str(base), "image_size": 64}}, ["train.steps=1"]), second)
+    for needed in (base, second.adapter):
+        before = needed.read_bytes()
+        status, _, err = command("merge", second.root, "--out", needed)
+        assert (status, needed.read_bytes() == before) == (1, True)
+        assert f"`--out` is {needed}, without which the run cannot be used" in err
+
+
 def test_merge__gives_a_checkpoint_with_the_model_metadata(
     finished: RunDirectory, tiny: dict[str, Any], command: Command, tmp_path: Path
 ) -> None:
@@ -228,14 +263,23 @@ def test_plan__counts_before_training(config_path: Path, command: Command, finis
 
 
 def test_plan__proposes_what_fits_and_writes_it(command: Command, tmp_path: Path) -> None:
-    small = ["bundled_lora", "model.image_size=64", "train.batch_size=1", "train.steps=10", "train.device=cpu"]
+    small = [
+        "bundled_lora",
+        "train.methods.lora={lr: 0.01}",
+        "model.image_size=64",
+        "train.batch_size=1",
+        "train.steps=10",
+        "train.device=cpu",
+    ]
     path = tmp_path / "plan.json"
     status, out, err = command("plan", *small, "--budget", "2.6 %", "--time", "1h", "--json", path)
     assert status == 0, err
     proposals = json.loads(path.read_text())["proposals"]
     assert all(each["estimate"]["trainable_percent"] <= 2.6 for each in proposals)
     assert all(0 < each["seconds"] <= 3600 for each in proposals)
-    assert "'peft.deltas=" in out
+    (line,) = [line for line in out.splitlines() if line.strip().startswith("vispeft train")][:1]
+    assert shlex.split(line)[2 : 2 + len(small)] == small
+    assert shlex.split(line)[2 + len(small)].startswith("peft.")
     status, _, err = command("plan", *small, "--memory", "1MB")
     assert status == 1
     assert "No configuration fits --memory 1MB. Nearest is heads alone" in err

@@ -65,6 +65,22 @@ def test_push__dry_run_writes_the_folder(finished: RunDirectory, hub: Any, comma
     assert not hub.requests
 
 
+def test_push__dry_run_replaces_its_own_files_alone(
+    finished: RunDirectory, hub: Any, command: Command, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        assert command("push", finished.root, "me/run", "--dry-run", "--out", tmp_path / "folder")[0] == 0
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "README.md").write_text("# mine\n")
+    status, _, err = command("push", finished.root, "me/run", "--dry-run", "--out", project)
+    assert (status, err) == (1, f"error: `{project}` holds other files (README.md). Give a new folder.\n")
+    (project / "README.md").unlink()
+    (project / "adapter.safetensors").touch()
+    (project / "notes").touch()
+    assert command("push", finished.root, "me/run", "--dry-run", "--out", project)[0] == 1
+
+
 def test_push__out_needs_dry_run(finished: RunDirectory, command: Command, tmp_path: Path) -> None:
     assert command("push", finished.root, "me/run", "--out", tmp_path)[0] == 2
 

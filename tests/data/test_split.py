@@ -32,6 +32,22 @@ def coco_set(write: Any) -> CocoSet:
     return read_coco(write({"images": images, "annotations": annotations, "categories": categories}), None)
 
 
+def test_split_indices__leaves_an_instance_of_every_class_for_training(write: Any) -> None:
+    labels = ["x" + "w" * 5, "x" + "z" * 3, *"wwwwwwww"]
+    square = [[2, 2, 20, 2, 20, 20, 2, 20]]
+    annotations = [
+        {"id": 100 * i + j, "image_id": i, "category_id": ord(letter), "segmentation": square}
+        for i, letters in enumerate(labels, start=1)
+        for j, letter in enumerate(letters)
+    ]
+    images = [{"id": i, "file_name": f"{i}.png", "height": 32, "width": 32} for i in range(1, 11)]
+    categories = [{"id": ord(letter), "name": letter} for letter in "wxz"]
+    coco_set = read_coco(write({"images": images, "annotations": annotations, "categories": categories}), None)
+    for seed in range(10):
+        train, _ = split_indices(coco_set, val_fraction=0.2, seed=seed)
+        assert {a.category_idx for i in train for a in coco_set.annotations[i]} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
 def test_split_indices__shares_every_class_out(coco_set: CocoSet, fraction: float) -> None:
     train, val = split_indices(coco_set, val_fraction=fraction, seed=1)

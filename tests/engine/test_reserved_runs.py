@@ -90,6 +90,14 @@ def test_new_run_directory__refuses_what_is_there() -> None:
         pass
 
 
+def test_new_run_directory__refuses_a_configuration_that_no_run_wrote() -> None:
+    Path("out").mkdir()
+    Path("out/config.yaml").write_text("# mine\n")
+    with pytest.raises(TrainingError, match="`out` is there already"), new_run_directory(Path("out"), "a"):
+        pass
+    assert Path("out/config.yaml").read_text() == "# mine\n"
+
+
 def test_begun_run_directory__takes_the_highest_number_with_a_configuration() -> None:
     with pytest.raises(TrainingError, match="There is no run"), begun_run_directory(None, "a"):
         pass

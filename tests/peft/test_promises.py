@@ -55,6 +55,12 @@ def test_cases__have_every_method(cases) -> None:
     assert {method.name for each in methods for method in each} == METHODS.keys()
 
 
+def test_cases__merge_where_all_their_methods_do(cases) -> None:
+    for case in cases:
+        methods = case.methods if isinstance(case.methods, tuple) else (case.methods,)
+        assert all(method.merges for method in methods) == case.merges
+
+
 def test_promise_1__outputs_are_bit_identical_at_the_start_or_the_method_declares_it(
     case, build: Build, images: Tensor
 ) -> None:

@@ -1,10 +1,10 @@
 import json
-import os
 
 import pytest
 
 from vispeft.errors import DataError
 from vispeft.evaluation.analysis import analyse_results
+from vispeft.io.checksums import sources_of
 from vispeft.report import error_analysis, write_report
 from vispeft.report.error_analysis import error_analysis_of
 from vispeft.report.run_contents import read_run
@@ -16,11 +16,10 @@ def analysis(run_dir):
     return analyse_results(run_dir / "annotations_val.json", run_dir / "predictions_val.json").to_dict()
 
 
-def _write_depth(run_dir, content, *, is_newer=True):
-    path = run_dir / "analysis.json"
-    path.write_text(json.dumps(content))
-    seconds = (run_dir / "predictions_val.json").stat().st_mtime + (10 if is_newer else -10)
-    os.utime(path, (seconds, seconds))
+def _write_depth(run_dir, content, *, is_of_run=True):
+    files = run_dir / "annotations_val.json", run_dir / "predictions_val.json"
+    sources = sources_of(*files) if is_of_run else sources_of(files[1], files[1])
+    (run_dir / "analysis.json").write_text(json.dumps({**content, "sources": sources}))
 
 
 def test_error_analysis_of__equals_the_analysis_of_the_command(run_dir, analysis):
@@ -63,9 +62,9 @@ def test_error_analysis_of__of_many_classes_the_most_frequent_confusions_are_lis
     assert "Most frequent confusions" in write_report(run_dir).read_text()
 
 
-@pytest.mark.parametrize(("is_newer", "expected"), [(True, 0.123), (False, 0.9)])
-def test_error_analysis_of__reads_analysis_json_if_it_is_of_these_predictions(run_dir, analysis, is_newer, expected):
-    _write_depth(run_dir, analysis | {"threshold": 0.123}, is_newer=is_newer)
+@pytest.mark.parametrize(("is_of_run", "expected"), [(True, 0.123), (False, 0.9)])
+def test_error_analysis_of__reads_analysis_json_if_it_is_of_these_files(run_dir, analysis, is_of_run, expected):
+    _write_depth(run_dir, analysis | {"threshold": 0.123}, is_of_run=is_of_run)
     assert error_analysis_of(read_run(run_dir)).threshold == pytest.approx(expected)
 
 

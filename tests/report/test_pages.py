@@ -61,6 +61,24 @@ def test_write_report__marks_true_positives_and_false_negatives(run_dir):
     assert page.count('class="off"') == 2  # the false negative, in its image and among the worst
 
 
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({}, "vispeft merge RUN --out merged.safetensors"),
+        ({"merges_into": "directory"}, "vispeft merge RUN --out merged"),
+        ({"merges_into": None}, None),
+        # a summary of an earlier version
+        ({"methods": ["lora", "adapter"]}, None),
+    ],
+)
+def test_write_report__recommends_a_merge_that_is_possible(make_run, tmp_path, changes, advice):
+    run = make_run(tmp_path / "run", changes=changes)
+    texts = Outline(write_report(run).read_text()).texts
+    merges = [text for text in texts if text.startswith("vispeft merge")]
+    assert merges == ([] if advice is None else [advice.replace("RUN", str(run))])
+    assert ("Some of its methods do not merge" in " ".join(texts)) == (advice is None)
+
+
 def test_write_report__pictures_are_of_bounded_size(make_run, tmp_path):
     images = tmp_path / "images"
     run = make_run(tmp_path / "run", images=images)

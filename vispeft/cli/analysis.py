@@ -35,10 +35,11 @@ def write_analysis(annotations: Path, results: Path, out: Path) -> None:
     """Analyse the errors of a results file, write the analysis to `out` (JSON), and show its summary."""
     from vispeft.errors import DataError
     from vispeft.evaluation.analysis import analyse_results
+    from vispeft.io.checksums import sources_of
     from vispeft.io.json_files import write_json
 
     analysis = analyse_results(annotations, results)
-    write_json(out, analysis.to_dict(), raises=DataError)
+    write_json(out, {**analysis.to_dict(), "sources": sources_of(annotations, results)}, raises=DataError)
     _show(analysis)
     console().print(f"By category and image, precision-recall curves, confusion matrix: {out}")
 

@@ -15,6 +15,7 @@ import typer
 from vispeft.cli import compare, data, export, inspect, machine, plan, run, share, sweep, zoo
 from vispeft.cli.terminal import guarded
 from vispeft.io.cache import request_offline_libraries
+from vispeft.io.child_processes import end_with_parent
 from vispeft.training.arithmetic import request_reproducible_arithmetic
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: status 0 for success, 1 for an explained failure, 2 for wrong usage, 130 for Ctrl-C."""
+    end_with_parent()
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debug = "--debug" in words
     # otherwise albumentations checks for a newer version over the network

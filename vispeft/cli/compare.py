@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vispeft.cli.outputs import check_output, write_output
 from vispeft.cli.terminal import console, say, show_table
 
 if TYPE_CHECKING:
@@ -49,16 +50,13 @@ def compare(
     from vispeft.evaluation.statistics.candidates import read_candidates
     from vispeft.evaluation.statistics.compare import compare as compare_entries
 
+    check_output("--json", json_file, (*runs, annotations))
     candidate_set = read_candidates(runs, annotations, is_grouped=group)
     for warning in candidate_set.warnings:
         say(f"warning: {warning}")
     entries = [candidate.entry for candidate in candidate_set.candidates]
     found = compare_entries(entries, metric=metric.value, num_resamples=resamples, seed=seed)
-    if json_file is not None:
-        from vispeft.errors import DataError
-        from vispeft.io.json_files import write_json
-
-        write_json(json_file, _content(found, candidate_set), raises=DataError, indent=1)
+    write_output(json_file, _content(found, candidate_set))
     _show(found, candidate_set)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vispeft.cli.outputs import check_output, write_output
 from vispeft.cli.run import Overrides, checked_overrides
 from vispeft.cli.terminal import console, show_table
 
@@ -38,9 +40,8 @@ def plan(
     from vispeft.config import load_config
     from vispeft.engine import estimate, propose
     from vispeft.engine.estimation.limits import parse_limits
-    from vispeft.errors import ConfigError
-    from vispeft.io.json_files import write_json
 
+    check_output("--json", json_file, [config])
     limits = parse_limits(budget, memory, time)
     loaded = load_config(config, checked_overrides(overrides))
     if limits.are_empty:
@@ -51,8 +52,7 @@ def plan(
         proposals = propose(loaded, limits)
         _show_proposals(config, overrides or [], limits, proposals)
         content = proposals.to_dict()
-    if json_file is not None:
-        write_json(json_file, content, raises=ConfigError, indent=1)
+    write_output(json_file, content)
 
 
 def size_text(count: float) -> str:
@@ -122,6 +122,5 @@ def _show_proposals(config: Path, overrides: list[str], limits: Limits, proposal
     ]
     show_table(f"Fit {limits}, best first", ("configuration", "trained", "memory", "time", "GFLOPs a step"), rows)
     for number, each in enumerate(proposals.found, start=1):
-        console().print(f"{number}. {each.reason}", markup=False)
-        words = " ".join(f"'{word}'" for word in each.overrides)
-        console().print(f"   vispeft train {' '.join([str(config), *overrides])} {words}", markup=False)
+        console().print(f"{number}. {each.reason}")
+        console().print(f"   {shlex.join(['vispeft', 'train', str(config), *overrides, *each.overrides])}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vispeft.cli.analysis import analysis_paths, write_analysis
+from vispeft.cli.outputs import check_output, write_output
 from vispeft.cli.terminal import console, say, show_table
 from vispeft.evaluation.metrics.base import KIND_NAMES
 
@@ -81,7 +82,8 @@ def train(
     loaded = load_config(config, checked_overrides(overrides))
     reserved = begun_run_directory(out, config.stem) if resume else new_run_directory(out, config.stem)
     with reserved as directory:
-        resume_hint = f"Resume with: vispeft train {config} ... --out {directory.root} --resume"
+        root = shlex.quote(str(directory.root))
+        resume_hint = f"Resume with: vispeft train {shlex.quote(str(config))} ... --out {root} --resume"
         try:
             result = train_run(loaded, directory, resume=resume)
         except KeyboardInterrupt as error:
@@ -131,6 +133,8 @@ def evaluate(
     checked = checked_overrides(overrides)
     if out is not None and not analysis:
         raise typer.BadParameter("--out is the file of --analysis: give --analysis too.")
+    for option, path in (("--json", json_file), ("--out", out)):
+        check_output(option, path, (predictions, annotations))
     paths = analysis_paths(run, checked, predictions, annotations, out) if analysis else None
     _show_evaluation(_evaluate(run, checked, predictions, annotations, max_detections), json_file)
     if paths is not None:
@@ -248,11 +252,7 @@ def _show_evaluation(metrics: Metrics, json_file: Path | None) -> None:
     """Show metrics and warnings, and write the metrics to a JSON file if there is one."""
     for warning in metrics.warnings:
         say(f"warning: {warning}")
-    if json_file is not None:
-        from vispeft.errors import DataError
-        from vispeft.io.json_files import write_json
-
-        write_json(json_file, metrics.to_dict(), raises=DataError, indent=1)
+    write_output(json_file, metrics.to_dict())
     _show_metrics(metrics.kinds)
     rows = [(name, _metric_text(value)) for name, value in metrics.per_category.items()]
     title = metrics.category_metric

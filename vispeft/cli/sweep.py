@@ -70,7 +70,7 @@ def _show(result: SweepResult) -> None:
         say(f"{failed} of {len(results.rows)} trials failed; their logs are in {result.directory.root}/logs.")
     console().print(_conclusion(results, result.directory.root))
     for sentence in _comparison_sentences(result):
-        console().print(sentence, markup=False)
+        console().print(sentence)
     console().print(f"Report: {result.directory.report}")
     if results.best is None:
         raise typer.Exit(1)

@@ -15,8 +15,9 @@ from rich.text import Text
 
 
 def console() -> Console:
-    """Return the console for results. Lines are wrapped only in a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Return the console for results. Lines are wrapped only in a terminal, and brackets in names stay as they are."""
+    is_terminal = sys.stdout.isatty()
+    return Console(width=None if is_terminal else 200, highlight=False, markup=False, soft_wrap=not is_terminal)
 
 
 def say(message: str) -> None:

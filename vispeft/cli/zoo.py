@@ -21,7 +21,7 @@ def models(
 
     if name is not None:
         for key, value in fields_of(find_model(name)):
-            console().print(f"{key:14} {value}", markup=False)
+            console().print(f"{key:14} {value}")
         return
     rows = [(m.name, m.title, m.licence, millions_of(m.millions), score_of(m)) for m in MODELS.values()]
     show_table(

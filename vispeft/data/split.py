@@ -62,7 +62,8 @@ def split_indices(coco_set: CocoSet, *, val_fraction: float, seed: int = 0) -> t
 
     Images are assigned class by class, the rarest first (Sechidis et al. 2011), to the side that lacks the larger part
     of its share of the class: by the number that is lacking, as published, the larger side would take all images with
-    many instances. Entries of one file stay together, so that no image is in both sets.
+    many instances. The last image of a class that no training image has is one of these, as long as there is room.
+    Entries of one file stay together, so that no image is in both sets.
     """
     if not 0 < val_fraction < 1:
         raise ConfigError(f"`val_fraction` must lie between 0 and 1, but is {val_fraction}.")
@@ -88,6 +89,8 @@ def _assign(names: list[str], classes: dict[str, Counter[int]], val_fraction: fl
     totals: Counter[int] = sum(classes.values(), Counter())
     shares = {False: 1 - val_fraction, True: val_fraction}
     wanted = {side: {c: share * n for c, n in totals.items()} for side, share in shares.items()}
+    trained: set[int] = set()
+    holders_left = Counter(c for name in names for c in classes[name])
     in_val: dict[str, bool] = {}
     for rare in [*sorted(totals, key=lambda c: (totals[c], c)), None]:
         # the fullest first: a few images with many instances are the hardest to share out
@@ -97,7 +100,13 @@ def _assign(names: list[str], classes: dict[str, Counter[int]], val_fraction: fl
                 side: (wanted[side][rare] if rare is not None else room[side]) / share for side, share in shares.items()
             }
             side = lacks[True] > lacks[False] if room[True] and room[False] else bool(room[True])
+            if room[False] and any(c not in trained and holders_left[c] == 1 for c in classes[name]):
+                # nothing can be learnt from validation images
+                side = False
             in_val[name] = side
+            holders_left.subtract(classes[name].keys())
+            if not side:
+                trained |= classes[name].keys()
             room[side] -= 1
             for category_idx, count in classes[name].items():
                 wanted[side][category_idx] -= count

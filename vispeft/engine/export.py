@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from vispeft.engine.build import describe_base
 from vispeft.engine.loaders import image_size
 from vispeft.engine.saved_runs import LoadedRun
 from vispeft.errors import CheckpointError, ConfigError, PlanError, writing
+from vispeft.io.checksums import sha256_of
 from vispeft.io.names import did_you_mean
 from vispeft.models import SegmentationModel
 from vispeft.models.base import TakesClassNames
@@ -136,7 +136,7 @@ def _description(
         score_threshold=threshold,
         max_detections=config.eval.max_detections,
         deltas=deltas,
-        adapter_sha256=hashlib.sha256(adapter.read_bytes()).hexdigest() if adapter.is_file() else "",
+        adapter_sha256=sha256_of(adapter) if adapter.is_file() else "",
         vispeft_version=metadata.version("vispeft"),
     )
 

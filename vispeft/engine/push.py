@@ -21,6 +21,10 @@ from vispeft.io.json_files import read_object, write_json
 from vispeft.io.tensors import read_tensors, write_tensors
 
 CARD_FILE = "README.md"
+_FILES = (
+    *(run_layout.ADAPTER_FILE, run_layout.SUMMARY_FILE, run_layout.CONFIG_FILE, run_layout.CATEGORIES_FILE),
+    CARD_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,10 @@ def write_shared(root: Path, options: ShareOptions, folder: Path) -> Path:
 
     The configuration has no paths of the data. Images and annotations stay here.
 
-    Raises CheckpointError where the run is not finished, or others could not build its base.
+    Raises CheckpointError where the run is not finished, others could not build its base, or the folder holds files
+    other than those of an earlier call.
     """
+    _check_folder(folder)
     directory = RunDirectory(root)
     begun = directory.load_config()
     config = _shared_config(begun, options)
@@ -93,6 +99,16 @@ def write_shared(root: Path, options: ShareOptions, folder: Path) -> Path:
     write_json(folder / run_layout.CATEGORIES_FILE, categories, raises=CheckpointError, indent=1)
     write_text(folder / CARD_FILE, model_card(card), raises=CheckpointError)
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of other files, which may have the same names."""
+    if not folder.is_dir():
+        return
+    there = {path.name for path in folder.iterdir()}
+    others = sorted(there - {*_FILES} or (there if run_layout.ADAPTER_FILE not in there else ()))
+    if others:
+        raise CheckpointError(f"`{folder}` holds other files ({', '.join(others[:3])}). Give a new folder.")
 
 
 def _rename_base(adapter: Path, old: str, new: str) -> None:

@@ -101,7 +101,10 @@ def _reserved(root: Path) -> Iterator[None]:
 def _holds_no_work(directory: Path) -> bool:
     """Tell whether a directory is empty, or holds a run that ended before it wrote anything to resume from."""
     begun = RunDirectory(directory)
-    before_work = {begun.config, begun.environment, begun.annotations, begun.metrics}
+    before_work = {begun.environment, begun.annotations, begun.metrics}
+    if begun.environment.exists():
+        # without the environment, the configuration may be the user's own
+        before_work.add(begun.config)
     # the lock has a journal of SQLite beside it while it is held
     return all(
         path in before_work

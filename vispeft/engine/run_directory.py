@@ -74,6 +74,10 @@ class RunDirectory:
         return self.root / run_layout.PREDICTIONS_FILE
 
     @property
+    def inspection(self) -> Path:
+        return self.root / run_layout.INSPECTION_FILE
+
+    @property
     def summary(self) -> Path:
         return self.root / run_layout.SUMMARY_FILE
 

@@ -162,12 +162,22 @@ def write_merged(run: LoadedRun, out: Path) -> None:
         raise CheckpointError(f"`--out` must be a directory for `model.name: {name}`, but is {out}.")
     if not is_file and not isinstance(run.model, SavesDirectory):
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
+    _refuse_own_base(run, out)
     merge_deltas(run.model, run.config.model.frozen_precision)
     if not is_file and isinstance(run.model, SavesDirectory):
         run.model.save_directory(out, class_names=run.class_names, image_size=image_size(run.config))
         return
     metadata = CheckpointMetadata(arguments_without_weights(run.config.model, run.config.task), image_size(run.config))
     save_checkpoint(run.model, out, metadata, class_names=run.class_names)
+
+
+def _refuse_own_base(run: LoadedRun, out: Path) -> None:
+    """Refuse to write over what the run needs: its adapter, and the weights that it was trained from."""
+    model = run.config.model
+    needed = [run.directory.adapter, *(Path(each) for each in (model.weights, model.backbone_weights) if each)]
+    for path in map(Path.expanduser, needed):
+        if path.exists() and out.exists() and path.samefile(out):
+            raise CheckpointError(f"`--out` is {out}, without which the run cannot be used. Give another one.")
 
 
 def _with_classes(coco_set: CocoSet, run: LoadedRun) -> CocoSet:

@@ -40,7 +40,9 @@ from vispeft.errors import TrainingError
 from vispeft.evaluation import Metrics
 from vispeft.io.json_files import read_json, write_json
 from vispeft.models import FollowsProgress, SegmentationModel
+from vispeft.models.registry import family_of
 from vispeft.peft.checkpoint import check_base
+from vispeft.peft.registry import known_methods
 from vispeft.report import write_report
 from vispeft.structures import AnyBatch
 from vispeft.training.arguments import FitResult, Outputs, Task
@@ -277,8 +279,9 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
         if not run.evaluates_while_training:
             with RunLog(run.directory.root, start_step=result.steps, repeats_evaluation=True) as log:
                 log.write(result.steps, "val", flat_metrics(metrics))
-        # an old report must not stand beside a new summary
-        run.directory.report.unlink(missing_ok=True)
+        # an old report must not stand beside a new summary, nor what an old adapter changed beside a new one
+        for old in (run.directory.report, run.directory.inspection):
+            old.unlink(missing_ok=True)
         write_json(run.directory.summary, _summary(run, result, metrics), raises=TrainingError, indent=1)
         write_report(run.directory.root)
     run.fabric.barrier()
@@ -286,11 +289,20 @@ def _finish(run: _Run, result: FitResult) -> Mapping[str, Any]:
     return summary
 
 
+def _merged_form(config: Config, methods: Iterable[str]) -> str | None:
+    """Return what `vispeft merge` can write of a run, "file" or "directory"; None for methods that never merge."""
+    kinds = known_methods()
+    if not all(kinds[name].merges for name in methods):
+        return None
+    return "directory" if family_of(config.model.name).reads_weights else "file"
+
+
 def _summary(run: _Run, result: FitResult, metrics: Metrics) -> dict[str, Any]:
     counted = peft.count(run.model)
     return {
         "model": describe_base(run.model, run.config.model),
         "methods": [*counted.deltas, *(["full"] if counted.full else [])],
+        "merges_into": _merged_form(run.config, counted.deltas),
         "trainable_params": counted.trainable,
         "total_params": counted.total,
         "trainable_percent": counted.percent,

@@ -1,4 +1,4 @@
-"""Checksums of downloaded files: given ones, and those that names of files carry."""
+"""Checksums of files: of downloaded ones, given or in their names, and of what an analysis was made from."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ class Checksum:
                 for kind in hashes:
                     kind.update(block)
         return any(kind.hexdigest().startswith(self.digits) for kind in hashes)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sources_of(annotations: Path, results: Path) -> dict[str, str]:
+    """Return the checksums of the two files that an analysis was made from."""
+    return {"annotations": sha256_of(annotations), "results": sha256_of(results)}
 
 
 def split_checksum(url: str) -> tuple[str, Checksum | None]:

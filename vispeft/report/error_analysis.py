@@ -9,8 +9,9 @@ from typing import Any
 
 from vispeft.errors import DataError
 from vispeft.evaluation.analysis import analyse_results
+from vispeft.io.checksums import sources_of
 from vispeft.io.json_files import read_object
-from vispeft.io.run_layout import PREDICTIONS_FILE
+from vispeft.io.run_layout import ANNOTATIONS_FILE, PREDICTIONS_FILE
 from vispeft.report.charts import QUIET, Axis, Chart, Series, placed_line
 from vispeft.report.formats import count, defined, metric_text
 from vispeft.report.page import Cell, Interval
@@ -81,13 +82,16 @@ class ErrorAnalysisSection:
 
 
 def error_analysis_of(run: RunContents) -> ErrorAnalysisSection | None:
-    """Return the error analysis of a run, read from its analysis.json if that is up to date, else computed.
+    """Return the error analysis of a run, read from its analysis.json if that is of the run's files, else computed.
 
     Return None without such a file if there are no predictions, too many to analyse quickly, or label maps.
     """
-    path, predictions = run.path / "analysis.json", run.path / PREDICTIONS_FILE
-    if path.is_file() and predictions.is_file() and path.stat().st_mtime >= predictions.stat().st_mtime:
-        return _read(read_object(path), path)
+    path = run.path / "analysis.json"
+    files = run.path / ANNOTATIONS_FILE, run.path / PREDICTIONS_FILE
+    if path.is_file() and all(file.is_file() for file in files):
+        found = read_object(path)
+        if found.get("sources") == sources_of(*files):
+            return _read(found, path)
     if run.ground_truth is None or not run.predictions or len(run.predictions) > MOST_PREDICTIONS:
         return None
     if run.has_label_maps:

@@ -196,11 +196,16 @@ def _next_steps(run: RunContents) -> list[NextStep]:
     if _is_best_at_end(run):
         why = f"{headline_of(run.summary)[0][0]} was highest at the last evaluation, so that more steps may improve it:"
         found.append(_step(why, "vispeft", "train", f"{path}/{CONFIG_FILE}", f"train.steps={2 * run.summary['steps']}"))
-    if "adapter" in methods:
-        found.append(_step("Adapters do not merge into the weights; the adapter file in this directory is the result."))
+    # summaries of earlier versions do not tell
+    form = run.summary.get("merges_into", None if "adapter" in methods else "file")
+    if form is None:
+        why = "Some of its methods do not merge into the weights; the adapter file in this directory is the result."
+        found.append(_step(why))
     else:
-        merged = ("vispeft", "merge", path, "--out", "merged.safetensors")
-        found.append(_step("Merge into one plain checkpoint, as fast as the base model:", *merged))
+        out = "merged.safetensors" if form == "file" else "merged"
+        found.append(
+            _step("Merge into one plain checkpoint, as fast as the base model:", "vispeft", "merge", path, "--out", out)
+        )
     if (
         not run.has_label_maps
         and len(run.predictions) > MOST_PREDICTIONS

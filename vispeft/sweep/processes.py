@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Mapping
 
 import torch
 
 from vispeft.errors import TrainingError
+from vispeft.io.child_processes import start_child
 from vispeft.sweep.directory import SweepDirectory
 from vispeft.sweep.study import SharedStudy
 from vispeft.sweep.sweep import Sweep
@@ -30,11 +27,10 @@ def run_workers(sweep: Sweep, directory: SweepDirectory, session: str, say: Say)
     session: identifier of the command call
     """
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "vispeft", "sweep", str(directory.sweep), "--out", str(directory.root)],
-            env={**os.environ, SESSION_VARIABLE: session, **environment},
-            # workers end when this pipe is closed, and receive Ctrl-C from this process alone
-            stdin=subprocess.PIPE,
+        start_child(
+            ["sweep", str(directory.sweep), "--out", str(directory.root)],
+            {SESSION_VARIABLE: session, **environment},
+            # workers receive Ctrl-C from this process alone
             start_new_session=True,
         )
         for environment in _environments(sweep.settings.workers)
@@ -64,8 +60,6 @@ def is_child() -> bool:
 
 def work_as_child(sweep: Sweep, directory: SweepDirectory, say: Say) -> bool:
     """Run trials in a process that `run_workers` started. Return True if interrupted."""
-    watcher = threading.Thread(target=_end_with_parent, daemon=True)
-    watcher.start()
     return work(SharedStudy(sweep, directory, os.environ[SESSION_VARIABLE]), say)
 
 
@@ -79,11 +73,3 @@ def _environments(num_workers: int) -> list[Mapping[str, str]]:
         {"OMP_NUM_THREADS": threads, **({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {})}
         for i in range(num_workers)
     ]
-
-
-def _end_with_parent() -> None:
-    """Stop this process by SIGTERM when its standard input is closed, which happens when the parent ends."""
-    with contextlib.suppress(OSError):
-        while os.read(0, 4096):
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -53,6 +53,7 @@ class Adapter(Method):
     """
 
     name: ClassVar[str] = "adapter"
+    merges: ClassVar[bool] = False
     width: int | None = None
     reduction: int | None = None
     count: int = 1

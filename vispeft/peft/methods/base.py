@@ -33,6 +33,8 @@ class Method(ABC):
     name: ClassVar[str]
     # False for a method whose deltas change the output before the first optimizer step
     is_identity_at_start: ClassVar[bool] = True
+    # False for a method whose deltas are never linear in the weights
+    merges: ClassVar[bool] = True
     # tensors of its deltas whose learning rate LoRA+ raises: those that its papers call B
     lora_plus_tensors: ClassVar[tuple[str, ...]] = ()
 

@@ -33,6 +33,7 @@ class Compacter(Method):
     """
 
     name: ClassVar[str] = "compacter"
+    merges: ClassVar[bool] = False
     width: int = 24
     n: int = 4
     rank: int = 1

@@ -35,6 +35,7 @@ class ConvLoRA(Method):
     """
 
     name: ClassVar[str] = "conv_lora"
+    merges: ClassVar[bool] = False
     lora_plus_tensors: ClassVar[tuple[str, ...]] = ("b",)
     rank: int
     alpha: float | None = None

@@ -45,6 +45,7 @@ class Convpass(Method):
     """
 
     name: ClassVar[str] = "convpass"
+    merges: ClassVar[bool] = False
     width: int = 8
     scale: float = 1.0
     activation: str = "gelu"

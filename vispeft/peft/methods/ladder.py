@@ -40,6 +40,7 @@ class Ladder(Method):
     """
 
     name: ClassVar[str] = "ladder"
+    merges: ClassVar[bool] = False
     width: int
     activation: str = "gelu"
     outputs: str = "last"

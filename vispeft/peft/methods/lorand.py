@@ -28,6 +28,7 @@ class LoRand(Method):
     """
 
     name: ClassVar[str] = "lorand"
+    merges: ClassVar[bool] = False
     width: int
     rank: int = 8
     branches: int = 2

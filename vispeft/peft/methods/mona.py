@@ -29,6 +29,7 @@ class Mona(Method):
     """
 
     name: ClassVar[str] = "mona"
+    merges: ClassVar[bool] = False
     width: int = 64
 
     def __post_init__(self) -> None:

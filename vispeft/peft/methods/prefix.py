@@ -28,6 +28,7 @@ class Prefix(TokenMethod):
     """
 
     name: ClassVar[str] = "prefix"
+    merges: ClassVar[bool] = False
     serves: ClassVar[str] = "attention modules"
 
     def for_module(self, module: nn.Module, context: Context) -> Prompts:

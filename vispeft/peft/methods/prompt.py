@@ -49,6 +49,7 @@ class VPT(TokenMethod):
     """
 
     name: ClassVar[str] = "vpt"
+    merges: ClassVar[bool] = False
     serves: ClassVar[str] = "blocks"
     deep: bool = True
 

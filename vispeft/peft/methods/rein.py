@@ -31,6 +31,7 @@ class Rein(Method):
     """
 
     name: ClassVar[str] = "rein"
+    merges: ClassVar[bool] = False
     tokens: int = 100
     rank: int | None = 16
     shared: bool = True
