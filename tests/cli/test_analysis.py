@@ -1,6 +1,7 @@
 """The command `evaluate --analysis`."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +25,15 @@ def test_evaluate__analysis_of_any_results_file(finished: RunDirectory, command:
     assert len(analysis["images"]) == 3
 
 
-def test_evaluate__analysis_of_a_run_is_written_beside_its_summary(finished: RunDirectory, command: Command) -> None:
-    status, _, err = command("evaluate", finished.root, "--analysis")
+def test_evaluate__analysis_of_a_run_is_written_beside_its_summary(
+    finished: RunDirectory, command: Command, tmp_path: Path
+) -> None:
+    # other tests have the run as well
+    root = shutil.copytree(finished.root, tmp_path / "run")
+    status, _, err = command("evaluate", root, "--analysis")
     assert status == 0, err
-    assert json.loads((finished.root / "analysis.json").read_text())["kind"] == "segm"
-    page = finished.root / "report.html"
-    assert page.stat().st_mtime_ns > (finished.root / "analysis.json").stat().st_mtime_ns
+    assert json.loads((root / "analysis.json").read_text())["kind"] == "segm"
+    assert (root / "report.html").stat().st_mtime_ns > (root / "analysis.json").stat().st_mtime_ns
 
 
 @pytest.mark.parametrize(
