@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vispeft.training.interrupt import interruptible
+from vispeft.training.interrupt import delayed_interrupt, interruptible
 
 
 def press_ctrl_c() -> None:
@@ -54,3 +54,25 @@ def test_interruptible__does_nothing_in_another_thread() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_delayed_interrupt__survives_code_that_catches_everything() -> None:
+    before, steps = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        with delayed_interrupt():
+            try:
+                press_ctrl_c()
+            except BaseException:
+                steps.append("lost")
+            steps.append("end")
+        steps.append("after")
+    assert steps == ["end"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_delayed_interrupt__leaves_the_request_to_who_records_it() -> None:
+    with interruptible() as interrupt:
+        with delayed_interrupt():
+            press_ctrl_c()
+            assert not interrupt.is_requested
+        assert interrupt.is_requested

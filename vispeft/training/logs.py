@@ -14,6 +14,7 @@ from vispeft.errors import TrainingError, writing
 from vispeft.io.atomic import write_text
 from vispeft.io.metrics_file import read_metrics
 from vispeft.io.run_layout import METRICS_FILE, TENSORBOARD_DIR
+from vispeft.training.interrupt import delayed_interrupt
 
 
 class RunLog:
@@ -45,7 +46,8 @@ class RunLog:
             self._file = self.path.open("a", encoding="utf-8")
         if use_tensorboard:
             # imported here because it takes a second, also in commands that write no log
-            from torch.utils.tensorboard import SummaryWriter
+            with delayed_interrupt():
+                from torch.utils.tensorboard import SummaryWriter
 
             with writing(self._board, TrainingError):
                 self._writer = SummaryWriter(str(self._board), purge_step=start_step + 1)
