@@ -56,16 +56,21 @@ def test_interruptible__does_nothing_in_another_thread() -> None:
     assert seen == [False]
 
 
+def interrupted_import(steps: list[str]) -> None:
+    with delayed_interrupt():
+        try:
+            press_ctrl_c()
+        except BaseException:
+            steps.append("lost")
+        steps.append("end")
+    steps.append("after")
+
+
 def test_delayed_interrupt__survives_code_that_catches_everything() -> None:
-    before, steps = signal.getsignal(signal.SIGINT), []
+    before = signal.getsignal(signal.SIGINT)
+    steps: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        with delayed_interrupt():
-            try:
-                press_ctrl_c()
-            except BaseException:
-                steps.append("lost")
-            steps.append("end")
-        steps.append("after")
+        interrupted_import(steps)
     assert steps == ["end"]
     assert signal.getsignal(signal.SIGINT) is before
 
