@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -66,13 +67,21 @@ def interrupted_import(steps: list[str]) -> None:
     steps.append("after")
 
 
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """Python's own handler, which a process that a shell starts in the background does not have."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_delayed_interrupt__survives_code_that_catches_everything() -> None:
-    before = signal.getsignal(signal.SIGINT)
     steps: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         interrupted_import(steps)
     assert steps == ["end"]
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_delayed_interrupt__leaves_the_request_to_who_records_it() -> None:
