@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from vispeft.errors import CheckpointError, PlanError
 from vispeft.peft import (
+    IA3,
     VPT,
     Adapter,
+    DoRA,
     LoRA,
+    Method,
     Plan,
+    RepAdapter,
     ScaleShift,
     adapter_per_image,
     adapters,
@@ -278,3 +282,19 @@ def test_compile__does_not_compile_again_for_a_switch(build: Build, write_adapte
     assert len(set(counts)) == 1
     set_adapters(model, "two")
     assert run() == counts[0]
+
+
+@pytest.mark.parametrize("second", [LoRA(2), DoRA(2), ScaleShift(), IA3(side="input")], ids=lambda one: one.name)
+def test_merge__of_a_named_adapter_equals_that_of_the_unnamed_one(
+    second: Method, shake: Callable[[nn.Module], None], tmp_path: Path
+) -> None:
+    base = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double()
+    model, x = copy.deepcopy(base), torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inject(model, Plan({"0": (RepAdapter(width=2, groups=1), second)}))
+    shake(model)
+    y = model(x)
+    save_adapter(model, tmp_path / "a.safetensors")
+    load_adapter(base, tmp_path / "a.safetensors", name="a")
+    for merged in (model, base):
+        merge(merged)
+        torch.testing.assert_close(merged(x), y)

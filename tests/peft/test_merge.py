@@ -1,10 +1,8 @@
 """Merging is exact, or refused by name, and leaves a model as it was in every error."""
 
-import copy
 import re
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import timm.layers
@@ -23,14 +21,11 @@ from vispeft.peft import (
     LoRA,
     Method,
     Plan,
-    RepAdapter,
     ScaleShift,
     check,
     disabled,
     inject,
-    load_adapter,
     merge,
-    save_adapter,
 )
 from vispeft.peft.inject import attached
 from vispeft.peft.methods.base_modules import LINEAR_FORWARDS, LINEAR_UNLESS_ACTIVATED
@@ -323,20 +318,6 @@ def test_merge__refuses_values_that_the_precision_cannot_hold() -> None:
     nn.init.constant_(model[0].ia3.gain, 1e7)
     with pytest.raises(PlanError, match=r"merged values of its `weight` are not finite in float16"):
         merge(model)
-
-
-@pytest.mark.parametrize("second", [LoRA(2), DoRA(2), ScaleShift(), IA3(side="input")], ids=lambda one: one.name)
-def test_merge__of_a_named_adapter_equals_that_of_the_unnamed_one(second: Method, shake: Shake, tmp_path: Path) -> None:
-    base = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).double()
-    model, x = copy.deepcopy(base), torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    inject(model, Plan({"0": (RepAdapter(width=2, groups=1), second)}))
-    shake(model)
-    y = model(x)
-    save_adapter(model, tmp_path / "a.safetensors")
-    load_adapter(base, tmp_path / "a.safetensors", name="a")
-    for merged in (model, base):
-        merge(merged)
-        torch.testing.assert_close(merged(x), y)
 
 
 def test_merge__refuses_deltas_that_are_switched_off(shake: Shake) -> None:

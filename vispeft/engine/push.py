@@ -21,10 +21,13 @@ from vispeft.io.json_files import read_object, write_json
 from vispeft.io.tensors import read_tensors, write_tensors
 
 CARD_FILE = "README.md"
-_FILES = (
-    *(run_layout.ADAPTER_FILE, run_layout.SUMMARY_FILE, run_layout.CONFIG_FILE, run_layout.CATEGORIES_FILE),
+_FILES = {
+    run_layout.ADAPTER_FILE,
+    run_layout.SUMMARY_FILE,
+    run_layout.CONFIG_FILE,
+    run_layout.CATEGORIES_FILE,
     CARD_FILE,
-)
+}
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,12 @@ def write_shared(root: Path, options: ShareOptions, folder: Path) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder of other files, which may have the same names."""
-    if not folder.is_dir():
-        return
-    there = {path.name for path in folder.iterdir()}
-    others = sorted(there - {*_FILES} or (there if run_layout.ADAPTER_FILE not in there else ()))
+    """Refuse a folder of other files, which may have the same names: one that lacks the adapter, or has more."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    others = there - _FILES if run_layout.ADAPTER_FILE in there else there
     if others:
-        raise CheckpointError(f"`{folder}` holds other files ({', '.join(others[:3])}). Give a new folder.")
+        named = ", ".join(sorted(others)[:3])
+        raise CheckpointError(f"`{folder}` holds other files ({named}). Give a new folder.")
 
 
 def _rename_base(adapter: Path, old: str, new: str) -> None:

@@ -162,7 +162,7 @@ def write_merged(run: LoadedRun, out: Path) -> None:
         raise CheckpointError(f"`--out` must be a directory for `model.name: {name}`, but is {out}.")
     if not is_file and not isinstance(run.model, SavesDirectory):
         raise CheckpointError(f"`--out` must end in .safetensors, but is {out}.")
-    _refuse_own_base(run, out)
+    _refuse_needed_files(run, out)
     merge_deltas(run.model, run.config.model.frozen_precision)
     if not is_file and isinstance(run.model, SavesDirectory):
         run.model.save_directory(out, class_names=run.class_names, image_size=image_size(run.config))
@@ -171,7 +171,7 @@ def write_merged(run: LoadedRun, out: Path) -> None:
     save_checkpoint(run.model, out, metadata, class_names=run.class_names)
 
 
-def _refuse_own_base(run: LoadedRun, out: Path) -> None:
+def _refuse_needed_files(run: LoadedRun, out: Path) -> None:
     """Refuse to write over what the run needs: its adapter, and the weights that it was trained from."""
     model = run.config.model
     needed = [run.directory.adapter, *(Path(each) for each in (model.weights, model.backbone_weights) if each)]
